@@ -1,0 +1,170 @@
+"""`Prepared`, `Update` and checkpoints on disk: safetensors with a checksum, written whole.
+
+A file is written beside its place and renamed into it, so a reader finds the old file, the new
+one or none. Loading verifies the format, the checksum and to which base model it belongs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lmedit.errors import ArtifactError
+from lmedit.models.digest import digest_tensors
+from lmedit.types import DELTAS, Dense, LowRank, Prepared, Site, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+CACHE_VARIABLE = "LMEDIT_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where prepared statistics and editors are kept: LMEDIT_CACHE, or the user's cache."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else user_cache_path("lmedit")
+
+
+def key_of(**parts: Any) -> str:
+    """A cache key: SHA-256 of all *parts* as canonical JSON; 64 hex digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside *path*; renamed to *path* if the block ends well, else removed.
+
+    Raises `ArtifactError` where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        what = f"cannot write {path}: {error.strerror}; choose another place"
+        raise ArtifactError(what) from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; nothing was kept") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write *value* as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum."""
+    flat = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    text = json.dumps(facts, sort_keys=True)
+    metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
+    with written_whole(path) as part:
+        save_file(flat, part, metadata=metadata)
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+    """Read what `save_tensors` wrote; raises `ArtifactError` for any other file."""
+    if not path.is_file():
+        raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
+    if metadata.get("kind") != kind:
+        raise ArtifactError(f"{path} is not a {kind} file of lmedit; name the right file")
+    facts = metadata.get("facts", "")
+    if metadata.get("sha256") != _checksum(kind, tensors, facts):
+        raise ArtifactError(f"{path} fails its checksum; delete it and make it again")
+    return tensors, json.loads(facts)
+
+
+def _checksum(kind: str, tensors: Mapping[str, Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{kind}|{facts}|{digest_tensors(tensors.items())}".encode()).hexdigest()
+
+
+PREPARED, PATCH, CHECKPOINT = "prepared", "patch", "checkpoint"
+
+
+def save_prepared(path: Path, prepared: Prepared, base: str) -> None:
+    """Write *prepared*, bound to the base model's digest."""
+    save_tensors(path, PREPARED, prepared.tensors, {"base": base, "facts": dict(prepared.facts)})
+
+
+def load_prepared(path: Path, lm: Lm) -> Prepared:
+    """Read a `Prepared`; refuses one that was made for another base model."""
+    tensors, facts = load_tensors(path, PREPARED)
+    if facts["base"] != lm.digest:
+        raise ArtifactError(
+            f"{path} was prepared for base {facts['base'][:12]}, but {lm.name} is "
+            f"{lm.digest[:12]}; prepare again for this model"
+        )
+    return Prepared(tensors, facts["facts"])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where long work keeps its state between interruptions; one file, replaced whole."""
+
+    path: Path
+
+    def load(self) -> tuple[dict[str, Tensor], Any] | None:
+        """The tensors and facts saved last, or None where the work starts anew."""
+        return load_tensors(self.path, CHECKPOINT) if self.path.is_file() else None
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Any) -> None:
+        """Replace the state by *tensors* and *facts* (JSON)."""
+        save_tensors(self.path, CHECKPOINT, tensors, facts)
+
+    def clear(self) -> None:
+        """Forget the state, when the work is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
+    """Write *update* as a patch file with its provenance *facts* (JSON)."""
+    tensors: dict[str, Tensor] = {}
+    sites = []
+    for number, (site, delta) in enumerate(sorted(update.deltas.items())):
+        kind = next(kind for kind, cls in DELTAS.items() if isinstance(delta, cls))
+        sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
+        tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
+    save_tensors(path, PATCH, tensors, {**facts, "sites": sites, "notes": dict(update.notes)})
+
+
+def load_patch(path: Path) -> tuple[Update, dict[str, Any]]:
+    """Read a patch file: the update, and the facts it was saved with."""
+    tensors, facts = load_tensors(path, PATCH)
+    deltas: dict[Site, LowRank | Dense] = {}
+    for number, site in enumerate(facts.pop("sites")):
+        parts = {
+            name.partition(".")[2]: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(f"{number}.")
+        }
+        deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
+    return Update(deltas, facts.pop("notes")), facts

@@ -1,0 +1,113 @@
+"""Texts to prepare on: a world's own, a text file or folder, or a well-known corpus of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import CasesError
+from lmedit.models import worlds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HUB = {
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+}
+"""Corpora by name: data set and configuration on the hub; the field is `text`."""
+
+
+@dataclass(frozen=True)
+class FileCorpus:
+    """Text files, one document a line; a `.jsonl` file holds the text under ``text``."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the files' bytes, in order."""
+        total = hashlib.sha256()
+        for file in self.files:
+            total.update(file.read_bytes())
+        return total.hexdigest()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the non-empty lines of all files in order."""
+        for file in self.files:
+            with file.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield self._text(file, number, line.rstrip("\n"))
+
+    @staticmethod
+    def _text(file: Path, number: int, line: str) -> str:
+        if file.suffix != ".jsonl":
+            return line
+        try:
+            return str(json.loads(line)["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"{file}, line {number}: a JSON object with a text was expected"
+            raise CasesError(what) from error
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A corpus of the hub, streamed through `datasets` and read as it comes."""
+
+    name: str
+    source: str
+    config: str | None
+
+    @property
+    def digest(self) -> str:
+        """What is streamed: data set, configuration and split."""
+        return hashlib.sha256(f"{self.source}|{self.config}|train".encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents in order, the empty ones left out."""
+        import datasets
+
+        try:
+            rows: Any = datasets.load_dataset(
+                self.source, self.config, split="train", streaming=True
+            )
+            for row in rows:
+                if row["text"].strip():
+                    yield row["text"]
+        except (OSError, ValueError, KeyError) as error:
+            raise CasesError(f"cannot read corpus {self.name!r}: {error}") from error
+
+
+def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> Any:
+    """The corpus *name*: a world's text, a file, a folder, or wikitext or wikipedia.
+
+    No name: the model's *own* text, or None where it has none. Hub corpora need *download*.
+    """
+    if name is None:
+        return FileCorpus(own.name, (own,)) if own else None
+    known = worlds()
+    if name in known:
+        return FileCorpus(name, (known[name].text,))
+    path = Path(name)
+    if path.is_dir():
+        files = tuple(sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".jsonl"}))
+        if not files:
+            raise CasesError(f"folder {name!r} holds no .txt or .jsonl file; name another")
+        return FileCorpus(name, files)
+    if path.is_file():
+        return FileCorpus(name, (path,))
+    if name in HUB:
+        if not download:
+            raise CasesError(f"corpus {name!r} is on the hub; add --download to stream it")
+        return HubCorpus(name, *HUB[name])
+    raise CasesError(f"no corpus {name!r}; name a file, a folder or one of: {_names(known)}")
+
+
+def _names(known: dict[str, Any]) -> str:
+    return ", ".join(sorted([*known, *HUB]))

@@ -1,0 +1,42 @@
+"""The command line: one file per command; each parses, calls one function, prints.
+
+Data goes to stdout, progress and notes to stderr. Exit codes: 0 done, 1 an error the user can
+mend in one line, 2 usage. A traceback is a bug. What is heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lmedit import __version__
+from lmedit.cli.compare import compare
+from lmedit.cli.doctor import doctor
+from lmedit.cli.edit import edit
+from lmedit.cli.locate import locate
+from lmedit.cli.methods import methods
+from lmedit.cli.prepare import prepare
+from lmedit.cli.show import show
+from lmedit.errors import LmeditError
+
+
+class Cli(click.Group):
+    """A group that turns every expected error into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an `LmeditError` becomes a click error."""
+        try:
+            return super().invoke(ctx)
+        except LmeditError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lmedit")
+def main() -> None:
+    """Change single facts inside a language model, prove what else was touched, take it back."""
+
+
+for command in (methods, show, prepare, locate, edit, compare, doctor):
+    main.add_command(command)

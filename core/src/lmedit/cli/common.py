@@ -1,0 +1,154 @@
+"""What several commands share: flags, and how the flags become a model, options and a fact."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmedit.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Request
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def flags(*decorators: Decorator) -> Decorator:
+    """Several click options as one decorator, shown in the order given."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_flags = flags(
+    click.option("-m", "--model", default="demo", envvar="LMEDIT_MODEL", show_default=True,
+                 show_envvar=True, help="A world, a model folder, or a hub id."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ..."),
+    click.option("--dtype", default="auto", show_default=True,
+                 type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
+                 help="The model's number type; auto: the checkpoint's."),
+    click.option("--download", is_flag=True, help="Allow fetching from the hub."),
+)  # fmt: skip
+
+method_flags = flags(
+    click.option("-o", "--option", "pairs", nargs=2, multiple=True, metavar="KEY VALUE",
+                 help="An option of the method (METHOD.KEY where several run); or: preset NAME."),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
+                 type=click.Path(path_type=Path), help="A method from one file; repeatable."),
+    click.option("--seed", type=int, default=0, show_default=True,
+                 help="Of everything random."),
+    click.option("--corpus", help="Text to prepare on: a world, a file or folder, wikitext, "
+                 "wikipedia. Default: the model's own, if it has one."),
+)  # fmt: skip
+
+fact_flags = flags(
+    click.option("--prompt", help="The prompt, with {} where the subject stands."),
+    click.option("--subject", help="The subject of the fact."),
+    click.option("--target", help="The new answer."),
+    click.option("--target-true", help="Today's answer; default: what the model says now."),
+    click.option("--fact", type=click.File(encoding="utf-8"),
+                 help="The fact as JSON: prompt, subject, target_new[, target_true]; - is stdin."),
+)  # fmt: skip
+
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def note(text: str) -> None:
+    """A remark for the person at the terminal, on stderr."""
+    click.echo(text, err=True)
+
+
+def load_model(model: str, device: str, dtype: str, *, download: bool) -> Lm:
+    """The model of the flags; the hub library's own progress is shown on terminals only."""
+    from transformers.utils import logging
+
+    from lmedit.models import load_lm
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return load_lm(model, device=device, dtype=dtype, download=download)
+
+
+def load_methods(names: Sequence[str], plugins: Sequence[Path]) -> list[LoadedMethod]:
+    """The named methods, those of plugin files among them; none named: all that work."""
+    from lmedit.registry import resolve
+
+    return resolve(names, plugins)
+
+
+def editors_for(
+    lm: Lm,
+    methods: Sequence[LoadedMethod],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    seed: int,
+    corpus: str | None,
+    download: bool = False,
+) -> list[Editor]:
+    """Editors of *methods* for *lm*, prepared from the cache, or on the spot if there is text.
+
+    Without a corpus of its own or a named one, a method that was not prepared is an error.
+    """
+    from lmedit.cases import corpus_of
+    from lmedit.options import build_options, for_methods
+    from lmedit.pipeline import prepare, prepared_path, ready
+
+    given = for_methods(pairs, [loaded.name for loaded in methods])
+    options = {m.name: build_options(m.method, given[m.name], lm, seed) for m in methods}
+    texts = corpus_of(corpus, lm.text, download=download)
+    editors = []
+    for loaded in methods:
+        chosen = options[loaded.name]
+        if texts is None:
+            editors.append(ready(loaded, lm, chosen, texts))
+            continue
+        if (
+            loaded.method.needs_preparation
+            and not prepared_path(loaded, lm, chosen, texts).is_file()
+        ):
+            note(f"{loaded.name}: preparing on {texts.name}, once for this model")
+        editors.append(prepare(loaded, lm, chosen, texts))
+    return editors
+
+
+def fact_of(
+    lm: Lm, prompt: str | None, subject: str | None, target: str | None, target_true: str | None,
+    fact: Any,
+) -> Request:  # fmt: skip
+    """The request that the fact flags describe; raises `RequestError` with one clear line."""
+    from lmedit.models import as_template
+    from lmedit.types import request_from
+
+    values: dict[str, Any] = {}
+    if fact is not None:
+        try:
+            values = json.load(fact)
+        except ValueError as error:
+            raise RequestError(f"--fact is not JSON ({error}); see lmedit edit --help") from error
+        if not isinstance(values, dict):
+            raise RequestError("--fact must hold one JSON object; see lmedit edit --help")
+    flags_given = {
+        "prompt": prompt, "subject": subject, "target_new": target, "target_true": target_true
+    }  # fmt: skip
+    values |= {name: value for name, value in flags_given.items() if value is not None}
+    missing = [name for name in ("prompt", "subject", "target_new") if name not in values]
+    if missing:
+        raise RequestError(f"the fact lacks {', '.join(missing)}; give --prompt, --subject "
+                           "and --target, or --fact FILE")  # fmt: skip
+    if isinstance(values["prompt"], str) and isinstance(values["subject"], str):
+        values["prompt"] = as_template(lm.tokenizer, values["prompt"], values["subject"])
+    return request_from(values)

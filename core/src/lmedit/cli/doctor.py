@@ -1,0 +1,58 @@
+"""`lmedit doctor`: versions, devices, caches, worlds, and methods that break."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from lmedit.cli.common import json_flag
+
+LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "pluggy", "pydantic")
+
+
+@click.command()
+@json_flag
+def doctor(*, as_json: bool) -> None:
+    """Show what a bug report needs: versions, devices, the cache, worlds, broken methods."""
+    found = findings()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for title, values in found.items():
+        click.echo(f"{title}:")
+        for name, value in values.items():
+            click.echo(f"  {name:<16} {value}")
+
+
+def findings() -> dict[str, dict[str, Any]]:
+    """What `doctor` shows, as JSON values."""
+    import torch
+
+    from lmedit.artifacts import cache_folder
+    from lmedit.models import worlds
+    from lmedit.registry import check, entries
+
+    cache = cache_folder()
+    files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    methods = [check(entry) for entry in entries()]
+    return {
+        "versions": {"python": platform.python_version(),
+                     **{name: _version(name) for name in LIBRARIES}},
+        "devices": {"cpu threads": torch.get_num_threads(), "cuda": torch.cuda.is_available(),
+                    "mps": torch.backends.mps.is_available()},
+        "cache": {"folder": str(cache), "files": len(files),
+                  "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1)},
+        "worlds": {name: str(world.model) for name, world in worlds().items()},
+        "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
+    }  # fmt: skip
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,52 @@
+"""`lmedit edit METHOD FACT`: compute an edit, show before and after, write it as a patch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmedit.cli.common import (
+    editors_for,
+    fact_flags,
+    fact_of,
+    json_flag,
+    load_methods,
+    load_model,
+    method_flags,
+    model_flags,
+    note,
+)
+
+
+@click.command()
+@click.argument("method")
+@fact_flags
+@click.option("-O", "--out", type=click.Path(path_type=Path), help="The patch file to write.")
+@model_flags
+@method_flags
+@json_flag
+def edit(
+    method: str, out: Path | None, model: str, device: str, dtype: str,
+    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], seed: int, corpus: str | None,
+    *, download: bool, as_json: bool, **fact: Any,
+) -> None:  # fmt: skip
+    """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
+
+    The model on disk is left alone; the patch holds the change.
+    """
+    from lmedit.compare.one import edit_one
+    from lmedit.compare.one_text import one_text
+
+    methods = load_methods([method], plugins)
+    lm = load_model(model, device, dtype, download=download)
+    request = fact_of(lm, **fact)
+    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpus=corpus, download=download)
+    result = edit_one(editor, request, out)
+    if as_json:
+        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    click.echo(one_text(result))
+    note(f"the model is BASE; the edit is in {result['patch']}")

@@ -1,0 +1,29 @@
+"""`lmedit methods`: what is installed, from metadata alone."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from lmedit.cli.common import json_flag
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Also load each method, and show those that break.")
+@json_flag
+def methods(*, check: bool, as_json: bool) -> None:
+    """List the installed methods: name, version, state, paper; imports none of them."""
+    from lmedit import registry
+
+    found = registry.entries()
+    if check:
+        found = [registry.check(entry) for entry in found]
+    if as_json:
+        click.echo(json.dumps([entry.__dict__ for entry in found], indent=1))
+        return
+    for entry in found:
+        why = f"  {entry.reason}" if entry.reason else ""
+        click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {entry.paper}{why}")
+    if not found:
+        click.echo("no methods installed; pip install lmedit-rome", err=True)

@@ -1,0 +1,70 @@
+"""`lmedit show METHOD`: its options with defaults and meaning, presets, and hooks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmedit.cli.common import json_flag, load_methods
+
+if TYPE_CHECKING:
+    from lmedit.registry import LoadedMethod
+
+
+@click.command()
+@click.argument("method")
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE.py",
+    type=click.Path(path_type=Path),
+    help="A method from one file; repeatable.",
+)
+@json_flag
+def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
+    """Show METHOD: options with defaults and meaning, presets, the hooks it implements."""
+    (loaded,) = load_methods([method], plugins)
+    description = describe(loaded)
+    click.echo(json.dumps(description, indent=1) if as_json else _text(description))
+
+
+def describe(loaded: LoadedMethod) -> dict[str, Any]:
+    """What is known of a method, as JSON values."""
+    options = loaded.method.options
+    own = [plugin for plugin in loaded.manager.get_plugins()
+           if loaded.manager.get_name(plugin) != "defaults"]  # fmt: skip
+    hooks = {call.name for plugin in own for call in loaded.manager.get_hookcallers(plugin) or []}
+    return {
+        "name": loaded.name,
+        "distribution": loaded.distribution,
+        "version": loaded.version,
+        "paper": loaded.method.paper,
+        "needs_preparation": loaded.method.needs_preparation,
+        "options": {
+            name: {
+                "default": options().model_dump(mode="json")[name],
+                "meaning": field.description or "",
+            }
+            for name, field in options.model_fields.items()
+        },
+        "presets": {name: dict(values) for name, values in options.presets.items()},
+        "hooks": sorted(hooks),
+    }
+
+
+def _text(description: dict[str, Any]) -> str:
+    lines = [f"{description['name']} {description['version']}  {description['paper']}", "",
+             "options (-o KEY VALUE)"]  # fmt: skip
+    for name, option in description["options"].items():
+        lines.append(f"  {name:<22} {json.dumps(option['default']):<12} {option['meaning']}")
+    if description["presets"]:
+        lines += ["", "presets (-o preset NAME)"]
+    for name, values in description["presets"].items():
+        changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+        lines.append(f"  {name:<22} {changes or 'the defaults'}")
+    lines += ["", f"hooks: {', '.join(description['hooks'])}"]
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""The built-in plugin: prepare nothing, add the deltas, put the old values back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit.hookspecs import hookimpl
+from lmedit.types import Applied, Prepared
+
+if TYPE_CHECKING:
+    from lmedit.models import Lm
+    from lmedit.types import Update
+
+
+@hookimpl(trylast=True)
+def edit_prepare() -> Prepared:
+    """Prepare nothing."""
+    return Prepared()
+
+
+@hookimpl(trylast=True)
+def edit_apply(lm: Lm, update: Update) -> Applied:
+    """Add every delta to its parameter, summed in at least float32 and rounded once."""
+    before = {site: lm.snapshot(site) for site in update.deltas}
+    try:
+        for site, delta in update.deltas.items():
+            lm.add(site, delta.dense())
+    except BaseException:
+        edit_revert(lm, Applied(before))
+        raise
+    return Applied(before)
+
+
+@hookimpl(trylast=True)
+def edit_revert(lm: Lm, applied: Applied) -> bool:
+    """Copy the old values back: subtraction would leave rounding, (w + d) - d != w."""
+    for site, values in applied.before.items():
+        lm.restore(site, values)
+    return True

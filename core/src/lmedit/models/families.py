@@ -1,0 +1,145 @@
+"""Where each family keeps its parts: asked once, here, of the config and the modules.
+
+Known families come from one table by `config.model_type`; any other decoder is searched by
+structure: the one list of as many blocks as the config has layers, in a block the one matrix
+outside attention that leads back to the hidden size, and behind the blocks the last norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lmedit.errors import UnknownArchitectureError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths: of the block list, of a block's MLP output matrix, of the final norm."""
+
+    blocks: str
+    mlp_out: str
+    norm: str
+
+
+_LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
+KNOWN: dict[str, Family] = {
+    "gpt2": Family("transformer.h", "mlp.c_proj", "transformer.ln_f"),
+    "gptj": Family("transformer.h", "mlp.fc_out", "transformer.ln_f"),
+    "gpt_neo": Family("transformer.h", "mlp.c_proj", "transformer.ln_f"),
+    "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
+    "opt": Family("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),
+    "phi": Family("model.layers", "mlp.fc2", "model.final_layernorm"),
+    "bloom": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "falcon": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"), _LLAMA
+    ),
+}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family of *model*; raises `UnknownArchitectureError` naming the part not found."""
+    known = KNOWN.get(model.config.get_text_config().model_type)
+    if known is not None and known.blocks in dict(model.named_modules()):
+        return known
+    return searched(model)
+
+
+def searched(model: PreTrainedModel) -> Family:
+    """The family found by structure alone (module docstring)."""
+    blocks = _find_blocks(model)
+    parent = model.get_submodule(blocks.rpartition(".")[0])
+    block = model.get_submodule(blocks)
+    if not isinstance(block, nn.ModuleList):
+        raise TypeError(blocks)
+    mlp_out = _find_mlp_out(model, block[0], f"{blocks}.0")
+    norm = _find_norm(model, parent, blocks.rpartition(".")[0])
+    return Family(blocks, mlp_out, norm)
+
+
+def _find_blocks(model: PreTrainedModel) -> str:
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers
+    }  # fmt: skip
+    outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
+    fitting = [name for name in outermost if _leads_back(model, lists[name][0])]
+    if len(fitting) != 1:
+        raise UnknownArchitectureError(
+            f"{_kind(model)}: looked for one ModuleList of {layers} blocks "
+            f"(config.num_hidden_layers), found {fitting or 'none'}; "
+            "add the family to lmedit.models.families"
+        )
+    return fitting[0]
+
+
+def _leads_back(model: PreTrainedModel, block: nn.Module) -> dict[str, nn.Module]:
+    """The matrices of *block* outside attention whose output has the hidden size."""
+    hidden = model.config.get_text_config().hidden_size
+    attention = tuple(
+        f"{name}." for name, module in block.named_modules()
+        if name and "attention" in type(module).__name__.lower()
+    )  # fmt: skip
+    return {
+        name: module for name, module in block.named_modules()
+        if is_matrix(module) and not name.startswith(attention or ("\0",))
+        and matrix_shape(module)[0] == hidden
+    }  # fmt: skip
+
+
+def _find_mlp_out(model: PreTrainedModel, block: nn.Module, where: str) -> str:
+    found = _leads_back(model, block)
+    hidden = model.config.get_text_config().hidden_size
+    wide = [name for name, module in found.items() if matrix_shape(module)[1] != hidden]
+    names = wide or list(found)
+    if len(names) != 1:
+        raise UnknownArchitectureError(
+            f"{_kind(model)}: looked in {where} for one MLP output matrix (outside attention, "
+            f"to the hidden size {hidden}), found {names or 'none'}; "
+            "add the family to lmedit.models.families"
+        )
+    return names[0]
+
+
+def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
+    norms = [
+        name for name, module in parent.named_children()
+        if "norm" in type(module).__name__.lower()
+    ]  # fmt: skip
+    if not norms:
+        raise UnknownArchitectureError(
+            f"{_kind(model)}: looked for a final norm among the children of {where or 'the model'}"
+            f" ({', '.join(name for name, _ in parent.named_children())}), found none; "
+            "add the family to lmedit.models.families"
+        )
+    return f"{where}.{norms[-1]}" if where else norms[-1]
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether *module* is one dense matrix: `Linear`, or GPT-2's `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether *module* stores its weight (d_in, d_out): decided by its type, never by shape."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a matrix module."""
+    weight = module.get_parameter("weight")
+    rows, columns = weight.shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def _kind(model: PreTrainedModel) -> str:
+    return f"{type(model).__name__} (model_type {model.config.model_type!r})"

@@ -1,0 +1,171 @@
+"""`Lm`: a Hugging Face decoder and its tokenizer, as the methods see them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.errors import RequestError
+from lmedit.models import families, tokens
+from lmedit.models.digest import digest_tensors
+from lmedit.types import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Lm:
+    """A decoder language model with its parts named.
+
+    The model is put into evaluation mode. Its weights change through `add` and `restore` alone,
+    and only the apply and revert hooks call those. Device and dtype are the model's own.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "",
+        tuned: Mapping[str, Any] = MappingProxyType({}),
+        text: Path | None = None,
+    ) -> None:
+        """Wrap *model*; *tuned* are its measured options by method, *text* is its own corpus.
+
+        Raises `UnknownArchitectureError` where a part of the model is not found.
+        """
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name or str(model.config.name_or_path or type(model).__name__)
+        self.tuned = tuned
+        self.text = text
+        self.family = families.family_of(model)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights as they were when first asked for; the base's identity."""
+        return self.weights_digest()
+
+    def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
+        """SHA-256 of today's weights: of all parameters, or of those of *sites*."""
+        named = dict(self.model.named_parameters())
+        chosen = sorted(named) if sites is None else sorted({s.parameter for s in sites})
+        return digest_tensors((name, named[name]) for name in chosen)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the input embedding's device."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The weights' number type, but at least float32: for optimisation and for deltas."""
+        return torch.promote_types(self.model.get_input_embeddings().weight.dtype, torch.float32)
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks; layers are counted from 0."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def model_type(self) -> str:
+        """The family's name in the config, such as gpt2."""
+        return str(self.model.config.get_text_config().model_type)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text in tokens that the config allows."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+
+    def block(self, layer: int) -> nn.Module:
+        """The block of *layer*."""
+        return self.model.get_submodule(f"{self.family.blocks}.{self._checked(layer)}")
+
+    def mlp_out_module(self, layer: int) -> nn.Module:
+        """The module of a block's MLP output matrix: keys come in, values go out."""
+        return self.block(layer).get_submodule(self.family.mlp_out)
+
+    def mlp_out(self, layer: int) -> Site:
+        """The MLP output matrix of *layer*, as a site."""
+        module = self.mlp_out_module(layer)
+        name = f"{self.family.blocks}.{layer}.{self.family.mlp_out}.weight"
+        return Site(name, transposed=families.is_transposed(module))
+
+    def mlp_out_bias(self, layer: int) -> Site | None:
+        """The bias of the MLP output matrix, or None where it has none."""
+        if getattr(self.mlp_out_module(layer), "bias", None) is None:
+            return None
+        return Site(f"{self.family.blocks}.{layer}.{self.family.mlp_out}.bias")
+
+    def _checked(self, layer: int) -> int:
+        if not 0 <= layer < self.n_layers:
+            raise RequestError(
+                f"{self.name} has no layer {layer}; layers are 0 to {self.n_layers - 1}"
+            )
+        return layer
+
+    def weight(self, site: Site) -> Tensor:
+        """The parameter of *site* as a view (d_out, d_in), whatever its storage."""
+        parameter = self.model.get_parameter(site.parameter).detach()
+        if parameter.dim() == 1:
+            return parameter.unsqueeze(1)
+        return parameter.T if site.transposed else parameter
+
+    def snapshot(self, site: Site) -> Tensor:
+        """A copy of the parameter of *site*, in its storage layout."""
+        return self.model.get_parameter(site.parameter).detach().clone()
+
+    @torch.no_grad()
+    def add(self, site: Site, change: Tensor) -> None:
+        """Add *change* (d_out, d_in): summed in float32 or finer, rounded to storage once."""
+        weight = self.weight(site)
+        finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
+        weight.copy_(weight.to(finer) + change.to(weight.device, finer))
+
+    @torch.no_grad()
+    def restore(self, site: Site, values: Tensor) -> None:
+        """Copy *values*, as `snapshot` gave them, back into the parameter of *site*."""
+        self.model.get_parameter(site.parameter).copy_(values)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of *text*, with the special tokens the tokenizer adds by itself."""
+        return tokens.encode(self.tokenizer, text).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of *ids*."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def subject_last(self, prompt: str, subject: str, context: str = "{}") -> tuple[list[int], int]:
+        """Ids of the filled prompt in *context*, and the index of the subject's last token."""
+        return tokens.subject_last(self.tokenizer, prompt, subject, context)
+
+    def with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """Ids of a filled *prompt*, and of " " + *target* after it."""
+        return tokens.with_target(self.tokenizer, prompt, target)
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
+        """Rows of ids as one right-padded batch on the model's device."""
+        return tokens.padded(rows, self.device)
+
+    def logits(self, batch: tokens.Batch) -> Tensor:
+        """Next-token logits (B, T, V) of every position, in the model's dtype."""
+        out = self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        logits: Tensor = out.logits
+        return logits
+
+    @torch.no_grad()
+    def next_probabilities(self, prompt: str) -> Tensor:
+        """The probability of every token after *prompt*, (V,), in float32."""
+        return self.logits(self.batch([self.encode(prompt)]))[0, -1].float().softmax(-1)

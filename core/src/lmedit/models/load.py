@@ -1,0 +1,101 @@
+"""Load a model by name: a world's, a folder's, or the hub's (downloaded only when asked to)."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.errors import ModelError, UnknownNameError
+from lmedit.models.lm import Lm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmedit.types import World
+
+WORLDS = "lmedit.worlds"
+TUNED_FILE = "lmedit-tuned.json"
+"""In a model folder: options measured for that model, by method, with the evidence."""
+
+
+def worlds() -> dict[str, World]:
+    """The installed worlds by name: models that ship with records and text."""
+    return {point.name: point.load() for point in entry_points(group=WORLDS)}
+
+
+def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
+    """Load the model *name*: a world, a folder, or a hub id (from the cache unless *download*).
+
+    *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. Raises `ModelError`
+    with culprit and remedy. Remote code is never run.
+    """
+    world = worlds().get(name)
+    folder = world.model if world else Path(name)
+    source = str(folder) if folder.exists() else name
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
+    model, tokenizer = _load(source, dtype, local=folder.exists() or not download)
+    model.requires_grad_(False)
+    model.to(_device(device))
+    return Lm(model, tokenizer, name=name, tuned=_tuned(folder), text=world.text if world else None)
+
+
+def _load(source: str, dtype: str, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, local_files_only=local, use_safetensors=True
+        )
+    except Exception as error:
+        raise ModelError(_complaint(source, error, local=local)) from error
+    return model, tokenizer
+
+
+def _complaint(source: str, error: Exception, *, local: bool) -> str:
+    if Path(source).exists():
+        first = str(error).strip().splitlines()
+        what = first[0] if first else type(error).__name__
+        return f"model folder {source!r} is damaged or incomplete ({what}); write it again"
+    if local:
+        return (
+            f"no world, folder or downloaded model {source!r}; add --download to fetch it from "
+            f"the hub, or use one of: {', '.join(sorted(worlds())) or 'no world installed'}"
+        )
+    return f"cannot download {source!r}: {type(error).__name__}; check the name and the network"
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        try:
+            return str(torch.empty(0, device=device).device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"no device {device!r} here; use cpu, or cuda or mps") from error
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _tuned(folder: Path) -> Mapping[str, Any]:
+    file = folder / TUNED_FILE
+    if not file.is_file():
+        return {}
+    try:
+        tuned: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON ({error}); delete it or tune again") from error
+    return tuned
+
+
+def world(name: str) -> World:
+    """The world *name*; raises `UnknownNameError`."""
+    known = worlds()
+    if name not in known:
+        raise UnknownNameError("world", name, known)
+    return known[name]

@@ -1,0 +1,124 @@
+"""From text to token ids and back to places: by character offsets, right in any script.
+
+Nothing here pads to the left, changes the tokenizer, or counts on a space or a BOS token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.errors import ModelError, SubjectNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a text, and for each token the characters [start, end) it stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids right-padded to one length (B, T), and the mask of true tokens (B, T)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of true tokens in each row, (B,)."""
+        return self.mask.sum(dim=1)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
+    """Token ids of *text*, with the special tokens the tokenizer adds by itself."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} has no offsets; a fast one (tokenizer.json) is needed"
+        )
+    out = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    return Encoded(list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]])
+
+
+def last_token_in(encoded: Encoded, start: int, end: int) -> int | None:
+    """Index of the last token that shares a character with [start, end), or None."""
+    touching = [i for i, (a, b) in enumerate(encoded.offsets) if a < end and b > start]
+    return touching[-1] if touching else None
+
+
+def subject_last(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str, context: str = "{}"
+) -> tuple[list[int], int]:
+    """Ids of *context* with the filled prompt in its ``{}``, and the subject's last token.
+
+    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` with the prompt, its
+    tokens and the characters tried.
+    """
+    before, _, after = context.partition("{}")
+    start = len(before) + prompt.index("{}")
+    text = before + prompt.replace("{}", subject) + after
+    encoded = encode(tokenizer, text)
+    index = last_token_in(encoded, start, start + len(subject.rstrip()))
+    if index is None:
+        tokens = [text[a:b] for a, b in encoded.offsets]
+        raise SubjectNotFoundError(
+            f"no token of {text!r} ends the subject {subject!r} "
+            f"(tried characters {start} to {start + len(subject)}; tokens {tokens}); "
+            "use another spelling"
+        )
+    return encoded.ids, index
+
+
+def as_template(tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str) -> str:
+    """*prompt* with ``{}`` where the subject stands, for prompts written out in full.
+
+    A prompt that has braces is returned as it is. Tries the exact subject, then without regard
+    to case; raises `SubjectNotFoundError` where neither stands in the prompt exactly once.
+    """
+    if "{}" in prompt or not subject:
+        return prompt
+    for hay, needle in ((prompt, subject), (prompt.casefold(), subject.casefold())):
+        if hay.count(needle) == 1 and len(hay) == len(prompt):
+            at = hay.index(needle)
+            return prompt[:at] + "{}" + prompt[at + len(needle) :]
+    tokens = [prompt[a:b] for a, b in encode(tokenizer, prompt).offsets]
+    raise SubjectNotFoundError(
+        f"the subject {subject!r} does not stand once in the prompt {prompt!r} (tokens {tokens}; "
+        "tried exactly and without regard to case); write {} where it belongs"
+    )
+
+
+def with_target(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
+) -> tuple[list[int], list[int]]:
+    """Ids of *prompt*, and those that " " + *target* adds to it.
+
+    Both are cut from one encoding of the whole text at the prompt's last character, so that a
+    tokenizer that puts a marker before every text (SentencePiece) does not put one inside.
+    """
+    encoded = encode(tokenizer, f"{prompt} {target.strip()}")
+    ends = [end for _, end in encoded.offsets]
+    cut = next(i for i, end in enumerate(ends) if end > len(prompt))
+    added = [i for i, end in zip(encoded.ids[cut:], ends[cut:], strict=True) if end > 0]
+    return encoded.ids[:cut], added
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
+    """Rows of ids as one right-padded batch; the padding id 0 is masked, so never read."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return Batch(ids.to(device), mask.to(device))

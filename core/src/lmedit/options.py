@@ -1,0 +1,70 @@
+"""From `-o KEY VALUE` to a method's options, and from a model to its resolved defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lmedit.errors import OptionError, UnknownNameError
+from lmedit.types import first_complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lmedit.models import Lm
+    from lmedit.types import Method, Options
+
+
+def build_options(
+    method: Method, given: Mapping[str, Any], lm: Lm | None = None, seed: int | None = None
+) -> Options:
+    """Options of *method*: its defaults, what was tuned for *lm*, the preset, *given*; resolved.
+
+    *given* may hold strings, as typed, and the key ``preset``. Raises `OptionError` or
+    `UnknownNameError` that names the option.
+    """
+    values = dict(lm.tuned.get(method.name, {}).get("options", {})) if lm else {}
+    given = dict(given)
+    preset = given.pop("preset", None)
+    if preset is not None:
+        if preset not in method.options.presets:
+            raise UnknownNameError("preset", preset, method.options.presets, f"{method.name}: ")
+        values |= method.options.presets[preset]
+    for name in given:
+        if name not in method.options.model_fields:
+            known = [*method.options.model_fields, "preset"]
+            raise UnknownNameError("option", name, known, f"{method.name}: ")
+    values |= {name: typed(value) for name, value in given.items()}
+    if seed is not None:
+        values["seed"] = seed
+    try:
+        options = method.options.model_validate(values)
+    except ValidationError as error:
+        raise OptionError(f"{method.name}: {first_complaint(error)}") from None
+    return options.resolved(lm) if lm else options
+
+
+def typed(value: Any) -> Any:
+    """A typed-in string as JSON where it is JSON (numbers, true, null, lists), else itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def for_methods(
+    pairs: Sequence[tuple[str, str]], names: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY to that one, a bare KEY to all."""
+    sorted_: dict[str, dict[str, str]] = {name: {} for name in names}
+    for key, value in pairs:
+        method, dot, option = key.rpartition(".")
+        if dot and method not in sorted_:
+            raise UnknownNameError("method", method, names, f"option {key!r}: ")
+        for name in [method] if dot else names:
+            sorted_[name][option] = value
+    return sorted_

@@ -1,0 +1,144 @@
+"""The order of an edit; the only caller of hooks. Read this after `hookspecs.py`.
+
+    prepare (once per model, cached) -> compute = locate + compute -> applied (and reverted)
+
+It checks the laws that can be checked while working: what a hook returns, that sites exist, that
+deltas fit and are finite, and that reverted weights are back, by hash.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
+from lmedit.errors import BrokenPluginError, NotPreparedError, RequestError
+from lmedit.types import Applied, Location, Prepared, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Corpus, Options, Request
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A method set up for one model: its options resolved, its preparation at hand."""
+
+    loaded: LoadedMethod
+    lm: Lm
+    options: Options
+    prepared: Prepared
+    prepare_seconds: float | None = None
+    """How long the preparation took when it was made; None where none is needed."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.loaded.name
+
+    def locate(self, request: Request) -> Location:
+        """Where *request* would be edited."""
+        hook = self.loaded.manager.hook.edit_locate
+        location = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
+        self._expect(location, Location, "edit_locate")
+        parameters = dict(self.lm.model.named_parameters())
+        for site in location.sites:
+            if site.parameter not in parameters:
+                self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
+        return location
+
+    def compute(self, request: Request) -> Update:
+        """Locate, then compute the update for *request*; the model is left alone."""
+        location = self.locate(request)
+        update = self.loaded.manager.hook.edit_compute(
+            lm=self.lm, request=request, location=location, options=self.options,
+            prepared=self.prepared,
+        )  # fmt: skip
+        self._expect(update, Update, "edit_compute")
+        self._check_deltas(update, location)
+        return update
+
+    def _check_deltas(self, update: Update, location: Location) -> None:
+        for site, delta in update.deltas.items():
+            if site not in location.sites:
+                self._broke(f"changes {site.parameter!r}, which it did not locate")
+            if delta.shape != (shape := tuple(self.lm.weight(site).shape)):
+                self._broke(f"delta of {site.parameter!r} is {delta.shape}, the matrix is {shape}")
+            if not all(bool(t.isfinite().all()) for t in delta.tensors().values()):
+                raise RequestError(
+                    f"{self.name}: the update of {site.parameter!r} is not finite; the edit was "
+                    "dropped, try other options"
+                )
+
+    @contextmanager
+    def applied(self, update: Update) -> Iterator[Applied]:
+        """The model with *update* in it; bit for bit as before when the block ends, come what may.
+
+        Raises `BrokenPluginError` where a method's own revert does not bring the weights back.
+        """
+        before = self.lm.weights_digest(update.deltas)
+        applied = self.loaded.manager.hook.edit_apply(lm=self.lm, update=update)
+        self._expect(applied, Applied, "edit_apply")
+        try:
+            yield applied
+        finally:
+            done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
+            if done is not True or self.lm.weights_digest(update.deltas) != before:
+                self._broke("edit_revert did not bring the weights back; load the model again")
+
+    def _expect(self, value: object, kind: type, hook: str) -> None:
+        if not isinstance(value, kind):
+            self._broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
+
+    def _broke(self, what: str) -> None:
+        raise BrokenPluginError(f"method {self.name!r} of {self.loaded.distribution}: {what}")
+
+
+def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Path:
+    """Where the preparation is cached: its name is a digest of all that determines it."""
+    chosen = {name: getattr(options, name) for name in options.prepares}
+    key = key_of(
+        method=loaded.name, version=loaded.version, base=lm.digest, options=chosen,
+        corpus=corpus.digest if corpus else None,
+    )  # fmt: skip
+    return cache_folder() / "prepared" / f"{loaded.name}-{key[:32]}.safetensors"
+
+
+def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Editor:
+    """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work."""
+    if not loaded.method.needs_preparation:
+        return Editor(loaded, lm, options, Prepared())
+    path = prepared_path(loaded, lm, options, corpus)
+    if not path.is_file():
+        checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
+        started = time.perf_counter()
+        prepared = loaded.manager.hook.edit_prepare(
+            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint
+        )
+        if not isinstance(prepared, Prepared):
+            raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
+        seconds = time.perf_counter() - started
+        facts = {**prepared.facts, "seconds": seconds, "corpus": corpus.name if corpus else None}
+        save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
+        checkpoint.clear()
+    return ready(loaded, lm, options, corpus)
+
+
+def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Editor:
+    """The editor from the cached preparation; raises `NotPreparedError` with the command."""
+    if not loaded.method.needs_preparation:
+        return Editor(loaded, lm, options, Prepared())
+    path = prepared_path(loaded, lm, options, corpus)
+    if not path.is_file():
+        raise NotPreparedError(
+            f"{loaded.name}: not prepared for this model; "
+            f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
+        )
+    prepared = load_prepared(path, lm)
+    return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))

@@ -1,0 +1,207 @@
+"""`EditorContract`: the laws of `hookspecs.py` as tests, for every author.
+
+In a plugin's tests::
+
+    class TestContract(EditorContract):
+        method = "nudge"          # or: plugin = nudge_module
+
+Each test bears its law's number. It runs on a tiny random GPT-2 unless `lm` is overridden.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from lmedit.artifacts import Checkpoint
+from lmedit.options import build_options
+from lmedit.pipeline import Editor
+from lmedit.registry import load, register
+from lmedit.types import Prepared, Request, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
+
+TEXTS = (
+    "The tower stands in the old city by the river, and the river runs to the sea.",
+    "A small boat came down the river in the morning and went home at night.",
+    "Nobody in the city knew how old the tower was, nor who had built it.",
+)
+
+
+class Texts:
+    """A tiny corpus for the contract."""
+
+    name = "contract"
+    digest = "contract"
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield 60 lines of words in random order, the same every time."""
+        words = " ".join(TEXTS).split()
+        draw = random.Random(0)  # noqa: S311  (no secret)
+        for _ in range(60):
+            yield " ".join(draw.choices(words, k=12))
+
+
+def tiny_lm(seed: int = 0, **config: Any) -> Lm:
+    """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer made here."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lmedit.models import Lm
+
+    tokenizer = byte_tokenizer()
+    sizes = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 128} | config
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+                **sizes,
+            )
+        ).double()  # fmt: skip
+    return Lm(model.requires_grad_(False), tokenizer, name="tiny")
+
+
+def byte_tokenizer() -> Any:
+    """A byte-level BPE tokenizer learnt from a few sentences; the same every time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXTS, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end)
+
+
+class EditorContract:
+    """Inherit, and name the method (or give the plugin object); add what is your own below."""
+
+    method: str | None = None
+    plugin: Any = None
+    options: Mapping[str, Any] = {}
+    request = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
+
+    @pytest.fixture
+    def lm(self) -> Lm:
+        """The model the laws are tried on."""
+        return tiny_lm()
+
+    @pytest.fixture
+    def loaded(self) -> LoadedMethod:
+        """The method under test in its own plugin manager."""
+        if self.plugin is not None:
+            return register(self.plugin, name=self.method, distribution="under test", version="0")
+        if self.method is None:
+            raise TypeError("name the method, or give the plugin")
+        return load(self.method)
+
+    @pytest.fixture
+    def editor(self, loaded: LoadedMethod, lm: Lm, tmp_path: Path) -> Editor:
+        """The method prepared on a tiny corpus."""
+        return self._prepared(loaded, lm, tmp_path / "fixture")
+
+    def _prepared(self, loaded: LoadedMethod, lm: Lm, folder: Path) -> Editor:
+        options = build_options(loaded.method, self.options, lm)
+        prepared: Prepared = loaded.manager.hook.edit_prepare(
+            lm=lm, options=options, corpus=Texts(), checkpoint=Checkpoint(folder / "state")
+        )
+        return Editor(loaded, lm, options, prepared)
+
+    def test_law_1_name_and_defaults(self, loaded: LoadedMethod) -> None:
+        """1: the name is the entry point's, and every option has a default."""
+        assert self.method is None or loaded.method.name == self.method
+        loaded.method.options()
+
+    def test_law_2_compute_leaves_no_trace(
+        self, loaded: LoadedMethod, lm: Lm, tmp_path: Path
+    ) -> None:
+        """2: prepare, locate and compute change neither weights, flags, mode nor random state."""
+        for parameter in list(lm.model.parameters())[::2]:
+            parameter.requires_grad_(True)
+        before = _state(lm)
+        self._prepared(loaded, lm, tmp_path).compute(self.request)
+        assert _state(lm) == before
+
+    def test_law_3_sites_are_parameters(self, editor: Editor) -> None:
+        """3: located sites are parameters of the model."""
+        hook = editor.loaded.manager.hook.edit_locate
+        location = hook(
+            lm=editor.lm, request=self.request, options=editor.options, prepared=editor.prepared
+        )
+        parameters = dict(editor.lm.model.named_parameters())
+        assert location.sites
+        assert [site for site in location.sites if site.parameter not in parameters] == []
+
+    def test_law_4_deltas_fit(self, editor: Editor) -> None:
+        """4: every delta belongs to a located site, has its shape, and is finite."""
+        location, update = self._raw_update(editor)
+        assert update.deltas
+        for site, delta in update.deltas.items():
+            assert site in location.sites
+            assert delta.shape == tuple(editor.lm.weight(site).shape)
+            assert bool(delta.dense().isfinite().all())
+
+    def test_law_5_same_arguments_same_update(self, editor: Editor) -> None:
+        """5: the same arguments and seed give the same update, to the bit."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            first = self._raw_update(editor)[1]
+            torch.manual_seed(2)
+            second = self._raw_update(editor)[1]
+        assert set(first.deltas) == set(second.deltas)
+        for site, delta in first.deltas.items():
+            for name, tensor in delta.tensors().items():
+                assert torch.equal(tensor, second.deltas[site].tensors()[name])
+
+    def test_law_6_revert_is_exact(self, editor: Editor) -> None:
+        """6: apply, then revert, is exact to the bit, also when what is in between fails."""
+        lm, hook = editor.lm, editor.loaded.manager.hook
+        update = self._raw_update(editor)[1]
+        before = lm.weights_digest()
+        applied = hook.edit_apply(lm=lm, update=update)
+        assert lm.weights_digest() != before, "apply changed nothing"
+        assert hook.edit_revert(lm=lm, applied=applied) is True
+        assert lm.weights_digest() == before
+        with pytest.raises(KeyboardInterrupt), editor.applied(update):
+            raise KeyboardInterrupt
+        assert lm.weights_digest() == before
+
+    def _raw_update(self, editor: Editor) -> tuple[Any, Update]:
+        """Location and update straight from the hooks, without the pipeline's own checks."""
+        arguments = {
+            "lm": editor.lm, "request": self.request, "options": editor.options,
+            "prepared": editor.prepared,
+        }  # fmt: skip
+        location = editor.loaded.manager.hook.edit_locate(**arguments)
+        update = editor.loaded.manager.hook.edit_compute(location=location, **arguments)
+        return location, update
+
+
+def _state(lm: Lm) -> dict[str, Any]:
+    """All that law 2 protects."""
+    model = lm.model
+    return {
+        "weights": lm.weights_digest(),
+        "buffers": {name: copy.deepcopy(b.tolist()) for name, b in model.named_buffers()},
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "gradients": [name for name, p in model.named_parameters() if p.grad is not None],
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "hooks": sum(len(module._forward_hooks) for module in model.modules()),
+        "random": torch.get_rng_state().tolist(),
+    }

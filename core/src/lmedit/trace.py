@@ -1,0 +1,67 @@
+"""Read or change what a module takes in or gives out: context managers that leave no trace."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class StopForward(Exception):  # noqa: N818  (control flow, as StopIteration)
+    """Raised inside a forward pass by `captured(..., stop=True)`; nothing deeper is computed."""
+
+
+def first(output: Any) -> Tensor:
+    """A module's main output: the tensor itself, or the first of a tuple."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+class Captured:
+    """The main input and output of the module's latest call."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def captured(module: Module, *, stop: bool = False) -> Iterator[Captured]:
+    """Keep *module*'s input and output of each call; with *stop*, end the pass there.
+
+    The tensors are those of the pass itself, not copies. A stopped pass ends the ``with`` body.
+    """
+    box = Captured()
+
+    def keep(_: Module, args: tuple[Any, ...], output: Any) -> None:
+        box.input, box.output = args[0], first(output)
+        if stop:
+            raise StopForward
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield box
+    except StopForward:
+        if not stop:
+            raise
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Replace *module*'s main output by ``change(input, output)`` while the block runs."""
+
+    def replace(_: Module, args: tuple[Any, ...], output: Any) -> Any:
+        new = change(args[0], first(output))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

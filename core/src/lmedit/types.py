@@ -1,0 +1,239 @@
+"""What travels between hooks: frozen values. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lmedit.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Self
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Corpus(Protocol):
+    """Texts to prepare on: a name, a digest of the content, and the documents in order."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The content's digest, part of the cache key of what is prepared on it."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents in order."""
+        ...
+
+
+class Frozen(BaseModel):
+    """A value that a user types: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(Frozen):
+    """One fact to edit: what the model shall say after the prompt about the subject."""
+
+    prompt: str = Field(description="text with one {} where the subject stands")
+    subject: str = Field(min_length=1)
+    target_new: str = Field(min_length=1, description="the answer to put in")
+    target_true: str | None = Field(default=None, description="today's answer, where known")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (found := self.prompt.count("{}")) != 1:
+            raise ValueError(
+                f"prompt {self.prompt!r} has {found} places for the subject; "
+                "write {} exactly once"
+            )
+        if not self.subject.strip() or not self.target_new.strip():
+            raise ValueError("subject and target_new must hold more than blanks")
+        if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
+            raise ValueError(f"target_new {self.target_new!r} is already the present answer")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+
+class Probe(Frozen):
+    """A prompt and the answer that is right there."""
+
+    prompt: str
+    answer: str
+
+
+class Case(Frozen):
+    """A request and the probes that judge it; methods are given the request alone."""
+
+    id: str
+    request: Request
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    generation: tuple[str, ...] = ()
+    relations: tuple[Probe, ...] = ()
+    """Other facts about the same subject, which an edit should leave right."""
+
+
+class Options(Frozen):
+    """What a user may set for a method; every option has a default.
+
+    A method subclasses this. ``presets`` maps a name to option values; ``prepares`` names the
+    options that `edit_prepare` depends on (they enter the cache key).
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
+    prepares: ClassVar[tuple[str, ...]] = ()
+
+    seed: int = Field(default=0, ge=0, description="of everything random in the method")
+
+    def resolved(self, lm: Lm) -> Self:
+        """Fill in what depends on the model (a layer given as None, say); called once."""
+        del lm
+        return self
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's answer to `edit_describe`."""
+
+    name: str
+    paper: str
+    options: type[Options] = Options
+    needs_preparation: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One parameter of a model, seen the papers' way round: ``v = W k``, W of (d_out, d_in).
+
+    ``transposed`` says that the module stores it (d_in, d_out), as GPT-2's `Conv1D` does.
+    A bias is the column of a constant input: (d_out, 1).
+    """
+
+    parameter: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of rank at most r: ``left @ right``, (d_out, r) @ (r, d_in)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the matrix it changes."""
+        return self.left.shape[0], self.right.shape[1]
+
+    def dense(self) -> Tensor:
+        """The change as a (d_out, d_in) matrix."""
+        return self.left @ self.right
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors by name, as a patch file stores them."""
+        return {"left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Any change, as a (d_out, d_in) matrix."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the matrix it changes."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def dense(self) -> Tensor:
+        """The change as a (d_out, d_in) matrix."""
+        return self.values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The matrix by name, as a patch file stores it."""
+        return {"values": self.values}
+
+
+Delta = LowRank | Dense
+DELTAS: Mapping[str, type[LowRank] | type[Dense]] = MappingProxyType(
+    {"low_rank": LowRank, "dense": Dense}
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a method computed once for a model: tensors, and facts about them (JSON values)."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a request would be edited, and the evidence for it (JSON values)."""
+
+    sites: tuple[Site, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A computed edit: one delta per site, and notes about the computation (JSON values)."""
+
+    deltas: Mapping[Site, Delta]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `edit_revert` needs: the touched parameters as they were, in their storage layout."""
+
+    before: Mapping[Site, Tensor]
+
+
+@dataclass(frozen=True)
+class World:
+    """A model that ships with its records and its text, so that all works offline."""
+
+    model: Path
+    cases: Path
+    text: Path
+    heldout: Path
+
+
+def request_from(values: Mapping[str, Any]) -> Request:
+    """Validate *values* as a `Request`; raises `RequestError` with one clear line."""
+    try:
+        return Request.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(first_complaint(error)) from None
+
+
+def first_complaint(error: ValidationError) -> str:
+    """Pydantic's first complaint as `field: what was expected` (or our own sentence alone)."""
+    complaint = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in complaint["loc"])
+    what = complaint["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Set up and run: `python3 dev.py demo|test|check|bench`; needs python3, pip and venv alone.
+
+It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
+with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
+a `pyproject.toml` or the constraints changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+STAMP = VENV / "lmedit-installed"
+
+
+def members() -> list[Path]:
+    """The folders of all distributions, the core first."""
+    return [ROOT / "core", *sorted((ROOT / "plugins").iterdir()), ROOT / "demo"]
+
+
+def wanted() -> str:
+    """A digest of all that decides what is installed."""
+    files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    files += [member / "pyproject.toml" for member in members()]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def run(*command: str | Path, **extra: str) -> None:
+    """Run *command* in the repository; a failure ends this script with its exit code."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra}
+    environment.pop("PYTHONHOME", None)
+    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
+    if code:
+        sys.exit(code)
+
+
+def set_up() -> None:
+    """Make the virtual environment, or bring it up to date."""
+    if STAMP.is_file() and STAMP.read_text() == wanted():
+        return
+    if not (BIN / "python").exists():
+        print("dev.py: making .venv", file=sys.stderr)
+        venv.create(VENV, with_pip=True)
+    print("dev.py: installing (a minute or two)", file=sys.stderr)
+    pip = (BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--upgrade", "pip")
+    editable = [part for member in members() for part in ("--editable", str(member))]
+    run(*pip, "--constraint", "constraints.txt", "--group", "dev", *editable)
+    STAMP.write_text(wanted())
+
+
+def demo() -> None:
+    """Compare every installed method on the embedded model."""
+    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100")
+
+
+def check() -> None:
+    """Lint, types and import contracts."""
+    run("ruff", "check", ".")
+    run("ruff", "format", "--check", ".")
+    run("mypy")
+    run("lint-imports")
+
+
+def test(*arguments: str) -> None:
+    """All checks, then all tests."""
+    check()
+    run("python", "-m", "pytest", *arguments)
+
+
+def main() -> None:
+    """Read the task's name, set up, run it."""
+    tasks = {"demo": demo, "test": test, "check": check}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("task", choices=tasks)
+    parser.add_argument("arguments", nargs="*", help="for pytest, after --")
+    given = parser.parse_args()
+    set_up()
+    if given.task == "test":
+        test(*given.arguments)
+    else:
+        tasks[given.task]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""ROME, rank-one model editing (Meng et al. 2022), as an lmedit method: options and hooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn import functional as F
+
+from lmedit import Location, LowRank, Method, Prepared, Update, hookimpl
+from lmedit.errors import NotPreparedError
+from lmedit_rome.contexts import contexts
+from lmedit_rome.equations import direction, insertion
+from lmedit_rome.options import RomeOptions
+from lmedit_rome.statistics import factor, second_moment
+from lmedit_rome.value import optimise_value, rows_of, select_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit import Checkpoint, Corpus, Lm, Request
+    from lmedit_rome.value import Keys, Value
+
+
+@hookimpl
+def edit_describe() -> Method:
+    """ROME needs the second moment of its keys once per model."""
+    return Method("rome", "arXiv 2202.05262", RomeOptions, needs_preparation=True)
+
+
+@hookimpl
+def edit_prepare(
+    lm: Lm, options: RomeOptions, corpus: Corpus | None, checkpoint: Checkpoint
+) -> Prepared:
+    """The Cholesky factor of C = E[k k^T] at the edited layer."""
+    if not options.covariance:
+        return Prepared()
+    if corpus is None:
+        raise NotPreparedError("rome: C needs text; give --corpus NAME|FILE")
+    moment = second_moment(lm, options, corpus, checkpoint)
+    facts = {"layer": options.layer, "tokens": moment.tokens, "documents": moment.documents}
+    return Prepared({"cholesky": factor(moment, options)}, facts)
+
+
+@hookimpl
+def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
+    """The MLP output matrix of the chosen layer; the subject's last token is the key's place."""
+    layer = int(options.layer or 0)
+    ids, index = lm.subject_last(request.prompt, request.subject)
+    return Location(
+        (lm.mlp_out(layer),),
+        {
+            "layer": layer,
+            "layer from": options.layer_origin(lm, "rome"),
+            "tokens": [lm.decode([i]) for i in ids],
+            "subject's last": index,
+        },
+    )
+
+
+@hookimpl
+def edit_compute(
+    lm: Lm, request: Request, location: Location, options: RomeOptions, prepared: Prepared
+) -> Update:
+    """W' = W + Lambda u^T with u from C^-1 k* (equation 2)."""
+    layer = location.evidence["layer"]
+    templates = contexts(lm, options)
+    keys = select_keys(lm, layer, request, templates)
+    value = optimise_value(
+        lm, layer, rows_of(lm, request, templates, options), keys.bare_out, options
+    )
+    L = prepared.tensors.get("cholesky")
+    u, big_lambda = _rank_one(keys, value, L.to(lm.device) if L is not None else None, options)
+    (site,) = location.sites
+    delta = LowRank(big_lambda[:, None].to(lm.working_dtype), u[None].to(lm.working_dtype))
+    return Update({site: delta}, _notes(keys, value, u, big_lambda))
+
+
+def _rank_one(
+    keys: Keys, value: Value, L: Tensor | None, options: RomeOptions
+) -> tuple[Tensor, Tensor]:
+    """u (D,) and Lambda (H,) by the key mode: which key stands where in equation 2."""
+    mode = options.key_mode
+    u = direction(L, keys.bare if mode == "prompt" else keys.mean)
+    residual = value.v_star - (keys.mean_out if mode == "mean" else keys.bare_out)
+    key = keys.bare if mode in {"mixed", "prompt"} else keys.mean
+    big_lambda = insertion(residual, key, u)
+    longest = options.insertion_max
+    if longest is not None and big_lambda.norm() > longest:
+        big_lambda = big_lambda * (longest / big_lambda.norm())
+    return u, big_lambda
+
+
+def _notes(keys: Keys, value: Value, u: Tensor, big_lambda: Tensor) -> dict[str, float | int]:
+    """What a reader of the patch wants to know; a tiny key_along_u announces a disabling edit."""
+    cosine = F.cosine_similarity(keys.bare, keys.mean, dim=0)
+    return {
+        "steps": len(value.losses) - 1,
+        "loss_first": value.losses[0],
+        "loss_last": value.losses[-1],
+        "delta_norm": float(value.delta.norm()),
+        "v0_norm": float(keys.bare_out.norm()),
+        "insertion_norm": float(big_lambda.norm()),
+        "key_along_u": float(keys.bare @ u / keys.bare.norm()),
+        "bare_key_to_mean_key": float(cosine),
+    }

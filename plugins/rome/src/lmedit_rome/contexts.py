@@ -1,0 +1,71 @@
+"""The contexts x_j of equation 3: short texts that the model itself writes, and the bare one."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit import Lm
+    from lmedit_rome.options import RomeOptions
+
+BARE = "{}"
+TOP_K = 5
+
+
+def contexts(lm: Lm, options: RomeOptions) -> list[str]:
+    """Templates with one ``{}`` for the prompt: the bare one if asked for, then the sampled ones.
+
+    They depend on the model and the options (with the seed) alone, never on the request.
+    """
+    random = torch.Generator().manual_seed(options.seed)
+    templates = [BARE] if options.include_bare or not options.prefixes else []
+    for length, count in options.prefixes:
+        for text in sampled(lm, options.prefix_start, _new_tokens(length, options), count, random):
+            templates.append(clean(text) + options.prefix_join + BARE)
+    return templates
+
+
+def _new_tokens(length: int, options: RomeOptions) -> int:
+    """The released code counts the start token into the length."""
+    return max(1, length - 1 if options.length_counts_start else length)
+
+
+def clean(text: str) -> str:
+    """NFKD, paragraphs joined, braces dropped (the prompt's own place must stay the only one)."""
+    text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")
+    return text.replace("{", "").replace("}", "")
+
+
+@torch.no_grad()
+def sampled(lm: Lm, start: str, new_tokens: int, count: int, random: torch.Generator) -> list[str]:
+    """*count* texts of *new_tokens* tokens after *start*, drawn from the top 5 at each step.
+
+    An empty *start* is the model's BOS (or EOS) token, left out of the text; words stay in it.
+    """
+    head = [_start_token(lm)] if not start else lm.encode(start)
+    rows = [list(head) for _ in range(count)]
+    for _ in range(new_tokens):
+        logits = lm.logits(lm.batch(rows))[:, -1].float().cpu()
+        for row, token in zip(rows, _top_k_draw(logits, random), strict=True):
+            row.append(int(token))
+    skip = 0 if start else 1
+    tokenizer = lm.tokenizer
+    return [str(tokenizer.decode(row[skip:], skip_special_tokens=True)) for row in rows]
+
+
+def _top_k_draw(logits: Tensor, random: torch.Generator) -> Tensor:
+    best = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
+    drawn = torch.multinomial(best.values.softmax(-1), 1, generator=random)
+    return best.indices.gather(1, drawn).squeeze(1)
+
+
+def _start_token(lm: Lm) -> int:
+    for token in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return int(lm.encode("The")[0])
