@@ -38,7 +38,7 @@ def run(*command: str | Path, **extra: str) -> None:
     """Run *command* in the repository; a failure ends this script with its exit code."""
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra}
     environment.pop("PYTHONHOME", None)
-    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
+    code = subprocess.call([str(part) for part in command], cwd=ROOT, env=environment)
     if code:
         sys.exit(code)
 

@@ -27,6 +27,8 @@ class Captured:
 
     input: Tensor
     output: Tensor
+    whole: Any
+    """The output as the module gave it: a tensor, or a tuple that begins with one."""
 
 
 @contextmanager
@@ -38,7 +40,9 @@ def captured(module: Module, *, stop: bool = False) -> Iterator[Captured]:
     box = Captured()
 
     def keep(_: Module, args: tuple[Any, ...], output: Any) -> None:
-        box.input, box.output = args[0], first(output)
+        if args:
+            box.input = args[0]
+        box.output, box.whole = first(output), output
         if stop:
             raise StopForward
 

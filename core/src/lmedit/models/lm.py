@@ -160,8 +160,13 @@ class Lm:
         return tokens.padded(rows, self.device)
 
     def logits(self, batch: tokens.Batch) -> Tensor:
-        """Next-token logits (B, T, V) of every position, in the model's dtype."""
-        out = self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        """Next-token logits (B, T, V) of every position, in the model's dtype.
+
+        The padding is not masked: it stands on the right, where no true token of a causal model
+        looks, and a position that may look nowhere gives NaN in some attentions.
+        """
+        everything = torch.ones_like(batch.ids)
+        out = self.model(input_ids=batch.ids, attention_mask=everything, use_cache=False)
         logits: Tensor = out.logits
         return logits
 

@@ -114,7 +114,7 @@ def with_target(
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
-    """Rows of ids as one right-padded batch; the padding id 0 is masked, so never read."""
+    """Rows of ids as one right-padded batch; the padding's id is 0."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.replay import keep
 from lmedit.trace import captured, changed
 from lmedit_rome.equations import clamped, decay, drift, target_loss
 
@@ -46,14 +47,16 @@ def select_keys(lm: Lm, layer: int, request: Request, templates: Sequence[str]) 
 
 @dataclass(frozen=True)
 class Rows:
-    """The texts of the value's loss as token ids, the subject's places, and the targets'.
+    """The texts of the value's loss as token ids, and what is read where.
 
-    The last row is the essence prompt "{subject} is a", where the drift is measured.
+    The last row is the essence prompt "{subject} is a". `start` is each row's subject's last
+    token; positions count from there.
     """
 
     ids: list[list[int]]
-    subject: list[int]
+    start: list[int]
     target: list[int]
+    target_at: list[list[int]]
     essence_at: int
 
 
@@ -77,9 +80,12 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
     essence, at = lm.subject_last(ESSENCE, request.subject)
     return Rows(
         ids=[*(ids + target[:-1] for ids, _ in found), essence],
-        subject=[*(index for _, index in found), at],
+        start=[*(index for _, index in found), at],
         target=target,
-        essence_at=at if options.kl_position == "subject_last" else len(essence) - 1,
+        target_at=[
+            [len(ids) - 1 - index + step for step in range(len(target))] for ids, index in found
+        ],
+        essence_at=0 if options.kl_position == "subject_last" else len(essence) - 1 - at,
     )
 
 
@@ -87,15 +93,17 @@ def optimise_value(lm: Lm, layer: int, rows: Rows, v_0: Tensor, options: RomeOpt
     """v* = v_0 + delta, with delta by Adam on the loss of equation 4; the weights stay as they are.
 
     *v_0* (H,) is the MLP's output for the bare prompt. The last forward pass is never followed
-    by an update, so there are at most steps - 1 of them.
+    by an update, so there are at most steps - 1 of them. Only what delta can reach is computed
+    again at each step: the blocks from *layer* on, the positions from the subject's last token.
     """
+    run = _Run(lm, layer, rows)
     delta = torch.zeros(len(v_0), dtype=lm.working_dtype, device=lm.device, requires_grad=True)
     l2 = options.decay if options.decay_kind == "adam" else 0.0
     optimiser = torch.optim.Adam([delta], lr=options.learning_rate, weight_decay=l2)
     value = Value(v_0, delta)
     log_p_0: Tensor | None = None
     for step in range(options.steps):
-        log_p, essence = _log_probabilities(lm, layer, rows, delta)
+        log_p, essence = run.log_probabilities(delta)
         log_p_0 = essence.detach() if log_p_0 is None else log_p_0
         loss = _loss(log_p, essence, log_p_0, delta, v_0, options)
         value.losses.append(loss.item())
@@ -124,21 +132,29 @@ def _loss(
     return loss
 
 
-def _log_probabilities(lm: Lm, layer: int, rows: Rows, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """With *delta* at every subject: log P of the targets (N, T), and of all after the essence."""
-    batch = lm.batch(rows.ids)
-    shape = batch.ids.shape
-    at = torch.zeros(*shape, 1, device=lm.device, dtype=delta.dtype)
-    at[range(len(rows.ids)), rows.subject] = 1
+class _Run:
+    """The rows, run up to the subject's last token and the edited layer; the rest on demand."""
 
-    def add_delta(_: Tensor, out: Tensor) -> Tensor:
-        return out + (at * delta).to(out).reshape(out.shape)
+    def __init__(self, lm: Lm, layer: int, rows: Rows) -> None:
+        self.module = lm.mlp_out_module(layer)
+        self.kept = keep(lm, rows.ids, rows.start, layer)
+        self.at = sorted({rows.essence_at, *(p for at in rows.target_at for p in at)})
+        place = {position: i for i, position in enumerate(self.at)}
+        self.essence = place[rows.essence_at]
+        self.steps = torch.tensor([[place[p] for p in at] for at in rows.target_at])  # (N, T)
+        self.target = torch.tensor(rows.target, device=lm.device).expand(len(self.steps), -1)
 
-    with changed(lm.mlp_out_module(layer), add_delta):
-        logits = lm.logits(batch)
-    count = len(rows.target)
-    steps = [row[len(ids) - count : len(ids)] for row, ids in zip(logits, rows.ids, strict=True)]
-    log_p = torch.stack(steps[:-1]).to(delta.dtype).log_softmax(-1)  # (N, T, V)
-    target = torch.tensor(rows.target, device=lm.device).expand(len(steps) - 1, -1)
-    essence = logits[-1, rows.essence_at].to(delta.dtype).log_softmax(-1)
-    return log_p.gather(2, target[..., None]).squeeze(2), essence
+    def log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """With *delta* at the subject: log P of the targets (N, T), and of all after essence."""
+
+        def add_delta(_: Tensor, out: Tensor) -> Tensor:
+            rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
+            moved = rows[:, :1] + delta.to(rows)
+            return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
+
+        with changed(self.module, add_delta):
+            logits = self.kept.logits(self.at).to(delta.dtype)
+        every = torch.arange(len(self.steps))[:, None]
+        log_p = logits[every, self.steps].log_softmax(-1)  # (N, T, V)
+        essence = logits[-1, self.essence].log_softmax(-1)
+        return log_p.gather(2, self.target[..., None]).squeeze(2), essence

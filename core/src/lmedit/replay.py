@@ -1,0 +1,145 @@
+"""Run a model from one layer and one position on, everything before kept (docs/design.md).
+
+A change at block `layer` and position `start` reaches only later positions and higher blocks. So
+`keep` runs the rest once: for the tokens before `start` it keeps keys and values of all blocks,
+for the others what enters block `layer`. `Kept.logits` then runs blocks >= `layer` on the
+positions >= `start`, as often as one likes, with gradients or without.
+
+The model's own forward does all of it, so positions (learned, rotary, ALiBi), masks, sliding
+windows, grouped queries and parallel residuals are right by construction. Rows are aligned at
+`start`: moved left of it what comes before, padded on the right after it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lmedit.trace import captured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+
+class KeptLayer(DynamicLayer):
+    """Keys and values of one block that are read and never grow."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """Hold *keys* and *values* (B, heads, P, d)."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self.kept = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The kept tensors with the new ones behind; nothing is stored."""
+        del args, kwargs
+        keys, values = self.kept
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows of text, run up to a layer and a position; B rows, P tokens before, S from `start` on.
+
+    Positions in `logits` count from `start`.
+    """
+
+    lm: Lm
+    layer: int
+    inputs: dict[str, Any]
+    shape: tuple[int, int]
+    """(B, S)"""
+    entering: tuple[Any, ...] | Tensor | None
+    """What block layer - 1 gave out; None where every block is run."""
+
+    def logits(self, at: Sequence[int]) -> Tensor:
+        """Next-token logits (B, len(at), V) at the positions *at*, running blocks >= layer."""
+        keep = torch.tensor(at, device=self.lm.device)
+        with self._lower_blocks_skipped():
+            logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
+        return logits
+
+    @contextmanager
+    def _lower_blocks_skipped(self) -> Iterator[None]:
+        """Blocks below `layer` give out what was kept, without computing."""
+        skipped = [self.lm.block(layer) for layer in range(self.layer)]
+        try:
+            for block in skipped:
+                block.forward = lambda *_, **__: self.entering
+            yield
+        finally:
+            for block in skipped:
+                block.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: int) -> Kept:
+    """Run *rows* of ids once, so that they can be run again from *layer* and *starts* on.
+
+    ``starts[i]`` is the index in row i from which on something may change, at least 0 and less
+    than the row's length.
+    """
+    before = [list(row[:start]) for row, start in zip(rows, starts, strict=True)]
+    after = lm.batch([row[start:] for row, start in zip(rows, starts, strict=True)])
+    lengths = torch.tensor(starts, device=lm.device)
+    cache, mask = _prefixes(lm, before)
+    positions = lengths[:, None] + torch.arange(after.ids.shape[1], device=lm.device)
+    inputs: dict[str, Any] = {
+        "input_ids": after.ids,
+        "attention_mask": torch.cat([mask, torch.ones_like(after.ids)], dim=1),
+        "use_cache": cache is not None,
+        "past_key_values": cache,
+        **_positions(lm, positions),
+    }
+    shape = after.ids.shape[0], after.ids.shape[1]
+    if layer == 0:
+        return Kept(lm, layer, inputs, shape, None)
+    with captured(lm.block(layer - 1), stop=True) as box:
+        lm.model(**inputs)
+    return Kept(lm, layer, inputs, shape, box.whole)
+
+
+def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, Tensor]:
+    """Keys and values of *rows*, read-only, moved to end at column P, and their mask (B, P).
+
+    They are run padded on the right, where every token has one to look at, and moved afterwards:
+    sliding windows count columns.
+    """
+    width = max(len(row) for row in rows)
+    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
+    column = torch.arange(width, device=lm.device) - (width - lengths)[:, None]  # (B, P)
+    if not width:
+        return None, column
+    batch = lm.batch([row or [0] for row in rows])
+    cache = DynamicCache()
+    lm.model.base_model(
+        input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids), past_key_values=cache,
+        use_cache=True,
+    )  # fmt: skip
+    take = column.clamp(min=0)[:, None, :, None]
+
+    def moved(states: Tensor) -> Tensor:
+        return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
+
+    kept = DynamicCache()
+    kept.layers = [KeptLayer(moved(keys), moved(values)) for keys, values, _ in cache]
+    kept.layer_class_to_replicate = None
+    return kept, (column >= 0).long()
+
+
+def _positions(lm: Lm, positions: Tensor) -> dict[str, Tensor]:
+    """The argument for *positions*, for models that take one; ALiBi counts the mask instead."""
+    takes = "position_ids" in inspect.signature(lm.model.forward).parameters
+    return {"position_ids": positions} if takes else {}

@@ -1,0 +1,9 @@
+from lmedit.testing import EditorContract
+
+
+class TestFt(EditorContract):
+    method = "ft"
+
+
+class TestFtL(EditorContract):
+    method = "ft-l"

@@ -1,0 +1,5 @@
+from lmedit.testing import EditorContract
+
+
+class TestRome(EditorContract):
+    method = "rome"
