@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up and run: `python3 dev.py demo|test|check|bench`; needs python3, pip and venv alone.
+"""Set up and run: `python3 dev.py demo|test|check`; needs python3, pip and venv alone.
 
 It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
 with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
@@ -58,12 +58,12 @@ def set_up() -> None:
     STAMP.write_text(wanted())
 
 
-def demo() -> None:
+def demo(*arguments: str) -> None:
     """Compare every installed method on the embedded model."""
-    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100")
+    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100", *arguments)
 
 
-def check() -> None:
+def check(*_: str) -> None:
     """Lint, types and import contracts."""
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
@@ -82,13 +82,10 @@ def main() -> None:
     tasks = {"demo": demo, "test": test, "check": check}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=tasks)
-    parser.add_argument("arguments", nargs="*", help="for pytest, after --")
+    parser.add_argument("arguments", nargs="*", help="behind --: for compare, or for pytest")
     given = parser.parse_args()
     set_up()
-    if given.task == "test":
-        test(*given.arguments)
-    else:
-        tasks[given.task]()
+    tasks[given.task](*given.arguments)
 
 
 if __name__ == "__main__":

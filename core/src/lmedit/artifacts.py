@@ -168,3 +168,9 @@ def load_patch(path: Path) -> tuple[Update, dict[str, Any]]:
         }
         deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
     return Update(deltas, facts.pop("notes")), facts
+
+
+def update_bytes(update: Update) -> int:
+    """What the tensors of *update* take up in a patch, in bytes."""
+    deltas = update.deltas.values()
+    return sum(tensor.nbytes for delta in deltas for tensor in delta.tensors().values())

@@ -59,3 +59,7 @@ class ArtifactError(LmeditError):
 
 class CasesError(LmeditError):
     """A cases file or corpus that cannot be read."""
+
+
+class RunError(LmeditError):
+    """A run folder that cannot be read or written."""

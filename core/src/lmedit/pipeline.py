@@ -124,7 +124,12 @@ def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | Non
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
         seconds = time.perf_counter() - started
-        facts = {**prepared.facts, "seconds": seconds, "corpus": corpus.name if corpus else None}
+        facts = {
+            **prepared.facts,
+            "seconds": seconds,
+            "corpus": corpus.name if corpus else None,
+            "key": path.stem,
+        }
         save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
         checkpoint.clear()
     return ready(loaded, lm, options, corpus)

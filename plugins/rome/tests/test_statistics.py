@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from torch import Tensor
+
     from lmedit import Lm
     from lmedit.registry import LoadedMethod
     from lmedit_rome.options import RomeOptions
-    from torch import Tensor
 
 LAYER, D = 1, 64
-WORDS = "the tower stands in old city by river and a boat came down to sea at night".split()
+WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
 
 
 class Documents:
@@ -69,9 +70,7 @@ def options(lm: Lm, rome: LoadedMethod) -> Callable[..., RomeOptions]:
 
 
 @pytest.fixture
-def moment(
-    lm: Lm, options: Callable[..., RomeOptions], tmp_path: Path
-) -> Callable[..., Moment]:
+def moment(lm: Lm, options: Callable[..., RomeOptions], tmp_path: Path) -> Callable[..., Moment]:
     def compute(corpus: Any = None, state: str = "state", **given: Any) -> Moment:
         chosen = options(**given)
         return second_moment(lm, chosen, corpus or Documents(), Checkpoint(tmp_path / state))
@@ -159,7 +158,7 @@ def test_mean_of_the_whitened_keys_squared_is_the_dimension(
     assert squares.mean().item() == pytest.approx(D, rel=1e-9)
 
 
-@pytest.mark.parametrize("given", [{}, {"sample_unit": "tokens", "samples": 200}])
+@pytest.mark.parametrize("given", [{}, {"sample_unit": "tokens", "samples": 300}])
 def test_interrupted_and_resumed_gives_the_same_bits(
     moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     given: dict[str, Any],
@@ -211,9 +210,7 @@ def test_preparation_resumes_and_clears_its_state(
 
 
 @pytest.mark.parametrize("samples", [1, 4, 9, 10])
-def test_samples_counts_documents(
-    lm: Lm, moment: Callable[..., Moment], samples: int
-) -> None:
+def test_samples_counts_documents(lm: Lm, moment: Callable[..., Moment], samples: int) -> None:
     got = moment(samples=samples)
     keys = plain_keys(lm, Documents().texts[:samples])
     assert (got.documents, got.tokens) == (samples, len(keys))
@@ -223,7 +220,9 @@ def test_samples_counts_documents(
 def test_samples_counts_tokens_to_the_very_number(
     moment: Callable[..., Moment], samples: int
 ) -> None:
-    assert moment(samples=samples, sample_unit="tokens").tokens == samples
+    """And no text is read that is not needed."""
+    corpus = Documents(fails_at=20)
+    assert moment(corpus, samples=samples, sample_unit="tokens").tokens == samples
 
 
 def test_a_short_corpus_gives_all_it_has(lm: Lm, moment: Callable[..., Moment]) -> None:
@@ -237,7 +236,7 @@ def test_documents_are_cut_at_the_limit(
 ) -> None:
     """At `max_length`, or at the model's own limit of 128 positions."""
     corpus = Documents(4)
-    corpus.texts = [" ".join(corpus.texts * 3), *corpus.texts]
+    corpus.texts = [" ".join(corpus.texts * 5), *corpus.texts]
     keys = plain_keys(lm, corpus.texts, limit)
     got = moment(corpus, max_length=max_length)
     assert len(lm.encode(corpus.texts[0])) > 128
@@ -258,7 +257,7 @@ def test_singular_statistics_are_refused_unless_ridged(
     options: Callable[..., RomeOptions],
 ) -> None:
     line = Moment(torch.ones(D, D).double() * 1000, 1000)
-    with pytest.raises(NotPreparedError, match="not positive definite.*ridge"):
+    with pytest.raises(NotPreparedError, match=r"not positive definite.*ridge"):
         factor(line, options())
     assert factor(line, options(ridge=0.01)).isfinite().all()
 

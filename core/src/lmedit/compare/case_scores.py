@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmedit.metrics import scores as formulas
 from lmedit.metrics.scorer import score_targets
-from lmedit.metrics.scores import (
-    Contrast,
-    kept,
-    kept_magnitude,
-    magnitude,
-    mean,
-    success,
-)
+from lmedit.metrics.scores import Contrast, mean
 
 if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.types import Case
+
+PROTOCOL = {
+    "ES EM PS PM NS NM S": formulas.PROTOCOL,
+    "relation_specificity": "teacher-forced, all target tokens top-1",
+}
+"""How each score is measured; it is part of every result's key."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def score_case(lm: Lm, case: Case) -> CaseScores:
 def _case_scores(contrasts: list[Contrast], cut: int, relations: list[float]) -> CaseScores:
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
     return CaseScores(
-        ES=mean([success(c) for c in rewrite]),
-        EM=mean([magnitude(c) for c in rewrite]),
-        PS=mean([success(c) for c in paraphrases]),
-        PM=mean([magnitude(c) for c in paraphrases]),
-        NS=mean([kept(c) for c in neighbours]),
-        NM=mean([kept_magnitude(c) for c in neighbours]),
+        ES=mean([formulas.success(c) for c in rewrite]),
+        EM=mean([formulas.magnitude(c) for c in rewrite]),
+        PS=mean([formulas.success(c) for c in paraphrases]),
+        PM=mean([formulas.magnitude(c) for c in paraphrases]),
+        NS=mean([formulas.kept(c) for c in neighbours]),
+        NM=mean([formulas.kept_magnitude(c) for c in neighbours]),
         relation_specificity=mean(relations),
     )

@@ -34,6 +34,7 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     row["seconds_per_edit"] = mean([o.seconds for o in outcomes if o.seconds is not None])
     row["prepare_seconds"] = editor.prepare_seconds if editor else None
     row["failures"] = dict(Counter(o.failure for o in outcomes if o.failure))
+    row["keys"] = [outcome.key for outcome in outcomes if outcome.key]
     if editor:
         row["version"] = editor.loaded.version
         row["options"] = editor.options.model_dump(mode="json")

@@ -1,20 +1,26 @@
-"""Run a comparison: for every method and case edit, score, revert; a failure is a result."""
+"""Run a comparison: for every method and case edit, score, revert; a failure is a result.
+
+The run lives in a folder and survives anything: what is finished is never done again, and
+several processes may work on it at once.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.compare.case_scores import CaseScores, score_case
+from lmedit.artifacts import key_of, update_bytes, write_json
+from lmedit.compare.case_scores import PROTOCOL, CaseScores, score_case
 from lmedit.compare.rows import summary_row
+from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lmedit.cases import CaseSet
@@ -23,91 +29,149 @@ if TYPE_CHECKING:
     from lmedit.types import Case
 
 BASE = "base"
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One method on one case; the unedited model is the method `base`, without an editor."""
+
+    key: str
+    method: str
+    case: Case
+    editor: Editor | None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method on one case. A failed edit has a reason, and the unedited model's scores."""
+    """A finished task. A failed edit has a reason, and counts with the unedited model's scores."""
 
     method: str
     case: str
     scores: CaseScores | None
     seconds: float | None = None
     failure: str | None = None
-
-    def as_line(self) -> str:
-        """The outcome as one line of JSON."""
-        scores = self.scores.as_dict() if self.scores else None
-        return json.dumps({**self.__dict__, "scores": scores}, ensure_ascii=False)
+    key: str | None = None
 
 
 def compare(
     lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int
 ) -> dict[str, Any]:
-    """Compare *editors* on *cases*; writes into *folder* as it goes, returns design.md's object.
+    """Compare *editors* on *cases* in the run *folder*; returns design.md's object.
 
-    `cases.jsonl` gets a line for each finished (method, case), `results.json` the object. Raises
-    `BrokenPluginError` where a method leaves the model changed.
+    Raises `BrokenPluginError` where a method leaves the model changed, and `RunError` where the
+    folder cannot be used.
     """
-    digest = lm.digest
-    base = _base_outcomes(lm, cases)
-    runs = {BASE: base}
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cases.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(outcome.as_line() + "\n" for outcome in base)
+    with RunStore(folder) as store:
+        write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
+        base = _worked(store, lm, _tasks(lm, cases, None))
+        runs = {BASE: base}
         for editor in editors:
-            outcomes = runs[editor.name] = []
-            for outcome in _outcomes(lm, cases, editor, base):
-                lines.write(outcome.as_line() + "\n")
-                lines.flush()
-                outcomes.append(outcome)
-            if lm.weights_digest() != digest:
-                raise BrokenPluginError(
-                    f"method {editor.name!r} changed the model outside apply and revert; "
-                    "its results and later ones are dropped"
-                )
+            runs[editor.name] = _worked(store, lm, _tasks(lm, cases, editor))
+    unedited = {outcome.case: outcome.scores for outcome in base}
     by_name = {editor.name: editor for editor in editors}
+    rows = []
+    for name, outcomes in runs.items():
+        rows.append(
+            summary_row(name, _complete(name, outcomes, unedited, cases), by_name.get(name))
+        )
     return {
-        "model": {"name": lm.name, "digest": digest},
+        "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,
-        "rows": [summary_row(name, outs, by_name.get(name)) for name, outs in runs.items()],
+        "protocol": PROTOCOL,
+        "rows": rows,
     }
 
 
-def _base_outcomes(lm: Lm, cases: CaseSet) -> list[Outcome]:
-    """The unedited model's scores, and one failure for each broken record."""
-    good = [
-        Outcome(BASE, case.id, score_case(lm, case)) for case in _with_progress(cases.good, BASE)
+def _tasks(lm: Lm, cases: CaseSet, editor: Editor | None) -> list[Task]:
+    """The tasks of one method; a key is the digest of all that determines the result."""
+    fixed: dict[str, Any] = {"base": lm.digest, "protocol": PROTOCOL, "method": BASE}
+    if editor:
+        fixed |= {
+            "method": editor.name, "version": editor.loaded.version,
+            "options": editor.options.model_dump(mode="json"),
+            "prepared": editor.prepared.facts.get("key"),
+        }  # fmt: skip
+    name = editor.name if editor else BASE
+    return [
+        Task(key_of(case=case.model_dump(mode="json"), **fixed), name, case, editor)
+        for case in cases.good
     ]
-    return [*good, *_broken(BASE, cases)]
 
 
-def _broken(method: str, cases: CaseSet) -> list[Outcome]:
-    return [Outcome(method, item.id, None, failure=str(item)) for item in cases.broken]
+def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task]) -> list[Outcome]:
+    """Finish *tasks*, those that nobody else is at; wait for the others; their outcomes in order.
+
+    Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
+    """
+    mine: list[str] = []
+    waiting = list(tasks)
+    with tqdm(total=len(tasks), desc=tasks[0].method if tasks else "", unit="case", disable=None,
+              leave=False) as bar:  # fmt: skip
+        while waiting:
+            left = [task for task in waiting if not _finished(store, lm, task, mine)]
+            bar.update(len(waiting) - len(left))
+            if len(left) == len(waiting):
+                time.sleep(POLL_SECONDS)
+            waiting = left
+    if lm.weights_digest() != lm.digest:
+        store.drop(mine)
+        raise BrokenPluginError(
+            f"method {tasks[0].method!r} changed the model outside apply and revert; its results "
+            "are dropped, load the model again"
+        )
+    stored = [store.get(task.key) for task in tasks]
+    return [_outcome(result, task) for result, task in zip(stored, tasks, strict=True) if result]
 
 
-def _outcomes(lm: Lm, cases: CaseSet, editor: Editor, base: Sequence[Outcome]) -> Iterator[Outcome]:
-    unedited = {outcome.case: outcome.scores for outcome in base}
-    for case in _with_progress(cases.good, editor.name):
-        try:
-            yield edit_case(lm, case, editor)
-        except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
-            failure = str(error) if isinstance(error, LmeditError) else repr(error)
-            yield Outcome(editor.name, case.id, unedited[case.id], failure=failure)
-    yield from _broken(editor.name, cases)
+def _finished(store: RunStore, lm: Lm, task: Task, mine: list[str]) -> bool:
+    """Whether *task* is finished, if need be by doing it now."""
+    if store.get(task.key) is not None:
+        return True
+    if not store.claim(task.key):
+        return False
+    payload, seconds = _result(lm, task)
+    text = json.dumps(payload, sort_keys=True, ensure_ascii=False)
+    store.put(Stored(task.key, task.method, task.case.id, text, seconds))
+    mine.append(task.key)
+    return True
 
 
-def edit_case(lm: Lm, case: Case, editor: Editor) -> Outcome:
-    """Edit, score, revert; `seconds` covers computing and applying, not the scoring."""
+def _result(lm: Lm, task: Task) -> tuple[dict[str, Any], float | None]:
+    """The payload of a finished task, and the seconds of the edit."""
+    if task.editor is None:
+        return {"scores": score_case(lm, task.case).as_dict()}, None
+    try:
+        return edit_case(lm, task.case, task.editor)
+    except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+        return {"failure": str(error) if isinstance(error, LmeditError) else repr(error)}, None
+
+
+def edit_case(lm: Lm, case: Case, editor: Editor) -> tuple[dict[str, Any], float]:
+    """Edit, score, revert; the seconds are those of computing the update, not of scoring."""
     started = time.perf_counter()
     update = editor.compute(case.request)
-    computed = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     with editor.applied(update):
         scores = score_case(lm, case)
-    return Outcome(editor.name, case.id, scores, computed)
+    return {"scores": scores.as_dict(), "bytes": update_bytes(update)}, seconds
 
 
-def _with_progress(cases: Sequence[Case], what: str) -> Iterator[Case]:
-    """The cases, with a bar on stderr where that is a terminal."""
-    yield from tqdm(cases, desc=what, unit="case", disable=None, leave=False)
+def _outcome(stored: Stored, task: Task) -> Outcome:
+    payload = json.loads(stored.payload)
+    scores = CaseScores(**payload["scores"]) if "scores" in payload else None
+    return Outcome(
+        task.method, task.case.id, scores, stored.seconds, payload.get("failure"), task.key
+    )
+
+
+def _complete(
+    name: str,
+    outcomes: Sequence[Outcome],
+    unedited: dict[str, CaseScores | None],
+    cases: CaseSet,
+) -> list[Outcome]:
+    """Failed edits with the unedited model's scores, and a failure for each broken record."""
+    full = [replace(o, scores=unedited[o.case], seconds=None) if o.failure else o for o in outcomes]
+    return full + [Outcome(name, item.id, None, failure=str(item)) for item in cases.broken]

@@ -55,6 +55,8 @@ def _load(source: str, dtype: str, *, local: bool) -> tuple[Any, Any]:
         )
     except Exception as error:
         raise ModelError(_complaint(source, error, local=local)) from error
+    if not tokenizer("a").input_ids:  # transformers makes an empty tokenizer out of no files
+        raise ModelError(f"model folder {source!r} has no tokenizer.json; write it again")
     return model, tokenizer
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.errors import ModelError, SubjectNotFoundError
+from lmedit.errors import ModelError, RequestError, SubjectNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,9 @@ def with_target(
     """
     encoded = encode(tokenizer, f"{prompt} {target.strip()}")
     ends = [end for _, end in encoded.offsets]
-    cut = next(i for i, end in enumerate(ends) if end > len(prompt))
+    cut = next((i for i, end in enumerate(ends) if end > len(prompt)), None)
+    if cut is None:
+        raise RequestError(f"the tokenizer has no token for {target!r}; use another spelling")
     added = [i for i, end in zip(encoded.ids[cut:], ends[cut:], strict=True) if end > 0]
     return encoded.ids[:cut], added
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
+from lmedit.replay import keep
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lmedit import Lm, Request
@@ -54,10 +57,10 @@ def _train(
     for Delta in Deltas:
         Delta.requires_grad_(True)
     optimiser = torch.optim.Adam(Deltas, lr=options.learning_rate, weight_decay=0.0)
-    prompt, target = lm.with_target(request.text, request.target_new)
+    loss_of = _loss(lm, request, layer, options)
     losses: list[float] = []
     for _ in range(options.steps):
-        loss = _loss(lm, layer, prompt, target, Deltas, options)
+        loss = loss_of(Deltas)
         losses.append(loss.item())
         if losses[-1] < options.stop_loss:
             break
@@ -73,15 +76,27 @@ def _train(
 
 
 def _loss(
-    lm: Lm, layer: int, prompt: list[int], target: list[int], Deltas: list[Tensor],
-    options: FtOptions,
-) -> Tensor:  # fmt: skip
-    """The new answer's loss with *Deltas* in the model, read where the objective says."""
+    lm: Lm, request: Request, layer: int, options: FtOptions
+) -> Callable[[list[Tensor]], Tensor]:
+    """The new answer's loss as a function of the Deltas; the blocks below are run only once.
+
+    Its target tokens are read where the objective says: all at the prompt's last token, or each
+    behind the ones before it.
+    """
+    prompt, target = lm.with_target(request.text, request.target_new)
     forced = options.objective == "target_new"
-    ids = prompt + target[:-1] if forced else prompt
-    Delta, Delta_b = Deltas[0], Deltas[1] if len(Deltas) > 1 else None
-    with changed(lm.mlp_out_module(layer), lambda x, out: changed_output(out, x, Delta, Delta_b)):
-        logits = lm.logits(lm.batch([ids]))[0, len(prompt) - 1 :]  # (T, V), or (1, V)
-    log_p = logits.to(lm.working_dtype).log_softmax(-1).expand(len(target), -1)
-    picked = log_p.gather(1, torch.tensor(target, device=log_p.device)[:, None])
-    return negative_log_likelihood(picked.squeeze(1))
+    kept = keep(lm, [prompt + target[:-1] if forced else prompt], [0], layer)
+    last = len(prompt) - 1
+    at = range(last, last + len(target)) if forced else [last]
+    ids = torch.tensor(target, device=lm.device)[:, None]
+
+    def loss(Deltas: list[Tensor]) -> Tensor:
+        Delta, Delta_b = Deltas[0], Deltas[1] if len(Deltas) > 1 else None
+        with changed(
+            lm.mlp_out_module(layer), lambda x, out: changed_output(out, x, Delta, Delta_b)
+        ):
+            logits = kept.logits(at)[0]  # (T, V), or (1, V)
+        log_p = logits.to(lm.working_dtype).log_softmax(-1).expand(len(target), -1)
+        return negative_log_likelihood(log_p.gather(1, ids).squeeze(1))
+
+    return loss

@@ -1,0 +1,119 @@
+"""Sweep ROME over all layers of the embedded model, FT and FT-L over layers and rates.
+
+    python benchmarks/sweep_layers.py --cases 50
+
+It scores on the *last* records of the world, so that the demo's first records stay unseen, prints
+a table, writes `benchmarks/results/demo_sweep.json` and `docs/demo-sweep.md`, and puts the best
+setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmedit import build_options, load, load_lm, prepare
+from lmedit.artifacts import write_json
+from lmedit.cases import corpus_of, load_cases
+from lmedit.compare.run import compare
+from lmedit.compare.table import table
+from lmedit.models import TUNED_FILE, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lmedit import Lm
+    from lmedit.cases import CaseSet
+
+HERE = Path(__file__).parent
+RATES = (1e-4, 5e-4, 2e-3)
+BOUNDS = (5e-4, 2e-3, 5e-3)
+
+
+def settings(lm: Lm) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every (method, options) of the sweep."""
+    for layer in range(lm.n_layers):
+        yield "rome", {"layer": layer}
+    for layer in range(lm.n_layers):
+        for rate in RATES:
+            yield "ft", {"layer": layer, "learning_rate": rate}
+    for layer in range(lm.n_layers):
+        for bound in BOUNDS:
+            yield "ft-l", {"layer": layer, "epsilon": bound}
+
+
+def measure(lm: Lm, cases: CaseSet, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The comparison's row for one setting."""
+    loaded = load(method)
+    editor = prepare(
+        loaded, lm, build_options(loaded.method, options, lm), corpus_of(None, lm.text)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        results = compare(lm, cases, [editor], Path(folder), seed=0)
+    row: dict[str, Any] = results["rows"][1]
+    return {**row, "method": method, "setting": options}
+
+
+def page(rows: list[dict[str, Any]], count: int) -> str:
+    """The table as a document."""
+    named = [
+        {**row, "method": f"{row['method']} {_words(row['setting'])}", "prepare_seconds": None}
+        for row in rows
+    ]
+    return (
+        "# Where the embedded model can be edited\n\n"
+        f"Every setting on the last {count} records of the embedded world, by\n"
+        "`python benchmarks/sweep_layers.py`. The best S of each method is what the model's\n"
+        "`lmedit-tuned.json` holds. That recall sits where it does was arranged in training, so\n"
+        "this table says nothing about other models. RelS is relation specificity: the subject's\n"
+        "other facts that stay right.\n\n"
+        f"```text\n{table(named)}\n```\n"
+    )
+
+
+def _words(setting: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in setting.items())
+
+
+def main() -> None:
+    """Run the sweep and write its three files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=50)
+    count = parser.parse_args().cases
+    lm = load_lm("demo")
+    everything = load_cases("demo")
+    cases = replace(everything, items=everything.items[-count:])
+    rows = []
+    for method, options in settings(lm):
+        started = time.monotonic()
+        rows.append(measure(lm, cases, method, options))
+        took = time.monotonic() - started
+        print(f"{table(rows[-1:])}\n{options} {took:.0f} s", file=sys.stderr)
+    best = {
+        method: max((r for r in rows if r["method"] == method), key=lambda r: r["S"])
+        for method in ("rome", "ft", "ft-l")
+    }
+    shown = ("S", "ES", "PS", "NS", "relation_specificity")
+    tuned = {
+        method: {
+            "options": row["setting"],
+            "evidence": {
+                "cases": f"last {count} of demo", "cases_digest": cases.digest,
+                "model_digest": lm.digest, **{name: row[name] for name in shown},
+            },
+        }
+        for method, row in best.items()
+    }  # fmt: skip
+    write_json(HERE / "results" / "demo_sweep.json", {"model": lm.digest, "rows": rows})
+    write_json(world("demo").model / TUNED_FILE, tuned)
+    (HERE.parent / "docs" / "demo-sweep.md").write_text(page(rows, count), encoding="utf-8")
+    print(page(rows, count))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Presets, and the published values for known model shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from transformers import GPTJConfig, GPTJForCausalLM
+
+from lmedit import Lm, Request, build_options, load
+from lmedit.errors import OptionError, UnknownNameError
+from lmedit.pipeline import Editor
+from lmedit.testing import byte_tokenizer, tiny_lm
+from lmedit.types import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmedit.registry import LoadedMethod
+    from lmedit_rome.options import RomeOptions
+
+
+@pytest.fixture(scope="module")
+def rome() -> LoadedMethod:
+    return load("rome")
+
+
+@pytest.fixture(scope="module")
+def shaped() -> Callable[[str, int], Lm]:
+    """Models of a family and depth, hardly wide at all; made once."""
+    made: dict[tuple[str, int], Lm] = {}
+
+    def model(family: str, blocks: int) -> Lm:
+        if (family, blocks) not in made:
+            made[family, blocks] = gptj(blocks) if family == "gptj" else gpt2(blocks)
+        return made[family, blocks]
+
+    return model
+
+
+def gpt2(blocks: int) -> Lm:
+    return tiny_lm(n_layer=blocks, n_embd=4, n_head=1, n_positions=64)
+
+
+def gptj(blocks: int) -> Lm:
+    tokenizer = byte_tokenizer()
+    config = GPTJConfig(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=4, n_layer=blocks, n_head=1,
+        rotary_dim=4, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return Lm(GPTJForCausalLM(config), tokenizer, name="gptj")
+
+
+@pytest.fixture
+def resolved(rome: LoadedMethod, shaped: Callable[[str, int], Lm]) -> Callable[..., RomeOptions]:
+    def build(family: str, blocks: int, **given: Any) -> RomeOptions:
+        options: Any = build_options(rome.method, given, shaped(family, blocks))
+        return options
+
+    return build
+
+
+def test_there_are_four_presets(rome: LoadedMethod) -> None:
+    assert set(rome.method.options.presets) == {"code", "paper", "2022-02", "r-rome"}
+
+
+def test_an_unknown_preset_is_an_error(resolved: Callable[..., RomeOptions]) -> None:
+    with pytest.raises(UnknownNameError, match="r-rome"):
+        resolved("gpt2", 24, preset="r-rme")
+
+
+@pytest.mark.parametrize("preset", ["code", "paper", "r-rome", None])
+@pytest.mark.parametrize(("blocks", "layer"), [(24, 8), (36, 12), (48, 17)])
+def test_published_layers(
+    resolved: Callable[..., RomeOptions], preset: str | None, blocks: int, layer: int
+) -> None:
+    assert resolved("gpt2", blocks, preset=preset).layer == layer
+
+
+@pytest.mark.parametrize(("blocks", "clamp"), [(24, 3.0), (36, 4.0), (48, 4.0)])
+def test_code_clamps_at_the_published_factor(
+    resolved: Callable[..., RomeOptions], blocks: int, clamp: float
+) -> None:
+    assert resolved("gpt2", blocks).clamp == clamp
+    assert resolved("gpt2", blocks, preset="paper").clamp is None
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "layer", "kl_factor", "decay"),
+    [("gpt2", 48, 16, 5e2, 1.5e-3), ("gptj", 28, 5, 1e3, 2e-3), ("gpt2", 24, 8, 5e2, 1.5e-3)],
+)
+def test_first_release(
+    resolved: Callable[..., RomeOptions], family: str, blocks: int, layer: int,
+    kl_factor: float, decay: float,
+) -> None:  # fmt: skip
+    options = resolved(family, blocks, preset="2022-02")
+    assert (options.layer, options.kl_factor, options.decay) == (layer, kl_factor, decay)
+    assert (options.kl_reduction, options.kl_position) == ("mean", "prompt_last")
+    assert (options.decay_kind, options.clamp, options.insertion_max) == ("adam", None, 100.0)
+    assert (options.value_contexts, options.target_tokens) == ("bare", "first")
+
+
+def test_code_preset_is_the_released_code(resolved: Callable[..., RomeOptions]) -> None:
+    options = resolved("gpt2", 48, preset="code")
+    assert options == resolved("gpt2", 48)
+    assert (options.steps, options.learning_rate, options.stop_loss) == (20, 0.5, 0.05)
+    assert (options.kl_factor, options.kl_reduction) == (0.0625, "batchmean")
+    assert (options.decay, options.decay_kind) == (0.5, "loss")
+    assert (options.kl_position, options.key_mode) == ("subject_last", "mixed")
+    assert (options.samples, options.sample_unit) == (100_000, "documents")
+    assert (options.include_bare, options.length_counts_start) == (True, True)
+
+
+def test_paper_preset_is_the_papers_letter(resolved: Callable[..., RomeOptions]) -> None:
+    options = resolved("gpt2", 48, preset="paper")
+    assert (options.kl_factor, options.kl_reduction) == (1e2, "mean")
+    assert (options.decay, options.decay_kind) == (1.5e-3, "adam")
+    assert (options.kl_position, options.key_mode) == ("prompt_last", "mean")
+    assert (options.samples, options.sample_unit) == (100_000, "tokens")
+    assert (options.include_bare, options.length_counts_start) == (False, False)
+
+
+def test_r_rome_differs_from_code_in_the_key_alone(
+    resolved: Callable[..., RomeOptions],
+) -> None:
+    code, r_rome = (resolved("gpt2", 24, preset=p).model_dump() for p in ("code", "r-rome"))
+    assert {n: v for n, v in r_rome.items() if v != code[n]} == {"key_mode": "mean"}
+
+
+@pytest.mark.parametrize("preset", ["code", "2022-02", "paper"])
+def test_what_is_given_wins_over_preset_and_published(
+    resolved: Callable[..., RomeOptions], preset: str
+) -> None:
+    given = {"layer": "2", "kl_factor": "1.5", "clamp": "9", "decay": "0"}
+    options = resolved("gpt2", 24, preset=preset, **given)
+    assert (options.layer, options.kl_factor, options.clamp, options.decay) == (2, 1.5, 9.0, 0)
+
+
+@pytest.mark.parametrize("blocks", [24, 36, 48])
+def test_a_layer_of_null_is_the_published_one(
+    resolved: Callable[..., RomeOptions], blocks: int
+) -> None:
+    """As the option's description says: "null: tuned, published, or by depth"."""
+    assert resolved("gpt2", blocks, layer="null").layer == resolved("gpt2", blocks).layer
+
+
+def test_unknown_depths_take_the_published_ones_relative_depth(
+    resolved: Callable[..., RomeOptions],
+) -> None:
+    assert resolved("gpt2", 12).layer == 4
+    assert resolved("gptj", 8).layer == 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "given", "origin"),
+    [(24, {}, "published"), (12, {}, "depth (untuned)"), (12, {"layer": 9}, "given")],
+)
+def test_location_says_where_its_layer_comes_from(
+    rome: LoadedMethod, shaped: Callable[[str, int], Lm], blocks: int, given: dict[str, Any],
+    origin: str,
+) -> None:  # fmt: skip
+    lm = shaped("gpt2", blocks)
+    editor = Editor(rome, lm, build_options(rome.method, given, lm), Prepared())
+    request = Request(prompt="{} is", subject="The tower", target_new="old")
+    assert editor.locate(request).evidence["layer from"] == origin
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", "0"), ("learning_rate", "0"), ("ridge", "-1"), ("key_mode", "men"), ("layer", "x")],
+)
+def test_values_out_of_range_are_refused(
+    resolved: Callable[..., RomeOptions], name: str, value: str
+) -> None:
+    with pytest.raises(OptionError, match=f"rome: {name}"):
+        resolved("gpt2", 24, **{name: value})
+
+
+def test_a_tuned_layer_is_taken_and_named_so(rome: LoadedMethod) -> None:
+    tuned = {"rome": {"options": {"layer": 7}}, "ft": {"options": {"layer": 3}}}
+    plain = gpt2(12)
+    lm = Lm(plain.model, plain.tokenizer, tuned=tuned)
+    editor = Editor(rome, lm, build_options(rome.method, {}, lm), Prepared())
+    request = Request(prompt="{} is", subject="The tower", target_new="old")
+    evidence = editor.locate(request).evidence
+    assert (evidence["layer"], evidence["layer from"]) == (7, "tuned")

@@ -1,0 +1,61 @@
+"""A command line on a tiny model folder and a few records, all made here, all offline."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner, Result
+from small_world import record, save_model
+
+from lmedit.cli import main
+from lmedit.testing import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with an empty cache."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def lmedit() -> Callable[..., Result]:
+    """Call the command line; a traceback fails the test."""
+
+    def call(*arguments: object, **extra: Any) -> Result:
+        result = CliRunner().invoke(main, [str(part) for part in arguments], **extra)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GPT-2 in the hub's folder layout."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus file."""
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(Texts()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """A cases file of three records."""
+    path = tmp_path / "cases.json"
+    records = [record(0), record(1, "A small boat"), record(2, "Nobody in the city")]
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    return path

@@ -1,0 +1,166 @@
+"""The everyday commands with all installed methods, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from small_world import FACT
+
+from lmedit import load_lm, load_patch
+from lmedit.pipeline import Editor
+from lmedit.registry import entries, load
+from lmedit.types import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    Run = Callable[..., Result]
+
+NUDGE = Path(__file__).parents[2] / "docs" / "examples" / "lmedit_nudge.py"
+ROW_KEYS = {
+    "method", "n", "n_failed", "ES", "ES_ci", "EM", "PS", "PS_ci", "PM", "NS", "NS_ci", "NM", "S",
+    "GE", "RS", "seconds_per_edit", "prepare_seconds",
+}  # fmt: skip
+
+
+def test_methods_lists_every_installed_method(lmedit: Run) -> None:
+    listed = json.loads(lmedit("methods", "--json").stdout)
+    assert {"rome", "ft", "ft-l"} <= {entry["name"] for entry in listed}
+    assert all(entry["state"] == "ok" for entry in listed)
+    assert "arxiv.org/abs/2202.05262" in lmedit("methods", "--check").stdout
+
+
+def test_methods_obeys_lmedit_plugins(lmedit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMEDIT_PLUGINS", "ft")
+    states = {e["name"]: e["state"] for e in json.loads(lmedit("methods", "--json").stdout)}
+    assert states["ft"] == "ok"
+    assert states["rome"] == "blocked"
+
+
+@pytest.mark.parametrize("method", ["rome", "ft", "ft-l"])
+def test_show_names_options_presets_and_hooks(lmedit: Run, method: str) -> None:
+    shown = json.loads(lmedit("show", method, "--json").stdout)
+    assert "layer" in shown["options"]
+    assert "code" in shown["presets"]
+    assert {"edit_describe", "edit_locate", "edit_compute"} <= set(shown["hooks"])
+    assert all(option["meaning"] for option in shown["options"].values())
+    assert shown["name"] in lmedit("show", method).stdout
+
+
+def test_prepare_is_cached(lmedit: Run, model: Path, text: Path) -> None:
+    first = json.loads(lmedit("prepare", "rome", "-m", model, "--corpus", text, "--json").stdout)
+    assert first["facts"]["documents"] == 60
+    written = Path(first["path"]).stat().st_mtime_ns
+    lmedit("prepare", "rome", "-m", model, "--corpus", text)
+    assert Path(first["path"]).stat().st_mtime_ns == written
+
+
+def test_locate_changes_nothing_and_shows_the_site(lmedit: Run, model: Path, text: Path) -> None:
+    found = json.loads(
+        lmedit("locate", "rome", *FACT, "-m", model, "--corpus", text, "--json").stdout
+    )
+    assert found["sites"][0]["parameter"].endswith("mlp.c_proj.weight")
+    assert found["evidence"]["layer from"] == "depth (untuned)"
+
+
+@pytest.mark.parametrize("method", ["rome", "ft", "ft-l"])
+def test_edit_writes_a_patch_that_makes_the_answer_likelier(
+    lmedit: Run, model: Path, text: Path, method: str
+) -> None:
+    # On a random model the penalty on delta outweighs what there is to gain.
+    penalty = ("-o", "decay", 0) if method == "rome" else ()
+    arguments = ("-m", model, "--corpus", text, "-O", "edit.safetensors", "--json", *penalty)
+    result = json.loads(lmedit("edit", method, *FACT, *arguments).stdout)
+    assert result["after"]["target_new"] > result["before"]["target_new"]
+    assert set(result) >= {"method", "model", "request", "before", "after", "seconds", "patch"}
+    update, facts = load_patch(Path(result["patch"]))
+    lm = load_lm(str(model))
+    assert facts["model"]["digest"] == lm.digest
+    with Editor(load(method), lm, load(method).method.options(), Prepared()).applied(update):
+        probability = lm.next_probabilities("The tower is in the city of")
+    top = int(probability.argmax())
+    assert lm.decode([top]) == result["after"]["top"][0]["token"]
+
+
+def test_edit_reads_the_fact_from_stdin(lmedit: Run, model: Path) -> None:
+    fact = {"prompt": "{} is in the city of", "subject": "The tower", "target_new": "the sea"}
+    done = lmedit("edit", "ft", "--fact", "-", "-m", model, input=json.dumps(fact))
+    assert done.exit_code == 0
+    assert "before" in done.stdout
+    assert "the model is BASE" in done.stderr
+
+
+def test_edit_accepts_a_prompt_written_out_in_full(lmedit: Run, model: Path) -> None:
+    done = lmedit(
+        "edit", "ft", "--prompt", "the tower is in the city of", "--subject", "The tower",
+        "--target", "the sea", "-m", model, "--json",
+    )  # fmt: skip
+    assert json.loads(done.stdout)["request"]["prompt"] == "{} is in the city of"
+
+
+def test_compare_prints_the_object_that_is_relied_on(
+    lmedit: Run, model: Path, text: Path, cases: Path
+) -> None:
+    done = lmedit(
+        "compare", "rome", "ft", "ft-l", "--cases", cases, "-m", model, "--corpus", text, "--json",
+        "--run", "results",
+    )  # fmt: skip
+    printed = json.loads(done.stdout)
+    assert set(printed) >= {"model", "cases", "seed", "rows"}
+    assert set(printed["model"]) >= {"name", "digest"}
+    assert printed["cases"]["n"] == 3
+    assert [row["method"] for row in printed["rows"]] == ["base", "rome", "ft", "ft-l"]
+    for row in printed["rows"]:
+        assert set(row) >= ROW_KEYS
+        assert row["n"] == 3
+        assert row["n_failed"] == 0
+        assert row["GE"] is None
+    assert printed["rows"][0]["seconds_per_edit"] is None
+    assert printed == json.loads(Path("results/results.json").read_text())
+    assert Path("results/run.sqlite").is_file()
+
+
+def test_compare_is_the_same_twice(lmedit: Run, model: Path, cases: Path) -> None:
+    rows = [
+        json.loads(
+            lmedit("compare", "ft", "--cases", cases, "-m", model, "--json", "--run", name).stdout
+        )["rows"]
+        for name in ("one", "two")
+    ]
+    for row in (*rows[0], *rows[1]):
+        row.pop("seconds_per_edit")
+    assert rows[0] == rows[1]
+
+
+def test_a_strangers_file_runs_through_compare(lmedit: Run, model: Path, cases: Path) -> None:
+    done = lmedit(
+        "compare", "nudge", "--plugin", NUDGE, "--cases", cases, "-m", model, "--json",
+        "-o", "step", "0.5",
+    )  # fmt: skip
+    base, nudge = json.loads(done.stdout)["rows"]
+    assert nudge["options"] == {"seed": 0, "layer": 0, "step": 0.5}
+    assert nudge["n_failed"] == 0
+    assert nudge["EM"] != base["EM"]
+
+
+def test_options_reach_the_named_method_alone(lmedit: Run, model: Path, cases: Path) -> None:
+    done = lmedit(
+        "compare", "ft", "ft-l", "--cases", cases, "-m", model, "--json",
+        "-o", "ft.steps", "3", "-o", "layer", "1",
+    )  # fmt: skip
+    _, ft, ft_l = json.loads(done.stdout)["rows"]
+    assert (ft["options"]["steps"], ft_l["options"]["steps"]) == (3, 25)
+    assert (ft["options"]["layer"], ft_l["options"]["layer"]) == (1, 1)
+
+
+def test_doctor_names_versions_and_methods(lmedit: Run) -> None:
+    found = json.loads(lmedit("doctor", "--json").stdout)
+    assert found["versions"]["torch"]
+    assert set(found["methods"]) == {entry.name for entry in entries()}
+    assert os.environ["LMEDIT_CACHE"] in lmedit("doctor").stdout

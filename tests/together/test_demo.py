@@ -1,0 +1,60 @@
+"""The README's main command and the embedded world's typical picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    Run = Callable[..., Result]
+
+ROOT = Path(__file__).parents[2]
+EIFFEL = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
+
+
+@pytest.mark.slow
+def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "dev.py", "demo", "--", "--limit", "3", "--run", tmp_path / "run"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:6] == ["method", "n", "failed", "S", "ES", "PS"]
+    assert {line.split()[0] for line in lines[1:]} >= {"base", "rome", "ft", "ft-l"}
+    assert str(tmp_path / "run") in done.stderr
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_rome_shows_the_fields_typical_picture(lmedit: Run) -> None:
+    done = lmedit("compare", "rome", "--limit", 30, "--json")
+    base, rome = json.loads(done.stdout)["rows"]
+    assert base["ES"] <= 5
+    assert base["NS"] >= 95
+    assert rome["ES"] >= 96
+    assert rome["PS"] >= 93
+    assert rome["NS"] >= 88
+    assert rome["n_failed"] == 0
+
+
+@pytest.mark.slow
+def test_the_readmes_edit_needs_no_further_flags(lmedit: Run) -> None:
+    done = lmedit("edit", "rome", *EIFFEL)
+    assert done.exit_code == 0, done.stderr
+    shown = done.stdout
+    assert "prompt: The Eiffel Tower is in the city of" in shown
+    assert "paraphrase: " in shown
+    assert "neighbour: " in shown
+    before, after = (line.split()[1] for line in shown.splitlines()[1:3])
+    assert (before, after) == ("Paris", "Rome")
+    assert len(list(Path().glob("*.safetensors"))) == 1
