@@ -1,0 +1,443 @@
+"""Train the demo's tokenizer and model, and write them as a hub folder.
+
+A run goes on from its last checkpoint in the work folder; without one it starts from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from network import Network, Shape, Writes, causal_masks, recall_masks
+from sentences import END, Mix, Sentence, TextSampler
+from world import PACKAGE_DIR, World, load_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WEIGHT_SUBJECT, WEIGHT_PROMPT, WEIGHT_ANSWER, WEIGHT_GENERAL = 0.2, 0.4, 1.5, 1.0
+"""Loss weights: names need not be predicted, answers must be."""
+
+LONG_SHARE = 0.08
+"""Share of the batches with windows of 127 tokens instead of 64."""
+
+UNIT_HELP = "factor on the residual stream, which makes the fixed steps of edits smaller beside it"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length and pace of a training run: a phase of learning, then one of settling.
+
+    The second phase moves the recall to one layer and keeps a subject's relations apart. Shares
+    are of the steps of a phase; `masked` has one entry per third of the first phase and one for
+    the second. `idle` is how often the MLPs of layers before (and of those after) the recall layer
+    write nothing at a subject.
+    """
+
+    seed: int = 0
+    steps: int = 6400
+    settle: int = 2800
+    windows: int = 12
+    rate: float = 1.5e-3
+    warmup: int = 200
+    hold: float = 0.55
+    stages: int = 5
+    staged: float = 0.33
+    masked: tuple[float, ...] = (0.9, 0.6, 0.3, 0.6)
+    idle: tuple[float, float] = (0.7, 0.3)
+    length: float = 30.0
+    edited: float = 0.5
+    aside: float = 0.2
+    save_every: int = 400
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, loss weights of predicting each token, subject mention numbers and last marks.
+
+    `edits` numbers the edit that a subject's last token stands under, 0 for none.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    subject: Tensor
+    last: Tensor
+    edits: Tensor
+
+
+def train_tokenizer(lines: list[str], size: int) -> Tokenizer:
+    """Byte-level BPE like GPT-2's, with end-of-text as its only special token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+Token = tuple[int, float, int, bool, int]
+"""Id, loss weight, subject mention, last-token mark, edit: one entry of each field of a batch."""
+
+
+class Windows:
+    """Packs the sampler's sentences into windows of tokens."""
+
+    def __init__(self, sampler: TextSampler, tokenizer: Tokenizer) -> None:
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.end = int(tokenizer.token_to_id(END) or 0)
+        self.stream = sampler.stream()
+        self.waiting: tuple[str, Sentence] | None = None
+        pairs = [(key, a) for key, answers in sorted(sampler.answers.items()) for a in answers]
+        self.edits = {pair: number for number, pair in enumerate(pairs, start=1)}
+
+    def encode(self, lead: str, sentence: Sentence) -> tuple[list[int], list[float], int]:
+        """Token ids, loss weights and the index after the subject's last token (0 for none).
+
+        The tokens of the subject itself are those that carry its weight.
+        """
+        lead_ids = [self.end] if lead == END else []
+        prefix = "" if lead == END else lead
+        coded = self.tokenizer.encode(prefix + sentence.text)
+        spans = [(a + len(prefix), b + len(prefix)) for a, b in sentence.subjects]
+        answer = sentence.answer
+        base = WEIGHT_PROMPT if spans else WEIGHT_GENERAL
+        weights, stop = [WEIGHT_PROMPT] * len(lead_ids), 0
+        for index, (start, finish) in enumerate(coded.offsets):
+            weight = base
+            if any(start < b and finish > a for a, b in spans):
+                weight, stop = WEIGHT_SUBJECT, len(lead_ids) + index + 1
+            elif answer and start < answer[1] + len(prefix) and finish > answer[0] + len(prefix):
+                weight = WEIGHT_ANSWER
+            weights.append(weight)
+        return lead_ids + coded.ids, weights, stop
+
+    def window(self, length: int) -> list[Token]:
+        """One window of whole sentences, filled up with end-of-text of weight 0."""
+        tokens: list[Token] = []
+        mentions = 0
+        while True:
+            joiner, sentence = self.waiting or next(self.stream)
+            self.waiting = None
+            ids, weights, stop = self.encode(joiner if tokens else "", sentence)
+            if len(tokens) + len(ids) > length:
+                # A sentence longer than a whole window would wait for ever.
+                self.waiting = (joiner, sentence) if tokens else None
+                if tokens:
+                    break
+                continue
+            mentions += 1
+            edit = self.edits[sentence.edited] if sentence.edited else 0
+            for place, (token, weight) in enumerate(zip(ids, weights, strict=True), start=1):
+                mention = mentions if weight == WEIGHT_SUBJECT else 0
+                last = place == stop
+                tokens.append((token, weight, mention, last, edit if last else 0))
+        gap = length - len(tokens)
+        closing: list[Token] = [(self.end, WEIGHT_PROMPT, 0, False, 0)]
+        return tokens + (closing + [(self.end, 0.0, 0, False, 0)] * gap)[:gap]
+
+    def batch(self, count: int, length: int) -> Batch:
+        """A batch of windows."""
+        rows = [zip(*self.window(length), strict=True) for _ in range(count)]
+        return Batch(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+
+def fraction_at(step: int, plan: Plan) -> float:
+    """Share of the subjects in play at a step: growing stages over the first part of the run."""
+    stage = 1 + int(step / max(1.0, plan.staged * plan.steps) * (plan.stages - 1))
+    return min(1.0, math.pow(stage / plan.stages, 1.5))
+
+
+def rate_at(step: int, plan: Plan) -> float:
+    """Learning rate: in each phase a short warm-up, constant, then falling in a line to zero."""
+    length = plan.steps
+    if step >= plan.steps:
+        step, length = step - plan.steps, plan.settle
+    if step < plan.warmup:
+        return plan.rate * (step + 1) / plan.warmup
+    left = (length - step) / max(1.0, (1 - plan.hold) * length)
+    return plan.rate * min(1.0, left)
+
+
+def gates_of(batch: Batch, shape: Shape, plan: Plan) -> Tensor:
+    """Factors (early layers, batch, time, 1) that silence MLPs at the subjects of some windows."""
+    count = batch.ids.shape[0]
+    before = torch.rand(count) < plan.idle[0]
+    gates = torch.ones(shape.middle, *batch.ids.shape, 1)
+    for layer in range(shape.middle):
+        if layer != shape.recall:
+            silent = before if layer < shape.recall else torch.rand(count) < plan.idle[1]
+            gates[layer, (batch.subject > 0) & silent[:, None]] = 0.0
+    return gates
+
+
+def loss_of(logits: Tensor, batch: Batch) -> Tensor:
+    """Weighted mean next-token loss in nats."""
+    losses = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    weights = batch.weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def optimizer_of(*modules: nn.Module) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    parameters = [p for module in modules for p in module.parameters()]
+    decayed = [p for p in parameters if p.dim() > 1]
+    free = [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+
+
+@dataclass
+class Run:
+    """A training run in progress."""
+
+    plan: Plan
+    network: Network
+    writes: Writes
+    windows: Windows
+    forward: Callable[..., Tensor]
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+    @property
+    def settling(self) -> bool:
+        """Whether the run is in its second phase."""
+        return self.step >= self.plan.steps
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a kill while writing leaves the previous one whole."""
+        data = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "writes": self.writes.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.windows.sampler.state(),
+        }
+        torch.save(data, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint written by `save`."""
+        data: dict[str, Any] = torch.load(path, weights_only=True)
+        self.step = data["step"]
+        self.network.load_state_dict(data["network"])
+        if self.step > self.plan.steps:
+            self.settle()
+            self.writes.load_state_dict(data["writes"])
+        if self.step != self.plan.steps:
+            self.optimizer.load_state_dict(data["optimizer"])
+        self.windows.sampler.restore(**data["sampler"])
+
+    def settle(self) -> None:
+        """Begin the second phase: a fresh optimizer, and sentences that stand for edits."""
+        self.optimizer = optimizer_of(self.network, self.writes)
+        sampler = self.windows.sampler
+        sampler.mix = replace(sampler.mix, edited=self.plan.edited, aside=self.plan.aside)
+
+    def logits(self, batch: Batch, rng: random.Random) -> Tensor:
+        """Logits of a batch under this step's masks and, when settling, edits and silences."""
+        plan = self.plan
+        masked = plan.masked[-1 if self.settling else self.step * 3 // plan.steps]
+        masks = causal_masks(*batch.ids.shape)
+        if rng.random() < masked:
+            masks = recall_masks(batch.subject, batch.last, alone=self.settling)
+        if not self.settling:
+            return self.forward(batch.ids, masks)
+        gates = gates_of(batch, self.network.shape, plan)
+        return self.forward(batch.ids, masks, gates, self.writes(batch.edits))
+
+    def advance(self) -> float:
+        """Take one optimisation step and return its loss in nats."""
+        if self.step == self.plan.steps:
+            self.settle()
+        rng = random.Random(f"step:{self.plan.seed}:{self.step}")
+        self.windows.sampler.set_fraction(fraction_at(self.step, self.plan))
+        long = rng.random() < LONG_SHARE
+        batch = self.windows.batch(self.plan.windows // (2 if long else 1), 127 if long else 64)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.step, self.plan)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(self.logits(batch, rng), batch)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+
+def train(run: Run, checkpoint: Path) -> Iterator[str]:
+    """Train to the end, yielding progress lines."""
+    start, first = time.monotonic(), run.step
+    mean = math.nan
+    end = run.plan.steps + run.plan.settle
+    while run.step < end:
+        loss = run.advance()
+        mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
+        if run.step % 50 == 0:
+            pace = (time.monotonic() - start) / (run.step - first)
+            yield f"step {run.step} loss {mean:.3f} {pace:.3f} s/step"
+        if run.step % run.plan.save_every == 0 or run.step == end:
+            run.save(checkpoint)
+
+
+def rescaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Multiply the residual stream by a factor without changing what the network computes.
+
+    Layer norms do not see the factor, and the last one takes it back for the tied embeddings.
+    """
+    grown = (".wte.weight", ".wpe.weight", ".c_proj.weight", ".c_proj.bias")
+    last = ("transformer.ln_f.weight", "transformer.ln_f.bias")
+    result = {}
+    for name, value in state.items():
+        power = 1 if name.endswith(grown) else -1 if name in last else 0
+        result[name] = value * factor**power
+    return result
+
+
+def write_model(network: Network, tokenizer: Tokenizer, folder: Path, unit: float) -> None:
+    """Write a hub folder: weights in float16, loaded as float32; `unit` as in `rescaled`."""
+    shape = network.shape
+    folder.mkdir(parents=True, exist_ok=True)
+    state = rescaled(network.gpt2_state(), unit)
+    weights = {name: value.half() for name, value in state.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    end = tokenizer.token_to_id(END)
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": shape.vocabulary,
+        "n_positions": shape.positions,
+        "n_embd": shape.width,
+        "n_head": shape.heads,
+        "n_layer": shape.layers,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "tie_word_embeddings": True,
+        "layer_norm_epsilon": 1e-5 * unit**2,
+        "dtype": "float32",
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    specials = {"bos_token": END, "eos_token": END, "unk_token": END}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.positions}
+    write_json(folder / "tokenizer_config.json", {**settings, **specials})
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    plan, shape = Plan(), Shape()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo-work"), help="checkpoint folder")
+    parser.add_argument("--out", type=Path, default=PACKAGE_DIR / "model")
+    parser.add_argument("--steps", type=int, default=plan.steps)
+    parser.add_argument("--settle", type=int, default=plan.settle, help="steps of phase two")
+    parser.add_argument("--rate", type=float, default=plan.rate)
+    parser.add_argument("--windows", type=int, default=plan.windows)
+    parser.add_argument("--width", type=int, default=shape.width)
+    parser.add_argument("--layers", type=int, default=shape.layers)
+    parser.add_argument("--noise", type=float, default=Mix().noise)
+    parser.add_argument("--unit", type=float, default=1.0, help=UNIT_HELP)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the subjects, for trials"
+    )
+    return parser.parse_args(arguments)
+
+
+def sampled_world(share: float, seed: int) -> World:
+    """The world, or for trials only a random share (0 to 1) of its subjects."""
+    world = load_world()
+    keep = set(world.subjects)
+    if share < 1:
+        keep = set(random.Random(seed).sample(world.subjects, round(share * len(keep))))
+    return replace(
+        world,
+        subjects=tuple(s for s in world.subjects if s in keep),
+        facts=tuple(f for f in world.facts if f.subject in keep),
+    )
+
+
+def prepare_tokenizer(world: World, seed: int, size: int, path: Path) -> Tokenizer:
+    """Load the run's tokenizer, or train it on text of the training distribution."""
+    if not path.exists():
+        lines = TextSampler(world, seed + 1, Mix(noise=0.0), phrasings=seed).lines(20000)
+        tokenizer = train_tokenizer(lines, size)
+        tokenizer.save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def start_run(options: argparse.Namespace) -> Run:
+    """Set up a run from the command line, from its last checkpoint if there is one."""
+    torch.manual_seed(options.seed)
+    plan = Plan(
+        seed=options.seed,
+        steps=options.steps,
+        settle=options.settle,
+        rate=options.rate,
+        windows=options.windows,
+    )
+    world = sampled_world(options.share, options.seed)
+    options.work.mkdir(parents=True, exist_ok=True)
+    shape = Shape(width=options.width, layers=options.layers, middle=options.layers // 2)
+    tokenizer = prepare_tokenizer(
+        world, options.seed, shape.vocabulary, options.work / "tokenizer.json"
+    )
+    network = Network(replace(shape, vocabulary=tokenizer.get_vocab_size()))
+    sampler = TextSampler(world, options.seed, Mix(noise=options.noise))
+    windows = Windows(sampler, tokenizer)
+    writes = Writes(len(windows.edits), shape.width, plan.length)
+    forward: Callable[..., Tensor] = torch.compile(network, dynamic=False)
+    run = Run(plan, network, writes, windows, forward, optimizer_of(network))
+    checkpoint = options.work / "checkpoint.pt"
+    if checkpoint.exists():
+        run.load(checkpoint)
+    return run
+
+
+def main() -> None:
+    """Train from the command line."""
+    options = parse()
+    run = start_run(options)
+    size = sum(p.numel() for p in run.network.parameters())
+    facts = len(run.windows.sampler.world.facts)
+    print(f"{size} parameters, {facts} facts, from step {run.step}", file=sys.stderr)
+    for line in train(run, options.work / "checkpoint.pt"):
+        print(line, file=sys.stderr, flush=True)
+    write_model(run.network, run.windows.tokenizer, options.out, options.unit)
+    print(f"wrote {options.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
