@@ -80,6 +80,8 @@ class Probe(Frozen):
 
     prompt: str
     answer: str
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the answer that are right too."""
 
 
 class Case(Frozen):
@@ -93,6 +95,10 @@ class Case(Frozen):
     generation: tuple[str, ...] = ()
     relations: tuple[Probe, ...] = ()
     """Other facts about the same subject, which an edit should leave right."""
+    locality: tuple[Probe, ...] = ()
+    """Prompts about something else, which an edit should leave right."""
+    groups: Mapping[str, tuple[Probe, ...]] = Field(default_factory=dict)
+    """What should follow from the edit (or stay despite it), by the data set's own group name."""
 
 
 class Options(Frozen):

@@ -1,6 +1,11 @@
 """Cases to judge edits by, and corpora to prepare on, from files; the only importer of datasets."""
 
 from lmedit.cases.corpus import corpus_of
-from lmedit.cases.load import BrokenCase, CaseSet, load_cases
+from lmedit.cases.knowns import Known, KnownSet
+from lmedit.cases.load import CaseSet, load_cases, load_knowns
+from lmedit.cases.pull import pull
+from lmedit.cases.records import BrokenCase
+from lmedit.cases.sources import SOURCES, stored
 
-__all__ = ["BrokenCase", "CaseSet", "corpus_of", "load_cases"]
+__all__ = ["SOURCES", "BrokenCase", "CaseSet", "Known", "KnownSet", "corpus_of", "load_cases",
+           "load_knowns", "pull", "stored"]  # fmt: skip

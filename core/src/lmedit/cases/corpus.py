@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmedit.cases.fields import need
 from lmedit.errors import CasesError
 from lmedit.models import worlds
 
@@ -40,19 +41,23 @@ class FileCorpus:
     def __iter__(self) -> Iterator[str]:
         """Yield the non-empty lines of all files in order."""
         for file in self.files:
-            with file.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield self._text(file, number, line.rstrip("\n"))
+            try:
+                with file.open(encoding="utf-8") as lines:
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield self._text(file, number, line.rstrip("\n"))
+            except UnicodeDecodeError as error:
+                what = f"{file} is not UTF-8 text ({error.reason}); convert it"
+                raise CasesError(what) from error
 
     @staticmethod
     def _text(file: Path, number: int, line: str) -> str:
         if file.suffix != ".jsonl":
             return line
         try:
-            return str(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            what = f"{file}, line {number}: a JSON object with a text was expected"
+            return need(json.loads(line), "text", str)
+        except ValueError as error:
+            what = f"{file}, line {number}: a JSON object with a text was expected ({error})"
             raise CasesError(what) from error
 
 

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmedit.cases.fields import need, texts
 from lmedit.types import Case, Probe, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+KEYS = frozenset(
+    {"case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts",
+     "attribute_prompts", "generation_prompts", "relation_prompts"}
+)  # fmt: skip
 
-def case_from(record: Mapping[str, Any]) -> Case:
+
+def case_from(record: Mapping[str, Any], index: int = 0) -> Case:
     """The case of *record*; raises `ValueError` naming the field and what was expected."""
-    rewrite = _field(record, "requested_rewrite", dict)
-    request = Request(
-        prompt=_field(rewrite, "prompt", str),
-        subject=_field(rewrite, "subject", str),
-        target_new=_field(_field(rewrite, "target_new", dict), "str", str),
-        target_true=_field(_field(rewrite, "target_true", dict), "str", str),
-    )
     return Case(
-        id=str(_field(record, "case_id", int)),
-        request=request,
-        paraphrases=_texts(record, "paraphrase_prompts"),
-        neighbours=_texts(record, "neighborhood_prompts"),
-        attributes=_texts(record, "attribute_prompts"),
-        generation=_texts(record, "generation_prompts"),
-        relations=tuple(Probe.model_validate(p) for p in record.get("relation_prompts", [])),
+        id=str(need(record, "case_id", int)),
+        request=request_of(need(record, "requested_rewrite", dict)),
+        paraphrases=texts(record, "paraphrase_prompts"),
+        neighbours=texts(record, "neighborhood_prompts"),
+        attributes=texts(record, "attribute_prompts"),
+        generation=texts(record, "generation_prompts"),
+        relations=_relations(record),
     )
 
 
-def _field(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    if name not in record:
-        raise ValueError(f"field {name!r} is missing (a {kind.__name__} was expected)")
-    value = record[name]
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"field {name!r} is a {type(value).__name__}; a {kind.__name__} was expected"
-        )
-    return value
+def _relations(record: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """Facts of the same subject, which worlds add to the official fields."""
+    if record.get("relation_prompts") is None:
+        return ()
+    return tuple(Probe.model_validate(p) for p in need(record, "relation_prompts", list))
 
 
-def _texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    texts = _field(record, name, list)
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"field {name!r} must be a list of strings")
-    return tuple(texts)
+def request_of(rewrite: Mapping[str, Any]) -> Request:
+    """The request of a rewrite in CounterFact's form, which MQuAKE shares."""
+    return Request(
+        prompt=need(rewrite, "prompt", str),
+        subject=need(rewrite, "subject", str),
+        target_new=need(need(rewrite, "target_new", dict), "str", str),
+        target_true=need(need(rewrite, "target_true", dict), "str", str),
+    )

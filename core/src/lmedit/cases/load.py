@@ -1,34 +1,25 @@
-"""Cases by a world's name or from a file; a broken record is kept, with its line and reason."""
+"""Cases by name, from a file or from the hub; a broken record is kept, with its line and reason."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lmedit.cases.counterfact import case_from
+from lmedit.cases.hub import hub_rows, is_hub_id
+from lmedit.cases.knowns import KEYS, KnownSet, knowns_from
+from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
+from lmedit.cases.records import BrokenCase, is_list, read, records_of
+from lmedit.cases.sources import SOURCES, stored
 from lmedit.errors import CasesError
 from lmedit.models import worlds
 from lmedit.types import Case, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@dataclass(frozen=True)
-class BrokenCase:
-    """A record that is not a case: where it stands and what is wrong with it."""
-
-    id: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}, case {self.id}: {self.reason}"
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -50,65 +41,84 @@ class CaseSet:
         return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
-def load_cases(name: str, limit: int | None = None) -> CaseSet:
-    """The first *limit* cases of a world or of a file in CounterFact's official JSON layout.
+def load_cases(name: str, limit: int | None = None, *, download: bool = False) -> CaseSet:
+    """The first *limit* cases of *name*, a layout and a colon before it if need be.
 
-    Raises `CasesError` where there is no such file or it is not a JSON list.
+    A name is a world, a file, a folder in the hub's layout, a set that `lmedit cases pull` fetched,
+    or (with *download*) a data set of the hub. Without a layout, as in ``zsre-alt:FILE``, the
+    records' keys tell it. Raises `CasesError` where there is no such name or it holds no records.
     """
+    layout, rest = split_name(name)
+    path = path_of(rest)
+    if path is None or path.is_dir():
+        rows, digest = hub_rows(path or rest, download=download)
+        lines: Iterable[tuple[int, Any]] = enumerate(rows, 1)
+        layout = layout or layout_of(rows)
+    else:
+        text, digest = read(path)
+        lines = records_of(text, path)
+        layout = layout or layout_of(record for _, record in records_of(text, path))
+        layout = layout or (LAYOUTS["counterfact"] if is_list(text) else None)
+    return CaseSet(name, digest, _items(lines, layout, limit, path or rest))
+
+
+def load_knowns(name: str = "known_1000", limit: int | None = None) -> KnownSet:
+    """The first *limit* facts of a file in known_1000's layout, or of the set once fetched."""
+    path = path_of(name)
+    if path is None:
+        raise CasesError(f"no facts {name!r}; name a file in known_1000.json's layout")
+    return knowns_from(path, name, limit)
+
+
+def path_of(name: str) -> Path | None:
+    """The file or folder that *name* means; None for a data set of the hub."""
+    path = Path(name)
+    if path.name != name and path.exists():
+        return path
     known = worlds()
-    path = known[name].cases if name in known else Path(name)
-    if not path.is_file():
+    if name in known and known[name].cases.is_file():
+        return known[name].cases
+    if path.exists():
+        return path
+    if name in SOURCES:
+        if not (path := stored(name)).is_file():
+            raise CasesError(f"cases {name!r} were not fetched yet; run lmedit cases pull {name}")
+        return path
+    if is_hub_id(name):
+        return None
+    names = ", ".join(sorted({*known, *SOURCES}))
+    raise CasesError(f"no cases {name!r}; name a file or one of: {names}")
+
+
+def _items(
+    lines: Iterable[tuple[int, Any]], layout: Layout | None, limit: int | None, path: Path | str
+) -> tuple[Case | BrokenCase, ...]:
+    if layout is None:
         raise CasesError(
-            f"no cases {name!r}; name a file or one of: {', '.join(sorted(known)) or 'no world'}"
+            f"{path}: no record has keys of a known layout; a JSON list of records, or one a "
+            f"line, was expected in one of: {', '.join(LAYOUTS)}"
         )
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CasesError(f"{path} is not UTF-8 text ({error.reason}); name a JSON file") from error
     items: list[Case | BrokenCase] = []
-    for line, record in _records(text, path):
-        if limit is not None and len(items) == limit:
-            break
-        items.append(_case(line, record))
+    for index, (line, record) in enumerate(islice(lines, limit)):
+        if isinstance(record, dict) and record.keys() >= KEYS:
+            what = "holds facts to trace, without new answers to edit in; name other cases"
+            raise CasesError(f"{path}, line {line}: {what}")
+        items.append(_item(line, index, record, layout))
     if not items:
         raise CasesError(f"{path} holds no case; a JSON list of records was expected")
-    return CaseSet(name, hashlib.sha256(data).hexdigest(), tuple(items))
+    return tuple(items)
 
 
-def _records(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Each element of a JSON list with the line it begins on."""
-    decoder, at = json.JSONDecoder(), _skip(text, 0)
-    if text[at : at + 1] != "[":
-        raise CasesError(f"{path}, line 1: a JSON list of records was expected")
-    at, line, counted = _skip(text, at + 1), 1, 0
-    while text[at : at + 1] not in ("]", ""):
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            record, at = decoder.raw_decode(text, at)
-        except ValueError as error:
-            yield line, error
-            return
-        yield line, record
-        at = _skip(text, at)
-        at = _skip(text, at + 1) if text[at : at + 1] == "," else at
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
-
-
-def _case(line: int, record: Any) -> Case | BrokenCase:
-    if isinstance(record, ValueError):
-        return BrokenCase("?", line, f"not JSON from here on ({record}); mend or cut the file")
+def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCase:
+    if isinstance(record, BrokenCase):
+        return record
     if not isinstance(record, dict):
         return BrokenCase("?", line, f"a {type(record).__name__}; a record was expected")
     try:
-        return case_from(record)
+        return layout.case_from(record, index)
     except ValidationError as error:
         reason = first_complaint(error)
     except ValueError as error:
         reason = str(error)
-    return BrokenCase(str(record.get("case_id", "?")), line, reason)
+    nameless = "?" if layout.name == "counterfact" else index
+    return BrokenCase(str(record.get("case_id", record.get("id", nameless))), line, reason)

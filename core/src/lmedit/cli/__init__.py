@@ -11,12 +11,14 @@ from typing import Any
 import click
 
 from lmedit import __version__
+from lmedit.cli.cases import cases
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
 from lmedit.cli.prepare import prepare
+from lmedit.cli.report import report
 from lmedit.cli.show import show
 from lmedit.errors import LmeditError
 
@@ -38,5 +40,5 @@ def main() -> None:
     """Change single facts inside a language model, prove what else was touched, take it back."""
 
 
-for command in (methods, show, prepare, locate, edit, compare, doctor):
+for command in (methods, show, prepare, locate, edit, compare, report, cases, doctor):
     main.add_command(command)

@@ -26,7 +26,7 @@ from lmedit.cli.common import (
     "cases_name",
     default="demo",
     show_default=True,
-    help="A world, or a file in CounterFact's JSON layout.",
+    help="A world, a file, a pulled set or a hub id; see docs/cases.md.",
 )
 @click.option(
     "--limit",
@@ -59,7 +59,7 @@ def compare(
     from lmedit.compare.table import failures, table
 
     methods = load_methods(names, plugins)
-    cases = load_cases(cases_name, limit)
+    cases = load_cases(cases_name, limit, download=download)
     lm = load_model(model, device, dtype, download=download)
     editors = editors_for(lm, methods, pairs, seed=seed, corpus=corpus, download=download)
     folder = folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,106 @@
+"""Reading a record's fields: each helper raises `ValueError` with the field and what it wants."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lmedit.types import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def need(record: Any, name: str, kind: type) -> Any:
+    """The value of field *name* of *record* (an object), which must be a *kind*."""
+    if not isinstance(record, dict):
+        what = f"a {type(record).__name__} stands where an object with {name!r} was expected"
+        raise ValueError(what)
+    if name not in record:
+        raise ValueError(f"field {name!r} is missing (a {kind.__name__} was expected)")
+    value = record[name]
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"field {name!r} is a {type(value).__name__}; a {kind.__name__} was expected"
+        )
+    if isinstance(value, str) and not _whole(value):
+        raise ValueError(f"field {name!r} holds half a surrogate pair; whole text was expected")
+    return value
+
+
+def _whole(text: str) -> bool:
+    """Whether *text* can be written as UTF-8; JSON's escapes can spell half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def need_text(record: Any, name: str) -> str:
+    """The value of field *name*, which must be a string of more than blanks."""
+    if not need(record, name, str).strip():
+        raise ValueError(f"field {name!r} is empty; a text was expected")
+    return str(record[name])
+
+
+def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The value of field *name*, which must be a list of strings."""
+    found = need(record, name, list)
+    if not all(isinstance(text, str) and _whole(text) for text in found):
+        raise ValueError(f"field {name!r} must be a list of strings")
+    return tuple(found)
+
+
+def optional_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """As `texts`; a missing field or null is no text, a string is one."""
+    value = record.get(name)
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else texts(record, name)
+
+
+def name_of(record: Mapping[str, Any], field: str, index: int) -> str:
+    """The record's own name in *field*, or its place in the file."""
+    own = record.get(field)
+    return str(index if own is None else own)
+
+
+def answers(value: Any, name: str) -> tuple[str, ...]:
+    """The distinct answers in *value*: a string, or lists of strings to any depth, in order."""
+    return tuple(dict.fromkeys(text for text in _flat(value, name) if text.strip()))
+
+
+def _flat(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _flat(part, name)
+    elif value is not None:
+        raise ValueError(f"field {name!r} is a {type(value).__name__}; answers were expected")
+
+
+def probes(pairs: Iterator[tuple[str, tuple[str, ...]]]) -> tuple[Probe, ...]:
+    """A probe for each prompt with its right answers; without any answer it cannot be judged."""
+    return tuple(
+        Probe(prompt=prompt, answer=right[0], aliases=right[1:]) for prompt, right in pairs if right
+    )
+
+
+def template(text: str, subject: str, name: str) -> tuple[str, str]:
+    """*text* with {} in place of *subject*, and the subject as the text spells it.
+
+    The subject must stand in the text once; a difference in upper and lower case is repaired by
+    taking the text's spelling. A text that has its {} already is returned as it is.
+    """
+    if "{}" in text:
+        return text, subject
+    found = [match.group() for match in re.finditer(re.escape(subject), text)]
+    found = found or re.findall(re.escape(subject), text, re.IGNORECASE)
+    if len(found) != 1:
+        raise ValueError(
+            f"field {name!r} holds the subject {subject!r} {len(found)} times ({text!r}); "
+            "once was expected"
+        )
+    return text.replace(found[0], "{}"), found[0]

@@ -1,0 +1,46 @@
+"""Rows of a data set in the hub's layout, from a local folder or (on request) from the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lmedit.errors import CasesError
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether *name* has a hub id's form, OWNER/NAME, and not a file's."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not name.endswith(
+        (".json", ".jsonl")
+    )
+
+
+def hub_rows(source: Path | str, *, download: bool) -> tuple[list[dict[str, Any]], str]:
+    """All rows of all splits, sorted by case_id where they have one, and their SHA-256.
+
+    The sort restores CounterFact's order, which `azhx/counterfact` shuffled into train and test.
+    A folder is read in place; a hub id needs *download*.
+    """
+    if not isinstance(source, Path) and not download:
+        raise CasesError(f"cases {source!r} are on the hub; add --download to fetch them")
+    rows = _rows(source)
+    if all(isinstance(row.get("case_id"), int) for row in rows):
+        rows.sort(key=lambda row: row["case_id"])
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return rows, digest.hexdigest()
+
+
+def _rows(source: Path | str) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        loaded: Any = datasets.load_dataset(str(source), streaming=isinstance(source, Path))
+        return [dict(row) for split in sorted(loaded) for row in loaded[split]]
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        what = f"cannot read {str(source)!r} as a data set of the hub ({error})"
+        raise CasesError(f"{what}; name a JSON file, or see docs/cases.md") from error

@@ -1,0 +1,85 @@
+"""known_1000: facts that GPT-2 XL knows, for causal tracing (Meng et al. 2022, appendix B.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from lmedit.cases.fields import need, need_text
+from lmedit.cases.records import BrokenCase, read, records_of
+from lmedit.errors import CasesError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+KEYS = frozenset({"known_id", "subject", "template", "attribute"})
+
+
+@dataclass(frozen=True)
+class Known:
+    """A fact to trace: what the prompt about the subject is to be followed by."""
+
+    id: str
+    subject: str
+    prompt: str
+    """With {} where the subject stands."""
+    attribute: str
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """Facts in file order, with the name and the SHA-256 of the file they came from."""
+
+    name: str
+    digest: str
+    items: tuple[Known | BrokenCase, ...]
+
+    @property
+    def good(self) -> list[Known]:
+        """The records that can be traced."""
+        return [item for item in self.items if isinstance(item, Known)]
+
+    @property
+    def broken(self) -> list[BrokenCase]:
+        """The records that cannot."""
+        return [item for item in self.items if isinstance(item, BrokenCase)]
+
+
+def known_from(record: Mapping[str, Any], index: int) -> Known:
+    """The fact of *record*; raises `ValueError` naming the field and what was expected."""
+    prompt = need_text(record, "template")
+    if (found := prompt.count("{}")) != 1:
+        raise ValueError(f"field 'template' ({prompt!r}) has {found} places {{}}; once is expected")
+    return Known(
+        id=str(need(record, "known_id", int)),
+        subject=need_text(record, "subject"),
+        prompt=prompt,
+        attribute=need_text(record, "attribute"),
+    )
+
+
+def knowns_from(path: Path, name: str, limit: int | None) -> KnownSet:
+    """The first *limit* facts of the file *path*."""
+    text, digest = read(path)
+    lines = islice(enumerate(records_of(text, path)), limit)
+    items = tuple(_item(line, index, record) for index, (line, record) in lines)
+    if not items:
+        raise CasesError(f"{path} holds no fact; a JSON list of records was expected")
+    return KnownSet(name, digest, items)
+
+
+def _item(line: int, index: int, record: Any) -> Known | BrokenCase:
+    if isinstance(record, BrokenCase):
+        return record
+    try:
+        return known_from(record, index)
+    except ValueError as error:
+        known_id = record.get("known_id", index) if isinstance(record, dict) else index
+        return BrokenCase(str(known_id), line, str(error))

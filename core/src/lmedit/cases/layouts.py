@@ -1,0 +1,53 @@
+"""The layouts of records that lmedit reads, by name: their keys, and how each becomes a `Case`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmedit.cases import counterfact, jsonl, knowedit, mquake, ripple, zsre
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from lmedit.types import Case
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout: what its records' keys are, and the pure function that reads a record."""
+
+    name: str
+    keys: frozenset[str]
+    case_from: Callable[[Mapping[str, Any], int], Case]
+
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("counterfact", counterfact.KEYS, counterfact.case_from),
+        Layout("facts", jsonl.KEYS, jsonl.case_from),
+        Layout("zsre", zsre.KEYS, zsre.case_from),
+        Layout("zsre-alt", zsre.KEYS, zsre.case_from_alt),
+        Layout("knowedit", knowedit.KEYS, knowedit.case_from),
+        Layout("mquake", mquake.KEYS, mquake.case_from),
+        Layout("ripple", ripple.KEYS, ripple.case_from),
+    )
+}
+"""Where several fit a record equally well, the first is taken."""
+
+
+def layout_of(records: Iterable[Any]) -> Layout | None:
+    """The layout with most keys in common with the first record that has any."""
+    for record in records:
+        if isinstance(record, dict):
+            best = max(LAYOUTS.values(), key=lambda layout: len(layout.keys & set(record)))
+            if best.keys & set(record):
+                return best
+    return None
+
+
+def split_name(name: str) -> tuple[Layout | None, str]:
+    """A layout before a colon, as in ``zsre-alt:FILE``, and the name without it."""
+    before, colon, rest = name.partition(":")
+    return (LAYOUTS[before], rest) if colon and before in LAYOUTS else (None, name)

@@ -1,0 +1,51 @@
+"""One record of MQuAKE-CF as a `Case` (Zhong et al. 2023, arXiv 2305.14795, README "Data format").
+
+A record whose questions change through several rewrites cannot be judged by one edit; it is kept as
+a broken case that says how many edits it needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmedit.cases.counterfact import request_of
+from lmedit.cases.fields import need, need_text, optional_texts, probes, texts
+from lmedit.types import Case, Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEYS = frozenset(
+    {"case_id", "requested_rewrite", "questions", "answer", "answer_alias", "new_answer",
+     "new_answer_alias", "single_hops", "new_single_hops", "orig"}
+)  # fmt: skip
+
+
+def case_from(record: Mapping[str, Any], index: int) -> Case:
+    """The case of *record*: the rewrite's question is its paraphrase.
+
+    Groups: ``multi_hop``, the three questions with the answer that follows from the edit;
+    ``single_hop``, the questions of the chain after the edit.
+    """
+    rewrites = need(record, "requested_rewrite", list)
+    if len(rewrites) != 1:
+        raise ValueError(f"needs {len(rewrites)} edits at once; one edit changes one fact")
+    (rewrite,) = rewrites
+    right = (need_text(record, "new_answer"), *optional_texts(record, "new_answer_alias"))
+    return Case(
+        id=str(need(record, "case_id", int)),
+        request=request_of(rewrite),
+        paraphrases=(need_text(rewrite, "question"),),
+        groups={
+            "multi_hop": probes((question, right) for question in texts(record, "questions")),
+            "single_hop": tuple(_hop(hop) for hop in need(record, "new_single_hops", list)),
+        },
+    )
+
+
+def _hop(hop: Any) -> Probe:
+    return Probe(
+        prompt=need_text(hop, "question"),
+        answer=need_text(hop, "answer"),
+        aliases=optional_texts(hop, "answer_alias"),
+    )

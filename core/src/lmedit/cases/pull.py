@@ -1,0 +1,153 @@
+"""Fetch a known set of cases from its official address: resumed, checked, put in place whole.
+
+What arrives is kept in `NAME.json.part` beside its place. A source whose digest is known is gone on
+with after an interruption; for any other nothing could tell a mixture of two versions, so it begins
+anew. Only a file that passes its checks is renamed to its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from lmedit.cases.sources import SOURCES, Source, stored
+from lmedit.errors import CasesError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK = 1 << 20
+SECONDS = 60.0
+"""How long to wait for a server that says nothing."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A fetched set: where it is, its size and digest, and whether the digest was known before."""
+
+    path: Path
+    size: int
+    sha256: str
+    verified: bool
+
+
+def pull(name: str) -> Pulled:
+    """Fetch the set *name* unless it is there already; shows progress on stderr.
+
+    Raises `UnknownNameError`, or `CasesError` where it cannot be fetched, checked or written.
+    """
+    if name not in SOURCES:
+        raise UnknownNameError("set of cases", name, SOURCES)
+    source, path = SOURCES[name], stored(name)
+    if path.is_file() and not _complaint(source, path):
+        return _pulled(source, path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(source, part)
+        if complaint := _complaint(source, part):
+            part.unlink()
+            raise CasesError(f"{source.url}: {complaint}; nothing was kept, get the file another "
+                             "way and name it: --cases FILE")  # fmt: skip
+        part.replace(path)
+    except OSError as error:
+        kept = part.stat().st_size if part.is_file() else 0
+        what = f"cannot write {part}: {error.strerror} ({kept} bytes are kept)"
+        raise CasesError(f"{what}; make room or set LMEDIT_CACHE, and run again") from error
+    return _pulled(source, path)
+
+
+def _pulled(source: Source, path: Path) -> Pulled:
+    return Pulled(path, path.stat().st_size, _digest(path), source.sha256 is not None)
+
+
+def _complaint(source: Source, path: Path) -> str | None:
+    """What is wrong with the file at *path*, if anything."""
+    size = path.stat().st_size
+    if source.size is not None and size != source.size:
+        return f"{size} bytes where {source.size} were expected"
+    if source.sha256 is not None:
+        found = _digest(path)
+        return None if found == source.sha256 else (
+            f"SHA-256 {found} where {source.sha256} was expected")  # fmt: skip
+    with path.open("rb") as file:
+        start = file.read(200).lstrip()
+    return None if start[:1] in (b"[", b"{") else f"not JSON (it begins with {start[:20]!r})"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(source: Source, part: Path) -> None:
+    """Bring *part* to the whole length; a failed write is an `OSError`."""
+    done = part.stat().st_size if part.is_file() else 0
+    if source.sha256 is None or (source.size is not None and done > source.size):
+        done = 0
+    if done and done == source.size:
+        return
+    with _opened(source, done) as response:
+        done = done if response.status == 206 else 0
+        total = _total(response, done)
+        if None not in (total, source.size) and total != source.size:
+            part.unlink(missing_ok=True)
+            what = (
+                f"{source.url}: the server offers {total} bytes where {source.size} were expected"
+            )
+            raise CasesError(f"{what}; nothing was kept, name a file of your own: --cases FILE")
+        with (
+            part.open("ab" if done else "wb") as file,
+            tqdm(desc=source.name, total=total, initial=done, unit="B", unit_scale=True,
+                 disable=None, leave=False) as bar,
+        ):  # fmt: skip
+            for chunk in _chunks(response, source):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and (arrived := part.stat().st_size) < total:
+        raise _broke_off(source, f"it ended after {arrived} of {total} bytes")
+
+
+def _opened(source: Source, done: int) -> Any:
+    headers = {"User-Agent": "lmedit", **({"Range": f"bytes={done}-"} if done else {})}
+    request = Request(source.url, headers=headers)  # noqa: S310 - the table's addresses
+    try:
+        return urlopen(request, timeout=SECONDS)  # noqa: S310
+    except HTTPError as error:
+        error.close()
+        what = f"{source.url} answers {error.code} {error.reason}"
+        raise CasesError(f"{what}; get the file another way and name it: --cases FILE") from error
+    except (OSError, HTTPException) as error:
+        why = getattr(error, "reason", error)
+        what = f"cannot reach {source.url} ({why})"
+        raise CasesError(f"{what}; connect, or name a file of your own: --cases FILE") from error
+
+
+def _total(response: Any, done: int) -> int | None:
+    """The whole file's length by the headers, if they tell it."""
+    if match := re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", "")):
+        return int(match[1])
+    length = response.headers.get("Content-Length")
+    return done + int(length) if length else None
+
+
+def _chunks(response: Any, source: Source) -> Iterator[bytes]:
+    try:
+        while chunk := response.read(CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _broke_off(source, str(error) or type(error).__name__) from error
+
+
+def _broke_off(source: Source, why: str) -> CasesError:
+    then = "go on from there" if source.sha256 else "begin anew"
+    again = f"run lmedit cases pull {source.name} again to {then}"
+    return CasesError(f"{source.url}: the connection broke ({why}); {again}")

@@ -1,0 +1,103 @@
+"""Records of a file with the lines they begin on: a JSON list, or one JSON object a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import CasesError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BrokenCase:
+    """A record that is not a case: where it stands and what is wrong with it."""
+
+    id: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, case {self.id}: {self.reason}"
+
+
+def read(path: Path) -> tuple[str, str]:
+    """The text of *path* and its SHA-256; raises `CasesError` where it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise CasesError(f"cannot read {path}: {error.strerror}; name a JSON file") from error
+    except UnicodeDecodeError as error:
+        raise CasesError(f"{path} is not UTF-8 text ({error.reason}); name a JSON file") from error
+
+
+def is_list(text: str) -> bool:
+    """Whether *text* holds a JSON list, not one object a line."""
+    at = _skip(text, 0)
+    return text[at : at + 1] == "["
+
+
+def records_of(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Each record with its line; a `BrokenCase` in place of one that is not JSON.
+
+    Raises `CasesError` where *text* is neither a list nor begins with an object.
+    """
+    at = _skip(text, 0)
+    if is_list(text):
+        return _of_list(text)
+    if text[at : at + 1] == "{":
+        return _of_lines(text)
+    what = "a JSON list of records, or one JSON object a line, was expected"
+    raise CasesError(f"{path}, line 1: {what}")
+
+
+def _of_list(text: str) -> Iterator[tuple[int, Any]]:
+    """The elements; where the text stops being a list, a broken one is the last."""
+    decoder = json.JSONDecoder()
+    at, line, counted = _skip(text, _skip(text, 0) + 1), 1, 0
+    if ended := text[at : at + 1] == "]":
+        at = _skip(text, at + 1)
+    while not ended:
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except ValueError as error:
+            yield line, _cut(line, str(error))
+            return
+        yield line, record
+        at = _skip(text, at)
+        if (ended := text[at : at + 1] == "]") or text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+            continue
+        line += text.count("\n", counted, at)
+        yield line, _cut(line, f"found {text[at : at + 9]!r} where a comma or ] was expected")
+        return
+    if at < len(text):
+        line += text.count("\n", counted, at)
+        yield line, _cut(line, f"found {text[at : at + 9]!r} behind the list")
+
+
+def _cut(line: int, why: str) -> BrokenCase:
+    return BrokenCase("?", line, f"not JSON from here on ({why}); mend or cut the file")
+
+
+def _of_lines(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                reason = f"not JSON ({error}); mend or cut the line"
+                yield number, BrokenCase("?", number, reason)
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at

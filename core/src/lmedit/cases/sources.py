@@ -1,0 +1,51 @@
+"""The official addresses of known sets of cases, and where a fetched one is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmedit.artifacts import cache_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROME = "https://rome.baulab.info/data/dsets"
+MEMIT = "https://memit.baulab.info/data/dsets"
+KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"
+MQUAKE = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets"
+RIPPLE = "https://github.com/edenbiran/RippleEdits/raw/main/data/benchmark"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set of cases is published; size and digest are None where nobody stated them."""
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source("counterfact", f"{ROME}/counterfact.json", 45108470,
+               "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"),
+        Source("multi_counterfact", f"{MEMIT}/multi_counterfact.json"),
+        Source("zsre", f"{ROME}/zsre_mend_eval.json", 8091864),
+        Source("known_1000", f"{ROME}/known_1000.json"),
+        Source("wiki_counterfact", f"{KNOWEDIT}/wiki_counterfact/test_cf.json"),
+        Source("mquake-cf", f"{MQUAKE}/MQuAKE-CF.json"),
+        Source("mquake-cf-3k", f"{MQUAKE}/MQuAKE-CF-3k-v2.json"),
+        Source("ripple-popular", f"{RIPPLE}/popular.json"),
+        Source("ripple-random", f"{RIPPLE}/random.json"),
+        Source("ripple-recent", f"{RIPPLE}/recent.json", 19658316,
+               "bc71807ea72280e2587bd1974fc79ae7e23aa24b1d5887bcdced40d448910547"),
+    )
+}  # fmt: skip
+
+
+def stored(name: str) -> Path:
+    """Where the set *name* is kept once it is fetched."""
+    return cache_folder() / "cases" / f"{name}.json"

@@ -1,0 +1,50 @@
+"""`lmedit cases list` and `lmedit cases pull NAME`: known sets of cases and where they are."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from lmedit.cli.common import json_flag, note
+
+
+@click.group()
+def cases() -> None:
+    """List the known sets of cases, and fetch one from its official address."""
+
+
+@cases.command("list")
+@json_flag
+def list_(*, as_json: bool) -> None:
+    """List the sets that can be fetched: name, state, size, address; fetches nothing."""
+    from lmedit.cases import SOURCES, stored
+
+    sources = [(source, stored(source.name).is_file()) for source in SOURCES.values()]
+    if as_json:
+        found = [{**source.__dict__, "present": present} for source, present in sources]
+        click.echo(json.dumps(found, indent=1))
+        return
+    for source, present in sources:
+        state = "present" if present else "-"
+        size = "size unknown" if source.size is None else f"{source.size / 1e6:.1f} MB"
+        click.echo(f"{source.name:<18} {state:<8} {size:>12}  {source.url}")
+
+
+@cases.command("pull")
+@click.argument("name")
+@json_flag
+def pull(name: str, *, as_json: bool) -> None:
+    """Fetch the set NAME into the cache; `--cases NAME` finds it there.
+
+    An interrupted fetch goes on where it stopped, if the set's SHA-256 is known.
+    """
+    from lmedit.cases import pull as fetch
+
+    pulled = fetch(name)
+    if as_json:
+        click.echo(json.dumps({**pulled.__dict__, "path": str(pulled.path)}, indent=1))
+    else:
+        click.echo(pulled.path)
+    state = "verified" if pulled.verified else "not verified, no digest is known to compare with"
+    note(f"{name}: {pulled.size} bytes, SHA-256 {pulled.sha256}: {state}")
