@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.metrics.passes import BATCH_TOKENS, read_rows, target_rows
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.models import Lm
+    from torch import Tensor
 
-BATCH_TOKENS = 2048
-"""Padded tokens in one forward pass; it bounds memory and changes no score."""
+    from lmedit.models import Lm
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,6 @@ class TargetScore:
     correct: bool
 
 
-@torch.no_grad()
 def score_targets(
     lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
 ) -> list[TargetScore]:
@@ -32,32 +32,13 @@ def score_targets(
 
     -n(o|p) = (1/T) sum_t log P(o_t | p, o_<t), softmax in float32 (methods.md 9.1).
     """
-    rows = [lm.with_target(prompt, target) for prompt, target in pairs]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    scores: dict[int, TargetScore] = {}
-    for chunk in _chunks([len(rows[i][0]) + len(rows[i][1]) for i in order], batch_tokens):
-        members = order[chunk]
-        scores |= zip(members, _score(lm, [rows[i] for i in members]), strict=True)
-    return [scores[i] for i in range(len(rows))]
+    rows = target_rows(lm, pairs)
 
-
-def _chunks(lengths: Sequence[int], budget: int) -> list[slice]:
-    """Slices of rows sorted by length whose padded size stays within *budget* tokens."""
-    chunks, start = [], 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] * (end + 1 - start) > budget:
-            chunks.append(slice(start, end))
-            start = end
-    return chunks
-
-
-def _score(lm: Lm, rows: Sequence[tuple[list[int], list[int]]]) -> list[TargetScore]:
-    batch = lm.batch([prompt + target[:-1] for prompt, target in rows])
-    logits = lm.logits(batch)
-    scores = []
-    for row, (prompt, target) in zip(logits, rows, strict=True):
+    def read(i: int, logits: Tensor) -> TargetScore:
+        prompt, target = rows[i]
         ids = torch.tensor(target, device=logits.device)
-        steps = row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
+        steps = logits[len(prompt) - 1 :].float().log_softmax(-1)
         picked = steps.gather(1, ids[:, None]).mean().item()
-        scores.append(TargetScore(picked, bool((steps.argmax(-1) == ids).all())))
-    return scores
+        return TargetScore(picked, bool((steps.argmax(-1) == ids).all()))
+
+    return read_rows(lm, [prompt + target[:-1] for prompt, target in rows], read, batch_tokens)

@@ -1,0 +1,77 @@
+"""What an edit leaves alone: CounterFact+ prompts, KL of next-token distributions, agreement."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.metrics.passes import BATCH_TOKENS, encoded, log_probabilities, predicted, read_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.types import Request
+
+PROTOCOL: Mapping[str, str] = MappingProxyType({
+    "NS+": "as NS, the edit's own sentence in front of the neighbourhood prompt (CounterFact+)",
+    "KL": "KL(base || edited) of the next-token distribution after the prompt, nats, mean",
+    "agreement": "share of answer positions whose top-1 token is the unedited model's (EasyEdit)",
+})  # fmt: skip
+
+
+def with_edit(request: Request, prompt: str) -> str:
+    """CounterFact+: "prompt subject target_new. " in front of a neighbourhood *prompt*.
+
+    Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`.
+    """
+    return f"{request.text} {request.target_new.strip()}. {prompt}"
+
+
+def next_log_probabilities(
+    lm: Lm, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+) -> Tensor:
+    """log P(token | prompt) for every token, (len(prompts), V), at least float32, on the CPU."""
+    rows = [encoded(lm, prompt) for prompt in prompts]
+
+    def read(_: int, logits: Tensor) -> Tensor:
+        return log_probabilities(logits[-1]).cpu().to(lm.working_dtype)
+
+    answered = read_rows(lm, rows, read, batch_tokens)
+    return torch.stack(answered) if answered else torch.empty(0, len(lm.tokenizer))
+
+
+def kl(base: Tensor, edited: Tensor) -> Tensor:
+    """KL(base || edited) = sum_x p(x) (log p(x) - log q(x)) in nats, over the last dimension.
+
+    Both are log-probabilities of one dtype; float64 serves best. Where p is 0 a term is 0.
+    """
+    terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - edited))
+    return terms.sum(-1).clamp(min=0)
+
+
+def mean_kl(base: Tensor, edited: Tensor) -> float | None:
+    """The mean of `kl` over prompts (N, V); None of no prompts."""
+    return float(kl(base.double(), edited.double()).mean()) if base.shape[0] else None
+
+
+def answers(
+    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[int]]:
+    """For each (prompt, answer): the model's top-1 ids at the answer's positions, for `agreement`.
+
+    Teacher-forced on the answer that the data set gives, on the ids of one encoding.
+    """
+    return [[best for _, best in row] for row in predicted(lm, pairs, batch_tokens)]
+
+
+def agreement(base: Sequence[int], edited: Sequence[int]) -> float:
+    """The share of positions whose top-1 token did not change (EasyEdit's locality; 9.3).
+
+    It says nothing of whether the token is right; ROME's specificity (`zsre`) does.
+    """
+    return sum(one == other for one, other in zip(base, edited, strict=True)) / len(base)

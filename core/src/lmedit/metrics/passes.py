@@ -1,0 +1,99 @@
+"""Batched forward passes that several metrics read: a row's answer is the same in any batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from lmedit.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+T = TypeVar("T")
+BATCH_TOKENS = 2048
+"""Padded tokens in one forward pass; it bounds memory and changes no score."""
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows, shortest first, in groups of at most *budget* padded tokens.
+
+    A row that is longer than the budget stands alone.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[i] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@torch.no_grad()
+def read_rows(
+    lm: Lm,
+    rows: Sequence[Sequence[int]],
+    read: Callable[[int, Tensor], T],
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[T]:
+    """``read(i, logits)`` for each of *rows* of ids, in their order; logits are (len(row), V).
+
+    Rows are padded on the right (`Lm.logits`), and *read* never sees the padding.
+    """
+    answers: dict[int, T] = {}
+    for members in by_length([len(row) for row in rows], batch_tokens):
+        logits = lm.logits(lm.batch([rows[i] for i in members]))
+        for i, of_row in zip(members, logits, strict=True):
+            answers[i] = read(i, of_row[: len(rows[i])])
+    return [answers[i] for i in range(len(rows))]
+
+
+def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
+    """Ids of *prompt*; raises `RequestError` where it has none, or no *room* behind it."""
+    return _checked(lm, prompt, lm.encode(prompt), room)
+
+
+def _checked(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:
+    if not ids:
+        raise RequestError(f"the prompt {prompt!r} has no token; write at least one word")
+    if len(ids) + room > lm.max_positions:
+        raise RequestError(
+            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, {room} come behind it, "
+            f"and {lm.name} has {lm.max_positions} positions; make one of them shorter"
+        )
+    return ids
+
+
+def target_rows(lm: Lm, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """Ids of each (prompt, target); raises `RequestError` where they cannot be scored."""
+    rows = [lm.with_target(prompt, target) for prompt, target in pairs]
+    for (prompt, _), (ids, target_ids) in zip(pairs, rows, strict=True):
+        _checked(lm, prompt, ids, len(target_ids) - 1)
+    return rows
+
+
+def predicted(
+    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[tuple[int, int]]]:
+    """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
+
+    Teacher-forced: all target tokens before stand in the input. One encoding of the whole text.
+    """
+    rows = target_rows(lm, pairs)
+
+    def read(i: int, logits: Tensor) -> list[tuple[int, int]]:
+        best = logits[len(rows[i][0]) - 1 :].argmax(-1).tolist()
+        return list(zip(rows[i][1], best, strict=True))
+
+    return read_rows(lm, [prompt + target[:-1] for prompt, target in rows], read, batch_tokens)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax over the last dimension, in float64 (float32 where the device has none)."""
+    finest = torch.float32 if logits.device.type == "mps" else torch.float64
+    return logits.to(finest).log_softmax(-1)

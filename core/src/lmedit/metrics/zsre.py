@@ -1,0 +1,105 @@
+"""zsRE's scores by ROME's protocol, and by token ids (methods.md 9.2).
+
+Efficacy, paraphrase and specificity are shares of target tokens that are the model's top-1 when
+all target tokens before stand in the prompt. Specificity is absolute accuracy on the locality
+answer, not agreement with the unedited model (that is `locality.agreement`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from lmedit.metrics.passes import BATCH_TOKENS, encoded, predicted, read_rows
+from lmedit.metrics.scores import mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+    Hits = Callable[[Lm, Sequence[tuple[str, str]], int], list[list[bool]]]
+
+PROTOCOL: Mapping[str, str] = MappingProxyType({
+    "rome": "teacher-forced token accuracy, prompt and target tokens joined as strings (ROME)",
+    "ids": "teacher-forced token accuracy on the ids of one encoding",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ZsreScores:
+    """One record's shares in [0, 1], None where it has no such prompts."""
+
+    efficacy: float | None
+    paraphrase: float | None
+    specificity: float | None
+
+
+def string_hits(
+    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[bool]]:
+    """For each (prompt, target) and token i of " " + target: top-1 or not, by strings.
+
+    The prompt is ``prompt + decode(target[:i])``, encoded anew; right is the first id of
+    ``decode(target[i])`` (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). A token that is
+    part of a character can so never be right. Targets are encoded without special tokens, as
+    MEMIT's heirs do it for tokenizers that add them.
+    """
+    prompts: list[list[int]] = []
+    wanted: list[int | None] = []
+    counts: list[int] = []
+    for prompt, target in pairs:
+        ids = _plain_ids(lm, f" {target.strip()}")
+        counts.append(len(ids))
+        for i, token in enumerate(ids):
+            prompts.append(encoded(lm, prompt + lm.decode(ids[:i])))
+            wanted.append(next(iter(_plain_ids(lm, lm.decode([token]))), None))
+
+    def read(i: int, logits: Tensor) -> bool:
+        return int(logits[-1].argmax()) == wanted[i]
+
+    hits = iter(read_rows(lm, prompts, read, batch_tokens))
+    return [[next(hits) for _ in range(count)] for count in counts]
+
+
+def id_hits(
+    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[bool]]:
+    """For each (prompt, target) and token of the target: top-1 or not, by ids.
+
+    The ids of prompt and target are cut from one encoding (`Lm.with_target`), so every token can
+    be reached and the model reads what it would read in the whole text.
+    """
+    return [[own == best for own, best in row] for row in predicted(lm, pairs, batch_tokens)]
+
+
+def zsre_scores(
+    lm: Lm,
+    target: str,
+    rewrite: str,
+    paraphrases: Sequence[str],
+    locality: Sequence[tuple[str, str]],
+    hits: Hits = string_hits,
+    batch_tokens: int = BATCH_TOKENS,
+) -> ZsreScores:
+    """The scores of one record: means over all target tokens of all prompts of a kind.
+
+    *rewrite* and *paraphrases* are filled prompts for *target*; *locality* are prompts with their
+    own answers (in ROME's reading of the MEND file: ``loc + "?"`` and ``loc_ans``). *hits* is
+    `string_hits` (ROME's protocol) or `id_hits`.
+    """
+    pairs = [(prompt, target) for prompt in (rewrite, *paraphrases)] + list(locality)
+    found = hits(lm, pairs, batch_tokens)
+    cut = 1 + len(paraphrases)
+    return ZsreScores(_share(found[:1]), _share(found[1:cut]), _share(found[cut:]))
+
+
+def _share(hits: Sequence[Sequence[bool]]) -> float | None:
+    return mean([float(hit) for row in hits for hit in row])
+
+
+def _plain_ids(lm: Lm, text: str) -> list[int]:
+    return list(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,217 @@
+"""zsRE and locality: plain loops over tokens, one text at a time, must give the same."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from lmedit import Lm, Request
+from lmedit.errors import RequestError
+from lmedit.metrics.locality import (
+    agreement,
+    answers,
+    kl,
+    mean_kl,
+    next_log_probabilities,
+    with_edit,
+)
+from lmedit.metrics.passes import by_length
+from lmedit.metrics.zsre import ZsreScores, id_hits, string_hits, zsre_scores
+from lmedit.testing import tiny_lm
+
+PAIRS = [
+    ("The tower stands in", "the old city"),
+    ("A small boat came down the river in the morning and went", "home"),
+    ("Nobody", "knew how old the tower was"),
+    ("北京是中国的", "首都"),
+    ("The tower", "🍕"),
+    ("The tower", "the"),
+]
+PROMPTS = [prompt for prompt, _ in PAIRS]
+
+
+def top(lm: Lm, ids: list[int]) -> int:
+    with torch.no_grad():
+        return int(lm.model(torch.tensor([ids])).logits[0, -1].argmax())
+
+
+def ids_of(lm: Lm, text: str) -> list[int]:
+    return list(lm.tokenizer(text)["input_ids"])
+
+
+def plain_string_hits(lm: Lm, prompt: str, target: str) -> list[bool]:
+    """`compute_rewrite_quality_zsre` and `test_batch_prediction_acc`, written out."""
+    target_ids = ids_of(lm, " " + target)
+    hits = []
+    for i in range(len(target_ids)):
+        text = prompt + lm.tokenizer.decode(target_ids[:i])
+        answer = top(lm, ids_of(lm, text))
+        hits.append(answer == ids_of(lm, lm.tokenizer.decode(target_ids[i]))[0])
+    return hits
+
+
+def plain_id_hits(lm: Lm, prompt: str, target: str) -> list[bool]:
+    whole = ids_of(lm, f"{prompt} {target}")
+    begin = len(ids_of(lm, prompt))
+    return [top(lm, whole[:i]) == whole[i] for i in range(begin, len(whole))]
+
+
+@pytest.fixture(scope="module")
+def fluent() -> Lm:
+    """A model whose top-1 answers are words with a blank: some hits, some misses."""
+    lm = tiny_lm(seed=2)
+    bias = torch.zeros(len(lm.tokenizer), dtype=torch.float64)
+    for word in (" the", " city", " river", " old", " tower", " in"):
+        bias[lm.encode(word)] = 6.0
+    plain = lm.model.lm_head.forward
+    lm.model.lm_head.forward = lambda states: plain(states) + bias
+    return lm
+
+
+def test_string_hits_are_those_of_the_released_protocol(fluent: Lm) -> None:
+    pairs = [*PAIRS, *((p, f"{a} {b}") for p in PROMPTS for a in ("the", "old") for b in ("in",))]
+    expected = [plain_string_hits(fluent, *pair) for pair in pairs]
+    assert string_hits(fluent, pairs) == expected
+    flat = [hit for row in expected for hit in row]
+    assert 0 < sum(flat) < len(flat)
+
+
+def test_id_hits_are_those_of_a_plain_loop(fluent: Lm) -> None:
+    pairs = [*PAIRS, *((p, f"{a} {b}") for p in PROMPTS for a in ("the", "old") for b in ("in",))]
+    expected = [plain_id_hits(fluent, *pair) for pair in pairs]
+    assert id_hits(fluent, pairs) == expected
+    flat = [hit for row in expected for hit in row]
+    assert 0 < sum(flat) < len(flat)
+
+
+def test_a_part_of_a_character_can_be_hit_by_ids_alone(fluent: Lm) -> None:
+    """A model that always says the true token, by its ids: strings cannot see it."""
+    prompt, target = "The tower", "🍕"
+    whole = ids_of(fluent, f"{prompt} {target}")
+    assert len(whole) - len(ids_of(fluent, prompt)) > 2
+
+    class Says:
+        def __getattr__(self, name: str) -> object:
+            return getattr(fluent, name)
+
+        def logits(self, batch: object) -> torch.Tensor:
+            out = torch.zeros(*batch.ids.shape, len(fluent.tokenizer))
+            for place, token in enumerate(whole[1:]):
+                out[:, place : place + 1, token] = 1.0
+            return out
+
+    assert all(id_hits(Says(), [(prompt, target)])[0])
+    assert not all(string_hits(Says(), [(prompt, target)])[0])
+
+
+@pytest.mark.parametrize("hits", [string_hits, id_hits])
+@pytest.mark.parametrize("batch_tokens", [1, 30, 70, 10**9])
+def test_batch_size_and_order_change_no_hit(fluent: Lm, hits: object, batch_tokens: int) -> None:
+    order = random.Random(batch_tokens).sample(range(len(PAIRS)), len(PAIRS))
+    alone = [hits(fluent, [PAIRS[i]])[0] for i in order]
+    assert hits(fluent, [PAIRS[i] for i in order], batch_tokens) == alone
+
+
+def test_scores_are_means_over_all_target_tokens_of_a_kind() -> None:
+    given = {"r": [True, False], "p": [True, True], "q": [False, True], "x": [True], "y": [False]}
+
+    def hits(_: object, pairs: list[tuple[str, str]], __: int) -> list[list[bool]]:
+        assert pairs == [("r", "t"), ("p", "t"), ("q", "t"), ("x", "1"), ("y", "2")]
+        return [given[prompt] for prompt, _ in pairs]
+
+    scores = zsre_scores(None, "t", "r", ["p", "q"], [("x", "1"), ("y", "2")], hits)
+    assert scores == ZsreScores(0.5, 0.75, 0.5)
+
+
+def test_a_record_without_probes_has_no_such_scores(fluent: Lm) -> None:
+    scores = zsre_scores(fluent, "the city", "The tower stands in", [], [])
+    assert (scores.paraphrase, scores.specificity) == (None, None)
+    assert scores.efficacy == sum(string_hits(fluent, [("The tower stands in", "the city")])[0]) / 2
+
+
+def test_a_paraphrase_that_is_the_prompt_scores_like_it(fluent: Lm) -> None:
+    for hits in (string_hits, id_hits):
+        text = "The tower stands in"
+        scores = zsre_scores(fluent, "the old city", text, [text], [(text, "the old city")], hits)
+        assert scores.efficacy == scores.paraphrase == scores.specificity
+
+
+@pytest.mark.parametrize("hits", [string_hits, id_hits])
+def test_a_prompt_that_is_empty_or_too_long_is_a_clear_error(fluent: Lm, hits: object) -> None:
+    for prompt in ("", "the river runs to the sea and " * 40):
+        with pytest.raises(RequestError, match="the prompt"):
+            hits(fluent, [(prompt, "the sea"), PAIRS[0]])
+
+
+def test_the_edits_own_sentence_stands_in_front() -> None:
+    request = Request(prompt="{} lies in", subject="The Louvre", target_new=" Rome ")
+    assert with_edit(request, "Obama was born in") == "The Louvre lies in Rome. Obama was born in"
+    tricky = Request(prompt="Where is {}?", subject="a {} b", target_new="x")
+    assert with_edit(tricky, "{}") == "Where is a {} b? x. {}"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10**9])
+def test_next_log_probabilities_are_those_of_each_prompt_alone(
+    fluent: Lm, batch_tokens: int
+) -> None:
+    found = next_log_probabilities(fluent, PROMPTS, batch_tokens)
+    with torch.no_grad():
+        rows = [fluent.model(torch.tensor([ids_of(fluent, p)])).logits[0, -1] for p in PROMPTS]
+    expected = torch.stack([row.log_softmax(-1) for row in rows])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+    assert found.exp().sum(-1).tolist() == pytest.approx([1.0] * len(PROMPTS))
+    assert next_log_probabilities(fluent, []).shape == (0, len(fluent.tokenizer))
+
+
+def test_kl_by_hand() -> None:
+    base = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.5, 0.25]]).log()
+    edited = torch.tensor([[0.25, 0.25, 0.5], [0.25, 0.5, 0.25]]).log()
+    assert kl(base, edited).tolist() == pytest.approx([math.log(2), 0.0], abs=1e-7)
+    assert mean_kl(base, edited) == pytest.approx(math.log(2) / 2, abs=1e-7)
+    assert kl(edited, base)[0].item() == math.inf
+    assert kl(base, base).tolist() == [0.0, 0.0]
+    assert mean_kl(base[:0], base[:0]) is None
+
+
+def test_kl_agrees_with_torch_and_is_no_distance() -> None:
+    one, two = torch.randn(2, 5, 40, dtype=torch.float64, generator=torch.Generator()).log_softmax(
+        -1
+    )
+    expected = torch.nn.functional.kl_div(two, one, log_target=True, reduction="batchmean").item()
+    assert mean_kl(one, two) == pytest.approx(expected, abs=1e-12)
+    assert mean_kl(one, two) > 0
+    assert mean_kl(one, two) != pytest.approx(mean_kl(two, one), abs=1e-6)
+
+
+def test_identical_models_have_no_kl_and_full_agreement(fluent: Lm) -> None:
+    one, two = (next_log_probabilities(fluent, PROMPTS, budget) for budget in (1, 1))
+    assert mean_kl(one, two) == 0
+    before, after = answers(fluent, PAIRS), answers(fluent, PAIRS, batch_tokens=1)
+    assert [agreement(a, b) for a, b in zip(before, after, strict=True)] == [1.0] * len(PAIRS)
+
+
+def test_answers_are_the_top_tokens_where_the_answer_stands(fluent: Lm) -> None:
+    for (prompt, target), found in zip(PAIRS, answers(fluent, PAIRS), strict=True):
+        whole, begin = ids_of(fluent, f"{prompt} {target}"), len(ids_of(fluent, prompt))
+        assert found == [top(fluent, whole[:i]) for i in range(begin, len(whole))]
+
+
+def test_agreement_by_hand() -> None:
+    assert agreement([1, 2, 3, 4], [1, 0, 3, 0]) == 0.5
+    assert agreement([1], [2]) == 0
+    with pytest.raises(ValueError, match="zip"):
+        agreement([1, 2], [1])
+
+
+def test_groups_hold_every_row_once_within_the_budget() -> None:
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    for budget in (1, 6, 10, 1000):
+        groups = by_length(lengths, budget)
+        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+        for group in groups:
+            assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= budget
+    assert by_length(lengths, 10) == [[1, 6, 3], [4, 0], [2], [5]]
+    assert by_length([], 10) == []
