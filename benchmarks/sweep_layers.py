@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RATES = (1e-4, 5e-4, 2e-3)
 BOUNDS = (5e-4, 2e-3, 5e-3)
+SAMPLES = 600
+"""Lines of the world's text behind ROME's statistics: some 30 keys for each dimension."""
 
 
 def settings(lm: Lm) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every (method, options) of the sweep."""
     for layer in range(lm.n_layers):
-        yield "rome", {"layer": layer}
+        yield "rome", {"layer": layer, "samples": SAMPLES}
     for layer in range(lm.n_layers):
         for rate in RATES:
             yield "ft", {"layer": layer, "learning_rate": rate}
@@ -77,7 +79,7 @@ def page(rows: list[dict[str, Any]], count: int) -> str:
 
 
 def _words(setting: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in setting.items())
+    return " ".join(f"{name}={v:g}" for name, v in setting.items() if name != "samples")
 
 
 def main() -> None:

@@ -192,7 +192,7 @@ def test_a_corrupt_database_is_an_error_that_names_the_way_out(tmp_path: Path) -
     data = bytearray((tmp_path / FILE).read_bytes())
     data[:64] = b"\0" * 64
     (tmp_path / FILE).write_bytes(data)
-    with pytest.raises(RunError, match="cannot open the run .* give another --run"):
+    with pytest.raises(RunError, match=r"cannot open the run .* give another --run"):
         RunStore(tmp_path)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +54,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        part.touch(exist_ok=False)
     except OSError as error:
         what = f"cannot write {path}: {error.strerror}; choose another place"
         raise ArtifactError(what) from error
-    os.close(handle)
-    part = Path(name)
     try:
         yield part
         part.replace(path)
@@ -168,9 +167,3 @@ def load_patch(path: Path) -> tuple[Update, dict[str, Any]]:
         }
         deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
     return Update(deltas, facts.pop("notes")), facts
-
-
-def update_bytes(update: Update) -> int:
-    """What the tensors of *update* take up in a patch, in bytes."""
-    deltas = update.deltas.values()
-    return sum(tensor.nbytes for delta in deltas for tensor in delta.tensors().values())

@@ -346,7 +346,7 @@ def delta_by_hand(editor: Editor, updates: int) -> Tensor:
         {"decay": 0.0, "kl_factor": 1e4, "kl_position": "prompt_last", "kl_reduction": "mean"},
         {"clamp": 0.2},
         {"layer": 0},
-        {"layer": 3, "decay_kind": "adam"},
+        {"layer": 1, "decay_kind": "adam"},
     ],
 )
 def test_delta_and_the_losses_are_those_of_equation_4(

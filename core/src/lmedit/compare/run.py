@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.artifacts import key_of, update_bytes, write_json
+from lmedit.artifacts import key_of, write_json
 from lmedit.compare.case_scores import PROTOCOL, CaseScores, score_case
 from lmedit.compare.rows import summary_row
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError
+from lmedit.metrics.weights import patch_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,7 +156,7 @@ def edit_case(lm: Lm, case: Case, editor: Editor) -> tuple[dict[str, Any], float
     seconds = time.perf_counter() - started
     with editor.applied(update):
         scores = score_case(lm, case)
-    return {"scores": scores.as_dict(), "bytes": update_bytes(update)}, seconds
+    return {"scores": scores.as_dict(), "bytes": patch_bytes(update)}, seconds
 
 
 def _outcome(stored: Stored, task: Task) -> Outcome:

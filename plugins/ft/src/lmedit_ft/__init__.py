@@ -46,7 +46,8 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: FtOption
         for site in location.sites
     ]  # fmt: skip
     losses = _train(lm, request, location.evidence["layer"], Deltas, options)
-    notes = {"steps": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
+    updates = sum(loss >= options.stop_loss for loss in losses)
+    notes = {"steps": updates, "loss_first": losses[0], "loss_last": losses[-1]}
     return Update(dict(zip(location.sites, map(Dense, Deltas), strict=True)), notes)
 
 

@@ -1,0 +1,67 @@
+"""The single cases as the data that the page's browser shows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lmedit.compare.table import COLUMNS
+from lmedit.report.heat import groups
+from lmedit.report.read import BASE
+
+if TYPE_CHECKING:
+    from lmedit.report.read import Entry, Run, Text
+
+
+def browser_data(run: Run) -> str:
+    """JSON that may stand inside a `script` element, whatever the cases hold."""
+    kinds = {group: number for number, group in enumerate(groups(run))}
+    data = {
+        "base": BASE,
+        "methods": run.methods,
+        "scores": run.score_names,
+        "labels": [COLUMNS.get(name, name) for name in run.score_names],
+        "relations": list(kinds),
+        "cases": [
+            _case(case_id, text, kinds) for case_id, text in zip(run.ids, run.texts, strict=True)
+        ],
+        "results": [[_result(run, entry) for entry in run.entries[m]] for m in run.methods],
+    }
+    return harmless(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+
+def harmless(text: str) -> str:
+    """JSON in which no sign can end a `script` element or begin markup."""
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _case(case_id: str, text: Text | None, kinds: dict[str, int]) -> dict[str, Any]:
+    if text is None:
+        return {"id": case_id}
+    fact = text.request
+    return {
+        "id": case_id,
+        "prompt": fact.prompt,
+        "subject": fact.subject,
+        "new": fact.target_new,
+        "true": fact.target_true,
+        "relation": kinds[text.group],
+        "paraphrases": text.paraphrases,
+        "neighbours": text.neighbours,
+    }
+
+
+def _result(run: Run, entry: Entry) -> dict[str, Any]:
+    """What is known of one method on one case; what is not known is left out."""
+    payload = entry.payload
+    found: dict[str, Any] = {
+        "scores": [entry.scores.get(name) for name in run.score_names] if entry.scores else None,
+        "failure": payload.failure,
+        "seconds": entry.seconds,
+        "bytes": payload.bytes,
+        "norms": payload.norms or None,
+        "generated": payload.generated or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,75 @@
+"""What the numbers mean, how they were measured, and what they do not show."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING
+
+from lmedit.report.columns import columns, meaning
+from lmedit.report.read import BASE
+from lmedit.report.svg import tag
+
+if TYPE_CHECKING:
+    from lmedit.report.read import Run
+
+ALREADY = """In {there} of {n} cases the unedited model already finds the new answer more probable
+than the true one; these cases count like all others."""
+CAUTIONS = (
+    """Intervals are normal approximations, 1.96 standard deviations over the root of the number
+    of cases; they know nothing of other seeds, prompts or models, and are not corrected for
+    comparing many methods. S, the harmonic mean of three means, has none unless one is shown.""",
+    """ES, PS and NS compare the probabilities of two given answers. ES of 100 % does not mean that
+    the model writes the new answer on its own.""",
+    """Every edit starts from the unedited model and is taken back before the next one; nothing
+    here says how a method does when edits pile up.""",
+    """A failed edit counts with the scores of the unedited model, since that is the model the user
+    is left with. In the list of single cases it has no scores of its own.""",
+    """Options that were not tuned for this model may do a method injustice; they are listed
+    above.""",
+)
+
+
+def protocols(run: Run) -> str:
+    """Each column's meaning, then the protocols as the run wrote them down."""
+    meant = "".join(
+        tag("dt", escape(c.label)) + tag("dd", escape(meaning(c.name))) for c in columns(run)
+    )
+    told = "".join(
+        tag("dt", escape(name)) + tag("dd", escape(_plain(text)))
+        for name, text in run.results.protocol.items()
+    )
+    lists = tag("dl", meant)
+    return lists + (tag("h3", "Protocols") + tag("dl", told) if told else "")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def setups(run: Run) -> str:
+    """Versions and options of the methods, whole digests of the model and the cases."""
+    rows = []
+    for row in run.results.rows:
+        if row.method != BASE:
+            options = ", ".join(f"{name} = {_plain(value)}" for name, value in row.options.items())
+            rows.append(tag("dt", escape(f"{row.method} {row.version or ''}".strip()))
+                        + tag("dd", escape(options or "no options written down")))  # fmt: skip
+    for name, thing in (("model", run.results.model), ("cases", run.results.cases)):
+        rows.append(tag("dt", name) + tag("dd", escape(f"{thing.name} {thing.digest}".strip())))
+    return tag("dl", "".join(rows), class_="setup")
+
+
+def notes(run: Run) -> str:
+    """What a careful reader should know before quoting a number of this page."""
+    told = [*_already(run), *CAUTIONS]
+    return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
+
+
+def _already(run: Run) -> list[str]:
+    """How often there was nothing to edit."""
+    before = run.values(BASE, "ES") if BASE in run.entries else []
+    there = sum(value == 1 for value in before)
+    if not there:
+        return []
+    return [ALREADY.format(there=there, n=len(before))]

@@ -1,0 +1,168 @@
+"""One self-contained page about a run: no network, no dates, the same bytes for the same run.
+
+A section is a function from the run to markup; one that has nothing to show gives nothing, and
+is not on the page. What a later kind of run brings (retention over many edits, say) becomes one
+more section here.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING
+
+from lmedit.report.browser import browser_data
+from lmedit.report.columns import best, cell, columns, shown
+from lmedit.report.heat import MOST_GROUPS, heat_map
+from lmedit.report.notes import notes, protocols, setups
+from lmedit.report.plots import cost, looks_of, trade_off
+from lmedit.report.read import BASE
+from lmedit.report.spread import magnitudes, norms
+from lmedit.report.svg import tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmedit.report.read import Run
+
+
+def page(run: Run) -> str:
+    """The whole page."""
+    parts = [(name, title, section(run)) for name, title, section in SECTIONS]
+    parts = [part for part in parts if part[2]]
+    body = "".join(
+        tag("section", tag("h2", title) + inside, id=name) for name, title, inside in parts
+    )
+    links = " · ".join(tag("a", title, href=f"#{name}") for name, title, _ in parts)
+    folder = files("lmedit.report")
+    read = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    return Template(read["html"]).substitute(
+        title=escape(_title(run)), facts=_facts(run), links=links, body=body,
+        css=read["css"], js=read["js"], data=browser_data(run) if run.methods else "null",
+    )  # fmt: skip
+
+
+def _title(run: Run) -> str:
+    return f"Editing {run.results.model.name} on {run.results.cases.name}"
+
+
+def _facts(run: Run) -> str:
+    """What was compared on what, in one line, digests shortened."""
+    results = run.results
+    n = max((row.n for row in results.rows), default=0)
+    told = [f"{n} case{'' if n == 1 else 's'}"]
+    if results.seed is not None:
+        told.append(f"seed {results.seed}")
+    for name, digest in (("model", results.model.digest), ("cases", results.cases.digest)):
+        if digest:
+            told.append(f"{name} {digest[:12]}")
+    return escape(" · ".join(told))
+
+
+def _results(run: Run) -> str:
+    wanted = columns(run)
+    winners = {column.name: best(run, column) for column in wanted}
+    head = "".join(
+        tag("th", escape(text), scope="col")
+        for text in ("method", "n", "failed", *(column.label for column in wanted))
+    )
+    look = looks_of(run)
+    body = []
+    for row in run.results.rows:
+        name = look[row.method].sign() + tag("b", escape(row.method))
+        cells = tag("th", name, scope="row") + tag("td", str(row.n)) + tag("td", str(row.n_failed))
+        for column in wanted:
+            value, half_width = cell(run, row, column.name)
+            text = shown(value, seconds=column.seconds)
+            if half_width is not None:
+                text += tag("small", f"±{half_width:.1f}")
+            cells += tag("td", text, class_="best" if row.method in winners[column.name] else None,
+                         data_column=column.name, data_value=repr(value))  # fmt: skip
+        body.append(tag("tr", cells, class_="base" if row.method == BASE else None,
+                        data_method=row.method))  # fmt: skip
+    inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
+    table = tag("div", tag("table", inside, class_="results"), class_="wide")
+    return table + tag("p", "Scores in percent, ± half of the 95 % interval of the mean over cases."
+                       " The best mean of each column among the methods is bold, whether or not "
+                       "the intervals overlap.", class_="caption")  # fmt: skip
+
+
+def _trade_off(run: Run) -> str:
+    return _figure(trade_off(run), "Each method's efficacy (ES, PS) against its specificity (NS); "
+                   "bars are 95 % intervals. A good method stands at the top right; the "
+                   "unedited model is grey.", "two")  # fmt: skip
+
+
+def _cost(run: Run) -> str:
+    return _figure(cost(run), "S against the seconds that one edit takes, on a logarithmic scale. "
+                   "Hollow marks add the preparation, spread over the cases of this run. Times "
+                   "hold for the machine of this run and what else it did.", "beside")  # fmt: skip
+
+
+def _heat(run: Run) -> str:
+    found = heat_map(run)
+    return found and found + tag(
+        "p", "By kind of fact: the data set's relation where it names one, else the prompt's "
+        f"template; the {MOST_GROUPS} most frequent, then all others. Numbers "
+        "from few cases (n) scatter widely. Each leads to its cases.",
+        class_="caption",
+    )  # fmt: skip
+
+
+def _magnitudes(run: Run) -> str:
+    return _figure(magnitudes(run), "Differences of probabilities over the single cases, from -1 "
+                   "to 1; black lines are means. Heights are shares of cases, on one scale in "
+                   "each column.")  # fmt: skip
+
+
+def _norms(run: Run) -> str:
+    return _figure(norms(run), "Frobenius norm of each edit's change over that of the matrix: "
+                   "smallest, quartiles and largest of all cases.")  # fmt: skip
+
+
+def _figure(picture: str, caption: str, class_: str = "") -> str:
+    """A figure with its caption; nothing where there is no picture."""
+    return picture and tag(
+        "figure", tag("div", picture) + tag("figcaption", caption), class_=class_ or None
+    )
+
+
+def _failures(run: Run) -> str:
+    rows = [
+        tag("tr", tag("th", escape(row.method), scope="row") + tag("td", str(count))
+            + tag("td", f"{100 * count / max(row.n, 1):.1f} %")
+            + tag("td", escape(reason), class_="text"))
+        for row in run.results.rows
+        for reason, count in sorted(row.failures.items(), key=lambda item: (-item[1], item[0]))
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    head = "".join(tag("th", text) for text in ("method", "cases", "share", "reason"))
+    table = tag("table", tag("thead", tag("tr", head)) + tag("tbody", "".join(rows)),
+                class_="failures")  # fmt: skip
+    return tag("div", table, class_="wide") + tag(
+        "p", "A failed edit counts with the unedited model's scores. A record that could not be "
+        "read has no scores.", class_="caption",
+    )  # fmt: skip
+
+
+def _browser(run: Run) -> str:
+    if not run.methods:
+        return ""
+    return (files("lmedit.report") / "browser.html").read_text("utf-8")
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Run], str]], ...] = (
+    ("results", "Results", _results),
+    ("trade-off", "Efficacy against specificity", _trade_off),
+    ("cost", "Cost against quality", _cost),
+    ("kinds", "Kinds of facts", _heat),
+    ("magnitudes", "Magnitudes", _magnitudes),
+    ("norms", "Size of the changes", _norms),
+    ("failures", "Failures", _failures),
+    ("cases", "Single cases", _browser),
+    ("protocols", "What was measured, and how", protocols),
+    ("set-up", "Set-up", setups),
+    ("notes", "How to read this", notes),
+)

@@ -1,0 +1,242 @@
+"""Read a run folder: the results, the cases they are about, and what each method did to each.
+
+Only `results.json` must be there. Rows that name their results in the store (`keys`) bring them
+along, and `cases.json` the texts; without them a report shows less, never a made-up number.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from lmedit.compare.store import FILE, RunStore, Stored
+from lmedit.compare.table import COLUMNS
+from lmedit.errors import RunError
+from lmedit.types import first_complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+BASE = "base"
+RESULTS, CASES = "results.json", "cases.json"
+Value = TypeVar("Value")
+
+
+class Lenient(BaseModel):
+    """What a run wrote: fields that this version does not know are kept, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Row(Lenient):
+    """One method's row of the results."""
+
+    method: str
+    n: int
+    n_failed: int
+    failures: dict[str, int] = {}
+    keys: list[str] = []
+    options: dict[str, Any] = {}
+    version: str | None = None
+
+    def number(self, name: str) -> float | None:
+        """The value of a column, None where it was not measured."""
+        value = (self.model_extra or {}).get(name)
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if known else None
+
+
+class Named(Lenient):
+    """The model, or the set of cases."""
+
+    name: str
+    digest: str = ""
+
+
+class Results(Lenient):
+    """What `results.json` holds."""
+
+    model: Named
+    cases: Named
+    seed: int | None = None
+    protocol: dict[str, Any] = {}
+    rows: list[Row]
+
+
+class Fact(Lenient):
+    """The request of a case."""
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+
+
+class Text(Lenient):
+    """A case as it was run: the request, and the prompts that judge it."""
+
+    id: str
+    request: Fact
+    paraphrases: list[str] = []
+    neighbours: list[str] = []
+    relation: str | None = None
+    relation_id: str | None = None
+
+    @property
+    def group(self) -> str:
+        """What kind of fact it is: its relation where the data set names one, else the prompt."""
+        return self.relation or self.relation_id or self.request.prompt
+
+
+def _texts(value: Any) -> Any:
+    """What was written, as texts by prompt: numbers and nested values become JSON."""
+    if not isinstance(value, dict):
+        return {"text": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+    return {
+        name: text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        for name, text in value.items()
+    }
+
+
+class Payload(Lenient):
+    """What the store keeps of one method on one case."""
+
+    scores: dict[str, float | None] | None = None
+    failure: str | None = None
+    bytes: int | None = None
+    norms: dict[str, float | None] = {}
+    generated: Annotated[dict[str, str], BeforeValidator(_texts)] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method on one case: what was measured, or why it failed."""
+
+    case_id: str
+    payload: Payload
+    seconds: float | None
+
+    @property
+    def scores(self) -> Mapping[str, float | None]:
+        """The scores by name; none where the edit failed."""
+        return self.payload.scores or {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was found; `entries` and `texts` stand in the order of `ids`."""
+
+    results: Results
+    raw: Mapping[str, Any]
+    ids: tuple[str, ...] = ()
+    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    texts: tuple[Text | None, ...] = ()
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods whose single results are known, in the order of the rows."""
+        return [row.method for row in self.results.rows if row.method in self.entries]
+
+    @cached_property
+    def score_names(self) -> list[str]:
+        """The scores of single cases: the known ones in the table's order, then the others."""
+        found = {
+            name
+            for row in self.entries.values()
+            for entry in row
+            for name, value in entry.scores.items()
+            if value is not None
+        }
+        return [*(name for name in COLUMNS if name in found), *sorted(found - set(COLUMNS))]
+
+    def counted(self, method: str, index: int) -> Mapping[str, float | None]:
+        """The scores that count: a failed edit leaves the user with the unedited model."""
+        entry = self.entries[method][index]
+        if entry.payload.failure is not None and BASE in self.entries:
+            return self.entries[BASE][index].scores
+        return entry.scores
+
+    def values(self, method: str, score: str) -> list[float]:
+        """All cases' values of a score that count, those not measured left out."""
+        found = (self.counted(method, index).get(score) for index in range(len(self.ids)))
+        return [value for value in found if value is not None]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in *folder*; raises `RunError` where it is not one, or is damaged."""
+    if not (folder / RESULTS).is_file():
+        raise RunError(f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
+                       "lmedit compare --run wrote")  # fmt: skip
+    raw = _json(folder / RESULTS)
+    results = _checked(folder / RESULTS, Results.model_validate, raw)
+    names = [row.method for row in results.rows]
+    if len(set(names)) < len(names):
+        raise RunError(f"{folder / RESULTS} has two rows of one method; run compare again")
+    entries = _entries(folder, results)
+    ids = tuple(entry.case_id for entry in next(iter(entries.values()), ()))
+    if any(tuple(entry.case_id for entry in row) != ids for row in entries.values()):
+        raise RunError(f"{folder / RESULTS} has rows about different cases; run compare again")
+    return Run(results, raw, ids, entries, _case_texts(folder, ids))
+
+
+def _entries(folder: Path, results: Results) -> dict[str, tuple[Entry, ...]]:
+    """The results that the rows name by their keys in the store."""
+    named = {row.method: row.keys for row in results.rows if row.keys}
+    if not named:
+        return {}
+    if not (folder / FILE).is_file():
+        raise RunError(f"the run in {folder} has lost its {FILE}; run compare again")
+    with RunStore(folder) as store:
+        stored = {result.key: result for result in store.all()}
+    lost = sum(key not in stored for keys in named.values() for key in keys)
+    if lost:
+        raise RunError(f"{folder / FILE} lacks {lost} of the results that {RESULTS} names; "
+                       "run compare again to finish them")  # fmt: skip
+    return {
+        method: tuple(_entry(folder, stored[key]) for key in keys) for method, keys in named.items()
+    }
+
+
+def _entry(folder: Path, stored: Stored) -> Entry:
+    try:
+        found = json.loads(stored.payload, parse_constant=_nothing)
+    except ValueError as error:
+        raise RunError(f"{folder / FILE}, {stored.key}: {error}; run compare again") from error
+    payload = _checked(f"{folder / FILE}, {stored.key}", Payload.model_validate, found)
+    return Entry(stored.case_id, payload, stored.seconds)
+
+
+def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
+    """The cases of *ids*; None for those that are not written down."""
+    path = folder / CASES
+    if not path.is_file():
+        return (None,) * len(ids)
+    texts = _checked(path, TypeAdapter(list[Text]).validate_python, _json(path))
+    if tuple(text.id for text in texts) == ids:
+        return tuple(texts)
+    by_id = {text.id: text for text in texts}
+    return tuple(by_id.get(case_id) for case_id in ids)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_nothing)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}; run compare again") from error
+
+
+def _nothing(constant: str) -> None:
+    """NaN and the infinities are no numbers that a report could show."""
+    del constant
+
+
+def _checked(where: object, validate: Callable[[Any], Value], found: Any) -> Value:
+    try:
+        return validate(found)
+    except ValidationError as error:
+        raise RunError(f"{where}: {first_complaint(error)}; run compare again") from None
