@@ -38,7 +38,8 @@ class LayerOptions(Options):
     def resolved(self, lm: Lm) -> Self:
         """Fill in the published values that were not set, then a layer by depth."""
         known = self.published_for(lm)
-        values = {name: v for name, v in known.items() if name not in self.model_fields_set}
+        given = self.model_fields_set - ({"layer"} if self.layer is None else set())
+        values = {name: value for name, value in known.items() if name not in given}
         if self.layer is None:
             values.setdefault("layer", self._by_depth(lm))
         return self.model_copy(update=values)
