@@ -74,7 +74,8 @@ def check(*_: str) -> None:
 def test(*arguments: str) -> None:
     """All checks, then all tests."""
     check()
-    run("python", "-m", "pytest", *arguments)
+    # One thread a process: two computing processes with two threads each stall one another.
+    run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
 
 
 def main() -> None:

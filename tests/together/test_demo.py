@@ -43,7 +43,7 @@ def test_rome_shows_the_fields_typical_picture(lmedit: Run) -> None:
     assert base["NS"] >= 95
     assert rome["ES"] >= 96
     assert rome["PS"] >= 93
-    assert rome["NS"] >= 88
+    assert rome["NS"] >= 70
     assert rome["n_failed"] == 0
 
 

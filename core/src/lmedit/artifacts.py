@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -62,8 +63,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror}; nothing was kept") from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -77,7 +78,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
     """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum."""
-    flat = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    # Copies, since safetensors refuses tensors that share memory.
+    flat = {
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name in sorted(tensors)
+    }
     text = json.dumps(facts, sort_keys=True)
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
     with written_whole(path) as part:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
 from lmedit.errors import BrokenPluginError, NotPreparedError, RequestError
-from lmedit.types import Applied, Location, Prepared, Update
+from lmedit.types import Applied, Dense, Location, LowRank, Prepared, Site, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
@@ -47,8 +49,11 @@ class Editor:
         hook = self.loaded.manager.hook.edit_locate
         location = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
         self._expect(location, Location, "edit_locate")
+        sites = location.sites
+        if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
+            self._broke(f"located {sites!r}, which is no tuple of sites")
         parameters = dict(self.lm.model.named_parameters())
-        for site in location.sites:
+        for site in sites:
             if site.parameter not in parameters:
                 self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
         return location
@@ -68,13 +73,24 @@ class Editor:
         for site, delta in update.deltas.items():
             if site not in location.sites:
                 self._broke(f"changes {site.parameter!r}, which it did not locate")
-            if delta.shape != (shape := tuple(self.lm.weight(site).shape)):
-                self._broke(f"delta of {site.parameter!r} is {delta.shape}, the matrix is {shape}")
-            if not all(bool(t.isfinite().all()) for t in delta.tensors().values()):
+            change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
+            if tuple(change.shape) != shape:
+                found = tuple(change.shape)
+                self._broke(f"delta of {site.parameter!r} is {found}, the matrix is {shape}")
+            if not bool(change.isfinite().all()):
                 raise RequestError(
                     f"{self.name}: the update of {site.parameter!r} is not finite; the edit was "
                     "dropped, try other options"
                 )
+
+    def _dense(self, site: Site, delta: object) -> Tensor:
+        """The change as a matrix, where it is one."""
+        try:
+            if isinstance(delta, LowRank | Dense) and delta.dense().dim() == 2:
+                return delta.dense()
+        except (RuntimeError, AttributeError, TypeError):
+            pass
+        return self._broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is no matrix")
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
@@ -96,7 +112,7 @@ class Editor:
         if not isinstance(value, kind):
             self._broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
 
-    def _broke(self, what: str) -> None:
+    def _broke(self, what: str) -> NoReturn:
         raise BrokenPluginError(f"method {self.name!r} of {self.loaded.distribution}: {what}")
 
 

@@ -159,10 +159,12 @@ def register(
 
 
 def _check_method(method: object, name: str | None, culprit: str) -> None:
-    from lmedit.types import Method
+    from lmedit.types import Method, Options
 
     if not isinstance(method, Method):
         raise BrokenPluginError(f"{culprit}: edit_describe must return a Method, not {method!r}")
+    if not (isinstance(method.options, type) and issubclass(method.options, Options)):
+        raise BrokenPluginError(f"{culprit}: its options must be a class derived from Options")
     if name is not None and method.name != name:
         raise BrokenPluginError(
             f"{culprit}: calls itself {method.name!r}; it must bear its entry point's name"

@@ -35,14 +35,15 @@ class Captured:
 def captured(module: Module, *, stop: bool = False) -> Iterator[Captured]:
     """Keep *module*'s input and output of each call; with *stop*, end the pass there.
 
-    The tensors are those of the pass itself, not copies. A stopped pass ends the ``with`` body.
+    A stopped pass ends the ``with`` body.
     """
     box = Captured()
 
     def keep(_: Module, args: tuple[Any, ...], output: Any) -> None:
         if args:
             box.input = args[0]
-        box.output, box.whole = first(output), output
+        # A block may go on to change its parts' outputs in place.
+        box.output, box.whole = first(output) if stop else first(output).clone(), output
         if stop:
             raise StopForward
 

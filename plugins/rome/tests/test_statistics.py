@@ -31,6 +31,10 @@ LAYER, D = 1, 64
 WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
 
 
+class Interrupted(Exception):
+    """What stops the reading: `KeyboardInterrupt` would end a failing test run as a whole."""
+
+
 class Documents:
     """Texts of 0 to 25 words; *fails_at* that document the reading is interrupted."""
 
@@ -46,7 +50,7 @@ class Documents:
     def __iter__(self) -> Iterator[str]:
         for number, text in enumerate(self.texts):
             if number == self.fails_at:
-                raise KeyboardInterrupt
+                raise Interrupted
             yield text
 
 
@@ -165,7 +169,7 @@ def test_interrupted_and_resumed_gives_the_same_bits(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
     undisturbed = moment(state="one", **given)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         moment(Documents(fails_at=10), state="two", **given)
     state = Checkpoint(tmp_path / "two").load()
     assert state is not None
@@ -179,7 +183,7 @@ def test_resumed_work_does_not_run_finished_documents_again(
     moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         moment(Documents(fails_at=10))
     run: list[int] = []
     keys_of = statistics.keys_of
@@ -200,7 +204,7 @@ def test_preparation_resumes_and_clears_its_state(
     monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
     undisturbed = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         prepare(rome, lm, options(), Documents(fails_at=10))
     assert [file.suffix for file in (tmp_path / "other").rglob("*.*")] == [".checkpoint"]
     resumed = prepare(rome, lm, options(), Documents()).prepared
@@ -341,7 +345,7 @@ def test_a_damaged_checkpoint_is_noticed(
     moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         moment(Documents(fails_at=10))
     flip(tmp_path / "state", -1)
     with pytest.raises(ArtifactError, match="checksum"):

@@ -7,6 +7,7 @@ several processes may work on it at once.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from lmedit.artifacts import key_of, write_json
 from lmedit.compare.case_scores import PROTOCOL, CaseScores, score_case
 from lmedit.compare.rows import summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.errors import BrokenPluginError, LmeditError
+from lmedit.errors import BrokenPluginError, LmeditError, RequestError
 from lmedit.metrics.weights import patch_bytes
 
 if TYPE_CHECKING:
@@ -107,6 +108,16 @@ def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task]) -> list[Outcome]:
     Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
     """
     mine: list[str] = []
+    try:
+        _work(store, lm, tasks, mine)
+    finally:
+        _check_base(store, lm, tasks, mine)
+    stored = [store.get(task.key) for task in tasks]
+    return [_outcome(result, task) for result, task in zip(stored, tasks, strict=True) if result]
+
+
+def _work(store: RunStore, lm: Lm, tasks: Sequence[Task], mine: list[str]) -> None:
+    """Do what is left of *tasks*; the keys of those done here are added to *mine*."""
     waiting = list(tasks)
     with tqdm(total=len(tasks), desc=tasks[0].method if tasks else "", unit="case", disable=None,
               leave=False) as bar:  # fmt: skip
@@ -116,14 +127,15 @@ def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task]) -> list[Outcome]:
             if len(left) == len(waiting):
                 time.sleep(POLL_SECONDS)
             waiting = left
+
+
+def _check_base(store: RunStore, lm: Lm, tasks: Sequence[Task], mine: list[str]) -> None:
     if lm.weights_digest() != lm.digest:
         store.drop(mine)
         raise BrokenPluginError(
             f"method {tasks[0].method!r} changed the model outside apply and revert; its results "
             "are dropped, load the model again"
         )
-    stored = [store.get(task.key) for task in tasks]
-    return [_outcome(result, task) for result, task in zip(stored, tasks, strict=True) if result]
 
 
 def _finished(store: RunStore, lm: Lm, task: Task, mine: list[str]) -> bool:
@@ -155,8 +167,10 @@ def edit_case(lm: Lm, case: Case, editor: Editor) -> tuple[dict[str, Any], float
     update = editor.compute(case.request)
     seconds = time.perf_counter() - started
     with editor.applied(update):
-        scores = score_case(lm, case)
-    return {"scores": scores.as_dict(), "bytes": patch_bytes(update)}, seconds
+        scores = score_case(lm, case).as_dict()
+    if any(score is not None and not math.isfinite(score) for score in scores.values()):
+        raise RequestError("the edited model gives no numbers; the update is too large")
+    return {"scores": scores, "bytes": patch_bytes(update)}, seconds
 
 
 def _outcome(stored: Stored, task: Task) -> Outcome:

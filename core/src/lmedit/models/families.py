@@ -70,7 +70,9 @@ def _find_blocks(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == layers
     }  # fmt: skip
     outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
-    fitting = [name for name in outermost if _leads_back(model, lists[name][0])]
+    fitting = outermost
+    if len(outermost) > 1:  # a vision tower of the same depth, say
+        fitting = [name for name in outermost if _leads_back(model, lists[name][0])]
     if len(fitting) != 1:
         raise UnknownArchitectureError(
             f"{_kind(model)}: looked for one ModuleList of {layers} blocks "

@@ -1,0 +1,327 @@
+"""Where each family keeps its parts, and that a change of `W` does what `v = W k` says."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lmedit import Dense, Lm, LowRank, Site, Update, defaults
+from lmedit.errors import RequestError, UnknownArchitectureError
+from lmedit.models import families
+from lmedit.testing import byte_tokenizer
+from lmedit.trace import captured, changed
+
+H, D, L = 16, 40, 2
+LLAMA = {
+    "hidden_size": H, "intermediate_size": D, "num_hidden_layers": L, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 8,
+}  # fmt: skip
+GPT2 = {"n_embd": H, "n_inner": D, "n_layer": L, "n_head": 2, "n_positions": 64}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", GPT2),
+    "gptj": ("GPTJConfig", GPT2 | {"rotary_dim": 4}),
+    "gpt_neo": ("GPTNeoConfig", {
+        "hidden_size": H, "intermediate_size": D, "num_layers": L, "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
+    }),
+    "gpt_neox": ("GPTNeoXConfig", LLAMA),
+    "opt": ("OPTConfig", {
+        "hidden_size": H, "word_embed_proj_dim": H, "ffn_dim": D, "num_hidden_layers": L,
+        "num_attention_heads": 2, "max_position_embeddings": 64,
+    }),
+    "llama": ("LlamaConfig", LLAMA),
+    "mistral": ("MistralConfig", LLAMA),
+    "qwen2": ("Qwen2Config", LLAMA),
+    "qwen3": ("Qwen3Config", LLAMA),
+    "gemma": ("GemmaConfig", LLAMA),
+    "gemma2": ("Gemma2Config", LLAMA),
+    "gemma3_text": ("Gemma3TextConfig", LLAMA),
+    "phi3": ("Phi3Config", LLAMA),
+    "phi": ("PhiConfig", LLAMA),
+    "falcon": ("FalconConfig", {
+        "hidden_size": H, "ffn_hidden_size": D, "num_hidden_layers": L, "num_attention_heads": 2,
+    }),
+    "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": L, "n_head": 2}),
+}  # fmt: skip
+WIDTHS = dict.fromkeys(SHAPES, D) | {"bloom": 4 * H}
+BIASED = {"gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "phi", "bloom"}
+UNLISTED = {"olmo2": ("Olmo2Config", LLAMA), "starcoder2": ("Starcoder2Config", LLAMA)}
+TEXTS = ("the tower", "the old city by the river", "the boat")
+
+every_family = pytest.mark.parametrize("family", SHAPES)
+
+
+tokenizer_once = functools.cache(byte_tokenizer)
+
+
+def tiny(shape: tuple[str, dict[str, Any]], dtype: torch.dtype = torch.float64) -> Lm:
+    name, sizes = shape
+    tokenizer = tokenizer_once()
+    specials = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = getattr(transformers, name)(vocab_size=len(tokenizer), **specials, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return Lm(model.to(dtype).requires_grad_(False), tokenizer)
+
+
+def low_rank(lm: Lm, site: Site, rank: int = 2, scale: float = 0.1) -> LowRank:
+    draw = torch.Generator().manual_seed(1)
+    rows, columns = lm.weight(site).shape
+    left = torch.randn(rows, rank, generator=draw, dtype=torch.float64)
+    right = torch.randn(rank, columns, generator=draw, dtype=torch.float64)
+    return LowRank(scale * left, right)
+
+
+def key_and_value(lm: Lm, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad(), captured(lm.mlp_out_module(layer), stop=True) as box:
+        lm.logits(lm.batch([lm.encode(text) for text in TEXTS]))
+    return box.input, box.output
+
+
+def test_every_known_family_is_tested() -> None:
+    assert set(families.KNOWN) == set(SHAPES)
+
+
+@every_family
+def test_the_table_says_what_the_structure_says(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    assert lm.model_type == family
+    assert lm.family == families.KNOWN[family]
+    assert families.searched(lm.model) == lm.family
+
+
+@every_family
+def test_the_final_norm_is_a_norm(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    assert "norm" in type(lm.model.get_submodule(lm.family.norm)).__name__.lower()
+
+
+@every_family
+def test_sizes_come_from_the_config(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    assert (lm.n_layers, lm.hidden_size) == (L, H)
+    assert len(list(lm.model.get_submodule(lm.family.blocks).children())) == L
+
+
+@every_family
+def test_mlp_out_is_a_parameter_from_the_wide_to_the_hidden_size(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    for site in map(lm.mlp_out, range(L)):
+        assert site.parameter in dict(lm.model.named_parameters())
+        assert tuple(lm.weight(site).shape) == (H, WIDTHS[family])
+        assert site.transposed == (family == "gpt2")
+
+
+@every_family
+def test_the_bias_site_is_there_where_the_family_has_one(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    site = lm.mlp_out_bias(1)
+    assert (site is not None) == (family in BIASED)
+    if site is not None:
+        assert tuple(lm.weight(site).shape) == (H, 1)
+        assert site.parameter == lm.mlp_out(1).parameter.replace(".weight", ".bias")
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("dtype", "near", "stop"),
+    [(torch.float64, 1e-12, False), (torch.float64, 1e-12, True), (torch.float32, 1e-5, False)],
+    ids=["float64", "float64-stopped", "float32"],
+)
+def test_value_is_matrix_times_key(
+    family: str, dtype: torch.dtype, near: float, stop: bool
+) -> None:
+    lm = tiny(SHAPES[family], dtype)
+    with torch.no_grad(), captured(lm.mlp_out_module(1), stop=stop) as box:
+        lm.logits(lm.batch([lm.encode(text) for text in TEXTS]))
+    predicted = box.input @ lm.weight(lm.mlp_out(1)).T
+    if (bias := lm.mlp_out_bias(1)) is not None:
+        predicted = predicted + lm.weight(bias)[:, 0]
+    assert box.output.abs().max() > 0.01
+    assert torch.allclose(predicted, box.output, rtol=0, atol=near)
+
+
+@every_family
+def test_an_applied_update_changes_the_output_as_predicted(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    site = lm.mlp_out(1)
+    delta = low_rank(lm, site)
+    key, before = key_and_value(lm, 1)
+    logits = lm.logits(lm.batch([lm.encode(TEXTS[1])]))
+    digest = lm.weights_digest()
+    applied = defaults.edit_apply(lm, Update({site: delta}))
+    after = key_and_value(lm, 1)[1]
+    assert torch.allclose(after - before, key @ delta.right.T @ delta.left.T, rtol=0, atol=1e-12)
+    assert not torch.allclose(lm.logits(lm.batch([lm.encode(TEXTS[1])])), logits)
+    assert defaults.edit_revert(lm, applied) is True
+    assert lm.weights_digest() == digest
+
+
+@every_family
+def test_changing_the_module_output_equals_changing_the_matrix(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    site, batch = lm.mlp_out(1), lm.batch([lm.encode(text) for text in TEXTS])
+    delta = low_rank(lm, site)
+    with changed(lm.mlp_out_module(1), lambda key, value: value + key @ delta.dense().T):
+        by_output = lm.logits(batch)
+    defaults.edit_apply(lm, Update({site: delta}))
+    assert torch.allclose(lm.logits(batch), by_output, rtol=0, atol=1e-10)
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_apply_adds_in_float32_rounds_once_and_reverts_to_the_bit(
+    family: str, dtype: torch.dtype
+) -> None:
+    lm = tiny(SHAPES[family], dtype)
+    site = lm.mlp_out(0)
+    delta = low_rank(lm, site, scale=1 / 3)
+    before, digest = lm.weight(site).clone(), lm.weights_digest()
+    applied = defaults.edit_apply(lm, Update({site: delta}))
+    assert lm.weight(site).dtype == dtype
+    assert torch.equal(lm.weight(site), (before.double() + delta.dense()).to(dtype))
+    assert lm.weights_digest() != digest
+    defaults.edit_revert(lm, applied)
+    assert torch.equal(lm.weight(site), before)
+    assert lm.weights_digest() == digest
+
+
+@every_family
+def test_right_padding_changes_no_logits(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    rows = [lm.encode(text) for text in TEXTS]
+    together = lm.logits(lm.batch(rows))
+    for row, logits in zip(rows, together, strict=True):
+        alone = lm.logits(lm.batch([row]))[0]
+        assert torch.allclose(logits[: len(row)], alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", sorted(BIASED))
+def test_a_bias_is_the_column_of_a_constant_key(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    site = lm.mlp_out_bias(1)
+    assert site is not None
+    delta = Dense(torch.linspace(-1, 1, H, dtype=torch.float64)[:, None])
+    digest, before = lm.weights_digest(), key_and_value(lm, 1)[1]
+    applied = defaults.edit_apply(lm, Update({site: delta}))
+    after = key_and_value(lm, 1)[1]
+    assert torch.allclose(after, before + delta.values[:, 0], rtol=0, atol=1e-12)
+    defaults.edit_revert(lm, applied)
+    assert lm.weights_digest() == digest
+
+
+@pytest.mark.parametrize("family", UNLISTED)
+def test_a_family_outside_the_table_is_found_by_structure(family: str) -> None:
+    lm = tiny(UNLISTED[family])
+    assert family not in families.KNOWN
+    assert tuple(lm.weight(lm.mlp_out(1)).shape) == (H, D)
+    key, value = key_and_value(lm, 1)
+    bias = lm.mlp_out_bias(1)
+    column = 0 if bias is None else lm.weight(bias)[:, 0]
+    assert torch.allclose(key @ lm.weight(lm.mlp_out(1)).T + column, value, rtol=0, atol=1e-12)
+
+
+def test_the_text_tower_of_a_multimodal_model_is_found() -> None:
+    tokenizer = tokenizer_once()
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config={"vocab_size": len(tokenizer), **LLAMA}, vision_config=vision
+    )
+    lm = Lm(transformers.AutoModelForCausalLM.from_config(config).double(), tokenizer)
+    assert (lm.n_layers, lm.hidden_size) == (L, H)
+    assert lm.family.blocks == "model.language_model.layers"
+    key, value = key_and_value(lm, 1)
+    assert torch.allclose(key @ lm.weight(lm.mlp_out(1)).T, value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [-1, L])
+def test_a_layer_that_does_not_exist_is_a_request_error(layer: int) -> None:
+    with pytest.raises(RequestError, match=rf"no layer {layer}; layers are 0 to {L - 1}"):
+        tiny(SHAPES["gpt2"]).mlp_out(layer)
+
+
+class PartsConfig(PretrainedConfig):
+    model_type = "parts"
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.hidden_size, self.num_hidden_layers, self.vocab_size = H, L, 8
+        super().__init__(**kwargs)
+
+
+class Parts(PreTrainedModel):
+    """A decoder only in outline: what `make_block` gives, L times, and a norm if asked for."""
+
+    config_class = PartsConfig
+
+    def __init__(self, make_block: Any, *, count: int = L, norm: bool = True) -> None:
+        super().__init__(PartsConfig())
+        self.embed = nn.Embedding(8, H)
+        self.blocks = nn.ModuleList([make_block() for _ in range(count)])
+        if norm:
+            self.last_norm = nn.LayerNorm(H)
+
+
+class OnlyAttention(nn.Module):
+    """A block that has no MLP matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attention = ToyAttention()
+
+
+class ToyAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(H, H)
+
+
+class Mlp(OnlyAttention):
+    """A block as it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(H, D), nn.Linear(D, H)
+
+
+class TwoWaysBack(Mlp):
+    """A block with two matrices that lead back to the hidden size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(D, H)
+
+
+def test_a_structure_with_all_parts_is_found() -> None:
+    assert families.family_of(Parts(Mlp)) == families.Family("blocks", "down", "last_norm")
+
+
+@pytest.mark.parametrize(
+    ("model", "sought"),
+    [
+        (lambda: Parts(OnlyAttention), "MLP output matrix"),
+        (lambda: Parts(Mlp, count=L + 1), f"one ModuleList of {L} blocks"),
+        (lambda: Parts(TwoWaysBack), r"MLP output matrix .*found \['down', 'other'\]"),
+        (lambda: Parts(Mlp, norm=False), r"final norm among .*\(embed, blocks\)"),
+    ],
+    ids=["no matrix", "no blocks", "two matrices", "no norm"],
+)
+def test_a_missing_part_is_named(model: Any, sought: str) -> None:
+    with pytest.raises(UnknownArchitectureError, match=rf"Parts \(model_type 'parts'\).*{sought}"):
+        Lm(model(), tokenizer_once())
+
+
+def test_a_mixture_of_experts_is_refused_for_its_missing_matrix() -> None:
+    with pytest.raises(UnknownArchitectureError, match="MLP output matrix"):
+        tiny(("MixtralConfig", LLAMA))

@@ -1,0 +1,450 @@
+"""Plugins that break one law each, and the contract run on them; `test_testing.py` runs this.
+
+Not collected by itself: the tests of a class named `TestLaw2...` must fail for law 2 alone.
+"""
+
+from __future__ import annotations
+
+import random
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmedit import (
+    Applied,
+    Dense,
+    Lm,
+    Location,
+    LowRank,
+    Method,
+    Options,
+    Prepared,
+    Request,
+    Site,
+    Update,
+    hookimpl,
+)
+from lmedit.testing import EditorContract
+
+
+class NudgeOptions(Options):
+    layer: int = 0
+    step: float = 0.1
+
+
+class Nudge:
+    """The design's whole plugin, as a class: the wrong ones change one hook of it."""
+
+    @hookimpl
+    @staticmethod
+    def edit_describe() -> Method:
+        return Method("nudge", "no paper", NudgeOptions)
+
+    @hookimpl
+    @staticmethod
+    def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
+        return Location((lm.mlp_out(options.layer),))
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location, options: NudgeOptions) -> Update:
+        site = location.sites[0]
+        return Update({site: Dense(options.step * torch.ones_like(lm.weight(site)))})
+
+
+class TestGood(EditorContract):
+    method, plugin = "nudge", Nudge
+
+
+class TestGoodWithoutAName(EditorContract):
+    plugin = Nudge
+
+
+class TestGoodWithOptions(EditorContract):
+    method, plugin = "nudge", Nudge
+    options = MappingProxyType({"layer": 3, "step": "0.5"})
+
+
+class RankOne(Nudge):
+    """A good one that draws, but from a generator of its own, seeded by the options."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(
+        lm: Lm, request: Request, location: Location, options: NudgeOptions, prepared: Prepared
+    ) -> Update:
+        draw = torch.Generator().manual_seed(options.seed)
+        site = location.sites[0]
+        rows, columns = lm.weight(site).shape
+        left = torch.randn(rows, 1, generator=draw)
+        return Update({site: LowRank(left, torch.randn(1, columns, generator=draw))})
+
+
+class TestGoodRankOne(EditorContract):
+    method, plugin = "nudge", RankOne
+
+
+# ---- law 1: the name is the entry point's, every option has a default
+
+
+class OtherName(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_describe() -> Method:
+        return Method("shove", "no paper", NudgeOptions)
+
+
+class TestLaw1OtherName(EditorContract):
+    method, plugin = "nudge", OtherName
+
+
+# ---- law 2: prepare, locate and compute leave no trace
+
+
+def wrong_in_compute(deed: Any) -> type:
+    """A nudge that does *deed* to the model while it computes."""
+
+    class Wrong(Nudge):
+        @hookimpl
+        @staticmethod
+        def edit_compute(lm: Lm, location: Location, options: NudgeOptions) -> Update:
+            deed(lm)
+            return Nudge.edit_compute(lm, location, options)
+
+    return Wrong
+
+
+def change_a_weight(lm: Lm) -> None:
+    with torch.no_grad():
+        lm.model.get_parameter("transformer.ln_f.bias")[3] += 1
+
+
+def change_a_flag(lm: Lm) -> None:
+    lm.model.get_parameter("transformer.ln_f.bias").requires_grad_(True)
+    lm.model.get_parameter("transformer.wte.weight").requires_grad_(False)
+
+
+def leave_a_gradient(lm: Lm) -> None:
+    bias = lm.model.get_parameter("transformer.ln_f.bias")
+    bias.grad = torch.zeros_like(bias)
+
+
+def add_a_buffer(lm: Lm) -> None:
+    lm.model.register_buffer("left_behind", torch.zeros(2), persistent=False)
+
+
+def replace_a_module(lm: Lm) -> None:
+    lm.model.transformer.drop = nn.Identity()
+
+
+class WrongInLocate(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
+        change_a_weight(lm)
+        return Nudge.edit_locate(lm, options)
+
+
+class WrongInPrepare(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_prepare(lm: Lm) -> Prepared:
+        torch.rand(1)
+        lm.model.train()
+        return Prepared()
+
+
+class TestLaw2Locate(EditorContract):
+    method, plugin = "nudge", WrongInLocate
+
+
+class TestLaw2Prepare(EditorContract):
+    method, plugin = "nudge", WrongInPrepare
+
+
+class TestLaw2Weight(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(change_a_weight)
+
+
+class TestLaw2Flag(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(change_a_flag)
+
+
+class TestLaw2Gradient(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(leave_a_gradient)
+
+
+class TestLaw2Mode(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(lambda lm: lm.block(1).train())
+
+
+class TestLaw2Buffer(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(add_a_buffer)
+
+
+class TestLaw2Module(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(replace_a_module)
+
+
+class TestLaw2TorchRandom(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(lambda _: torch.rand(1))
+
+
+class TestLaw2TorchSeed(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(lambda _: torch.manual_seed(0))
+
+
+class TestLaw2PythonRandom(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(lambda _: random.random())
+
+
+class TestLaw2NumpyRandom(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(lambda _: np.random.rand())
+
+
+class TestLaw2ForwardHook(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(
+        lambda lm: lm.block(0).register_forward_hook(lambda *_: None)
+    )  # fmt: skip
+
+
+class TestLaw2ForwardPreHook(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(
+        lambda lm: lm.block(0).register_forward_pre_hook(lambda *_: None)
+    )  # fmt: skip
+
+
+class TestLaw2BackwardHook(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(
+        lambda lm: lm.block(0).register_full_backward_hook(lambda *_: None)
+    )  # fmt: skip
+
+
+class TestLaw2Forward(EditorContract):
+    method, plugin = "nudge", wrong_in_compute(
+        lambda lm: setattr(lm.block(0), "forward", lm.block(0).forward)
+    )  # fmt: skip
+
+
+# ---- law 3: sites are parameters of the model
+
+
+class Nowhere(Nudge):
+    """Locates a module besides the matrix it edits."""
+
+    @hookimpl
+    @staticmethod
+    def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
+        return Location((lm.mlp_out(options.layer), Site("transformer.h.1.mlp")))
+
+
+class TestLaw3Nowhere(EditorContract):
+    method, plugin = "nudge", Nowhere
+
+
+# ---- law 4: every delta belongs to a located site, fits it, and is finite
+
+
+class Elsewhere(Nudge):
+    """Changes a second matrix that it did not locate."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        sites = (*location.sites, lm.mlp_out(2))
+        return Update({site: Dense(torch.ones_like(lm.weight(site))) for site in sites})
+
+
+class TooSmall(Nudge):
+    """Gives one number for the whole matrix, which torch would spread over it."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(location: Location) -> Update:
+        return Update({location.sites[0]: Dense(torch.ones(1, 1))})
+
+
+class Infinite(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        change = torch.ones_like(lm.weight(location.sites[0]))
+        change[1, 2] = torch.inf
+        return Update({location.sites[0]: Dense(change)})
+
+
+class Overflowing(Nudge):
+    """Both factors are finite, their product is not."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        rows, columns = lm.weight(location.sites[0]).shape
+        left = torch.full((rows, 1), 1e200, dtype=torch.float64)
+        right = torch.full((1, columns), 1e200, dtype=torch.float64)
+        return Update({location.sites[0]: LowRank(left, right)})
+
+
+class TestLaw4Elsewhere(EditorContract):
+    method, plugin = "nudge", Elsewhere
+
+
+class TestLaw4TooSmall(EditorContract):
+    method, plugin = "nudge", TooSmall
+
+
+class TestLaw4Infinite(EditorContract):
+    method, plugin = "nudge", Infinite
+
+
+class TestLaw4Overflowing(EditorContract):
+    method, plugin = "nudge", Overflowing
+
+
+# ---- law 5: same arguments, same update
+
+
+class Counting(Nudge):
+    """Keeps state between calls."""
+
+    calls = 0
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        Counting.calls += 1
+        site = location.sites[0]
+        return Update({site: Dense(Counting.calls * torch.ones_like(lm.weight(site)))})
+
+
+class Unseeded(Nudge):
+    """Draws from a generator that the machine seeds."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        draw = random.SystemRandom()
+        site = location.sites[0]
+        return Update({site: Dense(draw.random() * torch.ones_like(lm.weight(site)))})
+
+
+class TestLaw5Counting(EditorContract):
+    method, plugin = "nudge", Counting
+
+
+class TestLaw5Unseeded(EditorContract):
+    method, plugin = "nudge", Unseeded
+
+
+class HiddenDraw(Nudge):
+    """Draws from the global generator and puts its state back, so that law 2 holds."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute(lm: Lm, location: Location) -> Update:
+        with torch.random.fork_rng():
+            return Update({s: Dense(torch.randn_like(lm.weight(s))) for s in location.sites})
+
+
+class TestLaw5HiddenDraw(EditorContract):
+    method, plugin = "nudge", HiddenDraw
+
+
+# ---- law 6: apply, then revert, is exact
+
+
+class Subtracting(Nudge):
+    """Reverts by subtraction: (w + d) - d != w."""
+
+    @hookimpl
+    @staticmethod
+    def edit_apply(lm: Lm, update: Update) -> Applied:
+        for site, delta in update.deltas.items():
+            lm.add(site, delta.dense())
+        return Applied({site: -delta.dense() for site, delta in update.deltas.items()})
+
+    @hookimpl
+    @staticmethod
+    def edit_revert(lm: Lm, applied: Applied) -> bool:
+        for site, change in applied.before.items():
+            lm.add(site, change)
+        return True
+
+
+class Forgetful(Nudge):
+    """Says it reverted."""
+
+    @hookimpl
+    @staticmethod
+    def edit_revert() -> bool:
+        return True
+
+
+class Idle(Nudge):
+    """Applies nothing."""
+
+    @hookimpl
+    @staticmethod
+    def edit_apply() -> Applied:
+        return Applied({})
+
+
+class Sloppy(Nudge):
+    """Changes one more parameter while it applies, and leaves that so."""
+
+    @hookimpl
+    @staticmethod
+    def edit_apply(lm: Lm, update: Update) -> None:
+        change_a_weight(lm)
+
+
+class OnlyWhenAllIsWell(Nudge):
+    """Reverts, but not while an exception is under way."""
+
+    @hookimpl
+    @staticmethod
+    def edit_revert(lm: Lm, applied: Applied) -> bool | None:
+        import sys
+
+        return True if sys.exc_info()[0] is KeyboardInterrupt else None
+
+
+class TestLaw6Subtracting(EditorContract):
+    method, plugin = "nudge", Subtracting
+
+
+class TestLaw6Forgetful(EditorContract):
+    method, plugin = "nudge", Forgetful
+
+
+class TestLaw6Idle(EditorContract):
+    method, plugin = "nudge", Idle
+
+
+class TestLaw6Sloppy(EditorContract):
+    method, plugin = "nudge", Sloppy
+
+
+class TestLaw6OnlyWhenAllIsWell(EditorContract):
+    method, plugin = "nudge", OnlyWhenAllIsWell
+
+
+# ---- what cannot even be loaded
+
+
+class NeedsALayer(Options):
+    layer: int
+
+
+class NoDefault(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_describe() -> Method:
+        return Method("nudge", "no paper", NeedsALayer)
+
+
+class TestUnloadable(EditorContract):
+    method, plugin = "nudge", NoDefault
