@@ -255,6 +255,12 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_patch(tmp_path / "patch", update(), FACTS)
+    assert (tmp_path / "patch").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def write_half(part: Path, error: type[BaseException]) -> None:
     part.write_text("half")
     raise error("no")

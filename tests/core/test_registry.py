@@ -165,6 +165,7 @@ def test_a_distribution_without_metadata_does_not_hide_the_others(install: Insta
         ("import a_module_that_is_not_there", "ModuleNotFoundError: .*a_module_that_is_not_there"),
         ("def broken(:", "SyntaxError: "),
         ("raise ValueError", "ValueError: no message"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(
@@ -296,6 +297,7 @@ def test_a_file_comes_before_an_installed_method_of_its_name(
         ("notes.txt", "text", r"notes\.txt.* is not Python"),
         ("bad.py", "raise RuntimeError('oh')", r"'bad\.py': RuntimeError: oh"),
         ("bad.py", "def broken(:", r"'bad\.py': SyntaxError"),
+        ("script.py", "import sys\nsys.exit(2)", r"'script\.py': SystemExit: 2"),
         ("empty.py", "", r"empty\.py.*must return a Method"),
         ("miss.py", good("x", edit_compute="edit_comput"), r"miss\.py.*'edit_comput'"),
     ],

@@ -57,11 +57,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         part.touch(exist_ok=False)
+        mode = part.stat().st_mode
     except OSError as error:
         what = f"cannot write {path}: {error.strerror}; choose another place"
         raise ArtifactError(what) from error
     try:
         yield part
+        part.chmod(mode)  # safetensors makes files that only their owner can read
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
