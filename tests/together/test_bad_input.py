@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from small_world import FACT, record, save_model
 
+from lmedit.testing import tiny_lm
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,16 +57,17 @@ def test_target_equal_to_the_given_answer(lmedit: Run, model: Path) -> None:
     refused(lmedit("edit", "ft", *FACT, "--target-true", "the sea", "-m", model), "already")
 
 
-def test_target_equal_to_what_the_model_says(lmedit: Run, model: Path) -> None:
-    looked = lmedit("edit", "ft", *FACT, "-m", model, "--json")
-    top = json.loads(looked.stdout)["before"]["top"][0]["token"].strip()
-    before = set(Path().iterdir())
-    fact = {"prompt": "{} is in the city of", "subject": "The tower", "target_new": top}
-    done = lmedit("edit", "ft", "--fact", "-", "-m", model, input=json.dumps(fact))
-    if done.exit_code == 0:
-        pytest.skip("the tiny model's top token is not reached by a space and a word")
-    refused(done, "already answers")
-    assert set(Path().iterdir()) == before
+def test_target_equal_to_what_the_model_says(lmedit: Run, tmp_path: Path) -> None:
+    lm = tiny_lm()
+    (token,) = lm.with_target("The tower is in the city of", "the")[1]
+    norm = lm.model.transformer.ln_f
+    norm.weight.zero_()
+    norm.bias.copy_(100 * lm.model.transformer.wte.weight[token])  # it says nothing but "the"
+    lm.model.float().save_pretrained(tmp_path / "stubborn")
+    lm.tokenizer.save_pretrained(tmp_path / "stubborn")
+    done = lmedit("edit", "ft", *FACT[:4], "--target", "the", "-m", tmp_path / "stubborn")
+    refused(done, "already answers 'the'", "give another --target")
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("prompt", ["{} is in {}", "{} and {} {}"])
