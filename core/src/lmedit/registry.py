@@ -113,7 +113,7 @@ def load(name: str) -> LoadedMethod:
         raise BrokenPluginError(f"method {name!r} is {entry.state}: {entry.reason}")
     try:
         module = importlib.metadata.EntryPoint(name, entry.module, GROUP).load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
     return register(module, name=name, distribution=entry.distribution, version=entry.version)
 
@@ -128,7 +128,7 @@ def load_file(path: Path) -> LoadedMethod:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BrokenPluginError(f"plugin file {path.name!r}: {_last_line(error)}") from error
     return register(module, name=None, distribution=path.name, version="")
 
