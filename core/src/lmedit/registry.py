@@ -195,7 +195,7 @@ def check(entry: Entry) -> Entry:
     return entry
 
 
-def _cannot_load(entry: Entry, error: Exception) -> str:
+def _cannot_load(entry: Entry, error: BaseException) -> str:
     return (
         f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
         f"{_last_line(error)}; mend or uninstall {entry.distribution}"
