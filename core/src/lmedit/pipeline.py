@@ -86,8 +86,8 @@ class Editor:
     def _dense(self, site: Site, delta: object) -> Tensor:
         """The change as a matrix, where it is one."""
         try:
-            if isinstance(delta, LowRank | Dense) and delta.dense().dim() == 2:
-                return delta.dense()
+            if isinstance(delta, LowRank | Dense) and (change := delta.dense()).dim() == 2:
+                return change
         except (RuntimeError, AttributeError, TypeError):
             pass
         return self._broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is no matrix")

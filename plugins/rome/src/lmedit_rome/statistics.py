@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from lmedit.errors import CasesError, NotPreparedError
+from lmedit.metrics.passes import by_length
 from lmedit.trace import captured
 from lmedit_rome.equations import cholesky, second_moment_sum
 
@@ -130,14 +131,8 @@ def _first_tokens(rows: Sequence[list[int]], count: int) -> list[list[int]]:
 
 def _packed(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Rows of ascending length in batches of at most BATCH_TOKENS padded tokens."""
-    batch: list[list[int]] = []
-    for row in rows:
-        if batch and len(row) * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    for members in by_length([len(row) for row in rows], BATCH_TOKENS):
+        yield [rows[i] for i in members]
 
 
 @torch.no_grad()
