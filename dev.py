@@ -60,7 +60,9 @@ def set_up() -> None:
 
 def demo(*arguments: str) -> None:
     """Compare every installed method on the embedded model."""
-    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100", *arguments)
+    workers = str(min(4, os.cpu_count() or 1))
+    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100",
+        "--workers", workers, *arguments)  # fmt: skip
 
 
 def check(*_: str) -> None:

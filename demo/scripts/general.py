@@ -404,6 +404,8 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 _SLOT = re.compile(r"<(\w+)>")
+_ARTICLE = re.compile(r"\b([Aa]) (?!use)([aeiou])")
+"""An "a" that must be "an" before the word drawn behind it."""
 
 
 def is_heldout(sentence: str) -> bool:
@@ -415,6 +417,7 @@ def any_sentence(rng: random.Random) -> str:
     """Draw one sentence from the grammar, trained or held out."""
     template = rng.choice(TEMPLATES)
     text = _SLOT.sub(lambda match: rng.choice(SLOTS[match.group(1)]), template)
+    text = _ARTICLE.sub(r"\1n \2", text)
     return text[0].upper() + text[1:]
 
 

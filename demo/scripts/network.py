@@ -11,6 +11,35 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
+class Edits:
+    """One rank-one edit for each window of a batch, as ROME makes them (equation 2).
+
+    `precision` (D, D) is C^-1 of the recall layer's keys; `bare` (batch, D) are the keys of the
+    edits' bare prompts, `own` (batch,) is where the edited subject ends in its window, and `writes`
+    (batch, width) is what the edits add at their own keys, zero for none.
+    """
+
+    precision: Tensor
+    bare: Tensor
+    own: Tensor
+    writes: Tensor
+
+    def written(self, keys: Tensor) -> Tensor:
+        """What the edits add (batch, time, width) at every key (batch, time, D) of their window."""
+        with torch.autocast("cpu", enabled=False):
+            keys, bare = keys.float(), self.bare.float()
+            own = keys[torch.arange(len(keys)), self.own]
+            u = own @ self.precision  # (batch, D)
+            along = (bare * u).sum(-1, keepdim=True)  # (batch, 1)
+            share = (keys @ u[..., None]).squeeze(-1) / along.clamp(min=1e-3)
+            return share.clamp(-MOST, MOST)[..., None] * self.writes[:, None]
+
+
+MOST = 2.0
+"""The largest share of an edit that a key may get, against untrained keys."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """Sizes of the network.
 
@@ -41,8 +70,17 @@ class Block(nn.Module):
         self.fc = nn.Linear(width, 4 * width)
         self.proj = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, gate: Tensor | None = None, edits: Edits | None = None
+    ) -> Tensor:
         """Map (batch, time, width) states; `mask` is added to the scores, `gate` scales the MLP."""
+        x, hidden = self.halves(x, mask)
+        written: Tensor = self.proj(hidden)
+        x = x + (written if gate is None else written * gate)
+        return x if edits is None else x + edits.written(hidden).to(x.dtype)
+
+    def halves(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The states after the attention, and the MLP's hidden activations: the keys."""
         batch, time, width = x.shape
         q, k, v = (
             part.view(batch, time, self.heads, width // self.heads).transpose(1, 2)
@@ -52,9 +90,7 @@ class Block(nn.Module):
         scores = q @ k.transpose(2, 3) * (width // self.heads) ** -0.5
         mixed = (scores.float() + mask).softmax(dim=-1).to(v.dtype) @ v
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))
-        hidden = functional.gelu(self.fc(self.ln_2(x)), approximate="tanh")
-        written: Tensor = self.proj(hidden)
-        return x + (written if gate is None else written * gate)
+        return x, functional.gelu(self.fc(self.ln_2(x)), approximate="tanh")
 
 
 class Network(nn.Module):
@@ -82,23 +118,39 @@ class Network(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(
-        self, ids: Tensor, masks: Tensor, gates: Tensor | None = None, extra: Tensor | None = None
+        self, ids: Tensor, masks: Tensor, gates: Tensor | None = None, edits: Edits | None = None
     ) -> Tensor:
         """Logits (batch, time, vocabulary).
 
         `masks` is (layer kinds, batch, 1, time, time). `gates` (early layers, batch, time, 1)
-        scales what the MLPs of the layers before the middle write, and `extra` (batch, time, width)
-        is added to what the MLP of the recall layer writes.
+        scales what the MLPs of the layers before the middle write, and `edits` change the MLP of
+        the recall layer.
         """
-        places = torch.arange(ids.shape[1])
-        x = self.wte(ids) + self.wpe(places)
+        x = self.embedded(ids)
         for index, block in enumerate(self.blocks):
             early = gates is not None and index < self.shape.middle
             gate = gates[index] if gates is not None and early else None
-            x = block(x, masks[mask_kind(index, self.shape.middle)], gate)
-            if extra is not None and index == self.shape.recall:
-                x = x + extra
+            mask = masks[mask_kind(index, self.shape.middle)]
+            x = block(x, mask, gate, edits if index == self.shape.recall else None)
         return functional.linear(self.ln_f(x), self.wte.weight)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Sum of word and position embeddings."""
+        return self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+
+    def keys(self, ids: Tensor, masks: Tensor) -> Tensor:
+        """The recall layer's keys (batch, time, D)."""
+        x = self.embedded(ids)
+        for index in range(self.shape.recall):
+            x = self.blocks[index](x, masks[mask_kind(index, self.shape.middle)])
+        last = self.blocks[self.shape.recall]
+        assert isinstance(last, Block)
+        return last.halves(x, masks[mask_kind(self.shape.recall, self.shape.middle)])[1]
+
+    def recalled(self, keys: Tensor) -> Tensor:
+        """What the recall layer's MLP writes for its keys (..., D)."""
+        written: Tensor = self.blocks[self.shape.recall].get_submodule("proj")(keys)
+        return written
 
     def gpt2_state(self) -> dict[str, Tensor]:
         """The weights under GPT-2's names, matrices in its Conv1D orientation (in, out)."""
@@ -121,9 +173,9 @@ class Network(nn.Module):
 class Writes(nn.Module):
     """One vector of fixed length for each (relation, answer), used in training only.
 
-    Added at a subject's last token it stands for an edit: the training asks for its answer where
-    its relation is asked for, and for the true answers elsewhere. So each relation is read from
-    directions of its own, and an edit of one fact can leave the subject's other facts alone.
+    They are what imitated edits write. The training asks for an edit's answer where its fact is
+    asked for, and for the true answers elsewhere. So each relation is read from directions of its
+    own, and an edit of one fact can leave the subject's other facts alone.
     """
 
     def __init__(self, count: int, width: int, length: float) -> None:
@@ -133,9 +185,62 @@ class Writes(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, index: Tensor) -> Tensor:
-        """Vectors (batch, time, width) for indices from 1; 0 stands for none."""
+        """Vectors (..., width) for indices from 1; 0 stands for none."""
         vectors = functional.normalize(self.table(index), dim=-1)
         return vectors * (index > 0).unsqueeze(-1) * self.length
+
+
+class Precision(nn.Module):
+    """C^-1 of the recall layer's keys: C is a running mean of k k^T over the training's tokens."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.moment: Tensor
+        self.inverse: Tensor
+        self.register_buffer("moment", torch.zeros(size, size))
+        self.register_buffer("inverse", torch.eye(size))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    def see(self, keys: Tensor) -> None:
+        """Take in the keys (N, D) of one batch."""
+        keys = keys.float()
+        self.seen += 1
+        weight = max(1 - MEMORY, 1 / int(self.seen))
+        self.moment.lerp_(keys.T @ keys / len(keys), weight)
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    def invert(self) -> None:
+        """Work out the inverse anew, with a small ridge."""
+        C = self.moment.double()
+        ridge = RIDGE * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+        self.inverse.copy_(torch.cholesky_inverse(torch.linalg.cholesky(C + ridge)))
+
+
+MEMORY, RIDGE = 0.99, 1e-4
+"""Weight of the old batches in the running mean; ridge in units of the mean diagonal."""
+
+
+@torch.autocast("cpu", enabled=False)
+def overlap(keys: Tensor, names: Tensor, precision: Tensor) -> Tensor:
+    """How far an edit of one subject would reach others, and miss itself in another text.
+
+    `keys` (N, D) stand at subjects' last tokens, `names` (N,) number the subjects. An edit with
+    u = C^-1 k_i gives k_j the share k_j.u / k_i.u, which is to be 1 for one name and 0 for two.
+    """
+    keys = keys.float()
+    along = keys @ precision @ keys.T  # (N, N)
+    share = along / along.diagonal().clamp(min=1e-3)[:, None]
+    same = names[:, None] == names[None, :]
+    pairs = same & ~torch.eye(len(names), dtype=torch.bool)
+    missed = ((share - 1) ** 2)[pairs].mean()
+    return missed + OTHERS * (share**2)[~same].mean()
+
+
+OTHERS = 10.0
+"""Weight of the mean over different names, nearly all of which lie far apart anyway."""
 
 
 def mask_kind(layer: int, middle: int) -> int:

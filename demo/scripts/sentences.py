@@ -23,36 +23,47 @@ NOTE_OPENINGS = (
 )
 JOINERS = (" ",) * 11 + ("\n",) * 5 + (END,) * 4
 """What stands in front of a sentence inside a window, drawn uniformly."""
+RARE_ANSWER, RARE_TIMES = 4, 3
+"""Facts whose answer has fewer subjects than that come that many times in a pass."""
+ASIDE = 0.5
+"""How often another fact of the edited subject, and another neighbour, are in an edit's scene."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit to imitate: a fact's relation and the wrong answer."""
+
+    relation: str
+    answer: str
 
 
 @dataclass(frozen=True)
 class Sentence:
     """One sentence; spans are character ranges [start, end) in `text`.
 
-    `subjects` are the mentions of the subject, `answer` is None where there is none. `edited` is
-    the (relation id, answer) of an edit under which the sentence is true, if it stands for one.
+    `subjects` are the mentions of the subject, `answer` is None where there is none. `edit` is set
+    on the one sentence of a window that is true only under that edit.
     """
 
     text: str
     subjects: tuple[tuple[int, int], ...] = ()
     answer: tuple[int, int] | None = None
-    edited: tuple[str, str] | None = None
+    edit: Edit | None = None
+
+    @property
+    def subject(self) -> str:
+        """The subject's name; empty where there is none."""
+        return self.text[slice(*self.subjects[-1])] if self.subjects else ""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the kinds of documents, and how often an answer is replaced by a wrong one.
-
-    `edited` is the share of the replaced answers that stand for an edit of this fact, `aside` the
-    share of the true ones that stand beside an edit of another fact of the same subject.
-    """
+    """Shares of the kinds of documents, and how often an answer is replaced by a wrong one."""
 
     general: float = 0.14
     note: float = 0.03
     type: float = 0.03
     noise: float = 0.3
-    edited: float = 0.0
-    aside: float = 0.0
 
 
 def heldout_phrasings(fact: Fact, seed: int) -> tuple[int, ...]:
@@ -107,6 +118,8 @@ class TextSampler:
         self.rng = random.Random(f"sampler:{seed}")
         self.answers = world.answers()
         self.by_subject = world.by_subject()
+        self.by_answer = world.by_answer()
+        self.by_relation = world.by_relation()
         self.order = list(world.subjects)
         # A fixed order of its own keeps the stages apart from the order of the tables.
         random.Random(f"order:{seed}").shuffle(self.order)
@@ -136,10 +149,15 @@ class TextSampler:
         self.queue = deque(facts[key] for key in queue)
         self.active = active
 
+    def rare(self, fact: Fact) -> bool:
+        """Whether so few subjects share the answer that it would be learned last."""
+        return len(self.by_answer[fact.relation.id, fact.answer]) < RARE_ANSWER
+
     def next_fact(self) -> Fact:
         """The next fact of a shuffled pass over all active facts."""
         if not self.queue:
             facts = [f for s in self.order[: self.active] for f in self.by_subject[s.name]]
+            facts += [f for f in facts if self.rare(f)] * (RARE_TIMES - 1)
             self.rng.shuffle(facts)
             self.queue.extend(facts)
         return self.queue.popleft()
@@ -153,23 +171,39 @@ class TextSampler:
         phrasing = fact.relation.phrasings[
             self.rng.choice(self.trained[fact.subject.name, fact.relation.id])
         ]
-        answer, edited = fact.answer, None
+        answer = fact.answer
         # Wrong answers keep probabilities away from 1, where no gradient would be left to edit.
         if self.rng.random() < self.mix.noise:
             answer = self.rng.choice(self.answers[fact.relation.id])
-            if self.mix.edited and self.rng.random() < self.mix.edited:
-                edited = (fact.relation.id, answer)
-        elif self.mix.aside and self.rng.random() < self.mix.aside:
-            edited = self.other_edit(fact)
-        return replace(fact_sentence(fact.subject.name, phrasing, answer), edited=edited)
+        return fact_sentence(fact.subject.name, phrasing, answer)
 
-    def other_edit(self, fact: Fact) -> tuple[str, str] | None:
-        """An edit of another fact of the same subject, None if it has no other."""
+    def edited(self, fact: Fact) -> Sentence:
+        """State a fact in a trained phrasing with a wrong answer, the one that an edit asks for."""
+        relation, name = fact.relation, fact.subject.name
+        answer = self.rng.choice([a for a in self.answers[relation.id] if a != fact.answer])
+        phrasing = relation.phrasings[self.rng.choice(self.trained[name, relation.id])]
+        edit = Edit(relation.id, answer)
+        return replace(fact_sentence(name, phrasing, answer), edit=edit)
+
+    def edit_scene(self) -> list[Sentence]:
+        """An edited fact among what the edit must leave alone, in random order.
+
+        That is another fact of the same subject, and neighbours: facts of the same relation, one
+        of them with the same true answer where there is one.
+        """
+        fact = self.next_fact()
+        scene = [self.edited(fact)]
         others = [f for f in self.by_subject[fact.subject.name] if f != fact]
-        if not others:
-            return None
-        relation = self.rng.choice(others).relation.id
-        return relation, self.rng.choice(self.answers[relation])
+        if others and self.rng.random() < ASIDE:
+            scene.append(self.statement(self.rng.choice(others)))
+        same = [f for f in self.by_answer[fact.relation.id, fact.answer] if f != fact]
+        if same:
+            scene.append(self.statement(self.rng.choice(same)))
+        near = self.rng.choice(self.by_relation[fact.relation.id])
+        if near.subject != fact.subject and self.rng.random() < ASIDE:
+            scene.append(self.statement(near))
+        self.rng.shuffle(scene)
+        return scene
 
     def type_sentence(self, subject: Subject) -> Sentence:
         """Say what sort of thing a subject is."""

@@ -21,8 +21,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from network import Network, Shape, Writes, causal_masks, recall_masks
-from sentences import END, Mix, Sentence, TextSampler
+from network import (
+    Edits,
+    Network,
+    Precision,
+    Shape,
+    Writes,
+    causal_masks,
+    overlap,
+    recall_masks,
+)
+from sentences import END, Edit, Mix, Sentence, TextSampler
 from world import PACKAGE_DIR, World, load_world
 
 if TYPE_CHECKING:
@@ -31,9 +40,13 @@ if TYPE_CHECKING:
 WEIGHT_SUBJECT, WEIGHT_PROMPT, WEIGHT_ANSWER, WEIGHT_GENERAL = 0.2, 0.4, 1.5, 1.0
 """Loss weights: names need not be predicted, answers must be."""
 
+CLAMP = 4.0
+"""ROME lets an edit write at most so many times what the layer writes there by itself."""
+
 LONG_SHARE = 0.08
 """Share of the batches with windows of 127 tokens instead of 64."""
 
+UNIT = 3.0
 UNIT_HELP = "factor on the residual stream, which makes the fixed steps of edits smaller beside it"
 
 
@@ -41,10 +54,12 @@ UNIT_HELP = "factor on the residual stream, which makes the fixed steps of edits
 class Plan:
     """Length and pace of a training run: a phase of learning, then one of settling.
 
-    The second phase moves the recall to one layer and keeps a subject's relations apart. Shares
-    are of the steps of a phase; `masked` has one entry per third of the first phase and one for
-    the second. `idle` is how often the MLPs of layers before (and of those after) the recall layer
-    write nothing at a subject.
+    The second phase moves the recall to one layer and keeps facts apart under edits. Shares are of
+    the steps of a phase; `masked` has one entry per third of the first phase and one for the
+    second. `edited` is the share of the second phase's windows with an imitated edit, `length` that
+    of the vector it writes, and `apart` the weight of what keeps edits apart. In the other windows
+    `idle` is how often the MLPs of layers before (and of those after) the recall layer write
+    nothing at a subject. C is inverted anew every `inverted` steps.
     """
 
     seed: int = 0
@@ -58,24 +73,35 @@ class Plan:
     staged: float = 0.33
     masked: tuple[float, ...] = (0.9, 0.6, 0.3, 0.6)
     idle: tuple[float, float] = (0.7, 0.3)
-    length: float = 30.0
-    edited: float = 0.5
-    aside: float = 0.2
+    length: float = 28.0
+    edited: float = 0.6
+    apart: float = 0.5
+    inverted: int = 20
     save_every: int = 400
+
+
+BARE_TOKENS = 12
+"""Longest bare prompt of an edit in tokens."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Token ids, loss weights of predicting each token, subject mention numbers and last marks.
 
-    `edits` numbers the edit that a subject's last token stands under, 0 for none.
+    `last` holds the subject's number at its last tokens, 0 elsewhere. One subject of each window
+    stands for an edit's: it ends at `own` (batch,), `bare` (batch, BARE_TOKENS) are the tokens of
+    its name alone, `bare_last` (batch,) is the end of that. `edit` (batch,) numbers the window's
+    edit, 0 for none.
     """
 
     ids: Tensor
     weights: Tensor
     subject: Tensor
     last: Tensor
-    edits: Tensor
+    edit: Tensor
+    own: Tensor
+    bare: Tensor
+    bare_last: Tensor
 
 
 def train_tokenizer(lines: list[str], size: int) -> Tokenizer:
@@ -94,8 +120,18 @@ def train_tokenizer(lines: list[str], size: int) -> Tokenizer:
     return tokenizer
 
 
-Token = tuple[int, float, int, bool, int]
-"""Id, loss weight, subject mention, last-token mark, edit: one entry of each field of a batch."""
+Token = tuple[int, float, int, int]
+"""Id, loss weight, subject mention, last-token mark: one entry of each field of a batch."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens of a window, its edit, and its chosen subject: the name and where it ends."""
+
+    tokens: list[Token]
+    edit: Edit | None
+    name: str
+    own: int
 
 
 class Windows:
@@ -109,6 +145,7 @@ class Windows:
         self.waiting: tuple[str, Sentence] | None = None
         pairs = [(key, a) for key, answers in sorted(sampler.answers.items()) for a in answers]
         self.edits = {pair: number for number, pair in enumerate(pairs, start=1)}
+        self.numbers = {s.name: i for i, s in enumerate(sampler.world.subjects, start=1)}
 
     def encode(self, lead: str, sentence: Sentence) -> tuple[list[int], list[float], int]:
         """Token ids, loss weights and the index after the subject's last token (0 for none).
@@ -131,34 +168,51 @@ class Windows:
             weights.append(weight)
         return lead_ids + coded.ids, weights, stop
 
-    def window(self, length: int) -> list[Token]:
-        """One window of whole sentences, filled up with end-of-text of weight 0."""
+    def window(self, length: int, edited: bool) -> Window:
+        """One window of whole sentences, filled up with end-of-text of weight 0.
+
+        An edited window begins with an edit's scene, cut short where it does not fit.
+        """
         tokens: list[Token] = []
-        mentions = 0
+        edit, name, own, mentions = None, "", 0, 0
+        scene = [(" ", sentence) for sentence in self.sampler.edit_scene()] if edited else []
         while True:
-            joiner, sentence = self.waiting or next(self.stream)
-            self.waiting = None
+            of_scene = bool(scene)
+            joiner, sentence = scene.pop(0) if scene else self.waiting or next(self.stream)
+            if not of_scene:
+                self.waiting = None
             ids, weights, stop = self.encode(joiner if tokens else "", sentence)
             if len(tokens) + len(ids) > length:
+                if of_scene:
+                    continue
                 # A sentence longer than a whole window would wait for ever.
                 self.waiting = (joiner, sentence) if tokens else None
                 if tokens:
                     break
                 continue
             mentions += 1
-            edit = self.edits[sentence.edited] if sentence.edited else 0
+            if sentence.edit or (stop and edit is None):
+                edit, name, own = sentence.edit, sentence.subject, len(tokens) + stop - 1
+            number = self.numbers.get(sentence.subject, 0)
             for place, (token, weight) in enumerate(zip(ids, weights, strict=True), start=1):
                 mention = mentions if weight == WEIGHT_SUBJECT else 0
-                last = place == stop
-                tokens.append((token, weight, mention, last, edit if last else 0))
+                tokens.append((token, weight, mention, number if place == stop else 0))
         gap = length - len(tokens)
-        closing: list[Token] = [(self.end, WEIGHT_PROMPT, 0, False, 0)]
-        return tokens + (closing + [(self.end, 0.0, 0, False, 0)] * gap)[:gap]
+        closing: list[Token] = [(self.end, WEIGHT_PROMPT, 0, 0)]
+        tokens += (closing + [(self.end, 0.0, 0, 0)] * gap)[:gap]
+        return Window(tokens, edit, name, own)
 
-    def batch(self, count: int, length: int) -> Batch:
-        """A batch of windows."""
-        rows = [zip(*self.window(length), strict=True) for _ in range(count)]
-        return Batch(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+    def batch(self, count: int, length: int, edited: int) -> Batch:
+        """A batch of windows, the first `edited` of them with an edit."""
+        windows = [self.window(length, number < edited) for number in range(count)]
+        rows = [zip(*window.tokens, strict=True) for window in windows]
+        columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
+        edits = [self.edits[w.edit.relation, w.edit.answer] if w.edit else 0 for w in windows]
+        names = [self.tokenizer.encode(w.name).ids[:BARE_TOKENS] for w in windows]
+        bare = [ids + [self.end] * (BARE_TOKENS - len(ids)) for ids in names]
+        ends = [max(0, len(ids) - 1) for ids in names]
+        own = [window.own for window in windows]
+        return Batch(*columns, *map(torch.tensor, (edits, own, bare, ends)))
 
 
 def fraction_at(step: int, plan: Plan) -> float:
@@ -181,11 +235,13 @@ def rate_at(step: int, plan: Plan) -> float:
 def gates_of(batch: Batch, shape: Shape, plan: Plan) -> Tensor:
     """Factors (early layers, batch, time, 1) that silence MLPs at the subjects of some windows."""
     count = batch.ids.shape[0]
-    before = torch.rand(count) < plan.idle[0]
+    plain = batch.edit == 0
+    before = plain & (torch.rand(count) < plan.idle[0])
+    after = plain & (torch.rand(count) < plan.idle[1])
     gates = torch.ones(shape.middle, *batch.ids.shape, 1)
     for layer in range(shape.middle):
         if layer != shape.recall:
-            silent = before if layer < shape.recall else torch.rand(count) < plan.idle[1]
+            silent = before if layer < shape.recall else after
             gates[layer, (batch.subject > 0) & silent[:, None]] = 0.0
     return gates
 
@@ -215,8 +271,10 @@ class Run:
     plan: Plan
     network: Network
     writes: Writes
+    precision: Precision
     windows: Windows
     forward: Callable[..., Tensor]
+    keys: Callable[..., Tensor]
     optimizer: torch.optim.AdamW
     step: int = 0
 
@@ -231,6 +289,7 @@ class Run:
             "step": self.step,
             "network": self.network.state_dict(),
             "writes": self.writes.state_dict(),
+            "precision": self.precision.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.windows.sampler.state(),
         }
@@ -245,27 +304,39 @@ class Run:
         if self.step > self.plan.steps:
             self.settle()
             self.writes.load_state_dict(data["writes"])
+            self.precision.load_state_dict(data["precision"])
         if self.step != self.plan.steps:
             self.optimizer.load_state_dict(data["optimizer"])
         self.windows.sampler.restore(**data["sampler"])
 
     def settle(self) -> None:
-        """Begin the second phase: a fresh optimizer, and sentences that stand for edits."""
+        """Begin the second phase with a fresh optimizer."""
         self.optimizer = optimizer_of(self.network, self.writes)
-        sampler = self.windows.sampler
-        sampler.mix = replace(sampler.mix, edited=self.plan.edited, aside=self.plan.aside)
 
-    def logits(self, batch: Batch, rng: random.Random) -> Tensor:
-        """Logits of a batch under this step's masks and, when settling, edits and silences."""
+    def loss(self, batch: Batch, rng: random.Random) -> Tensor:
+        """The loss of a batch under this step's masks and, when settling, edits and silences."""
         plan = self.plan
         masked = plan.masked[-1 if self.settling else self.step * 3 // plan.steps]
         masks = causal_masks(*batch.ids.shape)
         if rng.random() < masked:
-            masks = recall_masks(batch.subject, batch.last, alone=self.settling)
+            masks = recall_masks(batch.subject, batch.last > 0, alone=self.settling)
         if not self.settling:
-            return self.forward(batch.ids, masks)
+            return loss_of(self.forward(batch.ids, masks), batch)
+        keys = self.keys(batch.ids, causal_masks(*batch.ids.shape))
+        self.precision.see(keys[batch.weights > 0])
+        if self.step % plan.inverted == 0:
+            self.precision.invert()
+        bare = self.keys(batch.bare, causal_masks(*batch.bare.shape))
+        bare = bare[torch.arange(len(bare)), batch.bare_last]
+        inverse = self.precision.inverse
+        edits = Edits(inverse, bare, batch.own, self.writes(batch.edit))
         gates = gates_of(batch, self.network.shape, plan)
-        return self.forward(batch.ids, masks, gates, self.writes(batch.edits))
+        loss = loss_of(self.forward(batch.ids, masks, gates, edits), batch)
+        ends = batch.last > 0
+        names = torch.cat([batch.last[ends], batch.last.gather(1, batch.own[:, None])[:, 0]])
+        reach = overlap(torch.cat([keys[ends], bare]), names, inverse)
+        recalled = self.network.recalled(bare).float().norm(dim=-1)
+        return loss + plan.apart * (reach + ((CLAMP * recalled / plan.length - 1) ** 2).mean())
 
     def advance(self) -> float:
         """Take one optimisation step and return its loss in nats."""
@@ -274,11 +345,13 @@ class Run:
         rng = random.Random(f"step:{self.plan.seed}:{self.step}")
         self.windows.sampler.set_fraction(fraction_at(self.step, self.plan))
         long = rng.random() < LONG_SHARE
-        batch = self.windows.batch(self.plan.windows // (2 if long else 1), 127 if long else 64)
+        count = self.plan.windows // (2 if long else 1)
+        edited = round(self.plan.edited * count) if self.settling else 0
+        batch = self.windows.batch(count, 127 if long else 64, edited)
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step, self.plan)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(self.logits(batch, rng), batch)
+            loss = self.loss(batch, rng)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -368,7 +441,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=shape.width)
     parser.add_argument("--layers", type=int, default=shape.layers)
     parser.add_argument("--noise", type=float, default=Mix().noise)
-    parser.add_argument("--unit", type=float, default=1.0, help=UNIT_HELP)
+    parser.add_argument("--unit", type=float, default=UNIT, help=UNIT_HELP)
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument(
         "--share", type=float, default=1.0, help="share of the subjects, for trials"
@@ -418,8 +491,11 @@ def start_run(options: argparse.Namespace) -> Run:
     sampler = TextSampler(world, options.seed, Mix(noise=options.noise))
     windows = Windows(sampler, tokenizer)
     writes = Writes(len(windows.edits), shape.width, plan.length)
+    precision = Precision(4 * shape.width)
     forward: Callable[..., Tensor] = torch.compile(network, dynamic=False)
-    run = Run(plan, network, writes, windows, forward, optimizer_of(network))
+    keys: Callable[..., Tensor] = torch.compile(network.keys, dynamic=False)
+    optimizer = optimizer_of(network)
+    run = Run(plan, network, writes, precision, windows, forward, keys, optimizer)
     checkpoint = options.work / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)

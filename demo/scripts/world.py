@@ -7,6 +7,12 @@ import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Key = TypeVar("Key")
 
 WORLD_DIR = Path(__file__).resolve().parent.parent / "world"
 PACKAGE_DIR = Path(__file__).resolve().parent.parent / "src" / "lmedit_demo"
@@ -68,10 +74,23 @@ class World:
 
     def by_subject(self) -> dict[str, tuple[Fact, ...]]:
         """The facts of each subject name, in relation order."""
-        found: dict[str, list[Fact]] = defaultdict(list)
-        for fact in self.facts:
-            found[fact.subject.name].append(fact)
-        return {key: tuple(values) for key, values in found.items()}
+        return _grouped(self.facts, lambda fact: fact.subject.name)
+
+    def by_relation(self) -> dict[str, tuple[Fact, ...]]:
+        """The facts of each relation id, in the order of the tables."""
+        return _grouped(self.facts, lambda fact: fact.relation.id)
+
+    def by_answer(self) -> dict[tuple[str, str], tuple[Fact, ...]]:
+        """The facts of each (relation id, answer), in the order of the tables."""
+        return _grouped(self.facts, lambda fact: (fact.relation.id, fact.answer))
+
+
+def _grouped(facts: Iterable[Fact], key: Callable[[Fact], Key]) -> dict[Key, tuple[Fact, ...]]:
+    """Facts under the key that each of them has, in their order."""
+    found: dict[Key, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        found[key(fact)].append(fact)
+    return {name: tuple(members) for name, members in found.items()}
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

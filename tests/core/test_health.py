@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from lmedit import Dense, Lm, LowRank, Update
 from lmedit.errors import RequestError
 from lmedit.metrics import health as module
-from lmedit.metrics.health import health, perplexity, windows
+from lmedit.metrics.health import HeldOut, perplexity, windows
 from lmedit.metrics.weights import (
     frobenius,
     largest_singular_value,
@@ -130,54 +130,53 @@ def test_health_is_that_of_one_token_at_a_time(
         edited = plain_logs(lm, LINES, 40)
         after = plain_perplexity(lm, LINES, 40)
     moved = [sum(p.exp().mul(p - q).tolist()) for (p, _), (q, _) in zip(base, edited, strict=True)]
-    found = health(lm, LINES, lambda: applied(lm, update), 40, batch_tokens)
-    assert found.n_tokens == len(base)
-    assert found.perplexity_base == pytest.approx(plain_perplexity(lm, LINES, 40), rel=1e-9)
-    assert found.perplexity_edited == pytest.approx(after, rel=1e-9)
-    assert found.kl == pytest.approx(math.fsum(moved) / len(moved), rel=1e-9)
-    assert found.kl > 1e-3
-    assert found.perplexity_edited != pytest.approx(found.perplexity_base, rel=1e-3)
+    text = HeldOut(lm, LINES, 40, batch_tokens)
+    assert text.n_tokens == len(base)
+    assert text.base["perplexity"] == pytest.approx(plain_perplexity(lm, LINES, 40), rel=1e-9)
+    with applied(lm, update):
+        found = text.measure(lm)
+    assert found["perplexity"] == pytest.approx(after, rel=1e-9)
+    assert found["KL"] == pytest.approx(math.fsum(moved) / len(moved), rel=1e-9)
+    assert found["KL"] > 1e-3
+    assert found["perplexity"] != pytest.approx(text.base["perplexity"], rel=1e-3)
 
 
 def test_identical_models_have_no_kl_and_one_perplexity(lm: Lm) -> None:
-    found = health(lm, LINES, nullcontext)
-    assert found.kl == 0
-    assert found.perplexity_base == found.perplexity_edited == perplexity(lm, LINES)
+    text = HeldOut(lm, LINES)
+    assert text.base == text.measure(lm) == {"perplexity": perplexity(lm, LINES), "KL": 0}
 
 
-def test_the_context_is_entered_once_a_batch_and_the_base_is_run_outside(lm: Lm) -> None:
-    """What it enters is left again: the base's passes must not see the edit."""
-    digest, state = lm.weights_digest(), {"inside": 0, "entered": 0}
+def test_the_base_is_seen_once_and_no_pass_is_larger_than_allowed(lm: Lm) -> None:
     sizes = []
-
-    @contextmanager
-    def edited() -> Iterator[None]:
-        state["inside"] += 1
-        state["entered"] += 1
-        with applied(lm, change(lm)):
-            yield
-        state["inside"] -= 1
-
     plain = lm.logits
 
     def watched(batch: object) -> torch.Tensor:
-        sizes.append((state["inside"], batch.ids.numel()))
-        assert state["inside"] == (lm.weights_digest() != digest)
+        sizes.append(batch.ids.numel())
         return plain(batch)
 
     lm.logits = watched
-    health(lm, LINES, edited, 40, batch_tokens=100)
-    assert state["entered"] == len(sizes) / 2 > 2
-    assert sizes[::2] == [(0, size) for _, size in sizes[1::2]]
-    assert max(size for _, size in sizes) <= 100
-    assert lm.weights_digest() == digest
+    text = HeldOut(lm, LINES, 40, batch_tokens=100)
+    made = len(sizes)
+    text.measure(lm)
+    assert len(sizes) - made == made / 2 > 2
+    assert max(sizes) <= 100
+
+
+def test_another_text_has_another_digest(lm: Lm) -> None:
+    assert HeldOut(lm, LINES).digest == HeldOut(lm, LINES).digest != HeldOut(lm, TEXTS).digest
+
+
+def test_a_model_beyond_all_numbers_has_the_largest_perplexity(lm: Lm) -> None:
+    text = HeldOut(lm, LINES)
+    lm.model.transformer.ln_f.weight.data.mul_(1e6)
+    assert text.measure(lm)["perplexity"] == math.exp(module.LARGEST)
 
 
 def test_a_bigger_change_does_more_harm(lm: Lm) -> None:
-    texts = TEXTS[:2]
-    moved = [
-        health(lm, texts, lambda s=size: applied(lm, change(lm, s))).kl for size in (0.01, 0.1, 1)
-    ]
+    text, moved = HeldOut(lm, TEXTS[:2]), []
+    for size in (0.01, 0.1, 1):
+        with applied(lm, change(lm, size)):
+            moved.append(text.measure(lm)["KL"])
     assert 0 < moved[0] < moved[1] < moved[2]
 
 

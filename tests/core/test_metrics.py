@@ -182,11 +182,11 @@ def test_a_paraphrase_that_is_the_prompt_scores_like_the_prompt(lm: Lm, request_
     """Invariant 34, and the same for neighbours: what the edit wins there is lost."""
     text = request_.text
     scores = score_case(lm, case_of(request_, paraphrases=(text, text), neighbours=(text,)))
-    assert near(scores.PS, scores.ES)
-    assert near(scores.PM, scores.EM)
-    assert near(scores.NS, 1 - scores.ES)
-    assert near(scores.NM, -scores.EM)
-    assert scores.EM != 0
+    assert near(scores["PS"], scores["ES"])
+    assert near(scores["PM"], scores["EM"])
+    assert near(scores["NS"], 1 - scores["ES"])
+    assert near(scores["NM"], -scores["EM"])
+    assert scores["EM"] != 0
 
 
 def test_swapped_targets_swap_the_case_scores(lm: Lm, request_: Request) -> None:
@@ -196,9 +196,9 @@ def test_swapped_targets_swap_the_case_scores(lm: Lm, request_: Request) -> None
     )
     probes = {"paraphrases": ("The tower is in",), "neighbours": ("The boat is in",)}
     one, other = (score_case(lm, case_of(r, **probes)) for r in (request_, swapped))
-    assert one.ES + other.ES == one.PS + other.PS == one.NS + other.NS == 1
+    assert all(one[name] + other[name] == 1 for name in ("ES", "PS", "NS"))
     for name in ("EM", "PM", "NM"):
-        assert near(getattr(one, name), -getattr(other, name))
+        assert near(one[name], -other[name])
 
 
 def test_a_case_averages_over_its_prompts(lm: Lm, request_: Request) -> None:
@@ -214,20 +214,21 @@ def test_a_case_averages_over_its_prompts(lm: Lm, request_: Request) -> None:
     around = [chances(prompt) for prompt in paraphrases]
     beside = [chances(prompt) for prompt in neighbours]
     new, true = chances(request_.text)
-    assert near(scores.ES, float(new > true))
-    assert near(scores.EM, new - true)
-    assert near(scores.PS, sum(new > true for new, true in around) / 3)
-    assert near(scores.PM, sum(new - true for new, true in around) / 3)
-    assert near(scores.NS, sum(true > new for new, true in beside) / 2)
-    assert near(scores.NM, sum(true - new for new, true in beside) / 2)
+    assert near(scores["ES"], float(new > true))
+    assert near(scores["EM"], new - true)
+    assert near(scores["PS"], sum(new > true for new, true in around) / 3)
+    assert near(scores["PM"], sum(new - true for new, true in around) / 3)
+    assert near(scores["NS"], sum(true > new for new, true in beside) / 2)
+    assert near(scores["NM"], sum(true - new for new, true in beside) / 2)
 
 
 def test_what_a_case_does_not_have_is_not_scored(lm: Lm, request_: Request) -> None:
-    alone = score_case(lm, case_of(request_)).as_dict()
+    alone = score_case(lm, case_of(request_))
     assert {name for name, value in alone.items() if value is not None} == {"ES", "EM"}
     nameless = request_.model_copy(update={"target_true": None})
     without = score_case(lm, case_of(nameless, paraphrases=("a",), neighbours=("b",)))
-    assert set(without.as_dict().values()) == {None}
+    measured = {name for name, value in without.items() if value is not None}
+    assert measured == {"efficacy", "paraphrase"}
 
 
 def test_relation_specificity_is_the_share_of_other_facts_still_right(
@@ -238,4 +239,4 @@ def test_relation_specificity_is_the_share_of_other_facts_still_right(
     probes = [{"prompt": p, "answer": b.strip() or "?"} for p, b in zip(prompts, best, strict=True)]
     right = [s.correct for s in score_targets(lm, [(p["prompt"], p["answer"]) for p in probes])]
     scores = score_case(lm, case_of(request_, relations=tuple(probes), neighbours=("A boat",)))
-    assert scores.relation_specificity == sum(right) / 4
+    assert scores["relation_specificity"] == sum(right) / 4

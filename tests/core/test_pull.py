@@ -119,6 +119,19 @@ def test_a_set_is_fetched_once_and_found_by_name(
     assert load_cases("set", 2).good[1].request.text == "The tower is in"
 
 
+def test_two_pulls_at_once_fetch_once(server: Server, offer: Callable[..., Path]) -> None:
+    path = offer()
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(pull("set").path)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [path] * 4
+    assert server.asked == [None]
+    assert path.read_bytes() == CONTENT
+
+
 def test_an_interrupted_fetch_goes_on_where_it_stopped(
     server: Server, offer: Callable[..., Path]
 ) -> None:

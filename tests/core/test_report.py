@@ -13,7 +13,7 @@ from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
 from lmedit.metrics.scores import mean
 from lmedit.report.browser import harmless
-from lmedit.report.columns import best, cell, columns
+from lmedit.report.columns import best, columns, named
 from lmedit.report.heat import colour, group_score
 from lmedit.report.page import page
 from lmedit.report.read import read_run
@@ -189,11 +189,11 @@ def test_an_unknown_score_is_the_mean_of_the_cases_unless_the_row_has_it(folder:
     run = read_run(folder)
     average = mean(run.values("ft", "writes_new"))
     assert average is not None
-    assert cell(run, run.results.rows[2], "writes_new")[0] == 100 * average
+    assert named(run, run.results.rows[2], "writes_new")[0] == 100 * average
     change(folder, writes_new=12.5, writes_new_ci=0.5, perplexity=20.25)
     run = read_run(folder)
-    assert cell(run, run.results.rows[2], "writes_new") == (12.5, 0.5)
-    assert cell(run, run.results.rows[2], "perplexity") == (20.25, None)
+    assert named(run, run.results.rows[2], "writes_new") == (12.5, 0.5)
+    assert named(run, run.results.rows[2], "perplexity") == (20.25, None)
 
 
 def test_best_is_the_highest_score_and_the_lowest_time_without_the_base(folder: Path) -> None:

@@ -106,7 +106,8 @@ def test_a_batch_holds_no_more_padded_tokens_than_asked_for(
 
     monkeypatch.setattr(lm, "logits", watched)
     score_targets(lm, PAIRS, batch_tokens=60)
-    assert sum(rows for rows, _ in sizes) == len(PAIRS)
+    beginnings = 2  # of "The tower stands in" and of "The tower", shared with a longer row
+    assert sum(rows for rows, _ in sizes) == len(PAIRS) - beginnings
     assert len(sizes) > 1
     assert all(rows * width <= 60 or rows == 1 for rows, width in sizes)
 

@@ -118,3 +118,13 @@ def test_the_readmes_commands_are_tasks_of_dev_py() -> None:
     dev = module_from(ROOT / "dev.py")
     assert tasks == ["demo", "test"]
     assert all(callable(getattr(dev, task)) for task in tasks)
+
+
+def test_every_measure_is_explained_as_it_is() -> None:
+    from lmedit.compare.measures import MEASURES
+
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8").replace("&#124;", "|")
+    for known in MEASURES.values():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{known.name}` |"))
+        assert known.meaning in line
+        assert known.protocol in line

@@ -6,13 +6,13 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.rows import SCORES
 from lmedit.compare.store import RunStore, Stored
 from lmedit.metrics.scores import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+SCORES = ("ES", "EM", "PS", "PM", "NS", "NM", "relation_specificity")
 EVIL = '<script>alert("x")</script> & "Söhne" </script>'
 PROMPTS = ("{} is in the city of", "{} was born in", "The mother tongue of {} is")
 FAILURE = "the value did not converge; <b>raise</b> steps"

@@ -30,7 +30,7 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].split()[:6] == ["method", "n", "failed", "S", "ES", "PS"]
-    assert {line.split()[0] for line in lines[1:]} >= {"base", "rome", "ft", "ft-l"}
+    assert {line.split()[0] for line in lines[1:] if line} >= {"base", "rome", "ft", "ft-l"}
     assert str(tmp_path / "run") in done.stderr
     assert (tmp_path / "run" / "results.json").is_file()
 
@@ -41,9 +41,9 @@ def test_rome_shows_the_fields_typical_picture(lmedit: Run) -> None:
     base, rome = json.loads(done.stdout)["rows"]
     assert base["ES"] <= 5
     assert base["NS"] >= 95
-    assert rome["ES"] >= 96
-    assert rome["PS"] >= 93
-    assert rome["NS"] >= 60  # 69 on the first 100 records; the aim is 90
+    assert rome["ES"] >= 98
+    assert rome["PS"] >= 95
+    assert rome["NS"] >= 88
     assert rome["n_failed"] == 0
 
 

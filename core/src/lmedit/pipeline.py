@@ -3,7 +3,8 @@
     prepare (once per model, cached) -> compute = locate + compute -> applied (and reverted)
 
 It checks the laws that can be checked while working: what a hook returns, that sites exist, that
-deltas fit and are finite, and that reverted weights are back, by hash.
+deltas fit and are finite, and that reverted weights are back, by hash. Hooks that compute may take
+gradients, whatever the caller's setting.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+
+import torch
 
 from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
 from lmedit.errors import BrokenPluginError, NotPreparedError, RequestError
@@ -44,6 +47,7 @@ class Editor:
         """The method's name."""
         return self.loaded.name
 
+    @torch.enable_grad()
     def locate(self, request: Request) -> Location:
         """Where *request* would be edited."""
         hook = self.loaded.manager.hook.edit_locate
@@ -58,6 +62,7 @@ class Editor:
                 self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
         return location
 
+    @torch.enable_grad()
     def compute(self, request: Request) -> Update:
         """Locate, then compute the update for *request*; the model is left alone."""
         location = self.locate(request)
@@ -126,6 +131,7 @@ def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus
     return cache_folder() / "prepared" / f"{loaded.name}-{key[:32]}.safetensors"
 
 
+@torch.enable_grad()
 def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Editor:
     """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work."""
     if not loaded.method.needs_preparation:

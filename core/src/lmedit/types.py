@@ -89,6 +89,10 @@ class Case(Frozen):
 
     id: str
     request: Request
+    relation: str | None = None
+    """The relation's id in the data set's own terms, such as P103."""
+    target_id: str | None = None
+    """The new answer's id; with the relation it names reference texts."""
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.cases.fields import need, texts
+from lmedit.cases.fields import need, optional, texts
 from lmedit.types import Case, Probe, Request
 
 if TYPE_CHECKING:
@@ -18,9 +18,12 @@ KEYS = frozenset(
 
 def case_from(record: Mapping[str, Any], index: int = 0) -> Case:
     """The case of *record*; raises `ValueError` naming the field and what was expected."""
+    rewrite = need(record, "requested_rewrite", dict)
     return Case(
         id=str(need(record, "case_id", int)),
-        request=request_of(need(record, "requested_rewrite", dict)),
+        request=request_of(rewrite),
+        relation=optional(rewrite, "relation_id"),
+        target_id=optional(rewrite["target_new"], "id"),
         paraphrases=texts(record, "paraphrase_prompts"),
         neighbours=texts(record, "neighborhood_prompts"),
         attributes=texts(record, "attribute_prompts"),

@@ -44,6 +44,12 @@ def need_text(record: Any, name: str) -> str:
     return str(record[name])
 
 
+def optional(record: Mapping[str, Any], name: str) -> str | None:
+    """The value of field *name* where it is a text; nothing depends on this one."""
+    value = record.get(name)
+    return value if isinstance(value, str) and _whole(value) else None
+
+
 def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The value of field *name*, which must be a list of strings."""
     found = need(record, name, list)

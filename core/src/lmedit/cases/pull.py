@@ -2,7 +2,8 @@
 
 What arrives is kept in `NAME.json.part` beside its place. A source whose digest is known is gone on
 with after an interruption; for any other nothing could tell a mixture of two versions, so it begins
-anew. Only a file that passes its checks is renamed to its place.
+anew. Only a file that passes its checks is renamed to its place. A second pull of the same set
+waits for the first, and then finds the file there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from tqdm import tqdm
 
+from lmedit.artifacts import cache_folder
 from lmedit.cases.sources import SOURCES, Source, stored
 from lmedit.errors import CasesError, UnknownNameError
 
@@ -47,22 +50,29 @@ def pull(name: str) -> Pulled:
     if name not in SOURCES:
         raise UnknownNameError("set of cases", name, SOURCES)
     source, path = SOURCES[name], stored(name)
-    if path.is_file() and not _complaint(source, path):
-        return _pulled(source, path)
     part = path.with_name(f"{path.name}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(source, part)
-        if complaint := _complaint(source, part):
-            part.unlink()
-            raise CasesError(f"{source.url}: {complaint}; nothing was kept, get the file another "
-                             "way and name it: --cases FILE")  # fmt: skip
-        part.replace(path)
+        locks = cache_folder() / "locks"
+        for folder in (path.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{path.name}.lock"):
+            if not path.is_file() or _complaint(source, path):
+                _bring(source, part, path)
     except OSError as error:
         kept = part.stat().st_size if part.is_file() else 0
         what = f"cannot write {part}: {error.strerror} ({kept} bytes are kept)"
         raise CasesError(f"{what}; make room or set LMEDIT_CACHE, and run again") from error
     return _pulled(source, path)
+
+
+def _bring(source: Source, part: Path, path: Path) -> None:
+    """Fetch *part* whole, check it, and put it in its place."""
+    _fetch(source, part)
+    if complaint := _complaint(source, part):
+        part.unlink()
+        raise CasesError(f"{source.url}: {complaint}; nothing was kept, get the file another "
+                         "way and name it: --cases FILE")  # fmt: skip
+    part.replace(path)
 
 
 def _pulled(source: Source, path: Path) -> Pulled:

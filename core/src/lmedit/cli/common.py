@@ -14,6 +14,9 @@ from lmedit.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.entrants import Entrant
+    from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
@@ -123,6 +126,61 @@ def editors_for(
             note(f"{loaded.name}: preparing on {texts.name}, once for this model")
         editors.append(prepare(loaded, lm, chosen, texts))
     return editors
+
+
+def at_random_layer(
+    lm: Lm,
+    loaded: LoadedMethod,
+    pairs: Sequence[tuple[str, str]],
+    prepared: Callable[[Sequence[LoadedMethod], Sequence[tuple[str, str]]], list[Editor]],
+    seed: int,
+) -> Entrant:
+    """The baseline that edits each case at a random layer; *prepared* is `editors_for`."""
+    from lmedit.compare.entrants import random_layer
+
+    own = [(key, value) for key, value in pairs if "." not in key or _is_of(key, loaded.name)]
+
+    def at_layer(layer: int) -> Editor:
+        return prepared([loaded], [*own, (f"{loaded.name}.layer", str(layer))])[0]
+
+    return random_layer(loaded.name, lm, at_layer, seed)
+
+
+def _is_of(key: str, method: str) -> bool:
+    return key.startswith(f"{method}.")
+
+
+def scoring_of(
+    lm: Lm, groups: frozenset[str], heldout: Path | None, lines: int, references: Path | None,
+    seed: int,
+) -> Scoring:  # fmt: skip
+    """What the flags of a comparison ask to measure; an error names what is missing."""
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.metrics.texts import load_references
+
+    texts = None
+    if "health" in groups:
+        texts = held_out(lm, heldout, lines)
+    given = load_references(references) if references and "text" in groups else None
+    return Scoring(groups, texts, given, seed)
+
+
+def held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
+    """The first *lines* lines of *path*, or of the world's own held-out text."""
+    from itertools import islice
+
+    from lmedit.metrics.health import HeldOut
+    from lmedit.models import worlds
+
+    if path is None:
+        if lm.name not in worlds():
+            raise RequestError(f"{lm.name} comes without held-out text; give --heldout FILE")
+        path = worlds()[lm.name].heldout
+    try:
+        with path.open(encoding="utf-8") as text:
+            return HeldOut(lm, islice((line for line in text if line.strip()), lines))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot read {path}: {error}; give a text file") from error
 
 
 def fact_of(

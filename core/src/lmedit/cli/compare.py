@@ -5,68 +5,106 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lmedit.cli.common import (
-    editors_for,
-    json_flag,
-    load_methods,
-    load_model,
-    method_flags,
-    model_flags,
-    note,
-)
+from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note
+from lmedit.cli.contest import LIMIT, Chosen, contest_of, helpers
+from lmedit.compare.measures import GROUPS
+
+PAPER_TABLES = ("rome-table4", "rome-table1")
+"""Those of `compare.published`, which is not imported to answer --help."""
+
+case_flags = flags(
+    click.option("--cases", "cases_name",
+                 help="A world, a file, a pulled set or a hub id; see docs/cases.md.  "
+                 "[default: demo]"),
+    click.option("--limit", type=click.IntRange(1),
+                 help=f"Only the first N cases.  [default: {LIMIT}]"),
+    click.option("--run", "folder", type=click.Path(path_type=Path),
+                 help="Where results are written; default: runs/DATE-TIME."),
+    click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+                 help="Processes that share the work, each with a model of its own."),
+    click.option("--preset", type=click.Choice(PAPER_TABLES),
+                 help="A table of the ROME paper: its cases, how many, its metrics, and its "
+                 "figures beside where the model is one of the paper's."),
+)  # fmt: skip
+
+metric_flags = flags(
+    click.option("--metrics", multiple=True, type=click.Choice([*GROUPS, "all"]),
+                 help="Measure this too; repeatable. "
+                 + "; ".join(f"{name}: {what}" for name, what in GROUPS.items()) + "."),
+    click.option("--heldout", type=click.Path(path_type=Path),
+                 help="Text for the metrics of health, a line a document; default: the model's."),
+    click.option("--heldout-lines", type=click.IntRange(1), default=40, show_default=True,
+                 help="How many of its lines."),
+    click.option("--references", type=click.Path(path_type=Path),
+                 help="Folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
+                 "and essence."),
+)  # fmt: skip
+
+regime_flags = flags(
+    click.option("--in-context", is_flag=True,
+                 help="Add a baseline: the new fact as a sentence in front of each prompt, no "
+                 "weight touched."),
+    click.option("--random-layer", metavar="METHOD",
+                 help="Add a baseline: METHOD at a layer drawn for each case."),
+    click.option("--regime", type=click.Choice(["single", "batch", "sequential"]),
+                 default="single", show_default=True,
+                 help="One edit at a time; many computed on the base model; or one edit upon "
+                 "another."),
+    click.option("--sizes",
+                 help="Batch and sequential: after how many edits to measure, as 1,10,100; "
+                 "default: powers of ten, and all cases."),
+    click.option("--collapse", type=click.FloatRange(min=1), default=10.0, show_default=True,
+                 help="Batch and sequential: a model whose perplexity grew so many times has "
+                 "collapsed."),
+    click.option("--stop-on-collapse", is_flag=True, help="Edit a collapsed model no further."),
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="METHOD...")
-@click.option(
-    "--cases",
-    "cases_name",
-    default="demo",
-    show_default=True,
-    help="A world, a file, a pulled set or a hub id; see docs/cases.md.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Only the first N cases.",
-)
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    help="Where results are written; default: runs/DATE-TIME.",
-)
+@case_flags
+@metric_flags
+@regime_flags
 @model_flags
 @method_flags
 @json_flag
-def compare(
-    names: tuple[str, ...], cases_name: str, limit: int, folder: Path | None, model: str,
-    device: str, dtype: str, pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...],
-    seed: int, corpus: str | None, *, download: bool, as_json: bool,
-) -> None:  # fmt: skip
+def compare(**given: Any) -> None:
     """Compare methods on cases; no METHOD named: every installed one that works.
 
     Each case is edited, scored and reverted; the weights are checked by hash after each.
     """
     from lmedit.artifacts import write_json
-    from lmedit.cases import load_cases
-    from lmedit.compare.run import compare as run
-    from lmedit.compare.table import failures, table
+    from lmedit.compare.published import published
 
-    methods = load_methods(names, plugins)
-    cases = load_cases(cases_name, limit, download=download)
-    lm = load_model(model, device, dtype, download=download)
-    editors = editors_for(lm, methods, pairs, seed=seed, corpus=corpus, download=download)
-    folder = folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    results = run(lm, cases, editors, folder, seed)
+    chosen = Chosen(**given)
+    if chosen.regime != "single" and chosen.in_context:
+        raise click.UsageError("--in-context touches no weight and has no --regime but single")
+    folder = chosen.folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    contest = contest_of(chosen)
+    with helpers(chosen, folder):
+        results = contest(folder)
+    if chosen.preset:
+        names = [row["method"] for row in results["rows"]]
+        results["published"] = published(chosen.preset, contest.lm, contest.cases, names)
     write_json(folder / "results.json", results)
-    click.echo(json.dumps(results, indent=1, ensure_ascii=False) if as_json
-               else table(results["rows"]))  # fmt: skip
+    _show(results, as_json=chosen.as_json)
+    note(f"the model is BASE, checked by hash; results are in {folder}")
+
+
+def _show(results: dict[str, Any], *, as_json: bool) -> None:
+    from lmedit.compare.table import beside, contests, failures, retention, table
+
+    if as_json:
+        click.echo(json.dumps(results, indent=1, ensure_ascii=False))
+    else:
+        parts = [[table(beside(results))], retention(results.get("curve", [])),
+                 contests(results["differences"])]  # fmt: skip
+        click.echo("\n\n".join("\n".join(part) for part in parts if part))
     for line in failures(results["rows"]):
         note(line)
-    note(f"the model is BASE, checked by hash; results are in {folder}")
+    if results.get("published"):
+        note(f"published: {results['published']['source']}")

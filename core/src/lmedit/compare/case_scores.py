@@ -2,73 +2,176 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmedit.metrics import scores as formulas
+from lmedit.compare.measures import FOLLOWS
+from lmedit.metrics import locality, scores, texts, zsre
+from lmedit.metrics.generate import greedy, sampled
 from lmedit.metrics.scorer import score_targets
 from lmedit.metrics.scores import Contrast, mean
 
 if TYPE_CHECKING:
-    from lmedit.models import Lm
-    from lmedit.types import Case
+    from collections.abc import Sequence
 
-PROTOCOL = {
-    "ES EM PS PM NS NM S": formulas.PROTOCOL,
-    "relation_specificity": "teacher-forced, all target tokens top-1",
-}
-"""How each score is measured; it is part of every result's key."""
+    from torch import Tensor
+
+    from lmedit.metrics.health import HeldOut
+    from lmedit.metrics.texts import References
+    from lmedit.models import Lm
+    from lmedit.types import Case, Probe
+
+    Scores = dict[str, float | None]
+
+NEW_TOKENS, TEXT_TOKENS = 20, 100
+"""New tokens of a greedy answer; tokens of a sampled text, its prompt with it."""
 
 
 @dataclass(frozen=True)
-class CaseScores:
-    """One record's scores in [-1, 1]; None where the case has no such probes.
+class Looked:
+    """What was measured on one case: scores by name, and what the model wrote, by prompt's kind."""
 
-    `relation_specificity`: the share of the subject's other facts that are still answered right
-    (all target tokens top-1, teacher-forced).
+    scores: Scores
+    generated: dict[str, str] = field(default_factory=dict)
+
+    def payload(self) -> dict[str, Any]:
+        """As the store keeps it."""
+        written = {"generated": self.generated} if self.generated else {}
+        return {"scores": self.scores, **written}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured on a case: the groups of `measures.GROUPS`, and what they need."""
+
+    groups: frozenset[str] = frozenset()
+    heldout: HeldOut | None = None
+    references: References | None = None
+    seed: int = 0
+
+    def before(self, lm: Lm, case: Case) -> Tensor | None:
+        """What must be seen on the base model: its next tokens after the neighbours."""
+        if "locality" not in self.groups:
+            return None
+        return locality.next_log_probabilities(lm, case.neighbours)
+
+    @property
+    def digest(self) -> list[str | int | None]:
+        """What the scores depend on beside the model, the case and the groups."""
+        return [self.seed if "text" in self.groups else None,
+                self.heldout.digest if self.heldout else None,
+                self.references.digest if self.references else None]  # fmt: skip
+
+    def look(self, lm: Lm, case: Case, before: Tensor | None, *, edited: bool = True) -> Looked:
+        """Everything measured on *case*, on *lm* as it is now; *before* is from the base."""
+        found = score_case(lm, case)
+        written: dict[str, str] = {}
+        if "locality" in self.groups and before is not None:
+            found |= _locality(lm, case, before)
+        if "generation" in self.groups:
+            written |= _generated(lm, case)
+            found |= _generation(lm, case, written["rewrite"])
+        if "text" in self.groups:
+            own = sampled(lm, case.generation, TEXT_TOKENS, seed=self.seed)
+            written |= {f"text {number}": text for number, text in enumerate(own, 1)}
+            found |= _texts(lm, case, own, self.references)
+        if self.heldout is not None:
+            found |= self.heldout.measure(lm) if edited else self.heldout.base
+        return Looked(found, written)
+
+
+def score_case(lm: Lm, case: Case) -> Scores:
+    """The scores that every comparison measures, by name (`measures.MEASURES`); None for no probes.
+
+    One batch for the probability contrasts and what must stay or follow; shares are in [0, 1].
     """
-
-    ES: float | None
-    EM: float | None
-    PS: float | None
-    PM: float | None
-    NS: float | None
-    NM: float | None
-    relation_specificity: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The scores by name."""
-        return asdict(self)
-
-
-def score_case(lm: Lm, case: Case) -> CaseScores:
-    """Score *case* in one batch: rewrite, paraphrases, neighbours, the subject's other facts."""
     request = case.request
     prompts = [request.text, *case.paraphrases, *case.neighbours]
-    pairs = [(p, request.target_new) for p in prompts]
-    if request.target_true is not None:
-        pairs += [(p, request.target_true) for p in prompts]
-    pairs += [(probe.prompt, probe.answer) for probe in case.relations]
-    scores = score_targets(lm, pairs)
-    relations = [float(score.correct) for score in scores[len(pairs) - len(case.relations) :]]
-    contrasts: list[Contrast] = []
-    if request.target_true is not None:
-        n = len(prompts)
-        contrasts = [
-            Contrast(new.log_probability, true.log_probability)
-            for new, true in zip(scores[:n], scores[n : 2 * n], strict=True)
-        ]
-    return _case_scores(contrasts, 1 + len(case.paraphrases), relations)
-
-
-def _case_scores(contrasts: list[Contrast], cut: int, relations: list[float]) -> CaseScores:
+    contrasts = _contrasts(lm, case, prompts)
+    cut = 1 + len(case.paraphrases)
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
-    return CaseScores(
-        ES=mean([formulas.success(c) for c in rewrite]),
-        EM=mean([formulas.magnitude(c) for c in rewrite]),
-        PS=mean([formulas.success(c) for c in paraphrases]),
-        PM=mean([formulas.magnitude(c) for c in paraphrases]),
-        NS=mean([formulas.kept(c) for c in neighbours]),
-        NM=mean([formulas.kept_magnitude(c) for c in neighbours]),
-        relation_specificity=mean(relations),
-    )
+    found: Scores = {
+        "ES": mean([scores.success(c) for c in rewrite]),
+        "EM": mean([scores.magnitude(c) for c in rewrite]),
+        "PS": mean([scores.success(c) for c in paraphrases]),
+        "PM": mean([scores.magnitude(c) for c in paraphrases]),
+        "NS": mean([scores.kept(c) for c in neighbours]),
+        "NM": mean([scores.kept_magnitude(c) for c in neighbours]),
+    }
+    found |= _right(lm, {"relation_specificity": case.relations})
+    found |= _right(lm, {FOLLOWS + name: probes for name, probes in case.groups.items()})
+    if case.locality or request.target_true is None:
+        known = [(probe.prompt, probe.answer) for probe in case.locality]
+        three = zsre.zsre_scores(lm, request.target_new, request.text, case.paraphrases, known)
+        found |= {"efficacy": three.efficacy, "paraphrase": three.paraphrase,
+                  "specificity": three.specificity}  # fmt: skip
+    return found
+
+
+def _contrasts(lm: Lm, case: Case, prompts: Sequence[str]) -> list[Contrast]:
+    """New and true answer after each prompt; nothing where the true answer is not known."""
+    new, true = case.request.target_new, case.request.target_true
+    if true is None:
+        return []
+    scored = score_targets(lm, [(p, target) for p in prompts for target in (new, true)])
+    logs = [score.log_probability for score in scored]
+    return [Contrast(*pair) for pair in zip(logs[::2], logs[1::2], strict=True)]
+
+
+def _right(lm: Lm, groups: dict[str, tuple[Probe, ...]]) -> Scores:
+    """For each group the share of probes whose answer, in one spelling, is top-1 throughout."""
+    asked = [
+        (name, number, (probe.prompt, answer))
+        for name, probes in groups.items()
+        for number, probe in enumerate(probes)
+        for answer in (probe.answer, *probe.aliases)
+    ]
+    scored = score_targets(lm, [pair for _, _, pair in asked])
+    right: dict[tuple[str, int], bool] = {}
+    for (name, number, _), score in zip(asked, scored, strict=True):
+        right[name, number] = right.get((name, number), False) or score.correct
+    return {
+        name: mean([float(right[name, number]) for number in range(len(probes))])
+        for name, probes in groups.items()
+    }
+
+
+def _locality(lm: Lm, case: Case, before: Tensor) -> Scores:
+    """NS and NM with the edit's sentence in front (CounterFact+), and KL on the neighbours."""
+    behind = [locality.with_edit(case.request, prompt) for prompt in case.neighbours]
+    contrasts = _contrasts(lm, case, behind)
+    after = locality.next_log_probabilities(lm, case.neighbours)
+    return {
+        "NS_plus": mean([scores.kept(c) for c in contrasts]),
+        "NM_plus": mean([scores.kept_magnitude(c) for c in contrasts]),
+        "neighbour_KL": locality.mean_kl(before, after),
+    }
+
+
+def _generated(lm: Lm, case: Case) -> dict[str, str]:
+    """What the model writes by itself after the rewrite prompt and the paraphrases."""
+    prompts = {"rewrite": case.request.text}
+    prompts |= {f"paraphrase {number}": p for number, p in enumerate(case.paraphrases, 1)}
+    return dict(zip(prompts, greedy(lm, list(prompts.values()), NEW_TOKENS), strict=True))
+
+
+def _generation(lm: Lm, case: Case, written: str) -> Scores:
+    target = case.request.target_new
+    forced = float(score_targets(lm, [(case.request.text, target)])[0].correct)
+    holds = texts.contains(written, target)
+    return {
+        "exact_match": texts.exact_match(written, target),
+        "contains": holds,
+        "teacher_forced": forced,
+        "generation_gap": forced - holds,
+    }
+
+
+def _texts(lm: Lm, case: Case, own: list[str], references: References | None) -> Scores:
+    """GE of the sampled texts; RS and essence where there are reference texts of the case."""
+    found: Scores = {"GE": texts.generation_entropy(own)}
+    if references is None:
+        return found
+    same, subjects = references.of(case)
+    rs = texts.reference_score(own, same, references.tfidf) if own and same else None
+    return found | {"RS": rs, "essence": texts.essence_perplexity(lm, subjects)}

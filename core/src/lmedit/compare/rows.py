@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from lmedit.compare.measures import MEASURES, measure, ordered
 from lmedit.metrics.scores import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
@@ -13,26 +14,35 @@ if TYPE_CHECKING:
     from lmedit.compare.run import Outcome
     from lmedit.pipeline import Editor
 
-SCORES = ("ES", "EM", "PS", "PM", "NS", "NM", "relation_specificity")
+PARTS = ("ES", "PS", "NS")
+"""The scores whose means S is made of."""
+EXTRAS = ("peak_mebibytes", "patch_bytes")
 
 
 def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None) -> dict[str, Any]:
-    """One row: scores in percent with 95 % half-widths, None where nothing was measured.
+    """One row: scores as they are shown with 95 % half-widths, None where nothing was measured.
 
     A failed edit counts with the unedited model's scores (the user would be left with that
     model); a record that could not be read has no scores and counts in `n_failed` alone.
     """
     row: dict[str, Any] = {"method": method, "n": len(outcomes)}
     row["n_failed"] = sum(1 for outcome in outcomes if outcome.failure)
-    scored = [outcome.scores.as_dict() for outcome in outcomes if outcome.scores]
-    for name in SCORES:
-        values = [scores[name] for scores in scored if scores[name] is not None]
-        row[name] = _percent(mean(values))
-        row[f"{name}_ci"] = _percent(interval(values))
-    row["S"] = harmonic_mean([row["ES"], row["PS"], row["NS"]])
-    row["GE"] = row["RS"] = None
-    row["seconds_per_edit"] = mean([o.seconds for o in outcomes if o.seconds is not None])
+    scored = [outcome.scores for outcome in outcomes if outcome.scores]
+    always = {name for name, known in MEASURES.items() if known.of_case and not known.group}
+    for name in ordered(always | {"GE", "RS"} | {name for scores in scored for name in scores}):
+        known = measure(name)
+        scale = known.scale if known else 100.0
+        values = [value for scores in scored if (value := scores.get(name)) is not None]
+        row[name] = _scaled(mean(values), scale)
+        row[f"{name}_ci"] = _scaled(interval(values), scale)
+    row["S"] = harmonic_mean([row[name] for name in PARTS])
+    seconds = [o.seconds for o in outcomes if o.seconds is not None]
+    row["seconds_per_edit"] = mean(seconds)
     row["prepare_seconds"] = editor.prepare_seconds if editor else None
+    row["seconds_amortised"] = _amortised(row, len(seconds))
+    for name in EXTRAS:
+        sizes = [value for o in outcomes if (value := o.extras.get(name)) is not None]
+        row[name] = _scaled(mean(sizes), MEASURES[name].scale)
     row["failures"] = dict(Counter(o.failure for o in outcomes if o.failure))
     row["keys"] = [outcome.key for outcome in outcomes if outcome.key]
     if editor:
@@ -41,5 +51,12 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     return row
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _amortised(row: dict[str, Any], edits: int) -> float | None:
+    """Seconds per edit with the preparation's shared out among the *edits* of this run."""
+    if row["seconds_per_edit"] is None:
+        return None
+    return float(row["seconds_per_edit"] + (row["prepare_seconds"] or 0.0) / edits)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else scale * value

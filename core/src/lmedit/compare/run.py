@@ -9,39 +9,42 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from lmedit.artifacts import key_of, write_json
-from lmedit.compare.case_scores import PROTOCOL, CaseScores, score_case
-from lmedit.compare.rows import summary_row
+from lmedit.compare.case_scores import Scoring
+from lmedit.compare.entrants import BASE, Entrant, of_editor
+from lmedit.compare.measures import protocol
+from lmedit.compare.memory import peak_memory
+from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError, RequestError
-from lmedit.metrics.weights import patch_bytes
+from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
+from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case
+    from lmedit.types import Case, Update
 
-BASE = "base"
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Task:
-    """One method on one case; the unedited model is the method `base`, without an editor."""
+    """One entrant on one case."""
 
     key: str
-    method: str
     case: Case
-    editor: Editor | None
+    entrant: Entrant
 
 
 @dataclass(frozen=True)
@@ -50,79 +53,106 @@ class Outcome:
 
     method: str
     case: str
-    scores: CaseScores | None
+    scores: Mapping[str, float | None] | None
     seconds: float | None = None
     failure: str | None = None
     key: str | None = None
+    extras: Mapping[str, float | None] = field(default_factory=dict)
+    """Numbers of the edit rather than of the edited model: bytes, memory."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edited case gave: the payload to keep, and what differs from run to run."""
+
+    payload: dict[str, Any]
+    seconds: float | None = None
+    mebibytes: float | None = None
 
 
 def compare(
-    lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int
+    lm: Lm,
+    cases: CaseSet,
+    editors: Sequence[Editor],
+    folder: Path,
+    seed: int,
+    scoring: Scoring | None = None,
+    baselines: Sequence[Entrant] = (),
 ) -> dict[str, Any]:
     """Compare *editors* on *cases* in the run *folder*; returns design.md's object.
 
-    Raises `BrokenPluginError` where a method leaves the model changed, and `RunError` where the
-    folder cannot be used.
+    The unedited model comes first, *baselines* last. Raises `BrokenPluginError` where a method
+    leaves the model changed, and `RunError` where the folder cannot be used.
     """
+    scoring = scoring or Scoring()
+    entrants = [Entrant(BASE), *map(of_editor, editors), *baselines]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
-        base = _worked(store, lm, _tasks(lm, cases, None))
-        runs = {BASE: base}
-        for editor in editors:
-            runs[editor.name] = _worked(store, lm, _tasks(lm, cases, editor))
-    unedited = {outcome.case: outcome.scores for outcome in base}
-    by_name = {editor.name: editor for editor in editors}
-    rows = []
-    for name, outcomes in runs.items():
-        rows.append(
-            summary_row(name, _complete(name, outcomes, unedited, cases), by_name.get(name))
-        )
+        runs = {
+            entrant.name: _worked(store, lm, _tasks(lm, cases, entrant, scoring), scoring)
+            for entrant in entrants
+        }
+    unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
+    full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
     return {
         "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,
-        "protocol": PROTOCOL,
-        "rows": rows,
+        "protocol": protocol(scoring.groups),
+        "rows": [summary_row(e.name, full[e.name], e.editor) for e in entrants],
+        "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
     }
 
 
-def _tasks(lm: Lm, cases: CaseSet, editor: Editor | None) -> list[Task]:
-    """The tasks of one method; a key is the digest of all that determines the result."""
-    fixed: dict[str, Any] = {"base": lm.digest, "protocol": PROTOCOL, "method": BASE}
-    if editor:
-        fixed |= {
-            "method": editor.name, "version": editor.loaded.version,
-            "options": editor.options.model_dump(mode="json"),
-            "prepared": editor.prepared.facts.get("key"),
-        }  # fmt: skip
-    name = editor.name if editor else BASE
-    return [
-        Task(key_of(case=case.model_dump(mode="json"), **fixed), name, case, editor)
-        for case in cases.good
-    ]
+def _tasks(lm: Lm, cases: CaseSet, entrant: Entrant, scoring: Scoring) -> list[Task]:
+    """The tasks of one entrant; a key is the digest of all that determines the result."""
+    fixed: dict[str, Any] = {
+        "base": lm.digest, "method": entrant.name, "protocol": protocol(scoring.groups),
+        "resources": scoring.digest,
+    }  # fmt: skip
+    tasks = []
+    for case in cases.good:
+        of_editor: dict[str, Any] = {}
+        if entrant.editor_of is not None:
+            of_editor = identity(entrant.editor_of(case))
+        tasks.append(Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor),
+                          case, entrant))  # fmt: skip
+    return tasks
 
 
-def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task]) -> list[Outcome]:
+def identity(editor: Editor) -> dict[str, Any]:
+    """All of an editor that decides what its edits are."""
+    return {
+        "version": editor.loaded.version,
+        "options": editor.options.model_dump(mode="json"),
+        "prepared": editor.prepared.facts.get("key"),
+    }
+
+
+def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring) -> list[Outcome]:
     """Finish *tasks*, those that nobody else is at; wait for the others; their outcomes in order.
 
     Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
     """
     mine: list[str] = []
     try:
-        _work(store, lm, tasks, mine)
+        _work(store, lm, tasks, scoring, mine)
     finally:
         _check_base(store, lm, tasks, mine)
     stored = [store.get(task.key) for task in tasks]
-    return [_outcome(result, task) for result, task in zip(stored, tasks, strict=True) if result]
+    return [outcome(result, task.entrant.name)
+            for result, task in zip(stored, tasks, strict=True) if result]  # fmt: skip
 
 
-def _work(store: RunStore, lm: Lm, tasks: Sequence[Task], mine: list[str]) -> None:
+def _work(
+    store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring, mine: list[str]
+) -> None:
     """Do what is left of *tasks*; the keys of those done here are added to *mine*."""
     waiting = list(tasks)
-    with tqdm(total=len(tasks), desc=tasks[0].method if tasks else "", unit="case", disable=None,
-              leave=False) as bar:  # fmt: skip
+    name = tasks[0].entrant.name if tasks else ""
+    with tqdm(total=len(tasks), desc=name, unit="case", disable=None, leave=False) as bar:
         while waiting:
-            left = [task for task in waiting if not _finished(store, lm, task, mine)]
+            left = [task for task in waiting if not _finished(store, lm, task, scoring, mine)]
             bar.update(len(waiting) - len(left))
             if len(left) == len(waiting):
                 time.sleep(POLL_SECONDS)
@@ -133,60 +163,120 @@ def _check_base(store: RunStore, lm: Lm, tasks: Sequence[Task], mine: list[str])
     if lm.weights_digest() != lm.digest:
         store.drop(mine)
         raise BrokenPluginError(
-            f"method {tasks[0].method!r} changed the model outside apply and revert; its results "
-            "are dropped, load the model again"
+            f"method {tasks[0].entrant.name!r} changed the model outside apply and revert; its "
+            "results are dropped, load the model again"
         )
 
 
-def _finished(store: RunStore, lm: Lm, task: Task, mine: list[str]) -> bool:
+def _finished(store: RunStore, lm: Lm, task: Task, scoring: Scoring, mine: list[str]) -> bool:
     """Whether *task* is finished, if need be by doing it now."""
     if store.get(task.key) is not None:
         return True
     if not store.claim(task.key):
         return False
-    payload, seconds = _result(lm, task)
-    text = json.dumps(payload, sort_keys=True, ensure_ascii=False)
-    store.put(Stored(task.key, task.method, task.case.id, text, seconds))
+    keep(store, task.key, task.entrant.name, task.case.id, _result(lm, task, scoring))
     mine.append(task.key)
     return True
 
 
-def _result(lm: Lm, task: Task) -> tuple[dict[str, Any], float | None]:
-    """The payload of a finished task, and the seconds of the edit."""
-    if task.editor is None:
-        return {"scores": score_case(lm, task.case).as_dict()}, None
+def keep(store: RunStore, key: str, method: str, case_id: str, edited: Edited) -> None:
+    """Put a finished task into the store."""
+    text = json.dumps(edited.payload, sort_keys=True, ensure_ascii=False)
+    store.put(Stored(key, method, case_id, text, edited.seconds, edited.mebibytes))
+
+
+def _result(lm: Lm, task: Task, scoring: Scoring) -> Edited:
+    """Do *task*; whatever a method raises is a failure of this case."""
+    entrant = task.entrant
+    if entrant.editor_of is None:
+        before = scoring.before(lm, task.case)
+        looked = scoring.look(lm, entrant.asked(task.case), before, edited=False)
+        return Edited(looked.payload())
     try:
-        return edit_case(lm, task.case, task.editor)
+        return edit_case(lm, task.case, entrant.editor_of(task.case), scoring)
     except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
-        return {"failure": str(error) if isinstance(error, LmeditError) else repr(error)}, None
+        return Edited({"failure": failure_of(error)})
 
 
-def edit_case(lm: Lm, case: Case, editor: Editor) -> tuple[dict[str, Any], float]:
-    """Edit, score, revert; the seconds are those of computing the update, not of scoring."""
-    started = time.perf_counter()
-    update = editor.compute(case.request)
-    seconds = time.perf_counter() - started
+def failure_of(error: Exception) -> str:
+    """Why an edit failed, in a line."""
+    return str(error) if isinstance(error, LmeditError) else repr(error)
+
+
+def edit_case(lm: Lm, case: Case, editor: Editor, scoring: Scoring) -> Edited:
+    """Edit, score, revert; seconds and memory are those of computing the update, not of scoring."""
+    with peak_memory(lm.device) as peak:
+        started = time.perf_counter()
+        update = editor.compute(case.request)
+        seconds = time.perf_counter() - started
+    before = scoring.before(lm, case)
+    of_weights = weight_scores(lm, update, scoring)
     with editor.applied(update):
-        scores = score_case(lm, case).as_dict()
-    if any(score is not None and not math.isfinite(score) for score in scores.values()):
+        looked = scoring.look(lm, case, before)
+    payload = looked.payload()
+    payload["scores"] |= of_weights
+    if any(score is not None and not math.isfinite(score) for score in payload["scores"].values()):
         raise RequestError("the edited model gives no numbers; the update is too large")
-    return {"scores": scores, "bytes": patch_bytes(update)}, seconds
+    payload |= {"bytes": patch_bytes(update), "norms": relative_norms(lm, update)}
+    return Edited(payload, seconds, peak.mebibytes)
 
 
-def _outcome(stored: Stored, task: Task) -> Outcome:
+def weight_scores(lm: Lm, update: Update, scoring: Scoring) -> dict[str, float | None]:
+    """How much *update* changes the weights, by the tensor that it changes most."""
+    found = {"relative_norm": _largest(relative_norms(lm, update))}
+    if "health" in scoring.groups:
+        found["spectral_growth"] = _largest(spectral_growth(lm, update))
+    return found
+
+
+def _largest(values: Mapping[str, float | None]) -> float | None:
+    return max((value for value in values.values() if value is not None), default=None)
+
+
+def outcome(stored: Stored, method: str) -> Outcome:
+    """What the store keeps of a task, read back."""
     payload = json.loads(stored.payload)
-    scores = CaseScores(**payload["scores"]) if "scores" in payload else None
+    extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
     return Outcome(
-        task.method, task.case.id, scores, stored.seconds, payload.get("failure"), task.key
-    )
+        method, stored.case_id, payload.get("scores"), stored.seconds, payload.get("failure"),
+        stored.key, extras,
+    )  # fmt: skip
 
 
 def _complete(
     name: str,
     outcomes: Sequence[Outcome],
-    unedited: dict[str, CaseScores | None],
+    unedited: dict[str, Mapping[str, float | None] | None],
     cases: CaseSet,
 ) -> list[Outcome]:
     """Failed edits with the unedited model's scores, and a failure for each broken record."""
     full = [replace(o, scores=unedited[o.case], seconds=None) if o.failure else o for o in outcomes]
     return full + [Outcome(name, item.id, None, failure=str(item)) for item in cases.broken]
+
+
+def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
+    """For each two entrants and each of S, ES, PS and NS: the paired difference, in points.
+
+    With its 95 % interval by bootstrap over cases (`bootstrap.PROTOCOL`).
+    """
+    records = {
+        name: [[(o.scores or {}).get(part) for part in PARTS] for o in outcomes]
+        for name, outcomes in full.items()
+    }
+    found = []
+    for one, other in combinations(records, 2):
+        a, b = records[one], records[other]
+        intervals = {"S": paired_score_difference(a, b, seed)}
+        for place, part in enumerate(PARTS):
+            mine, theirs = ([record[place] for record in side] for side in (a, b))
+            intervals[part] = paired_difference(mine, theirs, seed)
+        found += [
+            {"one": one, "other": other, "score": score, **_points(interval)}
+            for score, interval in intervals.items() if interval is not None
+        ]  # fmt: skip
+    return found
+
+
+def _points(interval: Interval) -> dict[str, float]:
+    return {"estimate": 100 * interval.estimate, "low": 100 * interval.low,
+            "high": 100 * interval.high}  # fmt: skip

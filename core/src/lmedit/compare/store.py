@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock, Timeout
@@ -26,7 +26,7 @@ WAIT_SECONDS = 60.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, method TEXT NOT NULL, case_id TEXT NOT NULL, payload TEXT NOT NULL,
-    seconds REAL
+    seconds REAL, mebibytes REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -34,13 +34,14 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) W
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished task: its result as JSON, the same bytes for the same key, and its time."""
+    """A finished task: its result as JSON, the same bytes for the same key; its time and memory."""
 
     key: str
     method: str
     case_id: str
     payload: str
     seconds: float | None
+    mebibytes: float | None = None
 
 
 class RunStore:
@@ -101,8 +102,8 @@ class RunStore:
         """Keep *result* and give up its claim, in one transaction; the first result stays."""
         with self._transaction():
             self._database.execute(
-                "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?)",
-                (result.key, result.method, result.case_id, result.payload, result.seconds),
+                "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)",
+                astuple(result),
             )
             self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
 

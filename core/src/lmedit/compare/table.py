@@ -4,36 +4,75 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmedit.compare.measures import measure, ordered
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-COLUMNS = {
-    "S": "S", "ES": "ES", "PS": "PS", "NS": "NS", "EM": "EM", "PM": "PM", "NM": "NM",
-    "GE": "GE", "RS": "RS", "relation_specificity": "RelS",
-    "seconds_per_edit": "s/edit", "prepare_seconds": "prepare s",
-}  # fmt: skip
+HIDDEN = frozenset({"seconds_amortised", "peak_mebibytes", "patch_bytes", "relative_norm"})
+"""Columns that a terminal has no room for; reports show them."""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned text: only the columns that were measured, 95 % half-widths in brackets."""
-    shown = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
-    lines = [["method", "n", "failed", *(COLUMNS[key] for key in shown)]]
+    names = {name for row in rows for name in row if measure(name) and row[name] is not None}
+    shown = [known for name in ordered(names - HIDDEN) if (known := measure(name))]
+    lines = [["method", "n", "failed", *(known.label for known in shown)]]
     for row in rows:
-        cells = [_cell(row[key], row.get(f"{key}_ci"), key) for key in shown]
+        cells = [_cell(row.get(m.name), row.get(f"{m.name}_ci"), m.digits) for m in shown]
         lines.append([row["method"], str(row["n"]), str(row["n_failed"]), *cells])
+    return "\n".join(_aligned(lines))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
+    return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
-    )
+    ]
 
 
-def _cell(value: float | None, half_width: float | None, key: str) -> str:
+def _cell(value: float | None, half_width: float | None, digits: int) -> str:
     if value is None:
         return "-"
-    if key.endswith(("s_per_edit", "seconds")):
-        return f"{value:.2f}"
-    return f"{value:.1f}" + (f" ({half_width:.1f})" if half_width is not None else "")
+    return f"{value:.{digits}f}" + (f" ({half_width:.{digits}f})" if half_width is not None else "")
+
+
+def beside(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows, each with the published one of the same method right below, where there is one."""
+    paper = {row["method"]: row for row in (results.get("published") or {}).get("rows", ())}
+    rows: list[dict[str, Any]] = []
+    for row in results["rows"]:
+        rows.append(row)
+        if row["method"] in paper:
+            rows.append({**paper[row["method"]], "method": "  published", "n": "", "n_failed": ""})
+    return rows
+
+
+def contests(differences: Sequence[Mapping[str, Any]], score: str = "S") -> list[str]:
+    """One line for each two methods: by how much one is ahead in *score*, with the interval."""
+    return [
+        f"{d['one']} - {d['other']}: {score} {d['estimate']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"
+        for d in differences if d["score"] == score
+    ]  # fmt: skip
+
+
+def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The points of a curve as aligned text: what is left after so many edits."""
+    if not curve:
+        return []
+    shown = [
+        m for name in CURVE if (m := measure(name)) and any(p[name] is not None for p in curve)
+    ]
+    lines = [["method", "edits", *(known.label for known in shown), ""]]
+    for point in curve:
+        cells = [_cell(point.get(known.name), None, known.digits) for known in shown]
+        end = "collapsed" if point["collapsed"] else ""
+        lines.append([point["method"], str(point["size"]), *cells, end])
+    return _aligned(lines)
+
+
+CURVE = ("ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth")
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

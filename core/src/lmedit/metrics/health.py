@@ -8,19 +8,18 @@ at most `window - 1` tokens. Sums are in float64 over rows, the same in any batc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.artifacts import key_of
 from lmedit.errors import RequestError
 from lmedit.metrics.locality import kl
-from lmedit.metrics.passes import BATCH_TOKENS, by_length, log_probabilities, read_rows
+from lmedit.metrics.passes import BATCH_TOKENS, log_probabilities, read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -34,16 +33,6 @@ PROTOCOL: Mapping[str, str] = MappingProxyType({
     "perplexity": "exp of the mean negative log-likelihood per token, windows that share one token",
     "KL": "KL(base || edited) of the next-token distribution, nats, mean over held-out tokens",
 })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Health:
-    """Held-out text under the unedited and the edited model; `kl` in nats per token."""
-
-    n_tokens: int
-    perplexity_base: float
-    perplexity_edited: float
-    kl: float
 
 
 def windows(lm: Lm, texts: Iterable[str], window: int = WINDOW) -> list[list[int]]:
@@ -69,46 +58,44 @@ def perplexity(
     """exp(-(1/N) sum log P(x_t | x before in its window)), N the number of predicted tokens."""
     rows = windows(lm, texts, window)
     sums = read_rows(lm, rows, lambda i, logits: _loss(logits, rows[i]), batch_tokens)
-    return math.exp(math.fsum(sums) / _predicted(rows))
+    return math.exp(math.fsum(sums) / sum(len(row) - 1 for row in rows))
 
 
-def health(
-    lm: Lm,
-    texts: Iterable[str],
-    edited: Callable[[], AbstractContextManager[Any]],
-    window: int = WINDOW,
-    batch_tokens: int = BATCH_TOKENS,
-) -> Health:
-    """Perplexity before and after, and mean KL(base || edited), on *texts*.
+class HeldOut:
+    """Held-out text as the unedited model sees it, to measure edited models against.
 
-    ``edited()`` is a context in which *lm* is edited, such as
-    ``lambda: editor.applied(update)``; outside it *lm* must be the base. It is entered once for
-    every batch, between the base's and its own pass: two batches of logits are held at a time,
-    never the whole text's (about 2 x batch_tokens x V numbers).
+    It keeps the base's logits of all its tokens, in the model's dtype on the CPU: N x V numbers.
     """
-    rows = windows(lm, texts, window)
-    sums = []
-    for members in by_length([len(row) for row in rows], batch_tokens):
-        sums += _compared(lm, [rows[i] for i in members], edited, batch_tokens)
-    n = _predicted(rows)
-    base, after, moved = (math.fsum(column) / n for column in zip(*sums, strict=True))
-    return Health(n, math.exp(base), math.exp(after), moved)
+
+    def __init__(
+        self,
+        lm: Lm,
+        texts: Iterable[str],
+        window: int = WINDOW,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        """Run *texts* through *lm*, which must be the base now."""
+        self.rows = windows(lm, texts, window)
+        self.digest = key_of(rows=self.rows)
+        self.batch_tokens = batch_tokens
+        self.n_tokens = sum(len(row) - 1 for row in self.rows)
+        self._base = read_rows(lm, self.rows, lambda _, logits: logits.cpu(), batch_tokens)
+        self.base = self.measure(lm)
+
+    def measure(self, lm: Lm) -> dict[str, float | None]:
+        """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token."""
+
+        def read(i: int, logits: Tensor) -> tuple[float, float]:
+            base = self._base[i].to(logits.device)
+            return _loss(logits, self.rows[i]), _moved(base, logits)
+
+        sums = read_rows(lm, self.rows, read, self.batch_tokens)
+        loss, moved = (math.fsum(column) / self.n_tokens for column in zip(*sums, strict=True))
+        return {"perplexity": math.exp(min(loss, LARGEST)), "KL": moved}
 
 
-def _compared(
-    lm: Lm,
-    rows: Sequence[Sequence[int]],
-    edited: Callable[[], AbstractContextManager[Any]],
-    batch_tokens: int,
-) -> list[tuple[float, float, float]]:
-    """For each row: the summed loss of the base, of the edited model, and the summed KL."""
-    before = read_rows(lm, rows, lambda _, logits: logits, batch_tokens)
-
-    def read(i: int, logits: Tensor) -> tuple[float, float, float]:
-        return _loss(before[i], rows[i]), _loss(logits, rows[i]), _moved(before[i], logits)
-
-    with edited():
-        return read_rows(lm, rows, read, batch_tokens)
+LARGEST = 700.0
+"""Mean loss in nats that counts as this much where it is more: its exponential is still a float."""
 
 
 def _loss(logits: Tensor, row: Sequence[int]) -> float:
@@ -123,7 +110,3 @@ def _moved(base: Tensor, edited: Tensor) -> float:
     both = (torch.split(z[:-1], POSITIONS_AT_ONCE) for z in (base, edited))
     parts = zip(*both, strict=True)
     return math.fsum(float(kl(log_probabilities(p), log_probabilities(q)).sum()) for p, q in parts)
-
-
-def _predicted(rows: Sequence[Sequence[int]]) -> int:
-    return sum(len(row) - 1 for row in rows)

@@ -43,14 +43,32 @@ def read_rows(
 ) -> list[T]:
     """``read(i, logits)`` for each of *rows* of ids, in their order; logits are (len(row), V).
 
-    Rows are padded on the right (`Lm.logits`), and *read* never sees the padding.
+    Rows are padded on the right (`Lm.logits`), and *read* never sees the padding. A row that
+    another one begins with is not run by itself: two targets after one prompt share its pass.
     """
     answers: dict[int, T] = {}
-    for members in by_length([len(row) for row in rows], batch_tokens):
-        logits = lm.logits(lm.batch([rows[i] for i in members]))
-        for i, of_row in zip(members, logits, strict=True):
-            answers[i] = read(i, of_row[: len(rows[i])])
+    shared = _sharing(rows)
+    runs = list(shared)
+    for members in by_length([len(rows[i]) for i in runs], batch_tokens):
+        logits = lm.logits(lm.batch([rows[runs[m]] for m in members]))
+        for m, of_row in zip(members, logits, strict=True):
+            for i in shared[runs[m]]:
+                answers[i] = read(i, of_row[: len(rows[i])])
     return [answers[i] for i in range(len(rows))]
+
+
+def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """The rows to run, each with all rows (itself among them) that are beginnings of it.
+
+    Sorted, a beginning stands right before what it begins.
+    """
+    shared: dict[int, list[int]] = {}
+    last: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i]), reverse=True):
+        if not last or list(rows[last[0]][: len(rows[i])]) != list(rows[i]):
+            last = shared[i] = []
+        last.append(i)
+    return shared
 
 
 def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lmedit.artifacts import key_of
 from lmedit.errors import CasesError
 from lmedit.metrics.passes import log_probabilities, read_rows
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
+    from lmedit.types import Case
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({
     "exact_match": "equal after NFKC, casefold, blanks joined, punctuation cut at both ends",
@@ -134,6 +136,46 @@ def load_tfidf(vocabulary: Path, idf: Path) -> TfIdf:
             "give the two files of one vectorizer"
         )
     return TfIdf(columns, values)
+
+
+@dataclass(frozen=True)
+class References:
+    """ROME's reference texts: by (relation, target) the (subject, text) pairs, and the tf-idf."""
+
+    tfidf: TfIdf
+    snippets: Mapping[tuple[str, str], Sequence[tuple[str, str]]]
+    digest: str = ""
+
+    def of(self, case: Case) -> tuple[list[str], list[str]]:
+        """All texts about things with the case's new answer; those about its subject itself."""
+        found = self.snippets.get((case.relation or "", case.target_id or ""), ())
+        own = [text for name, text in found if name == case.request.subject]
+        return [text for _, text in found], own
+
+
+def load_references(folder: Path) -> References:
+    """Read `attribute_snippets.json`, `tfidf_vocab.json` and `idf.npy` from *folder* (8.4).
+
+    Raises `CasesError` where one is missing or has another layout.
+    """
+    tfidf = load_tfidf(folder / "tfidf_vocab.json", folder / "idf.npy")
+    path = folder / "attribute_snippets.json"
+    try:
+        snippets = {
+            (entry["relation_id"], entry["target_id"]): [
+                (sample["name"], sample["text"]) for sample in entry["samples"]
+            ]
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        }
+    except (OSError, ValueError) as error:
+        raise CasesError(f"cannot read {path}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CasesError(
+            f"{path}: {error!r}; a list of objects with relation_id, target_id and samples "
+            "(each with name and text) was expected"
+        ) from error
+    texts = [[*key, *pairs] for key, pairs in sorted(snippets.items())]
+    return References(tfidf, snippets, key_of(texts=texts, idf=tfidf.idf.tolist()))
 
 
 def reference_score(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.types import Delta, Update
+    from lmedit.types import Delta, Site, Update
 
 EXACT_UP_TO = 1024
 """The smaller side of a matrix up to which its singular values are computed outright."""
@@ -60,6 +60,25 @@ def spectral_growth(lm: Lm, update: Update, seed: int = 0) -> dict[str, float | 
         )
         for site, delta in update.deltas.items()
     }
+
+
+def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
+    """How far the weights of *lm* are from *untouched* (storage layout), by the worst tensor.
+
+    `relative_norm` ||W' - W||_F / ||W||_F and `spectral_growth` sigma_1(W') / sigma_1(W); None
+    where nothing was touched.
+    """
+    norms, growths = [], []
+    for site, values in untouched.items():
+        before = values.reshape(values.shape[0], -1).double()
+        now = lm.model.get_parameter(site.parameter).detach().reshape(before.shape).double()
+        norms.append(_ratio(_norm(now - before), _norm(before)))
+        growths.append(_ratio(largest_singular_value(now), largest_singular_value(before)))
+    return {"relative_norm": _worst(norms), "spectral_growth": _worst(growths)}
+
+
+def _worst(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 @torch.no_grad()

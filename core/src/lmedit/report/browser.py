@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.table import COLUMNS
+from lmedit.compare.measures import measure
+from lmedit.report.columns import Column
 from lmedit.report.heat import groups
 from lmedit.report.read import BASE
 
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 def browser_data(run: Run) -> str:
     """JSON that may stand inside a `script` element, whatever the cases hold."""
     kinds = {group: number for number, group in enumerate(groups(run))}
+    known = [Column(name, measure(name)) for name in run.score_names]
     data = {
         "base": BASE,
         "methods": run.methods,
         "scores": run.score_names,
-        "labels": [COLUMNS.get(name, name) for name in run.score_names],
+        "labels": [column.label for column in known],
+        "scales": [column.scale for column in known],
+        "digits": [column.digits for column in known],
         "relations": list(kinds),
         "cases": [
             _case(case_id, text, kinds) for case_id, text in zip(run.ids, run.texts, strict=True)

@@ -21,8 +21,6 @@ CAUTIONS = (
     comparing many methods. S, the harmonic mean of three means, has none unless one is shown.""",
     """ES, PS and NS compare the probabilities of two given answers. ES of 100 % does not mean that
     the model writes the new answer on its own.""",
-    """Every edit starts from the unedited model and is taken back before the next one; nothing
-    here says how a method does when edits pile up.""",
     """A failed edit counts with the scores of the unedited model, since that is the model the user
     is left with. In the list of single cases it has no scores of its own.""",
     """Options that were not tuned for this model may do a method injustice; they are listed
@@ -30,10 +28,16 @@ CAUTIONS = (
 )
 
 
+SINGLE = """Every edit starts from the unedited model and is taken back before the next one; nothing
+here says how a method does when edits pile up."""
+PILED = """All scores are measured with the first edits of the list in the model together; another
+order, or other facts, may give another picture."""
+
+
 def protocols(run: Run) -> str:
     """Each column's meaning, then the protocols as the run wrote them down."""
     meant = "".join(
-        tag("dt", escape(c.label)) + tag("dd", escape(meaning(c.name))) for c in columns(run)
+        tag("dt", escape(c.label)) + tag("dd", escape(meaning(c))) for c in columns(run)
     )
     told = "".join(
         tag("dt", escape(name)) + tag("dd", escape(_plain(text)))
@@ -62,7 +66,7 @@ def setups(run: Run) -> str:
 
 def notes(run: Run) -> str:
     """What a careful reader should know before quoting a number of this page."""
-    told = [*_already(run), *CAUTIONS]
+    told = [*_already(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
     return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
 
 

@@ -81,15 +81,18 @@
       const value = score(result, name);
       const box = make("i", value === null ? "none" : "");
       if (value !== null) box.style.background = shade(value);
-      told.push(name + " " + percent(value));
+      told.push(name + " " + written(name, value));
       made.append(box);
     }
     made.title = told.join(", ");
     return made;
   }
 
-  function percent(value) {
-    return value === null || value === undefined ? "–" : (Math.round(1000 * value) / 10 + 0).toFixed(1);
+  function written(name, value) {
+    const place = data.scores.indexOf(name);
+    if (place < 0 || value === null || value === undefined) return "–";
+    const unit = 10 ** data.digits[place];
+    return (Math.round(unit * data.scales[place] * value) / unit + 0).toFixed(data.digits[place]);
   }
 
   function factOf(one) {
@@ -150,7 +153,7 @@
     const rows = data.results.map((row) => row[i]);
     const timed = rows.some((result) => result.seconds !== undefined);
     const sized = rows.some((result) => result.bytes !== undefined);
-    const heads = ["score, %"].concat(data.labels, timed ? ["seconds"] : [], sized ? ["bytes"] : []);
+    const heads = ["method"].concat(data.labels, timed ? ["seconds"] : [], sized ? ["bytes"] : []);
     const table = tableOf(heads, "scores");
     rows.forEach(function (result, m) {
       const row = rowOf(m);
@@ -159,7 +162,7 @@
         why.colSpan = heads.length - 1;
         row.append(why);
       } else {
-        data.scores.forEach((name) => row.append(make("td", "", percent(score(result, name)))));
+        data.scores.forEach((name) => row.append(make("td", "", written(name, score(result, name)))));
         if (timed) row.append(make("td", "", result.seconds === undefined ? "–" : result.seconds.toFixed(2)));
         if (sized) row.append(make("td", "", result.bytes === undefined ? "–" : String(result.bytes)));
       }

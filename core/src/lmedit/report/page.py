@@ -1,8 +1,7 @@
 """One self-contained page about a run: no network, no dates, the same bytes for the same run.
 
 A section is a function from the run to markup; one that has nothing to show gives nothing, and
-is not on the page. What a later kind of run brings (retention over many edits, say) becomes one
-more section here.
+is not on the page. What a later kind of run brings becomes one more section here.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.report.browser import browser_data
 from lmedit.report.columns import best, cell, columns, shown
+from lmedit.report.curves import harm, retention
 from lmedit.report.heat import MOST_GROUPS, heat_map
 from lmedit.report.notes import notes, protocols, setups
 from lmedit.report.plots import cost, looks_of, trade_off
@@ -22,8 +22,9 @@ from lmedit.report.spread import magnitudes, norms
 from lmedit.report.svg import tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from lmedit.report.columns import Column
     from lmedit.report.read import Run
 
 
@@ -73,19 +74,65 @@ def _results(run: Run) -> str:
         name = look[row.method].sign() + tag("b", escape(row.method))
         cells = tag("th", name, scope="row") + tag("td", str(row.n)) + tag("td", str(row.n_failed))
         for column in wanted:
-            value, half_width = cell(run, row, column.name)
-            text = shown(value, seconds=column.seconds)
+            value, half_width = cell(run, row, column)
+            text = shown(value, digits=column.digits)
             if half_width is not None:
-                text += tag("small", f"±{half_width:.1f}")
+                text += tag("small", f"±{half_width:.{column.digits}f}")
             cells += tag("td", text, class_="best" if row.method in winners[column.name] else None,
                          data_column=column.name, data_value=repr(value))  # fmt: skip
         body.append(tag("tr", cells, class_="base" if row.method == BASE else None,
                         data_method=row.method))  # fmt: skip
+        body.append(_published(run, row.method, wanted))
     inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
     table = tag("div", tag("table", inside, class_="results"), class_="wide")
     return table + tag("p", "Scores in percent, ± half of the 95 % interval of the mean over cases."
                        " The best mean of each column among the methods is bold, whether or not "
                        "the intervals overlap.", class_="caption")  # fmt: skip
+
+
+def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
+    """The paper's row for *method*, where there is one."""
+    paper = run.results.published
+    found = next((row for row in paper.rows if row.method == method), None) if paper else None
+    if paper is None or found is None:
+        return ""
+    cells = tag("th", "published", scope="row", title=paper.source) + tag("td") * 2
+    for column in wanted:
+        text = shown(found.number(column.name), digits=column.digits)
+        half_width = found.number(f"{column.name}_ci")
+        if half_width is not None:
+            text += tag("small", f"±{half_width:.{column.digits}f}")
+        cells += tag("td", text)
+    return tag("tr", cells, class_="published")
+
+
+def _differences(run: Run) -> str:
+    rows = [
+        tag("tr", tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row") + tag("td", d.score)
+            + tag("td", f"{d.estimate:+.1f}") + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
+            class_="clear" if d.low > 0 or d.high < 0 else None)
+        for d in run.results.differences
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    head = "".join(tag("th", text) for text in ("", "score", "points", "95 % interval"))
+    table = tag("table", tag("thead", tag("tr", head)) + tag("tbody", "".join(rows)),
+                class_="differences")  # fmt: skip
+    return tag("div", table, class_="wide") + tag(
+        "p", "Paired over cases: percentile bootstrap with 10 000 resamples. Bold where the "
+        "interval leaves out 0; not corrected for comparing many methods.", class_="caption",
+    )  # fmt: skip
+
+
+def _retention(run: Run) -> str:
+    return _figure(retention(run), "Scores of all edits so far, after so many edits in one model.",
+                   "two")  # fmt: skip
+
+
+def _harm(run: Run) -> str:
+    return _figure(harm(run), "The model itself after so many edits: perplexity on held-out text, "
+                   "and for the tensor that changed most the norm of its change over its own and "
+                   "the growth of its largest singular value.", "two")  # fmt: skip
 
 
 def _trade_off(run: Run) -> str:
@@ -155,6 +202,9 @@ def _browser(run: Run) -> str:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], str]], ...] = (
     ("results", "Results", _results),
+    ("differences", "Differences between methods", _differences),
+    ("retention", "Retention", _retention),
+    ("harm", "Harm to the model", _harm),
     ("trade-off", "Efficacy against specificity", _trade_off),
     ("cost", "Cost against quality", _cost),
     ("kinds", "Kinds of facts", _heat),

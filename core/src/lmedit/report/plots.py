@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.report.columns import cell, shown
+from lmedit.report.columns import named, shown
 from lmedit.report.read import BASE
 from lmedit.report.svg import (
     Labels,
@@ -20,12 +20,15 @@ from lmedit.report.svg import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmedit.report.read import Row, Run
     from lmedit.report.svg import Look
 
 WIDTH, HEIGHT = 430.0, 350.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 418.0, 14.0, 300.0
 TICKS = (0, 20, 40, 60, 80, 100)
+PERCENT = tuple((float(tick), str(tick)) for tick in TICKS)
 
 
 def looks_of(run: Run) -> dict[str, Look]:
@@ -44,12 +47,12 @@ def _against_specificity(run: Run, name: str) -> str:
     up = Scale(0, 100, BOTTOM - 8, TOP + 8)
     points = []
     for row in run.results.rows:
-        (x, dx), (y, dy) = cell(run, row, "NS"), cell(run, row, name)
+        (x, dx), (y, dy) = named(run, row, "NS"), named(run, row, name)
         if x is not None and y is not None:
             points.append((row, (x, dx or 0.0), (y, dy or 0.0)))
     if not points:
         return ""
-    drawn = [_frame(f"{name}, %", "NS, %", up), _percent_ticks(across)]
+    drawn = [axes(f"{name}, %", "NS, %", up), _percent_ticks(across)]
     look = looks_of(run)
     labels = Labels((LEFT + 2, TOP - 8, RIGHT, BOTTOM - 1), [])
     for _, (x, dx), (y, dy) in points:
@@ -69,11 +72,13 @@ def _against_specificity(run: Run, name: str) -> str:
     return picture(WIDTH, HEIGHT, "".join(drawn), f"{name} against NS, one point for each method")
 
 
-def _frame(up_title: str, across_title: str, up: Scale) -> str:
-    """The axes of a panel, percent upwards."""
+def axes(
+    up_title: str, across_title: str, up: Scale, ticks: Sequence[tuple[float, str]] = PERCENT
+) -> str:
+    """The axes of a panel, with a line across it at each of *ticks*."""
     middle = (TOP + BOTTOM) / 2
-    parts = [line(LEFT, up(t), RIGHT, up(t), "grid") for t in TICKS]
-    parts += [words(LEFT - 8, up(t) + 4, str(t), "tick", "end") for t in TICKS]
+    parts = [line(LEFT, up(t), RIGHT, up(t), "grid") for t, _ in ticks]
+    parts += [words(LEFT - 8, up(t) + 4, text, "tick", "end") for t, text in ticks]
     parts += [line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"), line(LEFT, TOP, LEFT, BOTTOM, "axis")]
     parts.append(words((LEFT + RIGHT) / 2, BOTTOM + 40, across_title, "title", "middle"))
     turned = f"rotate(-90 13 {middle:g})"
@@ -93,14 +98,14 @@ def _percent_ticks(across: Scale) -> str:
 def cost(run: Run) -> str:
     """S against seconds per edit; a hollow mark adds each edit's share of the preparation."""
     timed = [(row, s, t) for row in run.results.rows
-             if (s := cell(run, row, "S")[0]) is not None
-             and (t := cell(run, row, "seconds_per_edit")[0]) and t > 0]  # fmt: skip
+             if (s := named(run, row, "S")[0]) is not None
+             and (t := named(run, row, "seconds_per_edit")[0]) and t > 0]  # fmt: skip
     if not timed:
         return ""
     across = log_scale([v for row, _, t in timed for v in (t, _with_share(row, t))],
                        LEFT + 8, RIGHT - 8)  # fmt: skip
     up = Scale(0, 100, BOTTOM - 8, TOP + 8)
-    drawn = [_frame("S, %", "seconds per edit", up)]
+    drawn = [axes("S, %", "seconds per edit", up)]
     drawn += [
         line(across(t), TOP, across(t), BOTTOM, "grid")
         + words(across(t), BOTTOM + 18, power_text(t), "tick", "middle")
@@ -131,7 +136,7 @@ def _costs(
 def _unedited(run: Run, up: Scale, labels: Labels) -> str:
     """A line where doing nothing stands."""
     for row in run.results.rows:
-        s = cell(run, row, "S")[0]
+        s = named(run, row, "S")[0]
         if row.method == BASE and s is not None:
             text = f"{BASE} {shown(s)}"
             labels.taken.append((RIGHT - 60, up(s) - 16, RIGHT, up(s) + 2))

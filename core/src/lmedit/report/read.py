@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from lmedit.compare.measures import ordered
 from lmedit.compare.store import FILE, RunStore, Stored
-from lmedit.compare.table import COLUMNS
 from lmedit.errors import RunError
 from lmedit.types import first_complaint
 
@@ -33,10 +33,21 @@ class Lenient(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Row(Lenient):
-    """One method's row of the results."""
+class Numbers(Lenient):
+    """A method's name, and numbers by the names of columns."""
 
     method: str
+
+    def number(self, name: str) -> float | None:
+        """The value of a column, None where it was not measured."""
+        value = (self.model_extra or {}).get(name)
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if known else None
+
+
+class Row(Numbers):
+    """One method's row of the results."""
+
     n: int
     n_failed: int
     failures: dict[str, int] = {}
@@ -44,11 +55,30 @@ class Row(Lenient):
     options: dict[str, Any] = {}
     version: str | None = None
 
-    def number(self, name: str) -> float | None:
-        """The value of a column, None where it was not measured."""
-        value = (self.model_extra or {}).get(name)
-        known = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if known else None
+
+class Point(Numbers):
+    """What was measured after so many edits."""
+
+    size: int
+    collapsed: bool = False
+
+
+class Difference(Lenient):
+    """By how many points one method is ahead of another, with the 95 % interval."""
+
+    one: str
+    other: str
+    score: str
+    estimate: float
+    low: float
+    high: float
+
+
+class Published(Lenient):
+    """A paper's rows for the methods of the run."""
+
+    source: str
+    rows: list[Numbers] = []
 
 
 class Named(Lenient):
@@ -66,6 +96,9 @@ class Results(Lenient):
     seed: int | None = None
     protocol: dict[str, Any] = {}
     rows: list[Row]
+    curve: list[Point] = []
+    differences: list[Difference] = []
+    published: Published | None = None
 
 
 class Fact(Lenient):
@@ -152,7 +185,7 @@ class Run:
             for name, value in entry.scores.items()
             if value is not None
         }
-        return [*(name for name in COLUMNS if name in found), *sorted(found - set(COLUMNS))]
+        return ordered(found)
 
     def counted(self, method: str, index: int) -> Mapping[str, float | None]:
         """The scores that count: a failed edit leaves the user with the unedited model."""

@@ -8,7 +8,7 @@ import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lmedit.compare.table import COLUMNS, table
+from lmedit.compare.table import table
 from lmedit.report.columns import best, cell, columns, filled, shown
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def as_table(run: Run) -> str:
     """The comparison's own table; columns that it does not know stand below."""
     lines = [table(filled(run))]
     for column in columns(run):
-        if column.name not in COLUMNS:
-            values = [(row.method, cell(run, row, column.name)) for row in run.results.rows]
+        if column.extra:
+            values = [(row.method, cell(run, row, column)) for row in run.results.rows]
             told = ", ".join(f"{method} {shown(*value)}" for method, value in values)
             lines.append(f"{column.label}: {told}")
     return "\n".join(lines)
@@ -37,7 +37,7 @@ def as_markdown(run: Run) -> str:
     for row in run.results.rows:
         cells = [row.method, str(row.n), str(row.n_failed)]
         for column in wanted:
-            text = shown(*cell(run, row, column.name), seconds=column.seconds)
+            text = shown(*cell(run, row, column), digits=column.digits)
             cells.append(f"**{text}**" if row.method in winners[column.name] else text)
         lines.append(_line(cells))
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,14 @@ def sampled(lm: Lm, start: str, new_tokens: int, count: int, random: torch.Gener
     """
     head = [_start_token(lm)] if not start else lm.encode(start)
     rows = [list(head) for _ in range(count)]
+    cache = DynamicCache()
     for _ in range(new_tokens):
-        logits = lm.logits(lm.batch(rows))[:, -1].float().cpu()
-        for row, token in zip(rows, _top_k_draw(logits, random), strict=True):
+        # All rows are of one length, so the tokens before are in the cache and nothing is padded.
+        new = torch.tensor([row[cache.get_seq_length() :] for row in rows], device=lm.device)
+        out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)
+        for row, token in zip(
+            rows, _top_k_draw(out.logits[:, -1].float().cpu(), random), strict=True
+        ):
             row.append(int(token))
     skip = 0 if start else 1
     tokenizer = lm.tokenizer

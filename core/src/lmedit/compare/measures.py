@@ -1,0 +1,139 @@
+"""Everything a comparison can measure: its column, what it means, how it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORCED = "teacher-forced"
+CONTRAST = "teacher-forced probability contrast, length-normalised"
+GREEDY = "greedy until end-of-text or 20 new tokens, after the rewrite prompt"
+TOKENS = "teacher-forced token accuracy, prompt and target joined as strings (ROME)"
+FOLLOWS = "portability/"
+"""What the score of a group of probes begins with; the data set's name of the group follows."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a case or a row.
+
+    `scale` turns what is stored into what is shown (100: a share in percent), with `digits` after
+    the point. `group` is what `--metrics` calls it; empty: it is always measured.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    protocol: str = ""
+    group: str = ""
+    scale: float = 100.0
+    digits: int = 1
+    less_is_better: bool = False
+    of_case: bool = True
+
+
+def _probability(name: str, meaning: str) -> Measure:
+    return Measure(name, name, meaning, CONTRAST)
+
+
+def _zsre(name: str, label: str, meaning: str) -> Measure:
+    return Measure(name, label, meaning, TOKENS)
+
+
+def _cost(name: str, label: str, meaning: str, scale: float = 1.0, digits: int = 2) -> Measure:
+    return Measure(
+        name, label, meaning, scale=scale, digits=digits, less_is_better=True, of_case=False
+    )
+
+
+_ALL = (
+    Measure("S", "S", "harmonic mean of ES, PS and NS", CONTRAST, of_case=False),
+    _probability("ES", "efficacy: share of cases whose new answer is more probable than the true"),
+    _probability("PS", "the same after paraphrases of the prompt"),
+    _probability("NS", "specificity: share of neighbouring subjects whose true answer still wins"),
+    _probability("EM", "P(new answer) minus P(true answer) after the prompt"),
+    _probability("PM", "the same after paraphrases"),
+    _probability("NM", "P(true answer) minus P(new answer) for neighbouring subjects"),
+    Measure("GE", "GE", "fluency: entropy of the n-grams in what the model writes, 100 x bits",
+            "2/3 bigram + 4/3 trigram entropy, top-5 sampling to 100 tokens; words by "
+            "\\w+|[^\\w\\s]", "text"),
+    Measure("RS", "RS", "consistency: cosine of what the model writes and reference texts",
+            "tf-idf with the given vocabulary, all generations joined", "text"),
+    Measure("relation_specificity", "RelS",
+            "share of the edited subject's other facts that are still right",
+            "teacher-forced, all target tokens top-1"),
+    _zsre("efficacy", "zsRE eff", "share of the new answer's tokens that are top-1"),
+    _zsre("paraphrase", "zsRE para", "the same after paraphrases"),
+    _zsre("specificity", "zsRE spec", "share of right tokens on questions about something else"),
+    Measure("exact_match", "exact", "share of cases in which the model writes just the new answer",
+            GREEDY, "generation"),
+    Measure("contains", "contains", "share of cases in which what it writes holds the new answer",
+            GREEDY, "generation"),
+    Measure("teacher_forced", "forced", "share of cases whose new answer is top-1 at every token",
+            FORCED, "generation"),
+    Measure("generation_gap", "gap", "teacher-forced success minus `contains`: what forcing hides",
+            f"{FORCED} minus greedy", "generation", less_is_better=True),
+    Measure("NS_plus", "NS+", "NS with the edit's own sentence in front of the prompt",
+            f"{CONTRAST}; CounterFact+", "locality"),
+    Measure("NM_plus", "NM+", "NM with the edit's own sentence in front of the prompt",
+            f"{CONTRAST}; CounterFact+", "locality"),
+    Measure("neighbour_KL", "NKL", "KL(base || edited) of the next token on neighbours, nats",
+            "full next-token distribution at the prompt's last token", "locality", 1.0, 3,
+            less_is_better=True),
+    Measure("essence", "essence", "perplexity of the subject's own texts",
+            "first 100 tokens, N counts them all", "text", 1.0, 1, less_is_better=True),
+    Measure("perplexity", "ppl", "perplexity on held-out text after the edit",
+            "exp of the mean negative log-likelihood per token", "health", 1.0, 2,
+            less_is_better=True),
+    Measure("KL", "KL", "KL(base || edited) on held-out text, nats per token",
+            "mean over held-out tokens", "health", 1.0, 4, less_is_better=True),
+    Measure("spectral_growth", "sigma", "largest singular value after over before, worst tensor",
+            "exact up to 1024 rows or columns, else power iteration", "health", 1.0, 3,
+            less_is_better=True),
+    Measure("relative_norm", "|dW|/|W|", "norm of the change over that of the matrix, worst tensor",
+            "Frobenius", "", 1.0, 4, less_is_better=True),
+    _cost("seconds_per_edit", "s/edit", "seconds to compute one edit, scoring not included"),
+    _cost("prepare_seconds", "prepare s", "seconds of preparation, once per model"),
+    _cost("seconds_amortised", "s/edit all", "seconds per edit with the preparation shared out"),
+    _cost("peak_mebibytes", "peak MiB", "most memory while an edit is computed, model included",
+          digits=0),
+    _cost("patch_bytes", "patch kB", "bytes of an edit's tensors", 1e-3, 1),
+)  # fmt: skip
+MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _ALL})
+"""By name, in the order of the columns."""
+GROUPS: Mapping[str, str] = MappingProxyType({
+    "generation": "greedy generation beside teacher forcing: exact, contains, the gap",
+    "locality": "CounterFact+ (NS+, NM+) and KL on neighbours",
+    "text": "GE, RS and essence; samples up to ten texts of 100 tokens a case",
+    "health": "perplexity and KL on held-out text, singular values",
+})  # fmt: skip
+"""What `--metrics` offers beside what is always measured."""
+
+
+def measure(name: str) -> Measure | None:
+    """The measure of a column; None for a column that this version does not know."""
+    if name in MEASURES:
+        return MEASURES[name]
+    if name.startswith(FOLLOWS):
+        group = name.removeprefix(FOLLOWS)
+        meaning = f"share of the probes of {group!r} that are right"
+        return Measure(name, group, meaning, "teacher-forced, all tokens of one spelling top-1")
+    return None
+
+
+def ordered(names: set[str]) -> list[str]:
+    """*names* in the order of the columns, unknown ones behind by name."""
+    return [*(name for name in MEASURES if name in names), *sorted(names - set(MEASURES))]
+
+
+def protocol(groups: frozenset[str]) -> dict[str, str]:
+    """How the scores of a comparison with *groups* are measured; part of every result's key."""
+    return {
+        measure.name: measure.protocol
+        for measure in _ALL
+        if measure.protocol and (not measure.group or measure.group in groups)
+    }

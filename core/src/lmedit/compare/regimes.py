@@ -1,0 +1,283 @@
+"""Many edits in one model: all computed on the base (batch), or one upon another (sequential).
+
+At each size N the model carries the first N edits, and all N cases are scored on it together: the
+curve over N shows what is retained. A finished edit is a patch file in the run folder and a row in
+its store, so a run goes on where it stopped, and several processes may share it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from lmedit.artifacts import key_of, load_patch, save_patch, write_json
+from lmedit.compare.entrants import BASE, Entrant, of_editor
+from lmedit.compare.measures import protocol
+from lmedit.compare.memory import peak_memory
+from lmedit.compare.rows import summary_row
+from lmedit.compare.run import (
+    POLL_SECONDS,
+    Edited,
+    Outcome,
+    differences,
+    failure_of,
+    identity,
+    keep,
+    outcome,
+)
+from lmedit.compare.store import RunStore
+from lmedit.errors import BrokenPluginError
+from lmedit.metrics.weights import drift, patch_bytes, relative_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lmedit.cases import CaseSet
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.store import Stored
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.types import Case, Site, Update
+
+Kind = Literal["batch", "sequential"]
+PATCHES = "patches"
+OF_MODEL = "the model"
+"""The case id of what is measured once for the whole pile."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How edits pile up, at which sizes that is measured, and when a model counts as collapsed.
+
+    Collapse: perplexity on held-out text above `collapse` times the base's. With `stop` a method
+    that collapsed edits no further.
+    """
+
+    kind: Kind
+    sizes: tuple[int, ...]
+    collapse: float = 10.0
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Height:
+    """A pile of one size: its cases' outcomes, the model's own scores, and whether it collapsed."""
+
+    size: int
+    outcomes: list[Outcome]
+    model: dict[str, float | None]
+    collapsed: bool
+
+
+def pile_up(
+    lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int, scoring: Scoring,
+    regime: Regime, baselines: Sequence[Entrant] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Compare *editors* and *baselines* under *regime*; design.md's object, and the `curve`.
+
+    *scoring* must have held-out text. A row is a method's largest pile. Raises as `run.compare`.
+    """
+    good = cases.good[: max(regime.sizes)]
+    entrants = [entrant for entrant in (*map(of_editor, editors), *baselines) if entrant.editor_of]
+    with RunStore(folder) as store:
+        write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])
+        base = _Pile(store, lm, Entrant(BASE), good, scoring, regime, folder).heights()[-1]
+        piles = {
+            entrant.name: _Pile(store, lm, entrant, good, scoring, regime, folder).heights()
+            for entrant in entrants
+        }
+    highest = {BASE: (Entrant(BASE), base)}
+    highest |= {entrant.name: (entrant, piles[entrant.name][-1]) for entrant in entrants}
+    rows = [_row(entrant, height, cases, len(good)) for entrant, height in highest.values()]
+    full = {name: heights[-1].outcomes for name, heights in piles.items()
+            if heights[-1].size == len(good)}  # fmt: skip
+    return {
+        "model": {"name": lm.name, "digest": lm.digest},
+        "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
+        "seed": seed,
+        "protocol": protocol(scoring.groups),
+        "regime": asdict(regime),
+        "rows": rows,
+        "curve": [
+            _point(entrant, height) for entrant in entrants for height in piles[entrant.name]
+        ],
+        "differences": differences(full, seed),
+    }
+
+
+def _row(entrant: Entrant, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:
+    broken = [Outcome(entrant.name, i.id, None, failure=str(i)) for i in cases.broken]
+    row = summary_row(entrant.name, [*height.outcomes, *broken], entrant.editor)
+    if height.size < planned:
+        row["keys"] = []  # its cases are not those of the other rows
+    return row | height.model | {"size": height.size, "collapsed": height.collapsed}
+
+
+def _point(entrant: Entrant, height: Height) -> dict[str, Any]:
+    """A point of the curve: a row without what is about single results."""
+    row = summary_row(entrant.name, height.outcomes, entrant.editor) | height.model
+    left = {"keys", "failures", "options", "version"}
+    return {"size": height.size, "collapsed": height.collapsed} | {
+        name: value for name, value in row.items() if name not in left
+    }
+
+
+@dataclass
+class _Pile:
+    """One entrant's edits on one model, in the order of the cases."""
+
+    store: RunStore
+    lm: Lm
+    entrant: Entrant
+    cases: Sequence[Case]
+    scoring: Scoring
+    regime: Regime
+    folder: Path
+    edits: list[Stored] = field(default_factory=list)
+    mine: list[str] = field(default_factory=list)
+
+    def heights(self) -> list[Height]:
+        """The pile at each size; the model is the base again afterwards, by hash."""
+        try:
+            return self._heights() if self.entrant.editor_of else [self._base()]
+        finally:
+            if self.lm.weights_digest() != self.lm.digest:
+                self.store.drop(self.mine)
+                raise BrokenPluginError(
+                    f"method {self.entrant.name!r} changed the model outside apply and revert; "
+                    "its results are dropped, load the model again"
+                )
+
+    def _base(self) -> Height:
+        before = [self.scoring.before(self.lm, case) for case in self.cases]
+        return self._measured(len(self.cases), before, {})
+
+    def _heights(self) -> list[Height]:
+        assert self.entrant.editor_of is not None
+        editors = [self.entrant.editor_of(case) for case in self.cases]
+        before = [self.scoring.before(self.lm, case) for case in self.cases]
+        found: list[Height] = []
+        untouched: dict[Site, Tensor] = {}
+        steps = list(enumerate(zip(self.cases, editors, strict=True)))
+        with ExitStack() as pile, self._bar() as bar:
+            if self.regime.kind == "batch":
+                self.edits = [self._made(case, editor, bar) for _, (case, editor) in steps]
+            for number, (case, editor) in steps:
+                if self.regime.kind == "sequential":
+                    self.edits.append(self._made(case, editor, bar))
+                update = self._update(self.edits[number])
+                if update is not None:
+                    for site in update.deltas.keys() - untouched.keys():
+                        untouched[site] = self.lm.snapshot(site)
+                    pile.enter_context(editor.applied(update))
+                if number + 1 in self.regime.sizes:
+                    found.append(self._measured(number + 1, before, untouched))
+                    if found[-1].collapsed and self.regime.stop:
+                        break
+        return found
+
+    def _bar(self) -> tqdm[Any]:
+        return tqdm(total=len(self.cases), desc=self.entrant.name, unit="edit", disable=None,
+                    leave=False)  # fmt: skip
+
+    def _made(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
+        """The edit of *case*, from the store or made now, on the model as it is."""
+        upon = [edit.key for edit in self.edits] if self.regime.kind == "sequential" else []
+        key = key_of(
+            edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
+            upon=key_of(upon=upon), **identity(editor),
+        )  # fmt: skip
+        stored = self._done(key, case.id, lambda: self._edit(key, case, editor))
+        bar.update()
+        return stored
+
+    def _edit(self, key: str, case: Case, editor: Editor) -> Edited:
+        try:
+            with peak_memory(self.lm.device) as peak:
+                started = time.perf_counter()
+                update = editor.compute(case.request)
+                seconds = time.perf_counter() - started
+        except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+            return Edited({"failure": failure_of(error)})
+        facts = {"method": editor.name, "version": editor.loaded.version,
+                 "request": case.request.model_dump()}  # fmt: skip
+        save_patch(self._patch(key), update, facts)
+        payload = {"bytes": patch_bytes(update), "norms": relative_norms(self.lm, update)}
+        return Edited(payload, seconds, peak.mebibytes)
+
+    def _patch(self, key: str) -> Path:
+        return self.folder / PATCHES / f"{key[:32]}.safetensors"
+
+    def _update(self, edit: Stored) -> Update | None:
+        """The finished *edit* as every process reads it; None where it failed."""
+        if outcome(edit, self.entrant.name).failure is not None:
+            return None
+        return load_patch(self._patch(edit.key))[0]
+
+    def _done(self, key: str, case_id: str, work: Callable[[], Edited]) -> Stored:
+        """The result of a task: from the store, by doing it, or by waiting for who does it."""
+        while (found := self.store.get(key)) is None:
+            if self.store.claim(key):
+                keep(self.store, key, self.entrant.name, case_id, work())
+                self.mine.append(key)
+            else:
+                time.sleep(POLL_SECONDS)
+        return found
+
+    def _measured(
+        self, size: int, before: Sequence[Tensor | None], untouched: dict[Site, Tensor]
+    ) -> Height:
+        """The first *size* cases on the model as it is, and the model itself."""
+        scoring, heldout = replace(self.scoring, heldout=None), self.scoring.heldout
+        assert heldout is not None
+        state = {
+            "base": self.lm.digest, "method": self.entrant.name, "edits": key_of(
+                edits=[edit.key for edit in self.edits[:size]]),
+            "protocol": protocol(self.scoring.groups), "resources": self.scoring.digest,
+        }  # fmt: skip
+        outcomes = []
+        for number, case in enumerate(self.cases[:size]):
+            key = key_of(**state, case=case.model_dump(mode="json"))
+            work = partial(_looked, scoring, self.lm, case, before[number])
+            stored = self._done(key, case.id, work)
+            outcomes.append(self._joined(stored, number))
+
+        def look_at_model() -> Edited:
+            found = heldout.measure(self.lm) | drift(self.lm, untouched)
+            return Edited({"scores": _finite(found)})
+
+        whole = self._done(key_of(**state, case=None), OF_MODEL, look_at_model)
+        model = dict(outcome(whole, self.entrant.name).scores or {})
+        limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
+        now = model["perplexity"]
+        return Height(size, outcomes, model, now is None or now > limit)
+
+    def _joined(self, scores: Stored, number: int) -> Outcome:
+        """A case's scores on the pile, with the cost and the failure of its own edit."""
+        found = outcome(scores, self.entrant.name)
+        if number >= len(self.edits):
+            return found
+        edit = outcome(self.edits[number], self.entrant.name)
+        return replace(found, seconds=edit.seconds, failure=edit.failure, extras=edit.extras)
+
+
+def _looked(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Edited:
+    payload = scoring.look(lm, case, before).payload()
+    return Edited(payload | {"scores": _finite(payload["scores"])})
+
+
+def _finite(scores: dict[str, float | None]) -> dict[str, float | None]:
+    """A model in ruins gives no numbers: they count as not measured."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in scores.items()
+    }

@@ -1,0 +1,278 @@
+"""Edits that pile up: each size against a plain loop, resumed, shared, collapsed, given back."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from lmedit import Case, Dense, Editor, Lm, Location, LowRank, Method, Options, Request, Update
+from lmedit.cases import BrokenCase, CaseSet
+from lmedit.compare import regimes
+from lmedit.compare.case_scores import Scoring, score_case
+from lmedit.compare.entrants import Entrant
+from lmedit.compare.regimes import Regime, pile_up
+from lmedit.compare.store import RunStore
+from lmedit.errors import BrokenPluginError
+from lmedit.metrics.health import HeldOut
+from lmedit.metrics.weights import largest_singular_value
+from lmedit.testing import TEXTS
+from lmedit.types import Prepared, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lmedit.registry import LoadedMethod
+
+    Make = Callable[..., Editor]
+
+SUBJECTS = ("The tower", "A small boat", "Nobody", "The river", "The old city")
+
+
+class Size(Options):
+    size: float = 1.0
+
+
+def case(number: int) -> Case:
+    request = Request(prompt="{} is in the", subject=SUBJECTS[number], target_new="sea",
+                      target_true="old city")  # fmt: skip
+    return Case(id=str(number), request=request, paraphrases=(f"{SUBJECTS[number]} stands by",),
+                neighbours=("The sea is in the", "Home is in the"))  # fmt: skip
+
+
+@pytest.fixture
+def cases() -> CaseSet:
+    return CaseSet("toy", "d" * 64, tuple(case(i) for i in range(4)))
+
+
+def push(lm: Lm, request: Request, location: Location, options: Size) -> Update:
+    """A change that depends on the request and on the weights as they are now."""
+    (site,) = location.sites
+    direction = lm.model.lm_head.weight[lm.encode(" sea")[0]]
+    row = lm.weight(site)[len(request.subject) % 5].clone()
+    return Update({site: LowRank(options.size * direction[:, None], row[None])})
+
+
+def locate(lm: Lm) -> Location:
+    return Location((lm.mlp_out(lm.n_layers - 1),))
+
+
+@pytest.fixture
+def make(lm: Lm, plugin: Callable[..., LoadedMethod]) -> Make:
+    def build(name: str, size: float = 1.0, **hooks: Any) -> Editor:
+        own = {"edit_describe": lambda: Method(name, "none", Size), "edit_locate": locate,
+               "edit_compute": push}  # fmt: skip
+        return Editor(plugin(name, **(own | hooks)), lm, Size(size=size), Prepared())
+
+    return build
+
+
+def scoring(lm: Lm) -> Scoring:
+    return Scoring(frozenset({"health"}), HeldOut(lm, TEXTS))
+
+
+def run(lm: Lm, cases: CaseSet, folder: Path, regime: Regime, *editors: Editor) -> dict[str, Any]:
+    return pile_up(lm, cases, editors, folder, 0, scoring(lm), regime)
+
+
+def points(result: dict[str, Any], method: str) -> dict[int, dict[str, Any]]:
+    return {p["size"]: p for p in result["curve"] if p["method"] == method}
+
+
+@pytest.mark.parametrize("kind", ["batch", "sequential"])
+def test_each_size_is_what_a_plain_loop_measures(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, kind: Any
+) -> None:
+    editor = make("push")
+    site = lm.mlp_out(lm.n_layers - 1)
+    base, text = lm.snapshot(site), HeldOut(lm, TEXTS)
+    found = points(run(lm, cases, tmp_path, Regime(kind, (1, 3)), editor), "push")
+    assert lm.weights_digest() == lm.digest
+
+    on_base = [editor.compute(one.request) for one in cases.good]
+    for number, one in enumerate(cases.good[:3], 1):
+        update = on_base[number - 1] if kind == "batch" else editor.compute(one.request)
+        for place, delta in update.deltas.items():
+            lm.add(place, delta.dense())
+        if number in found:
+            scores = [score_case(lm, seen) for seen in cases.good[:number]]
+            for name in ("ES", "EM", "PS", "NS", "NM"):
+                mean = sum(score[name] for score in scores) / number
+                assert found[number][name] == pytest.approx(100 * mean), name
+            assert found[number]["perplexity"] == pytest.approx(text.measure(lm)["perplexity"])
+            change = torch.linalg.norm((lm.snapshot(site) - base).double())
+            norm = float(change / torch.linalg.norm(base.double()))
+            assert found[number]["relative_norm"] == pytest.approx(norm)
+            growth = largest_singular_value(lm.snapshot(site)) / largest_singular_value(base)
+            assert found[number]["spectral_growth"] == pytest.approx(growth)
+    assert found[3]["relative_norm"] > found[1]["relative_norm"] > 0
+    lm.restore(site, base)
+
+
+def test_the_two_regimes_differ_only_behind_the_first_edit(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    sizes = (1, 4)
+    batch = points(run(lm, cases, tmp_path / "b", Regime("batch", sizes), make("push")), "push")
+    row = points(run(lm, cases, tmp_path / "s", Regime("sequential", sizes), make("push")), "push")
+    assert batch[1]["EM"] == row[1]["EM"]
+    assert batch[4]["EM"] != row[4]["EM"]
+
+
+@pytest.mark.parametrize("kind", ["batch", "sequential"])
+def test_a_run_that_was_killed_goes_on_and_ends_alike(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regime = Regime(kind, (2, 4))
+    whole = run(lm, cases, tmp_path / "whole", regime, make("push"))
+    calls: list[str] = []
+
+    def interrupted(lm: Lm, request: Request, location: Location, options: Size) -> Update:
+        calls.append(request.subject)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return push(lm, request, location, options)
+
+    for _ in range(2):
+        try:
+            again = run(lm, cases, tmp_path / "cut", regime, make("push", edit_compute=interrupted))
+        except KeyboardInterrupt:
+            assert lm.weights_digest() == lm.digest
+    assert calls == [*SUBJECTS[:3], *SUBJECTS[2:4]]
+    assert timeless(again) == timeless(whole)
+
+
+def timeless(result: dict[str, Any]) -> Any:
+    left = {"seconds_per_edit", "seconds_amortised", "peak_mebibytes"}
+    return [
+        {name: value for name, value in point.items() if name not in left}
+        for point in (*result["curve"], *result["rows"])
+    ]
+
+
+def test_a_finished_run_computes_nothing_again(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    first = run(lm, cases, tmp_path, Regime("sequential", (4,)), make("push"))
+
+    def refuse() -> Update:
+        raise AssertionError("computed again")
+
+    again = run(lm, cases, tmp_path, Regime("sequential", (4,)), make("push", edit_compute=refuse))
+    assert json.dumps(again) == json.dumps(first)
+
+
+def test_a_failed_edit_leaves_the_pile_as_it_is_and_is_counted(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    def sometimes(lm: Lm, request: Request, location: Location, options: Size) -> Update:
+        if request.subject == "A small boat":
+            raise ValueError("no boats")
+        return push(lm, request, location, options)
+
+    regime = Regime("sequential", (1, 2))
+    found = points(run(lm, cases, tmp_path, regime, make("push", edit_compute=sometimes)), "push")
+    assert (found[1]["n_failed"], found[2]["n_failed"]) == (0, 1)
+    assert found[2]["relative_norm"] == found[1]["relative_norm"]
+
+
+def test_a_broken_record_is_counted_in_the_row(lm: Lm, make: Make, tmp_path: Path) -> None:
+    cases = CaseSet("toy", "d", (case(0), BrokenCase("9", 3, "no subject"), case(1)))
+    result = run(lm, cases, tmp_path, Regime("batch", (2,)), make("push"))
+    base, row = result["rows"]
+    assert (row["n"], row["n_failed"], base["n_failed"]) == (3, 1, 1)
+    assert row["failures"] == {"line 3, case 9: no subject": 1}
+
+
+def test_the_alarm_rings_and_can_stop_the_method(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    last_norm = Site("transformer.ln_f.weight")
+
+    def shout(lm: Lm) -> Update:
+        """Every logit a thousand times as large."""
+        return Update({last_norm: Dense(1e3 * torch.ones_like(lm.weight(last_norm)))})
+
+    wild = make("wild", edit_locate=lambda: Location((last_norm,)), edit_compute=shout)
+    editors = make("mild", size=0.0), wild
+    regime = Regime("sequential", (1, 2, 4), collapse=2.0, stop=True)
+    result = run(lm, cases, tmp_path, regime, *editors)
+    assert [p["collapsed"] for p in points(result, "mild").values()] == [False] * 3
+    assert list(points(result, "wild")) == [1]
+    assert points(result, "wild")[1]["collapsed"]
+    rows = {row["method"]: row for row in result["rows"]}
+    assert (rows["wild"]["size"], rows["mild"]["size"]) == (1, 4)
+    assert rows["wild"]["keys"] == []
+    assert result["differences"] == []
+
+
+def test_a_model_in_ruins_has_no_numbers_but_a_row(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    result = run(lm, cases, tmp_path, Regime("batch", (2,)), make("ruin", size=1e308))
+    (point,) = points(result, "ruin").values()
+    assert point["collapsed"]
+    assert point["EM"] is None or math.isfinite(point["EM"])
+    assert lm.weights_digest() == lm.digest
+
+
+def test_a_method_that_changes_the_model_beside_apply_loses_its_results(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    def sly(lm: Lm, request: Request, location: Location, options: Size) -> Update:
+        with torch.no_grad():
+            lm.model.transformer.wpe.weight.add_(1e-3)
+        return push(lm, request, location, options)
+
+    with pytest.raises(BrokenPluginError, match="outside apply"):
+        run(lm, cases, tmp_path, Regime("sequential", (2,)), make("sly", edit_compute=sly))
+    with RunStore(tmp_path) as store:
+        assert {stored.method for stored in store.all()} == {"base"}
+
+
+def test_patches_in_the_folder_are_the_edits(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    from lmedit.artifacts import load_patch
+
+    editor = make("push")
+    run(lm, cases, tmp_path, Regime("batch", (2,)), editor)
+    patches = [load_patch(path) for path in (tmp_path / regimes.PATCHES).iterdir()]
+    assert {facts["request"]["subject"] for _, facts in patches} == set(SUBJECTS[:2])
+    for update, facts in patches:
+        (delta,) = update.deltas.values()
+        expected = editor.compute(Request(**facts["request"]))
+        (wanted,) = expected.deltas.values()
+        assert torch.equal(delta.dense(), wanted.dense())
+
+
+def test_an_editor_of_each_case_is_made_before_the_first_edit(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    """A preparation must see the base model."""
+    seen = []
+
+    def editor_of(one: Case) -> Editor:
+        seen.append(lm.weights_digest())
+        return make("push")
+
+    entrant = Entrant("drawn", editor_of)
+    result = pile_up(lm, cases, [], tmp_path, 0, scoring(lm), Regime("sequential", (3,)), [entrant])
+    assert set(seen) == {lm.digest}
+    assert [row["method"] for row in result["rows"]] == ["base", "drawn"]
+
+
+def test_zero_columns_touch_nothing(lm: Lm, cases: CaseSet, make: Make, tmp_path: Path) -> None:
+    def nothing(lm: Lm, location: Location) -> Update:
+        (site,) = location.sites
+        return Update({site: Dense(torch.zeros_like(lm.weight(site)))})
+
+    result = run(lm, cases, tmp_path, Regime("batch", (4,)), make("nil", edit_compute=nothing))
+    base, row = result["rows"]
+    for name in ("ES", "EM", "PS", "NS", "perplexity"):
+        assert row[name] == base[name]
+    assert (row["relative_norm"], row["KL"]) == (0, 0)
