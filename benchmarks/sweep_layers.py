@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RATES = (5e-4, 1e-3, 2e-3, 5e-3)
 BOUNDS = (2e-2, 5e-2)
-STATISTICS = {"samples": 600, "ridge": 1e-5}
-"""Lines of the world's text behind ROME's C, some 30 keys for each dimension; the ridge is needed
-where units of the model's MLP are never active."""
+SMALL = {"samples": 600, "ridge": 1e-5, "prefixes": [[5, 5], [10, 5]]}
+"""ROME on a small model: lines of the world's text behind C, some 30 keys for each dimension; a
+ridge, since some units of its MLP are never active; half the contexts, for half the time."""
 
 
 def settings(lm: Lm) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every (method, options) of the sweep."""
     layers = range(lm.n_layers)
     for layer in layers:
-        yield "rome", {"layer": layer, **STATISTICS}
+        yield "rome", {"layer": layer, **SMALL}
     for layer, rate in product(layers, RATES):
         yield "ft", {"layer": layer, "learning_rate": rate}
     for layer, rate, bound in product(layers, RATES[2:], BOUNDS):
@@ -81,7 +81,7 @@ def page(rows: list[dict[str, Any]], count: int) -> str:
 
 
 def _words(setting: dict[str, Any]) -> str:
-    return " ".join(f"{name}={v:g}" for name, v in setting.items() if name not in STATISTICS)
+    return " ".join(f"{name}={v:g}" for name, v in setting.items() if name not in SMALL)
 
 
 def main() -> None:

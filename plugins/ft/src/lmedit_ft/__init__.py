@@ -57,7 +57,7 @@ def _train(
     """Train *Deltas* in place, from zero; returns the loss (nats) before each step."""
     for Delta in Deltas:
         Delta.requires_grad_(True)
-    optimiser = torch.optim.Adam(Deltas, lr=options.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.Adam(Deltas, lr=options.learning_rate, weight_decay=0.0, fused=True)
     loss_of = _loss(lm, request, layer, options)
     losses: list[float] = []
     for _ in range(options.steps):
