@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.metrics.health import HeldOut
+    from lmedit.metrics.scorer import TargetScore
     from lmedit.metrics.texts import References
     from lmedit.models import Lm
     from lmedit.types import Case, Probe
 
     Scores = dict[str, float | None]
+    Asked = tuple[str, int, tuple[str, str]]
 
 NEW_TOKENS, TEXT_TOKENS = 20, 100
 """New tokens of a greedy answer; tokens of a sampled text, its prompt with it."""
@@ -87,7 +89,11 @@ def score_case(lm: Lm, case: Case) -> Scores:
     """
     request = case.request
     prompts = [request.text, *case.paraphrases, *case.neighbours]
-    contrasts = _contrasts(lm, case, prompts)
+    groups = {FOLLOWS + name: probes for name, probes in case.groups.items()}
+    asked = _asked({"relation_specificity": case.relations} | groups)
+    pairs = _pairs(case, prompts)
+    scored = score_targets(lm, [*pairs, *(pair for _, _, pair in asked)])
+    contrasts = _contrasts(scored[: len(pairs)])
     cut = 1 + len(case.paraphrases)
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
     found: Scores = {
@@ -97,9 +103,10 @@ def score_case(lm: Lm, case: Case) -> Scores:
         "PM": mean([scores.magnitude(c) for c in paraphrases]),
         "NS": mean([scores.kept(c) for c in neighbours]),
         "NM": mean([scores.kept_magnitude(c) for c in neighbours]),
+        "relation_specificity": None,
+        **dict.fromkeys(groups),
     }
-    found |= _right(lm, {"relation_specificity": case.relations})
-    found |= _right(lm, {FOLLOWS + name: probes for name, probes in case.groups.items()})
+    found |= _right(asked, [score.correct for score in scored[len(pairs) :]])
     if case.locality or request.target_true is None:
         known = [(probe.prompt, probe.answer) for probe in case.locality]
         three = zsre.zsre_scores(lm, request.target_new, request.text, case.paraphrases, known)
@@ -108,38 +115,41 @@ def score_case(lm: Lm, case: Case) -> Scores:
     return found
 
 
-def _contrasts(lm: Lm, case: Case, prompts: Sequence[str]) -> list[Contrast]:
-    """New and true answer after each prompt; nothing where the true answer is not known."""
+def _pairs(case: Case, prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """Each prompt with the new and then the true answer; none where the true one is not known."""
     new, true = case.request.target_new, case.request.target_true
-    if true is None:
-        return []
-    scored = score_targets(lm, [(p, target) for p in prompts for target in (new, true)])
+    return [] if true is None else [(p, target) for p in prompts for target in (new, true)]
+
+
+def _contrasts(scored: Sequence[TargetScore]) -> list[Contrast]:
+    """The scores of `_pairs`, two by two."""
     logs = [score.log_probability for score in scored]
     return [Contrast(*pair) for pair in zip(logs[::2], logs[1::2], strict=True)]
 
 
-def _right(lm: Lm, groups: dict[str, tuple[Probe, ...]]) -> Scores:
-    """For each group the share of probes whose answer, in one spelling, is top-1 throughout."""
-    asked = [
+def _asked(groups: dict[str, tuple[Probe, ...]]) -> list[Asked]:
+    """Each spelling of each probe's answer: the group, the probe's number in it, the pair."""
+    return [
         (name, number, (probe.prompt, answer))
         for name, probes in groups.items()
         for number, probe in enumerate(probes)
         for answer in (probe.answer, *probe.aliases)
     ]
-    scored = score_targets(lm, [pair for _, _, pair in asked])
-    right: dict[tuple[str, int], bool] = {}
-    for (name, number, _), score in zip(asked, scored, strict=True):
-        right[name, number] = right.get((name, number), False) or score.correct
-    return {
-        name: mean([float(right[name, number]) for number in range(len(probes))])
-        for name, probes in groups.items()
-    }
+
+
+def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
+    """For each group the share of probes whose answer, in one spelling, is top-1 throughout."""
+    right: dict[str, dict[int, bool]] = {}
+    for (name, number, _), hit in zip(asked, correct, strict=True):
+        of_group = right.setdefault(name, {})
+        of_group[number] = of_group.get(number, False) or hit
+    return {name: mean([float(hit) for hit in hits.values()]) for name, hits in right.items()}
 
 
 def _locality(lm: Lm, case: Case, before: Tensor) -> Scores:
     """NS and NM with the edit's sentence in front (CounterFact+), and KL on the neighbours."""
     behind = [locality.with_edit(case.request, prompt) for prompt in case.neighbours]
-    contrasts = _contrasts(lm, case, behind)
+    contrasts = _contrasts(score_targets(lm, _pairs(case, behind)))
     after = locality.next_log_probabilities(lm, case.neighbours)
     return {
         "NS_plus": mean([scores.kept(c) for c in contrasts]),
