@@ -85,9 +85,10 @@ def _results(run: Run) -> str:
         body.append(_published(run, row.method, wanted))
     inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
     table = tag("div", tag("table", inside, class_="results"), class_="wide")
-    return table + tag("p", "Scores in percent, ± half of the 95 % interval of the mean over cases."
-                       " The best mean of each column among the methods is bold, whether or not "
-                       "the intervals overlap.", class_="caption")  # fmt: skip
+    return table + tag("p", "Scores in percent, perplexities, KL, norms and costs as they are, "
+                       "± half of the 95 % interval of the mean over cases. The best mean of each "
+                       "column among the methods is bold, whether or not the intervals overlap.",
+                       class_="caption")  # fmt: skip
 
 
 def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
