@@ -347,6 +347,25 @@ def test_scores_are_the_same_after_an_edit_as_before(
     assert score_case(lm, case) == before
 
 
+def test_hooks_may_take_gradients_whatever_the_callers_setting(
+    editor: Make, lm: Lm, request_: Request
+) -> None:
+    seen = []
+
+    def locate(lm: Lm) -> Location:
+        seen.append(torch.is_grad_enabled())
+        return Location((lm.mlp_out(0),))
+
+    def compute(lm: Lm, location: Location) -> Update:
+        seen.append(torch.is_grad_enabled())
+        return bend(lm, location)
+
+    with torch.no_grad():
+        editor(edit_locate=locate, edit_compute=compute).compute(request_)
+        assert not torch.is_grad_enabled()
+    assert seen == [True, True]
+
+
 # ---- prepare
 
 
