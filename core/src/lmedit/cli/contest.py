@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -158,6 +159,7 @@ def _help(chosen: Chosen, folder: Path, threads: int) -> None:
     from transformers.utils import logging
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # to clean up behind itself
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
