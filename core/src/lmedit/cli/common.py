@@ -138,16 +138,13 @@ def at_random_layer(
     """The baseline that edits each case at a random layer; *prepared* is `editors_for`."""
     from lmedit.compare.entrants import random_layer
 
-    own = [(key, value) for key, value in pairs if "." not in key or _is_of(key, loaded.name)]
+    own = [(key, value) for key, value in pairs
+           if "." not in key or key.startswith(f"{loaded.name}.")]  # fmt: skip
 
     def at_layer(layer: int) -> Editor:
         return prepared([loaded], [*own, (f"{loaded.name}.layer", str(layer))])[0]
 
     return random_layer(loaded.name, lm, at_layer, seed)
-
-
-def _is_of(key: str, method: str) -> bool:
-    return key.startswith(f"{method}.")
 
 
 def scoring_of(

@@ -19,20 +19,21 @@ from tqdm import tqdm
 from lmedit.artifacts import key_of, load_patch, save_patch, write_json
 from lmedit.compare.entrants import BASE, Entrant, of_editor
 from lmedit.compare.measures import protocol
-from lmedit.compare.memory import peak_memory
 from lmedit.compare.rows import summary_row
 from lmedit.compare.run import (
     POLL_SECONDS,
     Edited,
     Outcome,
+    check_base,
+    computed,
     differences,
     failure_of,
+    heading,
     identity,
     keep,
     outcome,
 )
 from lmedit.compare.store import RunStore
-from lmedit.errors import BrokenPluginError
 from lmedit.metrics.weights import drift, patch_bytes, relative_norms
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def pile_up(
     full = {name: heights[-1].outcomes for name, heights in piles.items()
             if heights[-1].size == len(good)}  # fmt: skip
     return {
-        "model": {"name": lm.name, "digest": lm.digest},
-        "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
-        "seed": seed,
-        "protocol": protocol(scoring.groups),
+        **heading(lm, cases, seed, scoring),
         "regime": asdict(regime),
         "rows": rows,
         "curve": [
@@ -150,12 +148,7 @@ class _Pile:
         try:
             return self._heights() if self.entrant.editor_of else [self._base()]
         finally:
-            if self.lm.weights_digest() != self.lm.digest:
-                self.store.drop(self.mine)
-                raise BrokenPluginError(
-                    f"method {self.entrant.name!r} changed the model outside apply and revert; "
-                    "its results are dropped, load the model again"
-                )
+            check_base(self.store, self.lm, self.entrant.name, self.mine)
 
     def _base(self) -> Height:
         before = [self.scoring.before(self.lm, case) for case in self.cases]
@@ -191,10 +184,10 @@ class _Pile:
 
     def _made(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
         """The edit of *case*, from the store or made now, on the model as it is."""
-        upon = [edit.key for edit in self.edits] if self.regime.kind == "sequential" else []
+        sequential = self.regime.kind == "sequential" and self.edits
         key = key_of(
             edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
-            upon=key_of(upon=upon), **identity(editor),
+            upon=self.edits[-1].key if sequential else None, **identity(editor),
         )  # fmt: skip
         stored = self._done(key, case.id, lambda: self._edit(key, case, editor))
         bar.update()
@@ -202,17 +195,14 @@ class _Pile:
 
     def _edit(self, key: str, case: Case, editor: Editor) -> Edited:
         try:
-            with peak_memory(self.lm.device) as peak:
-                started = time.perf_counter()
-                update = editor.compute(case.request)
-                seconds = time.perf_counter() - started
+            update, seconds, mebibytes = computed(self.lm, editor, case.request)
         except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
             return Edited({"failure": failure_of(error)})
         facts = {"method": editor.name, "version": editor.loaded.version,
                  "request": case.request.model_dump()}  # fmt: skip
         save_patch(self._patch(key), update, facts)
         payload = {"bytes": patch_bytes(update), "norms": relative_norms(self.lm, update)}
-        return Edited(payload, seconds, peak.mebibytes)
+        return Edited(payload, seconds, mebibytes)
 
     def _patch(self, key: str) -> Path:
         return self.folder / PATCHES / f"{key[:32]}.safetensors"

@@ -24,7 +24,7 @@ from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError, RequestError
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
-from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth
+from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, worst
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case, Update
+    from lmedit.types import Case, Request, Update
 
 POLL_SECONDS = 0.2
 
@@ -95,12 +95,19 @@ def compare(
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
     return {
+        **heading(lm, cases, seed, scoring),
+        "rows": [summary_row(e.name, full[e.name], e.editor) for e in entrants],
+        "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
+    }
+
+
+def heading(lm: Lm, cases: CaseSet, seed: int, scoring: Scoring) -> dict[str, Any]:
+    """What was compared on what, and how: the head of every results object."""
+    return {
         "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,
         "protocol": protocol(scoring.groups),
-        "rows": [summary_row(e.name, full[e.name], e.editor) for e in entrants],
-        "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
     }
 
 
@@ -138,7 +145,7 @@ def _worked(store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring) ->
     try:
         _work(store, lm, tasks, scoring, mine)
     finally:
-        _check_base(store, lm, tasks, mine)
+        check_base(store, lm, tasks[0].entrant.name if tasks else BASE, mine)
     stored = [store.get(task.key) for task in tasks]
     return [outcome(result, task.entrant.name)
             for result, task in zip(stored, tasks, strict=True) if result]  # fmt: skip
@@ -159,12 +166,13 @@ def _work(
             waiting = left
 
 
-def _check_base(store: RunStore, lm: Lm, tasks: Sequence[Task], mine: list[str]) -> None:
+def check_base(store: RunStore, lm: Lm, method: str, mine: Sequence[str]) -> None:
+    """Drop the results *mine* and raise `BrokenPluginError` where *lm* is not the base."""
     if lm.weights_digest() != lm.digest:
         store.drop(mine)
         raise BrokenPluginError(
-            f"method {tasks[0].entrant.name!r} changed the model outside apply and revert; its "
-            "results are dropped, load the model again"
+            f"method {method!r} changed the model outside apply and revert; its results are "
+            "dropped, load the model again"
         )
 
 
@@ -203,34 +211,30 @@ def failure_of(error: Exception) -> str:
     return str(error) if isinstance(error, LmeditError) else repr(error)
 
 
-def edit_case(lm: Lm, case: Case, editor: Editor, scoring: Scoring) -> Edited:
-    """Edit, score, revert; seconds and memory are those of computing the update, not of scoring."""
+def computed(lm: Lm, editor: Editor, request: Request) -> tuple[Update, float, float | None]:
+    """The update of *request*, with the seconds and the peak MiB that computing it took."""
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
-        update = editor.compute(case.request)
+        update = editor.compute(request)
         seconds = time.perf_counter() - started
+    return update, seconds, peak.mebibytes
+
+
+def edit_case(lm: Lm, case: Case, editor: Editor, scoring: Scoring) -> Edited:
+    """Edit, score, revert; seconds and memory are those of computing the update, not of scoring."""
+    update, seconds, mebibytes = computed(lm, editor, case.request)
     before = scoring.before(lm, case)
-    of_weights = weight_scores(lm, update, scoring)
+    norms = relative_norms(lm, update)
+    of_weights = {"relative_norm": worst(norms.values())}
+    if "health" in scoring.groups:
+        of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
     with editor.applied(update):
         looked = scoring.look(lm, case, before)
     payload = looked.payload()
     payload["scores"] |= of_weights
     if any(score is not None and not math.isfinite(score) for score in payload["scores"].values()):
         raise RequestError("the edited model gives no numbers; the update is too large")
-    payload |= {"bytes": patch_bytes(update), "norms": relative_norms(lm, update)}
-    return Edited(payload, seconds, peak.mebibytes)
-
-
-def weight_scores(lm: Lm, update: Update, scoring: Scoring) -> dict[str, float | None]:
-    """How much *update* changes the weights, by the tensor that it changes most."""
-    found = {"relative_norm": _largest(relative_norms(lm, update))}
-    if "health" in scoring.groups:
-        found["spectral_growth"] = _largest(spectral_growth(lm, update))
-    return found
-
-
-def _largest(values: Mapping[str, float | None]) -> float | None:
-    return max((value for value in values.values() if value is not None), default=None)
+    return Edited(payload | {"bytes": patch_bytes(update), "norms": norms}, seconds, mebibytes)
 
 
 def outcome(stored: Stored, method: str) -> Outcome:

@@ -10,7 +10,7 @@ import torch
 from lmedit.types import LowRank
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -74,10 +74,11 @@ def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
         now = lm.model.get_parameter(site.parameter).detach().reshape(before.shape).double()
         norms.append(_ratio(_norm(now - before), _norm(before)))
         growths.append(_ratio(largest_singular_value(now), largest_singular_value(before)))
-    return {"relative_norm": _worst(norms), "spectral_growth": _worst(growths)}
+    return {"relative_norm": worst(norms), "spectral_growth": worst(growths)}
 
 
-def _worst(values: list[float | None]) -> float | None:
+def worst(values: Iterable[float | None]) -> float | None:
+    """The largest of *values* that were measured: how much the tensor changed that changed most."""
     return max((value for value in values if value is not None), default=None)
 
 

@@ -75,9 +75,7 @@ def _results(run: Run) -> str:
         cells = tag("th", name, scope="row") + tag("td", str(row.n)) + tag("td", str(row.n_failed))
         for column in wanted:
             value, half_width = cell(run, row, column)
-            text = shown(value, digits=column.digits)
-            if half_width is not None:
-                text += tag("small", f"±{half_width:.{column.digits}f}")
+            text = _with_bar(value, half_width, column)
             cells += tag("td", text, class_="best" if row.method in winners[column.name] else None,
                          data_column=column.name, data_value=repr(value))  # fmt: skip
         body.append(tag("tr", cells, class_="base" if row.method == BASE else None,
@@ -91,6 +89,21 @@ def _results(run: Run) -> str:
                        class_="caption")  # fmt: skip
 
 
+def _with_bar(value: float | None, half_width: float | None, column: Column) -> str:
+    """A value and, small behind it, half of its interval."""
+    bar = "" if half_width is None else tag("small", f"±{half_width:.{column.digits}f}")
+    return shown(value, digits=column.digits) + bar
+
+
+def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: str) -> str:
+    """A table of *rows* with its caption; nothing where there is no row."""
+    if not rows:
+        return ""
+    head = tag("thead", tag("tr", "".join(tag("th", text) for text in heads)))
+    table = tag("table", head + tag("tbody", "".join(rows)), class_=class_)
+    return tag("div", table, class_="wide") + tag("p", caption, class_="caption")
+
+
 def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
     """The paper's row for *method*, where there is one."""
     paper = run.results.published
@@ -99,11 +112,8 @@ def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
         return ""
     cells = tag("th", "published", scope="row", title=paper.source) + tag("td") * 2
     for column in wanted:
-        text = shown(found.number(column.name), digits=column.digits)
         half_width = found.number(f"{column.name}_ci")
-        if half_width is not None:
-            text += tag("small", f"±{half_width:.{column.digits}f}")
-        cells += tag("td", text)
+        cells += tag("td", _with_bar(found.number(column.name), half_width, column))
     return tag("tr", cells, class_="published")
 
 
@@ -114,14 +124,10 @@ def _differences(run: Run) -> str:
             class_="clear" if d.low > 0 or d.high < 0 else None)
         for d in run.results.differences
     ]  # fmt: skip
-    if not rows:
-        return ""
-    head = "".join(tag("th", text) for text in ("", "score", "points", "95 % interval"))
-    table = tag("table", tag("thead", tag("tr", head)) + tag("tbody", "".join(rows)),
-                class_="differences")  # fmt: skip
-    return tag("div", table, class_="wide") + tag(
-        "p", "Paired over cases: percentile bootstrap with 10 000 resamples. Bold where the "
-        "interval leaves out 0; not corrected for comparing many methods.", class_="caption",
+    return _listing(
+        ("", "score", "points", "95 % interval"), rows, "differences",
+        "Paired over cases: percentile bootstrap with 10 000 resamples. Bold where the interval "
+        "leaves out 0; not corrected for comparing many methods.",
     )  # fmt: skip
 
 
@@ -184,14 +190,10 @@ def _failures(run: Run) -> str:
         for row in run.results.rows
         for reason, count in sorted(row.failures.items(), key=lambda item: (-item[1], item[0]))
     ]  # fmt: skip
-    if not rows:
-        return ""
-    head = "".join(tag("th", text) for text in ("method", "cases", "share", "reason"))
-    table = tag("table", tag("thead", tag("tr", head)) + tag("tbody", "".join(rows)),
-                class_="failures")  # fmt: skip
-    return tag("div", table, class_="wide") + tag(
-        "p", "A failed edit counts with the unedited model's scores. A record that could not be "
-        "read has no scores.", class_="caption",
+    return _listing(
+        ("method", "cases", "share", "reason"), rows, "failures",
+        "A failed edit counts with the unedited model's scores. A record that could not be read "
+        "has no scores.",
     )  # fmt: skip
 
 
