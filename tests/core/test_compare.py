@@ -462,11 +462,13 @@ def test_the_table_shows_what_was_measured_aligned() -> None:
     text = table([
         row("base", S=30.46, ES=22.2, ES_ci=0.94, EM=-4.8),
         row("longer-name", S=None, ES=100.0, ES_ci=0.0, EM=97.96, n_failed=2, seconds_per_edit=1.5),
+        row("hop", **{"portability/two-hop": 50.0, "portability/two-hop_ci": 9.8}),
     ])  # fmt: skip
     assert text.splitlines() == [
-        "method        n  failed     S           ES    EM  s/edit",
-        "base         10       0  30.5   22.2 (0.9)  -4.8       -",
-        "longer-name  10       2     -  100.0 (0.0)  98.0    1.50",
+        "method        n  failed     S           ES    EM     two-hop  s/edit",
+        "base         10       0  30.5   22.2 (0.9)  -4.8           -       -",
+        "longer-name  10       2     -  100.0 (0.0)  98.0           -    1.50",
+        "hop          10       0     -            -     -  50.0 (9.8)       -",
     ]
 
 

@@ -15,6 +15,8 @@ GREEDY = "greedy until end-of-text or 20 new tokens, after the rewrite prompt"
 TOKENS = "teacher-forced token accuracy, prompt and target joined as strings (ROME)"
 FOLLOWS = "portability/"
 """What the score of a group of probes begins with; the data set's name of the group follows."""
+HALF_WIDTH = "_ci"
+"""What a row adds to a score's name for half of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def _cost(name: str, label: str, meaning: str, scale: float = 1.0, digits: int =
     )
 
 
-_ALL = (
+_SCORES = (
     Measure("S", "S", "harmonic mean of ES, PS and NS", CONTRAST, of_case=False),
     _probability("ES", "efficacy: share of cases whose new answer is more probable than the true"),
     _probability("PS", "the same after paraphrases of the prompt"),
@@ -96,13 +98,20 @@ _ALL = (
             less_is_better=True),
     Measure("relative_norm", "|dW|/|W|", "norm of the change over that of the matrix, worst tensor",
             "Frobenius", "", 1.0, 4, less_is_better=True),
+)  # fmt: skip
+_COSTS = (
     _cost("seconds_per_edit", "s/edit", "seconds to compute one edit, scoring not included"),
     _cost("prepare_seconds", "prepare s", "seconds of preparation, once per model"),
     _cost("seconds_amortised", "s/edit all", "seconds per edit with the preparation shared out"),
-    _cost("peak_mebibytes", "peak MiB", "most memory while an edit is computed, model included",
-          digits=0),
+    _cost(
+        "peak_mebibytes",
+        "peak MiB",
+        "most memory while an edit is computed, model included",
+        digits=0,
+    ),
     _cost("patch_bytes", "patch kB", "bytes of an edit's tensors", 1e-3, 1),
-)  # fmt: skip
+)
+_ALL = (*_SCORES, *_COSTS)
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _ALL})
 """By name, in the order of the columns."""
 GROUPS: Mapping[str, str] = MappingProxyType({
@@ -118,7 +127,7 @@ def measure(name: str) -> Measure | None:
     """The measure of a column; None for a column that this version does not know."""
     if name in MEASURES:
         return MEASURES[name]
-    if name.startswith(FOLLOWS):
+    if name.startswith(FOLLOWS) and not name.endswith(HALF_WIDTH):
         group = name.removeprefix(FOLLOWS)
         meaning = f"share of the probes of {group!r} that are right"
         return Measure(name, group, meaning, "teacher-forced, all tokens of one spelling top-1")
@@ -126,8 +135,11 @@ def measure(name: str) -> Measure | None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """*names* in the order of the columns, unknown ones behind by name."""
-    return [*(name for name in MEASURES if name in names), *sorted(names - set(MEASURES))]
+    """*names* in the order of the columns: groups of probes before costs, unknown ones last."""
+    scores, costs = ([m.name for m in part if m.name in names] for part in (_SCORES, _COSTS))
+    rest = sorted(names - set(MEASURES))
+    groups = [name for name in rest if measure(name)]
+    return [*scores, *groups, *costs, *(name for name in rest if not measure(name))]
 
 
 def protocol(groups: frozenset[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import MEASURES, measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, MEASURES, measure, ordered
 from lmedit.metrics.scores import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
         scale = known.scale if known else 100.0
         values = [value for scores in scored if (value := scores.get(name)) is not None]
         row[name] = _scaled(mean(values), scale)
-        row[f"{name}_ci"] = _scaled(interval(values), scale)
+        row[f"{name}{HALF_WIDTH}"] = _scaled(interval(values), scale)
     row["S"] = harmonic_mean([row[name] for name in PARTS])
     seconds = [o.seconds for o in outcomes if o.seconds is not None]
     row["seconds_per_edit"] = mean(seconds)

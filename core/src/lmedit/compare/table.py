@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, measure, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [known for name in ordered(names - HIDDEN) if (known := measure(name))]
     lines = [["method", "n", "failed", *(known.label for known in shown)]]
     for row in rows:
-        cells = [_cell(row.get(m.name), row.get(f"{m.name}_ci"), m.digits) for m in shown]
+        cells = [_cell(row.get(m.name), row.get(f"{m.name}{HALF_WIDTH}"), m.digits) for m in shown]
         lines.append([row["method"], str(row["n"]), str(row["n_failed"]), *cells])
     return "\n".join(_aligned(lines))
 

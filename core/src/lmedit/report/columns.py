@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lmedit.compare.measures import Measure, measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, Measure, measure, ordered
 from lmedit.metrics.scores import interval, mean
 from lmedit.report.read import BASE, Row, Run
 
@@ -51,7 +51,7 @@ def columns(run: Run) -> list[Column]:
     """What was measured in any row: the known columns in order, then the unknown ones."""
     rows = run.results.rows
     found = {name for row in rows for name in row.model_extra or {} if row.number(name) is not None}
-    names = {name for name in found if name not in PLAIN and not name.endswith("_ci")}
+    names = {name for name in found if name not in PLAIN and not name.endswith(HALF_WIDTH)}
     made = [Column(name, measure(name)) for name in ordered(names | set(run.score_names))]
     return [c for c in made if any(cell(run, row, c)[0] is not None for row in rows)]
 
@@ -60,7 +60,7 @@ def cell(run: Run, row: Row, column: Column) -> tuple[float | None, float | None
     """A row's value and half-width: as `results.json` has them, else from the single cases."""
     name = column.name
     if name in (row.model_extra or {}):
-        return row.number(name), row.number(f"{name}_ci")
+        return row.number(name), row.number(f"{name}{HALF_WIDTH}")
     if row.method not in run.entries or name not in run.score_names:
         return None, None
     values = run.values(row.method, name)
@@ -95,7 +95,7 @@ def filled(run: Run) -> list[dict[str, Any]]:
             value, half_width = cell(run, row, column)
             full[column.name] = value
             if half_width is not None:
-                full[f"{column.name}_ci"] = half_width
+                full[f"{column.name}{HALF_WIDTH}"] = half_width
         rows.append(full)
     return rows
 

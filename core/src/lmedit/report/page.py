@@ -11,6 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
+from lmedit.compare.measures import HALF_WIDTH
 from lmedit.report.browser import browser_data
 from lmedit.report.columns import best, cell, columns, shown
 from lmedit.report.curves import harm, retention
@@ -112,7 +113,7 @@ def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
         return ""
     cells = tag("th", "published", scope="row", title=paper.source) + tag("td") * 2
     for column in wanted:
-        half_width = found.number(f"{column.name}_ci")
+        half_width = found.number(f"{column.name}{HALF_WIDTH}")
         cells += tag("td", _with_bar(found.number(column.name), half_width, column))
     return tag("tr", cells, class_="published")
 

@@ -8,6 +8,7 @@ import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
 from lmedit.report.columns import best, cell, columns, filled, shown
 
@@ -53,8 +54,8 @@ def as_csv(run: Run) -> str:
     names = ["method", "n", "n_failed"]
     for column in columns(run):
         names.append(column.name)
-        if any(f"{column.name}_ci" in row for row in rows):
-            names.append(f"{column.name}_ci")
+        if any(f"{column.name}{HALF_WIDTH}" in row for row in rows):
+            names.append(f"{column.name}{HALF_WIDTH}")
     written = io.StringIO()
     writer = csv.DictWriter(written, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
