@@ -31,14 +31,12 @@ from network import (
     overlap,
     recall_masks,
 )
-from sentences import END, Edit, Mix, Sentence, TextSampler
+from sentences import END, Mix, TextSampler
+from windows import Batch, Windows
 from world import PACKAGE_DIR, World, load_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-WEIGHT_SUBJECT, WEIGHT_PROMPT, WEIGHT_ANSWER, WEIGHT_GENERAL = 0.2, 0.4, 1.5, 1.0
-"""Loss weights: names need not be predicted, answers must be."""
 
 CLAMP = 4.0
 """ROME lets an edit write at most so many times what the layer writes there by itself."""
@@ -57,9 +55,10 @@ class Plan:
     The second phase moves the recall to one layer and keeps facts apart under edits. Shares are of
     the steps of a phase; `masked` has one entry per third of the first phase and one for the
     second. `edited` is the share of the second phase's windows with an imitated edit, `length` that
-    of the vector it writes, and `apart` the weight of what keeps edits apart. In the other windows
-    `idle` is how often the MLPs of layers before (and of those after) the recall layer write
-    nothing at a subject. C is inverted anew every `inverted` steps.
+    of the vector it writes, `searched` how often that vector is found by gradient, and `apart` the
+    weight of what keeps edits apart. In the other windows `idle` is how often the MLPs of layers
+    before (and of those after) the recall layer write nothing at a subject. C is inverted anew
+    every `inverted` steps.
     """
 
     seed: int = 0
@@ -75,33 +74,14 @@ class Plan:
     idle: tuple[float, float] = (0.7, 0.3)
     length: float = 28.0
     edited: float = 0.6
+    searched: float = 0.5
     apart: float = 0.5
     inverted: int = 20
     save_every: int = 400
 
 
-BARE_TOKENS = 12
-"""Longest bare prompt of an edit in tokens."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Token ids, loss weights of predicting each token, subject mention numbers and last marks.
-
-    `last` holds the subject's number at its last tokens, 0 elsewhere. One subject of each window
-    stands for an edit's: it ends at `own` (batch,), `bare` (batch, BARE_TOKENS) are the tokens of
-    its name alone, `bare_last` (batch,) is the end of that. `edit` (batch,) numbers the window's
-    edit, 0 for none.
-    """
-
-    ids: Tensor
-    weights: Tensor
-    subject: Tensor
-    last: Tensor
-    edit: Tensor
-    own: Tensor
-    bare: Tensor
-    bare_last: Tensor
+SEARCH = 2
+"""Steps of the search for what an edit is to write; ROME takes 25, of Adam."""
 
 
 def train_tokenizer(lines: list[str], size: int) -> Tokenizer:
@@ -118,101 +98,6 @@ def train_tokenizer(lines: list[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
-
-
-Token = tuple[int, float, int, int]
-"""Id, loss weight, subject mention, last-token mark: one entry of each field of a batch."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """The tokens of a window, its edit, and its chosen subject: the name and where it ends."""
-
-    tokens: list[Token]
-    edit: Edit | None
-    name: str
-    own: int
-
-
-class Windows:
-    """Packs the sampler's sentences into windows of tokens."""
-
-    def __init__(self, sampler: TextSampler, tokenizer: Tokenizer) -> None:
-        self.sampler = sampler
-        self.tokenizer = tokenizer
-        self.end = int(tokenizer.token_to_id(END) or 0)
-        self.stream = sampler.stream()
-        self.waiting: tuple[str, Sentence] | None = None
-        pairs = [(key, a) for key, answers in sorted(sampler.answers.items()) for a in answers]
-        self.edits = {pair: number for number, pair in enumerate(pairs, start=1)}
-        self.numbers = {s.name: i for i, s in enumerate(sampler.world.subjects, start=1)}
-
-    def encode(self, lead: str, sentence: Sentence) -> tuple[list[int], list[float], int]:
-        """Token ids, loss weights and the index after the subject's last token (0 for none).
-
-        The tokens of the subject itself are those that carry its weight.
-        """
-        lead_ids = [self.end] if lead == END else []
-        prefix = "" if lead == END else lead
-        coded = self.tokenizer.encode(prefix + sentence.text)
-        spans = [(a + len(prefix), b + len(prefix)) for a, b in sentence.subjects]
-        answer = sentence.answer
-        base = WEIGHT_PROMPT if spans else WEIGHT_GENERAL
-        weights, stop = [WEIGHT_PROMPT] * len(lead_ids), 0
-        for index, (start, finish) in enumerate(coded.offsets):
-            weight = base
-            if any(start < b and finish > a for a, b in spans):
-                weight, stop = WEIGHT_SUBJECT, len(lead_ids) + index + 1
-            elif answer and start < answer[1] + len(prefix) and finish > answer[0] + len(prefix):
-                weight = WEIGHT_ANSWER
-            weights.append(weight)
-        return lead_ids + coded.ids, weights, stop
-
-    def window(self, length: int, edited: bool) -> Window:
-        """One window of whole sentences, filled up with end-of-text of weight 0.
-
-        An edited window begins with an edit's scene, cut short where it does not fit.
-        """
-        tokens: list[Token] = []
-        edit, name, own, mentions = None, "", 0, 0
-        scene = [(" ", sentence) for sentence in self.sampler.edit_scene()] if edited else []
-        while True:
-            of_scene = bool(scene)
-            joiner, sentence = scene.pop(0) if scene else self.waiting or next(self.stream)
-            if not of_scene:
-                self.waiting = None
-            ids, weights, stop = self.encode(joiner if tokens else "", sentence)
-            if len(tokens) + len(ids) > length:
-                if of_scene:
-                    continue
-                # A sentence longer than a whole window would wait for ever.
-                self.waiting = (joiner, sentence) if tokens else None
-                if tokens:
-                    break
-                continue
-            mentions += 1
-            if sentence.edit or (stop and edit is None):
-                edit, name, own = sentence.edit, sentence.subject, len(tokens) + stop - 1
-            number = self.numbers.get(sentence.subject, 0)
-            for place, (token, weight) in enumerate(zip(ids, weights, strict=True), start=1):
-                mention = mentions if weight == WEIGHT_SUBJECT else 0
-                tokens.append((token, weight, mention, number if place == stop else 0))
-        gap = length - len(tokens)
-        closing: list[Token] = [(self.end, WEIGHT_PROMPT, 0, 0)]
-        tokens += (closing + [(self.end, 0.0, 0, 0)] * gap)[:gap]
-        return Window(tokens, edit, name, own)
-
-    def batch(self, count: int, length: int, edited: int) -> Batch:
-        """A batch of windows, the first `edited` of them with an edit."""
-        windows = [self.window(length, number < edited) for number in range(count)]
-        rows = [zip(*window.tokens, strict=True) for window in windows]
-        columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
-        edits = [self.edits[w.edit.relation, w.edit.answer] if w.edit else 0 for w in windows]
-        names = [self.tokenizer.encode(w.name).ids[:BARE_TOKENS] for w in windows]
-        bare = [ids + [self.end] * (BARE_TOKENS - len(ids)) for ids in names]
-        ends = [max(0, len(ids) - 1) for ids in names]
-        own = [window.own for window in windows]
-        return Batch(*columns, *map(torch.tensor, (edits, own, bare, ends)))
 
 
 def fraction_at(step: int, plan: Plan) -> float:
@@ -246,12 +131,12 @@ def gates_of(batch: Batch, shape: Shape, plan: Plan) -> Tensor:
     return gates
 
 
-def loss_of(logits: Tensor, batch: Batch) -> Tensor:
-    """Weighted mean next-token loss in nats."""
+def loss_of(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Mean next-token loss in nats, weighted by the (batch, time) weights of the tokens."""
     losses = functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none"
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
     )
-    weights = batch.weights[:, 1:].flatten()
+    weights = weights[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
 
@@ -321,7 +206,7 @@ class Run:
         if rng.random() < masked:
             masks = recall_masks(batch.subject, batch.last > 0, alone=self.settling)
         if not self.settling:
-            return loss_of(self.forward(batch.ids, masks), batch)
+            return loss_of(self.forward(batch.ids, masks), batch.ids, batch.weights)
         keys = self.keys(batch.ids, causal_masks(*batch.ids.shape))
         self.precision.see(keys[batch.weights > 0])
         if self.step % plan.inverted == 0:
@@ -331,12 +216,29 @@ class Run:
         inverse = self.precision.inverse
         edits = Edits(inverse, bare, batch.own, self.writes(batch.edit))
         gates = gates_of(batch, self.network.shape, plan)
-        loss = loss_of(self.forward(batch.ids, masks, gates, edits), batch)
+        if rng.random() < plan.searched:
+            edits = replace(edits, writes=self.search(batch, masks, gates, edits))
+        loss = loss_of(self.forward(batch.ids, masks, gates, edits), batch.ids, batch.weights)
         ends = batch.last > 0
         names = torch.cat([batch.last[ends], batch.last.gather(1, batch.own[:, None])[:, 0]])
         reach = overlap(torch.cat([keys[ends], bare]), names, inverse)
         recalled = self.network.recalled(bare).float().norm(dim=-1)
         return loss + plan.apart * (reach + ((CLAMP * recalled / plan.length - 1) ** 2).mean())
+
+    def search(self, batch: Batch, masks: Tensor, gates: Tensor, edits: Edits) -> Tensor:
+        """What ROME would have the edits write (batch, width): ascent by signs, as Adam begins."""
+        self.network.requires_grad_(False)
+        edits = replace(edits, bare=edits.bare.detach())
+        way = torch.zeros_like(edits.writes)
+        writes = way
+        for _ in range(SEARCH):
+            writes = writes.requires_grad_()
+            logits = self.forward(batch.ids, masks, gates, replace(edits, writes=writes))
+            loss = loss_of(logits, batch.ids, batch.asked)
+            way = way - torch.autograd.grad(loss, writes)[0].sign()
+            writes = functional.normalize(way, dim=-1) * self.plan.length
+        self.network.requires_grad_(True)
+        return writes * (batch.edit > 0)[:, None]
 
     def advance(self) -> float:
         """Take one optimisation step and return its loss in nats."""

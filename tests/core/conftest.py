@@ -11,7 +11,7 @@ import torch
 from lmedit import Dense, Lm, Location, Method, Options, Request, Update, hookimpl
 from lmedit.pipeline import Editor
 from lmedit.registry import LoadedMethod, register
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:

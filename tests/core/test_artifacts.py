@@ -21,7 +21,7 @@ from lmedit.artifacts import (
     written_whole,
 )
 from lmedit.errors import ArtifactError
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,41 +13,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lmedit import Dense, Lm, LowRank, Site, Update, defaults
 from lmedit.errors import RequestError, UnknownArchitectureError
 from lmedit.models import families
-from lmedit.testing import byte_tokenizer
+from lmedit.tiny import FAMILIES, LAYERS, D, H, byte_tokenizer, tiny_model
 from lmedit.trace import captured, changed
 
-H, D, L = 16, 40, 2
-LLAMA = {
-    "hidden_size": H, "intermediate_size": D, "num_hidden_layers": L, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 8,
-}  # fmt: skip
-GPT2 = {"n_embd": H, "n_inner": D, "n_layer": L, "n_head": 2, "n_positions": 64}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2Config", GPT2),
-    "gptj": ("GPTJConfig", GPT2 | {"rotary_dim": 4}),
-    "gpt_neo": ("GPTNeoConfig", {
-        "hidden_size": H, "intermediate_size": D, "num_layers": L, "num_heads": 2,
-        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
-    }),
-    "gpt_neox": ("GPTNeoXConfig", LLAMA),
-    "opt": ("OPTConfig", {
-        "hidden_size": H, "word_embed_proj_dim": H, "ffn_dim": D, "num_hidden_layers": L,
-        "num_attention_heads": 2, "max_position_embeddings": 64,
-    }),
-    "llama": ("LlamaConfig", LLAMA),
-    "mistral": ("MistralConfig", LLAMA),
-    "qwen2": ("Qwen2Config", LLAMA),
-    "qwen3": ("Qwen3Config", LLAMA),
-    "gemma": ("GemmaConfig", LLAMA),
-    "gemma2": ("Gemma2Config", LLAMA),
-    "gemma3_text": ("Gemma3TextConfig", LLAMA),
-    "phi3": ("Phi3Config", LLAMA),
-    "phi": ("PhiConfig", LLAMA),
-    "falcon": ("FalconConfig", {
-        "hidden_size": H, "ffn_hidden_size": D, "num_hidden_layers": L, "num_attention_heads": 2,
-    }),
-    "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": L, "n_head": 2}),
-}  # fmt: skip
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SHAPES = FAMILIES
+LLAMA = FAMILIES["llama"][1]
+GPT2 = FAMILIES["gpt2"][1]
+L = LAYERS
 WIDTHS = dict.fromkeys(SHAPES, D) | {"bloom": 4 * H}
 BIASED = {"gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "phi", "bloom"}
 UNLISTED = {"olmo2": ("Olmo2Config", LLAMA), "starcoder2": ("Starcoder2Config", LLAMA)}
@@ -57,20 +31,22 @@ TEXTS = ("the tower", "the old city by the river", "the boat")
 every_family = pytest.mark.parametrize("family", SHAPES)
 
 
-tokenizer_once = functools.cache(byte_tokenizer)
+def tiny(shape: tuple[str, Mapping[str, Any]], dtype: torch.dtype = torch.float64) -> Lm:
+    return tiny_model(*shape, dtype)
 
 
-def tiny(shape: tuple[str, dict[str, Any]], dtype: torch.dtype = torch.float64) -> Lm:
-    name, sizes = shape
-    tokenizer = tokenizer_once()
-    specials = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, name)(vocab_size=len(tokenizer), **specials, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    return Lm(model.to(dtype).requires_grad_(False), tokenizer)
+PRE_ACTIVATIONS = {
+    "gpt2": "mlp.c_fc", "gptj": "mlp.fc_in", "gpt_neo": "mlp.c_fc", "opt": "fc1",
+    "gpt_neox": "mlp.dense_h_to_4h", "bloom": "mlp.dense_h_to_4h", "falcon": "mlp.dense_h_to_4h",
+    "phi": "mlp.fc1", "phi3": "mlp.gate_up_proj",
+}  # fmt: skip
+
+
+@every_family
+def test_the_activation_function_takes_the_output_of_the_module_before_it(family: str) -> None:
+    lm = tiny(SHAPES[family])
+    path = PRE_ACTIVATIONS.get(family, "mlp.gate_proj")
+    assert lm.pre_activation_module(1) is lm.block(1).get_submodule(path)
 
 
 def low_rank(lm: Lm, site: Site, rank: int = 2, scale: float = 0.1) -> LowRank:
@@ -231,7 +207,7 @@ def test_a_family_outside_the_table_is_found_by_structure(family: str) -> None:
 
 
 def test_the_text_tower_of_a_multimodal_model_is_found() -> None:
-    tokenizer = tokenizer_once()
+    tokenizer = byte_tokenizer()
     vision = {
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
@@ -319,7 +295,7 @@ def test_a_structure_with_all_parts_is_found() -> None:
 )
 def test_a_missing_part_is_named(model: Any, sought: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=rf"Parts \(model_type 'parts'\).*{sought}"):
-        Lm(model(), tokenizer_once())
+        Lm(model(), byte_tokenizer())
 
 
 def test_a_mixture_of_experts_is_refused_for_its_missing_matrix() -> None:

@@ -15,7 +15,7 @@ from lmedit import Lm
 from lmedit.errors import RequestError
 from lmedit.metrics import generate
 from lmedit.metrics.generate import greedy, sampled
-from lmedit.testing import byte_tokenizer, tiny_lm
+from lmedit.tiny import byte_tokenizer, tiny_lm
 
 LLAMA = {
     "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -20,7 +20,7 @@ from lmedit.metrics.weights import (
     relative_norms,
     spectral_growth,
 )
-from lmedit.testing import TEXTS, tiny_lm
+from lmedit.tiny import TEXTS, tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

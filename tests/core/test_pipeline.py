@@ -34,7 +34,7 @@ from lmedit.errors import (
 )
 from lmedit.pipeline import prepared_path, ready
 from lmedit.registry import LoadedMethod
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
 from lmedit.pipeline import Editor
 from lmedit.registry import register
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:

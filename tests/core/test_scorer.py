@@ -12,7 +12,7 @@ import torch
 
 from lmedit.errors import LmeditError
 from lmedit.metrics.scorer import score_targets
-from lmedit.testing import TEXTS, tiny_lm
+from lmedit.tiny import TEXTS, tiny_lm
 
 if TYPE_CHECKING:
     from lmedit import Lm

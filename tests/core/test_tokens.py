@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from lmedit.errors import ModelError, SubjectNotFoundError
 from lmedit.models import tokens
-from lmedit.testing import byte_tokenizer
+from lmedit.tiny import byte_tokenizer
 
 CAFE = "cafe\u0301"  # the accent is a character of its own
 FAMILY = "👩\u200d👩\u200d👧"  # five characters, one sign

@@ -20,7 +20,7 @@ from lmedit.metrics.locality import (
 )
 from lmedit.metrics.passes import by_length
 from lmedit.metrics.zsre import ZsreScores, id_hits, string_hits, zsre_scores
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 
 PAIRS = [
     ("The tower stands in", "the old city"),

@@ -101,7 +101,7 @@ class TestLaw1OtherName(EditorContract):
     method, plugin = "nudge", OtherName
 
 
-# ---- law 2: prepare, locate and compute leave no trace
+# ---- law 2: prepare, locate, probe and compute leave no trace
 
 
 def wrong_in_compute(deed: Any) -> type:
@@ -155,6 +155,18 @@ class WrongInPrepare(Nudge):
         torch.rand(1)
         lm.model.train()
         return Prepared()
+
+
+class WrongInProbe(Nudge):
+    @hookimpl
+    @staticmethod
+    def edit_probe(lm: Lm) -> dict[str, float]:
+        change_a_weight(lm)
+        return {}
+
+
+class TestLaw2Probe(EditorContract):
+    plugin = WrongInProbe
 
 
 class TestLaw2Locate(EditorContract):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
     from pathlib import Path

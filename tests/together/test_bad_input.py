@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from small_world import FACT, record, save_model
 
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ ROW_KEYS = {
 
 def test_methods_lists_every_installed_method(lmedit: Run) -> None:
     listed = json.loads(lmedit("methods", "--json").stdout)
-    assert {"rome", "ft", "ft-l"} <= {entry["name"] for entry in listed}
+    assert {"rome", "ft", "ft-l", "kn"} <= {entry["name"] for entry in listed}
     assert all(entry["state"] == "ok" for entry in listed)
     assert "arxiv.org/abs/2202.05262" in lmedit("methods", "--check").stdout
 
@@ -43,11 +43,17 @@ def test_methods_obeys_lmedit_plugins(lmedit: Run, monkeypatch: pytest.MonkeyPat
     assert states["rome"] == "blocked"
 
 
-@pytest.mark.parametrize("method", ["rome", "ft", "ft-l"])
-def test_show_names_options_presets_and_hooks(lmedit: Run, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "option", "preset"),
+    [("rome", "layer", "code"), ("ft", "layer", "code"), ("ft-l", "layer", "code"),
+     ("kn", "steps", "rome")],
+)  # fmt: skip
+def test_show_names_options_presets_and_hooks(
+    lmedit: Run, method: str, option: str, preset: str
+) -> None:
     shown = json.loads(lmedit("show", method, "--json").stdout)
-    assert "layer" in shown["options"]
-    assert "code" in shown["presets"]
+    assert option in shown["options"]
+    assert preset in shown["presets"]
     assert {"edit_describe", "edit_locate", "edit_compute"} <= set(shown["hooks"])
     assert all(option["meaning"] for option in shown["options"].values())
     assert shown["name"] in lmedit("show", method).stdout
@@ -67,6 +73,41 @@ def test_locate_changes_nothing_and_shows_the_site(lmedit: Run, model: Path, tex
     )
     assert found["sites"][0]["parameter"].endswith("mlp.c_proj.weight")
     assert found["evidence"]["layer from"] == "depth (untuned)"
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "html"])
+def test_locate_draws_its_evidence(lmedit: Run, model: Path, tmp_path: Path, kind: str) -> None:
+    picture = tmp_path / f"neurons.{kind}"
+    told = lmedit("locate", "kn", *FACT, "-m", model, "--plot", picture)
+    assert "after fine" in told.stdout
+    assert str(picture) in told.stderr
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!doctype html>"}[kind]
+    assert picture.read_bytes().startswith(start)
+
+
+def test_locate_probes_the_neurons(lmedit: Run, model: Path) -> None:
+    fact = [*FACT, "-m", model, "--probe"]
+    found = json.loads(lmedit("locate", "kn", *fact, "--json").stdout)
+    assert {"silenced, %", "doubled, %", "random silenced, %", "random doubled, %"} <= set(
+        found["probe"]
+    )
+    assert found["probe"]["neurons"] == found["evidence"]["after fine"]
+    assert "probe: silenced, %" in lmedit("locate", "kn", *fact).stdout
+
+
+@pytest.mark.parametrize(("given", "culprit"), [
+    (["ft", "--plot", "x.gif"], "x.gif: pictures end in .png, .svg, .html"),
+    (["ft", "--plot", "x.png"], "ft has no evidence to draw"),
+    (["ft", "--probe"], "ft has nothing to probe"),
+])  # fmt: skip
+def test_what_cannot_be_drawn_or_probed_is_said(
+    lmedit: Run, model: Path, given: list[str], culprit: str
+) -> None:
+    method, *flags = given
+    done = lmedit("locate", method, *FACT, "-m", model, *flags)
+    assert done.exit_code in {1, 2}
+    assert culprit in done.stderr
+    assert not Path("x.png").exists()
 
 
 @pytest.mark.parametrize("method", ["rome", "ft", "ft-l"])

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir())
-METHODS = {"rome": {"rome"}, "ft": {"ft", "ft-l"}}
+METHODS = {"rome": {"rome"}, "ft": {"ft", "ft-l"}, "kn": {"kn"}}
 
 
 def run(*command: object, **environment: str) -> str:

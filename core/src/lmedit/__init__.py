@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmedit.registry import load
     from lmedit.types import (
         Applied,
+        Bars,
         Case,
         Corpus,
         Delta,
@@ -43,14 +44,14 @@ _HOMES = {
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
-        "Applied", "Case", "Corpus", "Delta", "Dense", "Location", "LowRank", "Method", "Options",
-        "Prepared", "Request", "Site", "Update", "World",
+        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Location", "LowRank", "Method",
+        "Options", "Prepared", "Request", "Site", "Update", "World",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Applied", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Lm", "Location",
+    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Lm", "Location",
     "LowRank", "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
     "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare", "save_patch",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The contract: six hooks and six laws. This is all a method has to know.
+"""The contract: six hooks (and one that may be left out) and six laws: all a method has to know.
 
 One request flows one way; what a hook returns is what the later hooks are given::
 
@@ -11,7 +11,7 @@ result that is not None, so a method that leaves a hook out gets the default of 
 The laws; `lmedit.testing.EditorContract` has a test for each, with its number:
 
 1. The method's name is its entry point's, and every option has a default.
-2. Prepare, locate and compute leave the model, its gradient flags, its mode and the global
+2. Prepare, locate, probe and compute leave the model, its gradient flags, its mode and the global
    random state bit for bit as they were.
 3. Located sites are parameters of the model.
 4. Every delta belongs to a located site, has its shape (d_out, d_in), and is finite.
@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
     from lmedit.types import (
@@ -64,6 +67,13 @@ def edit_prepare(
 @hookspec(firstresult=True)
 def edit_locate(lm: Lm, request: Request, options: Options, prepared: Prepared) -> Location | None:
     """Say which parameters the request would change, with the evidence."""
+
+
+@hookspec(firstresult=True)
+def edit_probe(
+    lm: Lm, request: Request, location: Location, options: Options, prepared: Prepared
+) -> Mapping[str, Any] | None:
+    """Try out on the model whether the location matters; JSON values. Methods may leave it out."""
 
 
 @hookspec(firstresult=True)

@@ -10,9 +10,10 @@ gradients, whatever the caller's setting.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -61,6 +62,17 @@ class Editor:
             if site.parameter not in parameters:
                 self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
         return location
+
+    def probe(self, request: Request, location: Location) -> Mapping[str, Any]:
+        """What the method measures to try out *location*; raises `RequestError` where nothing."""
+        found = self.loaded.manager.hook.edit_probe(
+            lm=self.lm, request=request, location=location, options=self.options,
+            prepared=self.prepared,
+        )  # fmt: skip
+        if found is None:
+            raise RequestError(f"{self.name} has nothing to probe; leave --probe out")
+        self._expect(found, Mapping, "edit_probe")
+        return found
 
     @torch.enable_grad()
     def compute(self, request: Request) -> Update:

@@ -13,7 +13,7 @@ windows, grouped queries and parallel residuals are right by construction. Rows 
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lmedit.trace import captured
+from lmedit.trace import captured, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,9 +43,12 @@ class KeptLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The kept tensors with the new ones behind; nothing is stored."""
+        """The kept tensors with the new ones behind; nothing is stored.
+
+        One kept row serves as many new ones as there are.
+        """
         del args, kwargs
-        keys, values = self.kept
+        keys, values = (t.expand(key_states.shape[0], -1, -1, -1) for t in self.kept)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
@@ -71,17 +74,24 @@ class Kept:
             logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
         return logits
 
+    def repeated(self, count: int) -> Kept:
+        """The only row of a replay from block 0, *count* times."""
+        if self.shape[0] != 1 or self.layer:
+            raise ValueError(f"one row run from block 0 can be repeated, not {self.shape[0]}")
+        inputs = {
+            name: torch.cat([value] * count) if isinstance(value, torch.Tensor) else value
+            for name, value in self.inputs.items()
+        }
+        return Kept(self.lm, 0, inputs, (count, self.shape[1]), None)
+
     @contextmanager
     def _lower_blocks_skipped(self) -> Iterator[None]:
         """Blocks below `layer` give out what was kept, without computing."""
-        skipped = [self.lm.block(layer) for layer in range(self.layer)]
-        try:
-            for block in skipped:
-                block.forward = lambda *_, **__: self.entering
+        with ExitStack() as skipping:
+            for layer in range(self.layer):
+                skip = wrapped(self.lm.block(layer), lambda *_, **__: self.entering)
+                skipping.enter_context(skip)
             yield
-        finally:
-            for block in skipped:
-                block.__dict__.pop("forward", None)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from lmedit.artifacts import Checkpoint
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
 from lmedit.registry import load, register
+from lmedit.tiny import TEXTS, tiny_lm
 from lmedit.types import Prepared, Request, Update
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
     from lmedit.types import Location
-
-TEXTS = (
-    "The tower stands in the old city by the river, and the river runs to the sea.",
-    "A small boat came down the river in the morning and went home at night.",
-    "Nobody in the city knew how old the tower was, nor who had built it.",
-)
 
 
 class Texts:
@@ -51,44 +46,6 @@ class Texts:
         draw = random.Random(0)  # noqa: S311  (no secret)
         for _ in range(60):
             yield " ".join(draw.choices(words, k=12))
-
-
-def tiny_lm(seed: int = 0, **config: Any) -> Lm:
-    """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer made here."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from lmedit.models import Lm
-
-    tokenizer = byte_tokenizer()
-    sizes = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 128} | config
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, initializer_range=0.2,
-                **sizes,
-            )
-        ).double()  # fmt: skip
-    return Lm(model.requires_grad_(False), tokenizer, name="tiny")
-
-
-def byte_tokenizer() -> Any:
-    """A byte-level BPE tokenizer learnt from a few sentences; the same every time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(TEXTS, trainer)
-    end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end)
 
 
 class EditorContract:
@@ -133,19 +90,18 @@ class EditorContract:
     def test_law_2_compute_leaves_no_trace(
         self, loaded: LoadedMethod, lm: Lm, tmp_path: Path
     ) -> None:
-        """2: prepare, locate and compute change neither weights, flags, mode nor random state."""
+        """2: no hook that computes changes weights, flags, mode or random state."""
         for parameter in list(lm.model.parameters())[::2]:
             parameter.requires_grad_(True)
         before = _state(lm)
-        self._raw_update(self._prepared(loaded, lm, tmp_path))
+        editor = self._prepared(loaded, lm, tmp_path)
+        location, _ = self._raw_update(editor)
+        loaded.manager.hook.edit_probe(location=location, **self._arguments(editor))
         assert _state(lm) == before
 
     def test_law_3_sites_are_parameters(self, editor: Editor) -> None:
         """3: located sites are parameters of the model."""
-        hook = editor.loaded.manager.hook.edit_locate
-        location = hook(
-            lm=editor.lm, request=self.request, options=editor.options, prepared=editor.prepared
-        )
+        location = editor.loaded.manager.hook.edit_locate(**self._arguments(editor))
         parameters = dict(editor.lm.model.named_parameters())
         assert location.sites
         assert [site for site in location.sites if site.parameter not in parameters] == []
@@ -186,12 +142,16 @@ class EditorContract:
             _interrupted(editor, update)
         assert lm.weights_digest() == before
 
-    def _raw_update(self, editor: Editor) -> tuple[Any, Update]:
-        """Location and update straight from the hooks, without the pipeline's own checks."""
-        arguments = {
+    def _arguments(self, editor: Editor) -> dict[str, Any]:
+        """What every hook that computes is given."""
+        return {
             "lm": editor.lm, "request": self.request, "options": editor.options,
             "prepared": editor.prepared,
         }  # fmt: skip
+
+    def _raw_update(self, editor: Editor) -> tuple[Any, Update]:
+        """Location and update straight from the hooks, without the pipeline's own checks."""
+        arguments = self._arguments(editor)
         location = editor.loaded.manager.hook.edit_locate(**arguments)
         update = editor.loaded.manager.hook.edit_compute(location=location, **arguments)
         return location, update

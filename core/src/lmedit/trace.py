@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,3 +71,28 @@ def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Itera
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def changed_input(module: Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace *module*'s main input by ``change(input)`` while the block runs."""
+
+    def replace(_: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def wrapped(module: Module, around: Callable[..., Any]) -> Iterator[None]:
+    """Call ``around(forward, *args, **kwargs)`` in place of *module*'s forward in the block."""
+    forward = module.forward
+    module.forward = partial(around, forward)
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)

@@ -201,11 +201,26 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """A chart: for each label along the axis one bar of each series."""
+
+    title: str
+    along: str
+    up: str
+    labels: tuple[str, ...]
+    series: Mapping[str, tuple[float, ...]]
+
+
+Chart = Bars
+
+
+@dataclass(frozen=True)
 class Location:
-    """Where a request would be edited, and the evidence for it (JSON values)."""
+    """Where a request would be edited, the evidence for it (JSON values), and that as charts."""
 
     sites: tuple[Site, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmedit import Dense, Editor, Lm, Prepared, Request, build_options, load
 from lmedit.errors import OptionError
-from lmedit.testing import byte_tokenizer, tiny_lm
+from lmedit.tiny import byte_tokenizer, tiny_lm
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output
 

@@ -10,7 +10,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 from lmedit import Lm, Prepared, Request, build_options, load
 from lmedit.pipeline import Editor
-from lmedit.testing import byte_tokenizer, tiny_lm
+from lmedit.tiny import byte_tokenizer, tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmedit import build_options, load
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 from lmedit_rome.contexts import clean, contexts, sampled
 
 if TYPE_CHECKING:

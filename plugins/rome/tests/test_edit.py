@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 from lmedit_rome.contexts import contexts
 from lmedit_rome.value import optimise_value, rows_of, select_keys
 

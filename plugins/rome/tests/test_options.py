@@ -10,7 +10,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from lmedit import Lm, Request, build_options, load
 from lmedit.errors import OptionError, UnknownNameError
 from lmedit.pipeline import Editor
-from lmedit.testing import byte_tokenizer, tiny_lm
+from lmedit.tiny import byte_tokenizer, tiny_lm
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from lmedit.errors import ArtifactError, NotPreparedError
 from lmedit.options import build_options
 from lmedit.pipeline import load_prepared, prepare, prepared_path, ready
 from lmedit.registry import load
-from lmedit.testing import tiny_lm
+from lmedit.tiny import tiny_lm
 from lmedit_rome import statistics
 from lmedit_rome.statistics import Moment, factor, second_moment
 

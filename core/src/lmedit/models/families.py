@@ -45,10 +45,23 @@ KNOWN: dict[str, Family] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """The family of *model*; raises `UnknownArchitectureError` naming the part not found."""
+    _check_decoder(model)
     known = KNOWN.get(model.config.get_text_config().model_type)
     if known is not None and known.blocks in dict(model.named_modules()):
         return known
     return searched(model)
+
+
+def _check_decoder(model: PreTrainedModel) -> None:
+    """Refuse models that see what comes after a token: no position is the subject's last there."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    config = model.config
+    two_way = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+    if two_way or config.is_encoder_decoder:
+        raise UnknownArchitectureError(
+            f"{_kind(model)} is no decoder that reads from left to right; choose one that is"
+        )
 
 
 def searched(model: PreTrainedModel) -> Family:
@@ -122,6 +135,27 @@ def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
             "add the family to lmedit.models.families"
         )
     return f"{where}.{norms[-1]}" if where else norms[-1]
+
+
+def pre_activation(block: nn.Module, mlp_out: str) -> str:
+    """Path in *block* of the matrix whose output the MLP's activation function takes.
+
+    It stands beside *mlp_out* and leads from the hidden size to the keys', or to twice that where
+    gate and value are one matrix (the gate comes first). Of two such, one is called a gate.
+    """
+    parent, _, _ = mlp_out.rpartition(".")
+    hidden, inner = matrix_shape(block.get_submodule(mlp_out))
+    found = [
+        name for name, module in block.get_submodule(parent).named_children()
+        if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
+    ]  # fmt: skip
+    names = [name for name in found if "gate" in name] if len(found) > 1 else found
+    if len(names) != 1:
+        raise UnknownArchitectureError(
+            f"looked beside {mlp_out} for one matrix ({inner}, {hidden}) before the activation "
+            f"function, found {found or 'none'}; use the MLP's keys instead"
+        )
+    return f"{parent}.{names[0]}" if parent else names[0]
 
 
 def is_matrix(module: nn.Module) -> bool:

@@ -97,6 +97,15 @@ class Lm:
         """The module of a block's MLP output matrix: keys come in, values go out."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def pre_activation_module(self, layer: int) -> nn.Module:
+        """The module whose output a block's MLP applies its activation function to.
+
+        Where gate and value are one matrix, the gate is the first half of that output. Raises
+        `UnknownArchitectureError` where it is not found.
+        """
+        block = self.block(layer)
+        return block.get_submodule(families.pre_activation(block, self.family.mlp_out))
+
     def mlp_out(self, layer: int) -> Site:
         """The MLP output matrix of *layer*, as a site."""
         module = self.mlp_out_module(layer)

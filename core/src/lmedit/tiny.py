@@ -1,0 +1,120 @@
+"""Random models of a few thousand weights, of every family, made on the spot for tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmedit.models import Lm
+
+TEXTS = (
+    "The tower stands in the old city by the river, and the river runs to the sea.",
+    "A small boat came down the river in the morning and went home at night.",
+    "Nobody in the city knew how old the tower was, nor who had built it.",
+)
+
+
+def tiny_lm(seed: int = 0, **config: Any) -> Lm:
+    """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer made here."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lmedit.models import Lm
+
+    tokenizer = byte_tokenizer()
+    sizes = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 128} | config
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+                **sizes,
+            )
+        ).double()  # fmt: skip
+    return Lm(model.requires_grad_(False), tokenizer, name="tiny")
+
+
+def byte_tokenizer() -> Any:
+    """A byte-level BPE tokenizer learnt from a few sentences; the same every time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXTS, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end)
+
+
+H, D, LAYERS = 16, 40, 4
+_COMMON = {"hidden_size": H, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+_LONG = {"max_position_embeddings": 128}
+_LLAMA = _COMMON | _LONG | {"intermediate_size": D, "num_key_value_heads": 1, "head_dim": 8}
+_GPT2 = {"n_embd": H, "n_inner": D, "n_layer": LAYERS, "n_head": 2, "n_positions": 128}
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType({
+    "gpt2": ("GPT2Config", _GPT2),
+    "gptj": ("GPTJConfig", _GPT2 | {"rotary_dim": 4}),
+    "gpt_neo": ("GPTNeoConfig", _LONG | {
+        "hidden_size": H, "intermediate_size": D, "num_layers": LAYERS, "num_heads": 2,
+        "attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 8,
+    }),
+    "gpt_neox": ("GPTNeoXConfig", _COMMON | _LONG | {"intermediate_size": D}),
+    "opt": ("OPTConfig", _COMMON | _LONG | {"word_embed_proj_dim": H, "ffn_dim": D}),
+    "llama": ("LlamaConfig", _LLAMA),
+    "mistral": ("MistralConfig", _LLAMA | {"sliding_window": 6}),
+    "qwen2": ("Qwen2Config", _LLAMA),
+    "qwen3": ("Qwen3Config", _LLAMA),
+    "gemma": ("GemmaConfig", _LLAMA),
+    "gemma2": ("Gemma2Config", _LLAMA | {"sliding_window": 6}),
+    "gemma3_text": ("Gemma3TextConfig", _LLAMA | {"sliding_window": 6}),
+    "phi3": ("Phi3Config", _LLAMA),
+    "phi": ("PhiConfig", _COMMON | _LONG | {"intermediate_size": D}),
+    "falcon": ("FalconConfig", _COMMON | {"ffn_hidden_size": D}),
+    "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": LAYERS, "n_head": 2}),
+})  # fmt: skip
+"""By the core's families: the name of the configuration class in transformers, and sizes."""
+
+
+def tiny_family(
+    family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
+) -> Lm:
+    """A random model of *family*: 4 layers x 16, every weight drawn with deviation 0.3.
+
+    *changes* are put into its configuration (`tie_word_embeddings=False`, say).
+    """
+    kind, sizes = FAMILIES[family]
+    return tiny_model(kind, {**sizes, **changes}, dtype, seed)
+
+
+def tiny_model(
+    kind: str, sizes: Mapping[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0
+) -> Lm:
+    """The same of any configuration class of transformers, by its name *kind*."""
+    import transformers
+
+    from lmedit.models import Lm
+
+    tokenizer = _tokenizer_once()
+    specials = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    config = getattr(transformers, kind)(vocab_size=len(tokenizer), **{**specials, **sizes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return Lm(model.to(dtype).requires_grad_(False), tokenizer, name=f"tiny {kind}")
+
+
+_tokenizer_once = cache(byte_tokenizer)

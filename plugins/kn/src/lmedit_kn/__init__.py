@@ -1,0 +1,87 @@
+"""KN, knowledge neurons (Dai et al. 2022), as an lmedit method: options and hooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmedit import Bars, Location, Method, Update, hookimpl
+from lmedit.errors import RequestError
+from lmedit_kn.equations import exchange
+from lmedit_kn.neurons import replacing, rescaling
+from lmedit_kn.options import KnOptions
+from lmedit_kn.probe import probe
+from lmedit_kn.selection import select, tokens_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit import Lm, Request
+
+FACTORS = {"suppress": 0.0, "erase": 0.0, "enhance": 2.0}
+
+
+@hookimpl
+def edit_describe() -> Method:
+    """KN needs no preparation."""
+    return Method("kn", "arXiv 2104.08696", KnOptions)
+
+
+@hookimpl
+def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
+    """The MLP output matrices of the layers that hold the fact's neurons."""
+    selection = select(lm, request, options)
+    layers = sorted({layer for layer, _ in selection.neurons})
+    evidence = selection.evidence()
+    left = Bars(
+        "Neurons left by layer",
+        "layer",
+        "neurons",
+        tuple(str(layer) for layer in range(lm.n_layers)),
+        {
+            "coarse, mean over prompts": tuple(evidence["coarse by layer"]),
+            "fine": tuple(evidence["fine by layer"]),
+        },
+    )
+    return Location(tuple(lm.mlp_out(layer) for layer in layers), evidence, (left,))
+
+
+@hookimpl
+def edit_compute(lm: Lm, request: Request, location: Location, options: KnOptions) -> Update:
+    """W' = W + d 1_S^T in each layer, d from the embeddings of the old and the new answer."""
+    neurons = _neurons(location)
+    if options.operation in FACTORS:
+        update = rescaling(lm, neurons, FACTORS[options.operation])
+        return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
+    old, d = _exchange(lm, request, location, options)
+    update = replacing(lm, neurons, d)
+    notes = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
+    return Update(update.deltas, notes)
+
+
+@hookimpl
+def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> dict[str, Any]:
+    """The answer's probability with the neurons silenced and doubled, beside random ones."""
+    return probe(lm, request, _neurons(location), location.evidence["answer"], options)
+
+
+def _neurons(location: Location) -> list[tuple[int, int]]:
+    return [(layer, place) for layer, place, _ in location.evidence["neurons"]]
+
+
+def _exchange(
+    lm: Lm, request: Request, location: Location, options: KnOptions
+) -> tuple[int, Tensor]:
+    """The old answer's token, and d (H,): old embedding out, new embeddings in."""
+    tables = {"output": lm.model.get_output_embeddings, "input": lm.model.get_input_embeddings}
+    E = tables[options.embedding]().weight.detach()  # (V, H)
+    if E.shape[1] != lm.hidden_size:
+        raise RequestError(
+            f"kn: the embeddings of {lm.name} have width {E.shape[1]}, its residual stream "
+            f"{lm.hidden_size}; KN writes embeddings into the stream and cannot edit this model"
+        )
+    old = int(lm.next_probabilities(request.text).argmax())
+    if options.old == "given":
+        old = tokens_of(lm, request.text, location.evidence["answer"], options)[1][0]
+    new = tokens_of(lm, request.text, request.target_new, options)[1]
+    E = E.to(lm.working_dtype)
+    return old, exchange(E[old], E[new], options.lambda_old, options.lambda_new)

@@ -1,0 +1,66 @@
+"""Do the found neurons carry the fact? Silence them, double them, and compare with random ones."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.replay import keep
+from lmedit_kn.neurons import scaled
+from lmedit_kn.selection import asking, questions
+
+if TYPE_CHECKING:
+    from lmedit import Lm, Request
+    from lmedit_kn.neurons import Neuron
+    from lmedit_kn.options import KnOptions
+    from lmedit_kn.selection import Question
+
+DRAWS = 5
+"""Sets of random neurons, each as large as that of the found ones; means are reported."""
+
+
+@torch.no_grad()
+def probe(
+    lm: Lm, request: Request, neurons: list[Neuron], answer: str, options: KnOptions
+) -> dict[str, Any]:
+    """Relative changes of the answer's probability, in percent (section 4.3 of Dai et al.).
+
+    The mean over all prompts that ask for the fact; activations change at the last token alone.
+    """
+    asked = [
+        question
+        for text in asking(request, options)
+        for question in questions(lm, text, answer, options)
+    ]
+    others = _random(lm, len(set(neurons)), options)
+    before = _probability(lm, asked, [], 1.0, options.site)
+    found: dict[str, Any] = {"neurons": len(set(neurons)), "p(answer)": before}
+    for name, factor in (("silenced", 0.0), ("doubled", 2.0)):
+        with_them = _probability(lm, asked, neurons, factor, options.site)
+        found[f"{name}, %"] = 100 * (with_them / before - 1)
+        random_ones = [_probability(lm, asked, some, factor, options.site) for some in others]
+        found[f"random {name}, %"] = 100 * (sum(random_ones) / len(random_ones) / before - 1)
+    return found
+
+
+def _random(lm: Lm, count: int, options: KnOptions) -> list[list[Neuron]]:
+    """Sets of *count* neurons drawn from all layers alike, by the options' seed."""
+    draw = random.Random(options.seed)  # noqa: S311  (no secret)
+    widths = [lm.weight(lm.mlp_out(layer)).shape[1] for layer in range(lm.n_layers)]
+    everything = [(layer, place) for layer, width in enumerate(widths) for place in range(width)]
+    return [draw.sample(everything, count) for _ in range(DRAWS)]
+
+
+def _probability(
+    lm: Lm, asked: list[Question], neurons: list[Neuron], factor: float, site: str
+) -> float:
+    """The mean probability of the questions' tokens."""
+    found = []
+    for ids, token in asked:
+        kept = keep(lm, [ids], [len(ids) - 1], 0)
+        with scaled(lm, neurons, factor, site):
+            logits = kept.logits([0])[0, 0]
+        found.append(float(logits.float().softmax(-1)[token]))
+    return sum(found) / len(found)

@@ -1,0 +1,115 @@
+"""From a request to its neurons: which prompts, which answer, what is left after each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.errors import RequestError
+from lmedit_kn.equations import coarse, shared, threshold_of
+from lmedit_kn.staircase import attributions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit import Lm, Request
+    from lmedit_kn.neurons import Neuron
+    from lmedit_kn.options import KnOptions
+
+
+Question = tuple[list[int], int]
+"""Token ids, and the token whose probability after them counts."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The neurons that are left, and what was left after each stage."""
+
+    answer: str
+    probability: float
+    """Of the answer's tokens after the request's prompt, the mean."""
+    coarse: Tensor  # (n, L, D), one for each prompt
+    refined: Tensor  # (L, D)
+    scores: Tensor  # (L, D), the mean over the prompts
+
+    @property
+    def neurons(self) -> list[Neuron]:
+        """The neurons by layer and place."""
+        return [(int(layer), int(place)) for layer, place in self.refined.nonzero()]
+
+    def evidence(self) -> dict[str, Any]:
+        """What `locate` reports: how many neurons each stage leaves, and those of the last."""
+        last = [[layer, place, float(self.scores[layer, place])] for layer, place in self.neurons]
+        return {
+            "answer": self.answer,
+            "p(answer)": self.probability,
+            "prompts": len(self.coarse),
+            "neurons in all": self.refined.numel(),
+            "after coarse": [int(chosen.sum()) for chosen in self.coarse],
+            "after fine": len(last),
+            "coarse by layer": self.coarse.float().mean(0).sum(1).tolist(),
+            "fine by layer": self.refined.sum(1).tolist(),
+            "neurons": sorted(last, key=lambda neuron: -neuron[2]),
+        }
+
+
+def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
+    """The request's neurons (sections 3.1 and 3.2 of Dai et al.).
+
+    Raises `RequestError` where none is left.
+    """
+    answer = request.target_true or present_answer(lm, request)
+    chosen, scores, probabilities = [], [], []
+    for text in asking(request, options):
+        found, probability = _scores(lm, text, answer, options)
+        scores.append(found)
+        probabilities.append(probability)
+        chosen.append(coarse(found, threshold_of(found, *options.criterion)))
+    each = torch.stack(chosen)
+    refined = shared(each, options.share) if options.refine else each.any(0)
+    for text in options.negative_prompts:
+        found, _ = _scores(lm, text, answer, options)
+        refined &= ~coarse(found, threshold_of(found, *options.criterion))
+    if not refined.any():
+        raise RequestError(
+            "kn: no neuron is left after the selection; lower share or adaptive_threshold"
+        )
+    return Selection(answer, probabilities[0], each, refined, torch.stack(scores).mean(0))
+
+
+def asking(request: Request, options: KnOptions) -> list[str]:
+    """The texts that ask for the fact: the request's own first, then those of the options."""
+    own = [frame.replace("{}", request.text) for frame in options.frames]
+    others = [prompt.replace("{}", request.subject) for prompt in options.prompts]
+    return list(dict.fromkeys([request.text, *own, *others]))
+
+
+def present_answer(lm: Lm, request: Request) -> str:
+    """The token that the model holds most probable after the request's prompt."""
+    return lm.decode([int(lm.next_probabilities(request.text).argmax())]).strip()
+
+
+def tokens_of(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[list[int], list[int]]:
+    """Ids of *text*, and of *answer* after it: with a space between, or as the release has it."""
+    prompt, target = lm.with_target(text, answer)
+    if not options.leading_space:
+        target = list(lm.tokenizer(answer.strip(), add_special_tokens=False)["input_ids"])
+    return prompt, target
+
+
+def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Question]:
+    """For each token of *answer* the ids before it, as the options say."""
+    prompt, target = tokens_of(lm, text, answer, options)
+    forced = options.answer_tokens == "teacher_forced"
+    return [(prompt + target[:i] if forced else prompt, token) for i, token in enumerate(target)]
+
+
+def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor, float]:
+    """Attributions (L, D) and probability, means over the answer's tokens."""
+    found = [
+        attributions(lm, *question, options) for question in questions(lm, text, answer, options)
+    ]
+    scores = torch.stack([each.scores for each in found]).mean(0)
+    return scores, sum(each.probability for each in found) / len(found)

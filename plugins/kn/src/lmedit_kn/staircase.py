@@ -1,0 +1,124 @@
+"""Integrated gradients of all layers in one pass over single tokens (docs/performance.md).
+
+The scaled activation stands at the prompt's last token, so everything before is kept. Walking up
+the blocks, layer l adds its m scaled copies of the last token to the batch: below they would all
+be the same. One forward and one backward pass over these rows take the place of a pass over the
+whole prompt for every layer.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.fitting import in_parts
+from lmedit.replay import keep
+from lmedit.trace import first, wrapped
+from lmedit_kn.equations import attribution, path
+from lmedit_kn.neurons import changed_activation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from lmedit import Lm
+    from lmedit.replay import Kept
+    from lmedit_kn.options import KnOptions
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """Of one token after one prompt: scores (L, D) in float32, and the token's probability."""
+
+    scores: Tensor
+    probability: float
+
+
+def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> Attributions:
+    """How much each neuron at the last of *ids* adds to the probability of *token*."""
+    kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
+    points = path(options.rule, options.steps).tolist()
+    stairs = [(layer, t) for layer in range(lm.n_layers) for t in points]
+    climb = _Climb(lm, kept.repeated, options.site, token)
+    scores: dict[int, Tensor] = {}
+    for part in in_parts(climb, stairs, options.rows):
+        for layer, score in part.items():
+            scores[layer] = scores.get(layer, 0) + score / len(points)
+    stacked = torch.stack([scores[layer] for layer in range(lm.n_layers)])
+    return Attributions(stacked, climb.probability)
+
+
+class _Climb:
+    """One pass for a part of the stairs: pairs of a layer and a point, lowest layers first."""
+
+    def __init__(self, lm: Lm, repeated: Callable[[int], Kept], site: str, token: int) -> None:
+        self.lm, self.repeated, self.site, self.token = lm, repeated, site, token
+        self.probability = 0.0
+
+    def __call__(self, stairs: Sequence[tuple[int, float]]) -> dict[int, Tensor]:
+        """Sums over the part's points of a * dP/da, (D,) by layer, in float32."""
+        points: dict[int, list[float]] = {}
+        for layer, t in stairs:
+            points.setdefault(layer, []).append(t)
+        steps: dict[int, tuple[Tensor, Tensor]] = {}
+        with ExitStack() as stack:
+            rows = 1
+            for layer in range(self.lm.n_layers):
+                rows += len(points.get(layer, ()))
+                stack.enter_context(wrapped(self.lm.block(layer), _rows_of(rows, 1 + len(stairs))))
+                if layer in points:
+                    stack.enter_context(self._scaled(layer, points[layer], steps))
+            logits = self.repeated(1 + len(stairs)).logits([0])[:, 0]
+        p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
+        self.probability = float(p[0].detach())
+        leaves = [leaf for _, leaf in steps.values()]
+        gradients = torch.autograd.grad(p[1:].sum(), leaves)
+        return {
+            layer: attribution(a.float(), gradient.float().sum(0))
+            for (layer, (a, _)), gradient in zip(steps.items(), gradients, strict=True)
+        }
+
+    def _scaled(
+        self, layer: int, points: list[float], steps: dict[int, tuple[Tensor, Tensor]]
+    ) -> AbstractContextManager[None]:
+        """In a block's last rows, put t * a in place of the activation a of the clean row."""
+
+        def scale(x: Tensor) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])  # (n, D)
+            a = rows[0].detach()
+            t = torch.tensor(points, dtype=a.dtype, device=a.device)
+            leaf = (t[:, None] * a).requires_grad_()
+            steps[layer] = a, leaf
+            return torch.cat([rows[: -len(points)], leaf]).reshape(x.shape)
+
+        return changed_activation(self.lm, layer, self.site, scale)
+
+
+def _rows_of(rows: int, all_rows: int) -> Callable[..., Any]:
+    """Run a block on its first *rows* alone; the others are given the clean row's output."""
+
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        taken = [_taken(value, rows, all_rows) for value in args]
+        named = {name: _taken(value, rows, all_rows) for name, value in kwargs.items()}
+        output = forward(*taken, **named)
+        main = first(output)
+        waiting = main[:1].detach().expand(all_rows - rows, *main.shape[1:])
+        padded = torch.cat([main, waiting])
+        return (padded, *output[1:]) if isinstance(output, tuple) else padded
+
+    return run
+
+
+def _taken(value: Any, rows: int, all_rows: int) -> Any:
+    """The part of an argument that belongs to the first *rows* of *all_rows*."""
+    if isinstance(value, tuple):
+        return tuple(_taken(part, rows, all_rows) for part in value)
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] % all_rows == 0:
+        # ALiBi's biases have one entry for each row and head.
+        return value[: value.shape[0] // all_rows * rows]
+    return value
