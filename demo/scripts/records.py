@@ -1,4 +1,4 @@
-"""Write the demo's counterfact.json, text.txt and heldout.txt."""
+"""Write the demo's counterfact.json, training.json, text.txt and heldout.txt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import general
-from sentences import NOTE_OPENINGS, Mix, TextSampler, heldout_phrasings
+from sentences import NOTE_OPENINGS, Mix, TextSampler, heldout_phrasings, trained_phrasings
 from world import PACKAGE_DIR, Fact, Relation, World, load_world
 
-NEIGHBOURS = 10
+NEIGHBOURS, TRAINING_NEIGHBOURS = 10, 3
 MOST_PER_RELATION = 100
 OTHER_RELATIONS = 4
 TEXT_LINES, HELDOUT_LINES = 6000, 300
@@ -123,6 +123,58 @@ def records(world: World, seed: int) -> list[dict[str, Any]]:
     return [{"case_id": index, **entry} for index, entry in enumerate(made)]
 
 
+def training_record(
+    fact: Fact, pool: Pool, world: World, seed: int, rng: random.Random
+) -> dict[str, Any] | None:
+    """A record to train editors on; None where the world has no neighbour for it.
+
+    Its paraphrases are phrasings of the training, its neighbours fewer.
+    """
+    name, relation = fact.subject.name, fact.relation
+    others = [f for f in pool.by_answer[fact.answer] if f != fact]
+    new = rng.choice(sorted(answer for answer in pool.by_answer if answer != fact.answer))
+    if not others:
+        return None
+    asked = rng.sample(trained_phrasings(fact, seed), 2)
+    aside = [f for f in world.by_subject()[name] if f != fact]
+    return {
+        "requested_rewrite": {
+            "prompt": relation.rewrite,
+            "relation_id": relation.id,
+            "target_new": target(new),
+            "target_true": target(fact.answer),
+            "subject": name,
+        },
+        "paraphrase_prompts": [
+            f"{general.sentence(rng)} {relation.phrasings[i].replace('{}', name)}" for i in asked
+        ],
+        "neighborhood_prompts": [
+            relation.rewrite.replace("{}", f.subject.name)
+            for f in rng.sample(others, min(TRAINING_NEIGHBOURS, len(others)))
+        ],
+        "attribute_prompts": [],
+        "generation_prompts": [],
+        "relation_prompts": [
+            {"prompt": f.relation.rewrite.replace("{}", name), "answer": f.answer}
+            for f in rng.sample(aside, min(1, len(aside)))
+        ],
+    }
+
+
+def training_records(world: World, taken: set[int], seed: int) -> list[dict[str, Any]]:
+    """A record for every fact whose number is not *taken* by an evaluated record."""
+    rng = random.Random(f"training-records:{seed}")
+    by_relation = {pool.relation.id: pool for pool in pools(world)}
+    made = [
+        training_record(fact, by_relation[fact.relation.id], world, seed, rng)
+        for number, fact in enumerate(world.facts)
+        if number not in taken
+    ]
+    kept = [entry for entry in made if entry is not None]
+    rng.shuffle(kept)
+    return [{"case_id": index, **entry} for index, entry in enumerate(kept)]
+
+
 def write_records(made: list[dict[str, Any]], path: Path) -> None:
     """Write a JSON list with one record per line, so that differences stay readable."""
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in made)
@@ -139,7 +191,7 @@ def heldout_lines(count: int, seed: int) -> list[str]:
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PACKAGE_DIR)
     parser.add_argument("--seed", type=int, default=0, help="the training seed")
@@ -147,13 +199,19 @@ def main() -> None:
     world = load_world()
     made = records(world, options.seed)
     write_records(made, options.out / "counterfact.json")
+    taken = {entry["pararel_idx"] for entry in made}
+    training = training_records(world, taken, options.seed)
+    write_records(training, options.out / "training.json")
     # Readers and statistics get the truth: the wrong answers serve the training only.
     sampler = TextSampler(world, options.seed + 2, Mix(noise=0.0), phrasings=options.seed)
     texts = {"text.txt": sampler.lines(TEXT_LINES)}
     texts["heldout.txt"] = heldout_lines(HELDOUT_LINES, options.seed)
     for name, lines in texts.items():
         (options.out / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(made)} records, {len(world.dropped)} rows dropped", file=sys.stderr)
+    print(
+        f"{len(made)} records, {len(training)} to train on, {len(world.dropped)} rows dropped",
+        file=sys.stderr,
+    )
     for row in world.dropped:
         print(f"dropped a later duplicate: {row}", file=sys.stderr)
 

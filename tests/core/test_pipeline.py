@@ -403,7 +403,7 @@ def counted(plugin: Plugin) -> tuple[LoadedMethod, list[int]]:
         return Prepared({"M": torch.full((options.size,), 7.0)}, {"words": words})
 
     def describe() -> Method:
-        return Method("counted", "no paper", PreparedOptions, needs_preparation=True)
+        return Method("counted", "no paper", PreparedOptions, prepares_on="text")
 
     loaded = plugin("counted", edit_describe=describe, edit_prepare=prepare_)
     return loaded, calls
@@ -479,7 +479,7 @@ def test_a_prepare_that_returns_nonsense_is_named(
 ) -> None:
     loaded = plugin(
         "counted", edit_prepare=lambda: value,
-        edit_describe=lambda: Method("counted", "", PreparedOptions, needs_preparation=True),
+        edit_describe=lambda: Method("counted", "", PreparedOptions, prepares_on="text"),
     )  # fmt: skip
     with pytest.raises(BrokenPluginError, match=r"'counted'.*edit_prepare must return Prepared"):
         prepare(loaded, lm, PreparedOptions(), None)
@@ -498,7 +498,7 @@ def test_interrupted_preparation_goes_on_where_it_was(plugin: Plugin, lm: Lm, ca
 
     loaded = plugin(
         "counted", edit_prepare=prepare_,
-        edit_describe=lambda: Method("counted", "", PreparedOptions, needs_preparation=True),
+        edit_describe=lambda: Method("counted", "", PreparedOptions, prepares_on="text"),
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         prepare(loaded, lm, PreparedOptions(), None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Corpus,
         Delta,
         Dense,
+        Lines,
         Location,
         LowRank,
         Method,
@@ -44,15 +45,15 @@ _HOMES = {
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
-        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Location", "LowRank", "Method",
-        "Options", "Prepared", "Request", "Site", "Update", "World",
+        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Lines", "Location", "LowRank",
+        "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Lm", "Location",
-    "LowRank", "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
+    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Lines", "Lm",
+    "Location", "LowRank", "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
     "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare", "save_patch",
 ]  # fmt: skip
 

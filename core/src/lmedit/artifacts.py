@@ -126,8 +126,9 @@ def load_prepared(path: Path, lm: Lm) -> Prepared:
     tensors, facts = load_tensors(path, PREPARED)
     if facts["base"] != lm.digest:
         raise ArtifactError(
-            f"{path} was prepared for base {facts['base'][:12]}, but {lm.name} is "
-            f"{lm.digest[:12]}; prepare again for this model"
+            f"{path} was prepared for base {facts['facts'].get('base', '?')} "
+            f"({facts['base'][:12]}), but {lm.name} is {lm.digest[:12]}; prepare again for this "
+            "model"
         )
     return Prepared(tensors, facts["facts"])
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.artifacts import written_whole
 from lmedit.errors import OptionError
+from lmedit.types import Bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lmedit.types import Bars, Chart
+    from lmedit.types import Chart
 
 KINDS = (".png", ".svg", ".html")
 WIDTH, HEIGHT = 8.0, 3.2
@@ -53,7 +54,12 @@ def _figure(charts: Sequence[Chart]) -> Any:
     size = (WIDTH, HEIGHT * len(charts))
     figure = _pyplot().Figure(figsize=size, layout="constrained")
     for chart, axes in zip(charts, figure.subplots(len(charts), squeeze=False)[:, 0], strict=True):
-        _bars(chart, axes)
+        if isinstance(chart, Bars):
+            _bars(chart, axes)
+        else:
+            for name, values in chart.series.items():
+                axes.plot(chart.places, values, marker=".", label=name)
+        axes.legend()
         axes.set_title(chart.title)
         axes.set_xlabel(chart.along)
         axes.set_ylabel(chart.up)
@@ -69,7 +75,6 @@ def _bars(chart: Bars, axes: Any) -> None:
         axes.bar(places, values, width, label=name)
     every = max(1, len(chart.labels) // 24)
     axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
-    axes.legend()
 
 
 def _page(picture: str) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Options,
         Prepared,
         Request,
+        TrainingCases,
         Update,
     )
 
@@ -50,16 +51,17 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(firstresult=True)
 def edit_describe() -> Method | None:
-    """Name the method, its paper, its options class, and whether it needs preparation."""
+    """Name the method, its paper, its options class, and what it is prepared on."""
 
 
 @hookspec(firstresult=True)
 def edit_prepare(
-    lm: Lm, options: Options, corpus: Corpus | None, checkpoint: Checkpoint
+    lm: Lm, options: Options, corpus: Corpus | TrainingCases | None, checkpoint: Checkpoint
 ) -> Prepared | None:
     """Compute once per model what every edit needs (statistics, a trained editor); cached.
 
-    `corpus` is None where the user named none and the model brings none. Long work saves its
+    `corpus` is what `Method.prepares_on` asks for: texts, or cases; None where the user named none
+    and the model brings none. Long work saves its
     state through `checkpoint` now and then, and starts from `checkpoint.load()`.
     """
 

@@ -18,8 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
-from lmedit.errors import BrokenPluginError, NotPreparedError, RequestError
-from lmedit.types import Applied, Dense, Location, LowRank, Prepared, Site, Update
+from lmedit.errors import BrokenPluginError, NotPreparedError, OptionError, RequestError
+from lmedit.types import (
+    Applied,
+    Corpus,
+    Dense,
+    Location,
+    LowRank,
+    Prepared,
+    Site,
+    TrainingCases,
+    Update,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +39,7 @@ if TYPE_CHECKING:
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Corpus, Options, Request
+    from lmedit.types import Options, Request
 
 
 @dataclass(frozen=True)
@@ -133,27 +143,49 @@ class Editor:
         raise BrokenPluginError(f"method {self.name!r} of {self.loaded.distribution}: {what}")
 
 
-def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Path:
+Material = Corpus | TrainingCases
+
+
+def prepared_path(
+    loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None
+) -> Path:
     """Where the preparation is cached: its name is a digest of all that determines it."""
-    chosen = {name: getattr(options, name) for name in options.prepares}
+    on = material.digest if material else ""
+    return _folder() / f"{_stem(loaded, lm, options)}-{key_of(on=on)[:12]}{SUFFIX}"
+
+
+SUFFIX = ".safetensors"
+SHIPPED = "lmedit-prepared"
+"""In a model folder: preparations that come with the model, one file for each method."""
+
+
+def _folder() -> Path:
+    return cache_folder() / "prepared"
+
+
+def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
     key = key_of(
-        method=loaded.name, version=loaded.version, base=lm.digest, options=chosen,
-        corpus=corpus.digest if corpus else None,
-    )  # fmt: skip
-    return cache_folder() / "prepared" / f"{loaded.name}-{key[:32]}.safetensors"
+        method=loaded.name, version=loaded.version, base=lm.digest, options=_chosen(options)
+    )
+    return f"{loaded.name}-{key[:32]}"
+
+
+def _chosen(options: Options) -> dict[str, Any]:
+    """The options that a preparation depends on, as JSON values."""
+    return options.model_dump(mode="json", include=set(options.prepares))
 
 
 @torch.enable_grad()
-def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Editor:
+def prepare(loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None) -> Editor:
     """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work."""
-    if not loaded.method.needs_preparation:
+    if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
-    path = prepared_path(loaded, lm, options, corpus)
+    path = prepared_path(loaded, lm, options, material)
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
         prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint
+            lm=lm, options=options, corpus=material, checkpoint=checkpoint
         )
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
@@ -161,23 +193,56 @@ def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | Non
         facts = {
             **prepared.facts,
             "seconds": seconds,
-            "corpus": corpus.name if corpus else None,
+            "corpus": material.name if material else None,
+            "base": lm.name,
+            "options": _chosen(options),
             "key": path.stem,
         }
         save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
         checkpoint.clear()
-    return ready(loaded, lm, options, corpus)
+    return _opened(path, loaded, lm, options)
 
 
-def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Corpus | None) -> Editor:
-    """The editor from the cached preparation; raises `NotPreparedError` with the command."""
-    if not loaded.method.needs_preparation:
+def ready(
+    loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None = None
+) -> Editor:
+    """The editor from a preparation that was made before; nothing is prepared now.
+
+    Without *material* it is the only one for these options, in the cache or else in the model's
+    own folder. Raises `NotPreparedError` with the command where there is none, and `OptionError`
+    where there are several.
+    """
+    if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
-    path = prepared_path(loaded, lm, options, corpus)
-    if not path.is_file():
+    if material is not None:
+        found = [prepared_path(loaded, lm, options, material)]
+    else:
+        found = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
+    editors = [_opened(path, loaded, lm, options) for path in found if path.is_file()]
+    if not editors and material is None:
+        editors = _shipped(loaded, lm, options)
+    if not editors:
         raise NotPreparedError(
-            f"{loaded.name}: not prepared for this model; "
+            f"{loaded.name}: not prepared for this model with these options; "
             f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
         )
+    if len(editors) > 1:
+        names = ", ".join(str(editor.prepared.facts.get("corpus")) for editor in editors)
+        raise OptionError(
+            f"{loaded.name} was prepared on {names}; choose: --corpus {loaded.name}=NAME"
+        )
+    return editors[0]
+
+
+def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Editor]:
+    """The preparation in the model's own folder, if it was made with these options."""
+    path = lm.folder / SHIPPED / f"{loaded.name}{SUFFIX}" if lm.folder else None
+    if path is None or not path.is_file():
+        return []
+    editor = _opened(path, loaded, lm, options)
+    return [editor] if editor.prepared.facts.get("options") == _chosen(options) else []
+
+
+def _opened(path: Path, loaded: LoadedMethod, lm: Lm, options: Options) -> Editor:
     prepared = load_prepared(path, lm)
     return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from lmedit.trace import captured, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -84,6 +84,20 @@ class Kept:
         }
         return Kept(self.lm, 0, inputs, (count, self.shape[1]), None)
 
+    def gathered(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (n, V) at the places (row, position), (n,) each.
+
+        The head is applied there alone, whatever the rows' lengths.
+        """
+        head = self.lm.model.get_output_embeddings()
+
+        def at_places(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+            return forward(hidden[rows, positions][None])
+
+        with self._lower_blocks_skipped(), wrapped(head, at_places):
+            logits: Tensor = self.lm.model(**self.inputs).logits
+        return logits[0]
+
     @contextmanager
     def _lower_blocks_skipped(self) -> Iterator[None]:
         """Blocks below `layer` give out what was kept, without computing."""
@@ -92,6 +106,46 @@ class Kept:
                 skip = wrapped(self.lm.block(layer), lambda *_, **__: self.entering)
                 skipping.enter_context(skip)
             yield
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What enters a block for one row of T tokens: hidden (T, H), and a tuple's other parts."""
+
+    hidden: Tensor
+    others: tuple[Any, ...] | None
+
+
+@torch.no_grad()
+def enter(lm: Lm, rows: Sequence[Sequence[int]], layer: int) -> list[Entering]:
+    """Run *rows* of ids up to block *layer* (the number of blocks: up to the last norm)."""
+    batch = lm.batch(rows)
+    if layer == 0:
+        return [Entering(torch.empty(len(row), 0), None) for row in rows]
+    with captured(lm.block(layer - 1), stop=True) as box:
+        lm.logits(batch)
+    others = box.whole[1:] if isinstance(box.whole, tuple) else None
+    return [
+        Entering(hidden[: len(row)].clone(), others)
+        for row, hidden in zip(rows, box.output, strict=True)
+    ]
+
+
+def resume(lm: Lm, rows: Sequence[Sequence[int]], layer: int, entering: Sequence[Entering]) -> Kept:
+    """Rows that `enter` ran, ready to be run from block *layer* on, in any company."""
+    batch = lm.batch(rows)
+    shape = batch.ids.shape[0], batch.ids.shape[1]
+    hidden = entering[0].hidden.new_zeros(*shape, entering[0].hidden.shape[-1])
+    for i, each in enumerate(entering):
+        hidden[i, : len(each.hidden)] = each.hidden
+    others = entering[0].others
+    whole = hidden if others is None else (hidden, *others)
+    positions = torch.arange(shape[1], device=lm.device).expand(shape)
+    inputs = {
+        "input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "use_cache": False,
+        **_positions(lm, positions),
+    }  # fmt: skip
+    return Kept(lm, layer, inputs, shape, whole if layer else None)
 
 
 @torch.no_grad()

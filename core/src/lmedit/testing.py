@@ -23,7 +23,7 @@ from lmedit.options import build_options
 from lmedit.pipeline import Editor
 from lmedit.registry import load, register
 from lmedit.tiny import TEXTS, tiny_lm
-from lmedit.types import Prepared, Request, Update
+from lmedit.types import Case, Prepared, Request, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,6 +46,26 @@ class Texts:
         draw = random.Random(0)  # noqa: S311  (no secret)
         for _ in range(60):
             yield " ".join(draw.choices(words, k=12))
+
+
+class Records:
+    """Tiny cases for methods that are trained on cases."""
+
+    name = "contract cases"
+    digest = "contract cases"
+
+    def __iter__(self) -> Iterator[Case]:
+        """Yield 40 cases about as many towers, each with two neighbours."""
+        for number in range(40):
+            yield Case(
+                id=str(number),
+                request=Request(
+                    prompt="{} is in the city of", subject=f"The tower {number}",
+                    target_new="the sea" if number % 2 else "the river", target_true="it",
+                ),
+                paraphrases=(f"Nobody in the city knew the tower {number}, by",),
+                neighbours=("A small boat came down", "The old city is by"),
+            )  # fmt: skip
 
 
 class EditorContract:
@@ -77,8 +97,9 @@ class EditorContract:
 
     def _prepared(self, loaded: LoadedMethod, lm: Lm, folder: Path) -> Editor:
         options = build_options(loaded.method, self.options, lm)
+        material = Records() if loaded.method.prepares_on == "cases" else Texts()
         prepared: Prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=Texts(), checkpoint=Checkpoint(folder / "state")
+            lm=lm, options=options, corpus=material, checkpoint=Checkpoint(folder / "state")
         )
         return Editor(loaded, lm, options, prepared)
 

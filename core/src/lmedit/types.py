@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,6 +39,24 @@ class Corpus(Protocol):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the documents in order."""
+        ...
+
+
+class TrainingCases(Protocol):
+    """Cases to train on: a name, a digest of the content, and the cases in order."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The content's digest."""
+        ...
+
+    def __iter__(self) -> Iterator[Case]:
+        """Yield the cases in order."""
         ...
 
 
@@ -130,7 +148,8 @@ class Method:
     name: str
     paper: str
     options: type[Options] = Options
-    needs_preparation: bool = False
+    prepares_on: Literal["text", "cases"] | None = None
+    """What `edit_prepare` is given: texts, cases to train on; None: no preparation is needed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -211,7 +230,18 @@ class Bars:
     series: Mapping[str, tuple[float, ...]]
 
 
-Chart = Bars
+@dataclass(frozen=True)
+class Lines:
+    """A chart: for each series a line through its points; not-a-number breaks it."""
+
+    title: str
+    along: str
+    up: str
+    places: tuple[float, ...]
+    series: Mapping[str, tuple[float, ...]]
+
+
+Chart = Bars | Lines
 
 
 @dataclass(frozen=True)
@@ -246,6 +276,8 @@ class World:
     cases: Path
     text: Path
     heldout: Path
+    training: Path | None = None
+    """Cases that no evaluation uses, for editors that are trained."""
 
 
 def request_from(values: Mapping[str, Any]) -> Request:

@@ -11,4 +11,5 @@ WORLD = World(
     cases=_HERE / "counterfact.json",
     text=_HERE / "text.txt",
     heldout=_HERE / "heldout.txt",
+    training=_HERE / "training.json",
 )

@@ -19,7 +19,7 @@ from lmedit.models import worlds
 from lmedit.types import Case, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class CaseSet:
     name: str
     digest: str
     items: tuple[Case | BrokenCase, ...]
+
+    def __iter__(self) -> Iterator[Case]:
+        """Yield the records that can be run."""
+        return iter(self.good)
 
     @property
     def good(self) -> list[Case]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.errors import RequestError
+from lmedit.errors import RequestError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,8 +53,9 @@ method_flags = flags(
                  type=click.Path(path_type=Path), help="A method from one file; repeatable."),
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Of everything random."),
-    click.option("--corpus", help="Text to prepare on: a world, a file or folder, wikitext, "
-                 "wikipedia. Default: the model's own, if it has one."),
+    click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
+                 help="What to prepare on: text (a world, a file or folder, wikitext, wikipedia), "
+                 "or cases where a method is trained on them. Default: the model's own."),
 )  # fmt: skip
 
 fact_flags = flags(
@@ -99,33 +100,56 @@ def editors_for(
     pairs: Sequence[tuple[str, str]],
     *,
     seed: int,
-    corpus: str | None,
+    corpora: Sequence[str] = (),
     download: bool = False,
 ) -> list[Editor]:
-    """Editors of *methods* for *lm*, prepared from the cache, or on the spot if there is text.
+    """Editors of *methods* for *lm*, from what was prepared; statistics are made on the spot.
 
-    Without a corpus of its own or a named one, a method that was not prepared is an error.
+    A method that is trained on cases is never trained here: that takes long, and has a command.
+    Raises `NotPreparedError` where nothing was prepared and no text is named.
     """
-    from lmedit.cases import corpus_of
     from lmedit.options import build_options, for_methods
     from lmedit.pipeline import prepare, prepared_path, ready
 
     given = for_methods(pairs, [loaded.name for loaded in methods])
     options = {m.name: build_options(m.method, given[m.name], lm, seed) for m in methods}
-    texts = corpus_of(corpus, lm.text, download=download)
+    material = materials(lm, methods, corpora, download=download)
     editors = []
     for loaded in methods:
-        chosen = options[loaded.name]
-        if texts is None:
-            editors.append(ready(loaded, lm, chosen, texts))
+        chosen, found = options[loaded.name], material[loaded.name]
+        if found is None or loaded.method.prepares_on == "cases":
+            editors.append(ready(loaded, lm, chosen, found))
             continue
-        if (
-            loaded.method.needs_preparation
-            and not prepared_path(loaded, lm, chosen, texts).is_file()
-        ):
-            note(f"{loaded.name}: preparing on {texts.name}, once for this model")
-        editors.append(prepare(loaded, lm, chosen, texts))
+        if not prepared_path(loaded, lm, chosen, found).is_file():
+            note(f"{loaded.name}: preparing on {found.name}, once for this model")
+        editors.append(prepare(loaded, lm, chosen, found))
     return editors
+
+
+def materials(
+    lm: Lm, methods: Sequence[LoadedMethod], corpora: Sequence[str], *, download: bool = False
+) -> dict[str, Any]:
+    """What each method is prepared on: NAME for all that take text, METHOD=NAME for one.
+
+    None where nothing was named; but a method that takes text is given the model's own, if it has
+    one. Raises `UnknownNameError` for a method that is not among them.
+    """
+    from lmedit.cases import corpus_of, load_cases
+
+    kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
+    named: dict[str, str] = {}
+    for text in corpora:
+        method, equals, name = text.partition("=")
+        if equals and method not in kinds:
+            raise UnknownNameError("method", method, kinds, f"--corpus {text}: ")
+        fitting = [m for m, kind in kinds.items() if kind == "text"]
+        named |= {method: name} if equals else dict.fromkeys(fitting, text)
+    return {
+        m: None if kind is None
+        else corpus_of(named.get(m), lm.text, download=download) if kind == "text"
+        else load_cases(named[m], download=download) if m in named else None
+        for m, kind in kinds.items()
+    }  # fmt: skip
 
 
 def at_random_layer(

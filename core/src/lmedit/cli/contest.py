@@ -63,7 +63,7 @@ class Chosen:
     pairs: tuple[tuple[str, str], ...]
     plugins: tuple[Path, ...]
     seed: int
-    corpus: str | None
+    corpora: tuple[str, ...]
     download: bool
     as_json: bool
 
@@ -117,7 +117,7 @@ def contest_of(chosen: Chosen) -> Contest:
     lm = load_model(chosen.model, chosen.device, chosen.dtype, download=chosen.download)
     cases = chosen.cases(lm)
     regime = _regime(chosen, cases)
-    prepared = partial(editors_for, lm, seed=chosen.seed, corpus=chosen.corpus,
+    prepared = partial(editors_for, lm, seed=chosen.seed, corpora=chosen.corpora,
                        download=chosen.download)  # fmt: skip
     editors = prepared(methods, chosen.pairs)
     baselines = _baselines(chosen, lm, prepared)

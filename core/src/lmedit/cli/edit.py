@@ -30,8 +30,8 @@ from lmedit.cli.common import (
 @json_flag
 def edit(
     method: str, out: Path | None, model: str, device: str, dtype: str,
-    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], seed: int, corpus: str | None,
-    *, download: bool, as_json: bool, **fact: Any,
+    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], seed: int,
+    corpora: tuple[str, ...], *, download: bool, as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
 
@@ -43,7 +43,7 @@ def edit(
     methods = load_methods([method], plugins)
     lm = load_model(model, device, dtype, download=download)
     request = fact_of(lm, **fact)
-    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpus=corpus, download=download)
+    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
     result = edit_one(editor, request, out)
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))

@@ -42,7 +42,7 @@ LONG = 12
 @json_flag
 def locate(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpus: str | None, plot: Path | None, *,
+    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], plot: Path | None, *,
     download: bool, probe: bool, as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Show which parameters METHOD would change for a fact, with the evidence."""
@@ -53,7 +53,7 @@ def locate(
     methods = load_methods([method], plugins)
     lm = load_model(model, device, dtype, download=download)
     request = fact_of(lm, **fact)
-    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpus=corpus, download=download)
+    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
     location = editor.locate(request)
     found: dict[str, Any] = {
         "method": method,

@@ -3,49 +3,97 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmedit.cli.common import (
-    editors_for,
     json_flag,
     load_methods,
     load_model,
+    materials,
     method_flags,
     model_flags,
     note,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
 
 
 @click.command()
 @click.argument("method")
 @model_flags
 @method_flags
+@click.option("--limit", type=click.IntRange(1), help="Cases to train on at most.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the training's curves: a .png, .svg or .html file.",
+)
 @json_flag
 def prepare(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpus: str | None, *, download: bool, as_json: bool,
+    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], limit: int | None,
+    plot: Path | None, *, download: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare METHOD for a model: shows progress, can be stopped and resumed, is cached."""
-    from lmedit.cases import corpus_of
+    from lmedit import drawing
+    from lmedit.options import build_options, for_methods
+    from lmedit.pipeline import prepare as prepare_editor
     from lmedit.pipeline import prepared_path
 
+    if plot is not None:
+        drawing.check(plot)
     (loaded,) = load_methods([method], plugins)
-    if not loaded.method.needs_preparation:
+    if loaded.method.prepares_on is None:
         note(f"{method} needs no preparation")
     lm = load_model(model, device, dtype, download=download)
-    (editor,) = editors_for(lm, [loaded], pairs, seed=seed, corpus=corpus, download=download)
-    texts = corpus_of(corpus, lm.text, download=download)
-    path = prepared_path(loaded, lm, editor.options, texts)
+    given: dict[str, Any] = dict(for_methods(pairs, [method])[method])
+    if limit is not None:
+        given["limit"] = limit
+    options = build_options(loaded.method, given, lm, seed)
+    material = _material(lm, loaded, corpora, download=download)
+    editor = prepare_editor(loaded, lm, options, material)
     facts = dict(editor.prepared.facts)
+    if plot is not None:
+        _draw(facts, plot)
+    path = prepared_path(loaded, lm, options, material)
     if as_json:
         click.echo(json.dumps({"method": method, "path": str(path), "facts": facts}, indent=1))
         return
     for name, value in facts.items():
-        click.echo(f"{name:<22} {value}")
+        if name != "curve":
+            click.echo(f"{name:<22} {value}")
     if facts:
         click.echo(f"{'kept in':<22} {path}")
+
+
+def _material(lm: Lm, loaded: LoadedMethod, corpora: tuple[str, ...], *, download: bool) -> Any:
+    """What the method is prepared on; one that is trained falls back to the model's own cases."""
+    from lmedit.cases import load_cases
+    from lmedit.models import worlds
+
+    if loaded.method.prepares_on != "cases":
+        return materials(lm, [loaded], corpora, download=download)[loaded.name]
+    name = corpora[-1].removeprefix(f"{loaded.name}=") if corpora else None
+    if name is None and lm.training is None:
+        return None  # a published editor needs none, and a training says what it needs
+    known = worlds()
+    world = known.get(name) if name else None
+    path = world.training if world else None if name else lm.training
+    return load_cases(str(path) if path else str(name), download=download)
+
+
+def _draw(facts: dict[str, Any], path: Path) -> None:
+    from lmedit import drawing
+    from lmedit.errors import OptionError
+    from lmedit.hyper.training import curves
+
+    if "curve" not in facts:
+        raise OptionError("nothing was trained, so there is no curve; leave --plot out")
+    drawing.draw(curves(facts["curve"]), path)
+    note(f"the curves are {path}")

@@ -43,7 +43,8 @@ def describe(loaded: LoadedMethod) -> dict[str, Any]:
         "distribution": loaded.distribution,
         "version": loaded.version,
         "paper": loaded.method.paper,
-        "needs_preparation": loaded.method.needs_preparation,
+        "needs_preparation": loaded.method.prepares_on is not None,
+        "prepares_on": loaded.method.prepares_on,
         "options": {
             name: {
                 "default": options().model_dump(mode="json")[name],

@@ -137,23 +137,31 @@ def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
     return f"{where}.{norms[-1]}" if where else norms[-1]
 
 
+def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
+    """Names, beside *mlp_out*, of the matrices that lead from the hidden size to the keys'.
+
+    Or to twice that, where gate and value are one matrix (the gate comes first).
+    """
+    hidden, inner = matrix_shape(block.get_submodule(mlp_out))
+    beside = block.get_submodule(mlp_out.rpartition(".")[0])
+    return [
+        name for name, module in beside.named_children()
+        if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
+    ]  # fmt: skip
+
+
 def pre_activation(block: nn.Module, mlp_out: str) -> str:
     """Path in *block* of the matrix whose output the MLP's activation function takes.
 
-    It stands beside *mlp_out* and leads from the hidden size to the keys', or to twice that where
-    gate and value are one matrix (the gate comes first). Of two such, one is called a gate.
+    Of two that lead to the keys' size, it is the one called a gate.
     """
     parent, _, _ = mlp_out.rpartition(".")
-    hidden, inner = matrix_shape(block.get_submodule(mlp_out))
-    found = [
-        name for name, module in block.get_submodule(parent).named_children()
-        if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
-    ]  # fmt: skip
+    found = mlp_inputs(block, mlp_out)
     names = [name for name in found if "gate" in name] if len(found) > 1 else found
     if len(names) != 1:
         raise UnknownArchitectureError(
-            f"looked beside {mlp_out} for one matrix ({inner}, {hidden}) before the activation "
-            f"function, found {found or 'none'}; use the MLP's keys instead"
+            f"looked beside {mlp_out} for one matrix before the activation function, found "
+            f"{found or 'none'}; use the MLP's keys instead"
         )
     return f"{parent}.{names[0]}" if parent else names[0]
 

@@ -36,8 +36,12 @@ class Lm:
         name: str = "",
         tuned: Mapping[str, Any] = MappingProxyType({}),
         text: Path | None = None,
+        training: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Wrap *model*; *tuned* are its measured options by method, *text* is its own corpus.
+        """Wrap *model*; *tuned* are its measured options by method, *folder* is where it lies.
+
+        *text* is its own corpus, *training* its own cases for editors that are trained.
 
         Raises `UnknownArchitectureError` where a part of the model is not found.
         """
@@ -46,6 +50,8 @@ class Lm:
         self.name = name or str(model.config.name_or_path or type(model).__name__)
         self.tuned = tuned
         self.text = text
+        self.training = training
+        self.folder = folder
         self.family = families.family_of(model)
 
     @cached_property
@@ -108,9 +114,23 @@ class Lm:
 
     def mlp_out(self, layer: int) -> Site:
         """The MLP output matrix of *layer*, as a site."""
-        module = self.mlp_out_module(layer)
-        name = f"{self.family.blocks}.{layer}.{self.family.mlp_out}.weight"
-        return Site(name, transposed=families.is_transposed(module))
+        return self._site(f"{self.family.blocks}.{self._checked(layer)}.{self.family.mlp_out}")
+
+    def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
+        """All matrices of a block's MLP: those that read the stream, then the one that writes."""
+        path, _, last = self.family.mlp_out.rpartition(".")
+        names = families.mlp_inputs(self.block(layer), self.family.mlp_out)
+        where = f"{self.family.blocks}.{layer}.{path + '.' if path else ''}"
+        return tuple(self._site(f"{where}{name}") for name in (*names, last))
+
+    def _site(self, module: str) -> Site:
+        """The matrix of the module at the path *module*."""
+        transposed = families.is_transposed(self.model.get_submodule(module))
+        return Site(f"{module}.weight", transposed)
+
+    def module_of(self, site: Site) -> nn.Module:
+        """The module whose parameter *site* is."""
+        return self.model.get_submodule(site.parameter.rpartition(".")[0])
 
     def mlp_out_bias(self, layer: int) -> Site | None:
         """The bias of the MLP output matrix, or None where it has none."""

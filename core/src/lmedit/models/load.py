@@ -41,7 +41,10 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
     model, tokenizer = _load(source, dtype, local=folder.exists() or not download)
     model.requires_grad_(False)
     model.to(_device(device))
-    return Lm(model, tokenizer, name=name, tuned=_tuned(folder), text=world.text if world else None)
+    return Lm(
+        model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,
+        text=world.text if world else None, training=world.training if world else None,
+    )  # fmt: skip
 
 
 def _load(source: str, dtype: str, *, local: bool) -> tuple[Any, Any]:

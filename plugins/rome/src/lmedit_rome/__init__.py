@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """ROME needs the second moment of its keys once per model."""
-    return Method("rome", "arXiv 2202.05262", RomeOptions, needs_preparation=True)
+    return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text")
 
 
 @hookimpl

@@ -1,0 +1,30 @@
+"""What hypernetwork editors share: gradient factors, examples, the losses, the training loop.
+
+A hypernetwork is trained once for a model, on edits other than those it will make. For a request
+it takes the factors of the loss' gradient and gives back a low-rank change of a few matrices
+(Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
+"""
+
+from lmedit.hyper.editing import edited
+from lmedit.hyper.examples import Example, Examples, examples_from, row_of
+from lmedit.hyper.factors import Factors
+from lmedit.hyper.frozen import edit_factors
+from lmedit.hyper.network import EditBatch, Hypernetwork, LowRankBatch
+from lmedit.hyper.options import HyperOptions
+from lmedit.hyper.training import train, trained_on
+
+__all__ = [
+    "EditBatch",
+           "Example",
+           "Examples",
+           "Factors",
+           "HyperOptions",
+           "Hypernetwork",
+           "LowRankBatch",
+           "edit_factors",
+           "edited",
+           "examples_from",
+           "row_of",
+           "train",
+           "trained_on",
+]  # fmt: skip

@@ -1,0 +1,44 @@
+"""An edit with a trained hypernetwork."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.hyper.examples import row_of
+from lmedit.hyper.frozen import edit_factors
+from lmedit.hyper.network import EditBatch
+from lmedit.hyper.training import TRAINED_ON
+from lmedit.types import LowRank, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit.hyper.network import Hypernetwork
+    from lmedit.hyper.options import HyperOptions
+    from lmedit.models import Lm
+    from lmedit.types import Prepared, Request, Site
+
+
+def edited(
+    lm: Lm, request: Request, sites: Sequence[Site], options: HyperOptions,
+    network: Hypernetwork, prepared: Prepared,
+) -> Update:  # fmt: skip
+    """The change of *sites* for *request*, by *network* with the weights of *prepared*."""
+    weights = {
+        name: tensor.to(lm.device, torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in prepared.tensors.items() if name != TRAINED_ON
+    }  # fmt: skip
+    network.load_state_dict(weights, assign=True)
+    row = row_of(lm, request.text, request.target_new)
+    factors = edit_factors(lm, sites, [row], min(options.layers or (0,)))
+    batch = lm.batch([[*row[0], *row[1]]])
+    with torch.no_grad():
+        changes = network(EditBatch(factors, batch.ids, batch.lengths))
+    deltas = {
+        site: LowRank(change.left[0].clone(), change.right[0].clone())
+        for site, change in changes.items()
+    }
+    norms = {site.parameter: float(factors[site].dense().norm()) for site in sites}
+    return Update(deltas, {"gradient_norms": norms})

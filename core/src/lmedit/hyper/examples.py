@@ -1,0 +1,109 @@
+"""What a hypernetwork learns from: for each case the edit, a paraphrase, and something else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmedit.errors import NotPreparedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lmedit.models import Lm
+    from lmedit.types import Case, Request
+
+Ids = tuple[int, ...]
+Row = tuple[Ids, Ids]
+"""Ids of a prompt, and of what follows it."""
+APART = 3
+"""Other texts of a case that are used at most."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One case as token ids: the edit, how else it may be asked for, what must not change.
+
+    `inner` is the request's prompt and new answer, which the edit is made from; `outer` are its
+    paraphrases (or itself) with the same answer; `apart` are texts about something else.
+    """
+
+    inner: Row
+    outer: tuple[Row, ...]
+    apart: tuple[Ids, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples to train on, others to validate on, and fingerprints of every fact among them."""
+
+    training: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    fingerprints: tuple[int, ...]
+
+
+VALIDATION = 200
+"""Examples to validate on, or a tenth of them all where that is less."""
+
+
+def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -> Examples:
+    """The first *limit* of a random order of *cases*, a part of them for validation.
+
+    All cases of one fact are on one side. Raises `NotPreparedError` where there are no cases, or
+    fewer than 20 usable ones.
+    """
+    if cases is None:
+        raise NotPreparedError(
+            "editors are trained on cases; give --corpus counterfact, zsre or a file of cases"
+        )
+    usable = [case for case in cases if apart_texts(case)]
+    random.Random(seed).shuffle(usable)  # noqa: S311  (no secret)
+    usable = usable[:limit]
+    if len(usable) < 20:
+        raise NotPreparedError(
+            f"{len(usable)} cases with neighbours to train on are too few; name more with --corpus"
+        )
+    facts = list(dict.fromkeys(fingerprint(case.request) for case in usable))
+    count = min(VALIDATION, len(usable) // 10)
+    held: set[int] = set()
+    for fact in reversed(facts):
+        if sum(fingerprint(case.request) in held for case in usable) >= count:
+            break
+        held.add(fact)
+    sides: dict[bool, list[Example]] = {True: [], False: []}
+    for case in usable:
+        sides[fingerprint(case.request) in held].append(example_of(lm, case))
+    return Examples(tuple(sides[False]), tuple(sides[True]), tuple(sorted(facts)))
+
+
+def fingerprint(request: Request) -> int:
+    """A fact's number, 63 bits of SHA-256 of its filled prompt, whatever its blanks and case."""
+    text = " ".join(request.text.casefold().split())
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def apart_texts(case: Case) -> list[str]:
+    """Texts that an edit must leave alone: neighbours and other facts, with their answers."""
+    true = case.request.target_true
+    near = [f"{prompt} {true}" for prompt in case.neighbours] if true else []
+    other = [f"{probe.prompt} {probe.answer}" for probe in (*case.relations, *case.locality)]
+    return [*near[:2], *other[:2], *near[2:], *other[2:]][:APART]
+
+
+def example_of(lm: Lm, case: Case) -> Example:
+    """The token ids of *case*."""
+    new = case.request.target_new
+    outer = case.paraphrases or (case.request.text,)
+    return Example(
+        row_of(lm, case.request.text, new),
+        tuple(row_of(lm, prompt, new) for prompt in outer),
+        tuple(tuple(lm.encode(text)) for text in apart_texts(case)),
+    )
+
+
+def row_of(lm: Lm, prompt: str, target: str) -> Row:
+    """Ids of a filled *prompt*, and of " " + *target* after it."""
+    before, after = lm.with_target(prompt, target)
+    return tuple(before), tuple(after)

@@ -1,0 +1,57 @@
+"""Published editors' files: PyTorch archives, read without running anything in them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+def published_weights(path: str) -> dict[str, Tensor]:
+    """The tensors by name in the archive at *path*: of its key "model" where it has one.
+
+    Only tensors, plain values and the base model's configuration are unpickled. Raises
+    `ArtifactError` for anything else.
+    """
+    from transformers import GPT2Config, GPTJConfig
+
+    if not Path(path).is_file():
+        raise ArtifactError(f"no file {path!r}; name a published editor's file")
+    try:
+        with torch.serialization.safe_globals([GPT2Config, GPTJConfig]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{path} is no published editor ({why}); fetch it again") from error
+    weights = found.get("model", found) if isinstance(found, dict) else {}
+    tensors = {
+        str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise ArtifactError(f"{path} holds no weights of an editor; name another file")
+    return tensors
+
+
+def taken_over(
+    path: str, found: dict[str, Tensor], wanted: Iterable[tuple[str, Tensor]]
+) -> dict[str, Tensor]:
+    """*found* under our names, checked against the names and shapes of *wanted*."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted}
+    for name, shape in shapes.items():
+        if name not in found:
+            raise ArtifactError(f"{path} lacks {name}; it was made for another kind of editor")
+        if tuple(found[name].shape) != shape:
+            raise ArtifactError(
+                f"{path}: {name} is {tuple(found[name].shape)}, this model and these options need "
+                f"{shape}; choose the editor of this model, or its -o rank"
+            )
+    return {name: found[name] for name in shapes}

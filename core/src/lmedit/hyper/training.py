@@ -1,0 +1,297 @@
+"""The training of a hypernetwork editor: steps, validation, early end, checkpoints, estimate."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from lmedit.errors import NotPreparedError
+from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
+from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
+from lmedit.hyper.network import EditBatch, in_place
+from lmedit.types import Lines, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmedit.artifacts import Checkpoint
+    from lmedit.hyper.examples import Example, Examples
+    from lmedit.hyper.network import Hypernetwork
+    from lmedit.hyper.options import HyperOptions
+    from lmedit.models import Lm
+    from lmedit.types import Request
+
+SAVE_SECONDS = 30.0
+FAILURES = 10
+"""Steps in a row without a finite gradient after which the training is given up."""
+PRIMING = 200
+"""Training edits that a network may look at before the training, to normalise by."""
+
+Pick = tuple["Example", int, int]
+"""An example, and which of its paraphrases and of its other texts is taken."""
+
+
+@dataclass
+class Run:
+    """A training in progress; all that a checkpoint keeps."""
+
+    network: Hypernetwork
+    optimiser: torch.optim.Adam
+    step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    waited: int = 0
+    skipped: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything of a checkpoint that is a tensor."""
+        found = {f"now.{name}": t for name, t in self.network.state_dict().items()}
+        found |= {f"best.{name}": t for name, t in self.best.items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.{number}.{name}": t for name, t in state.items()}
+        return found
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep the state."""
+        names = ("step", "best_loss", "waited", "skipped", "curve")
+        checkpoint.save(self.tensors(), {name: getattr(self, name) for name in names})
+
+    def load(self, checkpoint: Checkpoint) -> bool:
+        """Take up a kept state; False where there is none."""
+        found = checkpoint.load()
+        if found is None:
+            return False
+        tensors, facts = found
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.network.load_state_dict(parts["now"])
+        self.best = parts["best"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["adam"].items():
+            number, _, rest = name.partition(".")
+            state.setdefault(int(number), {})[rest] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        for name, value in facts.items():
+            setattr(self, name, value)
+        return True
+
+
+def train(
+    lm: Lm, network: Hypernetwork, examples: Examples, options: HyperOptions,
+    checkpoint: Checkpoint, groups: Sequence[dict[str, Any]] | None = None,
+) -> Prepared:  # fmt: skip
+    """Train *network* until its validation loss no longer falls; goes on from *checkpoint*.
+
+    *groups* are Adam's parameter groups, by default all parameters at the options' rate. Returns
+    the best weights seen, with the curve. Raises `NotPreparedError` where no step is finite.
+    """
+    trainer = _Trainer(lm, network.to(lm.device), examples, options, groups)
+    run = trainer.run
+    if not run.load(checkpoint):
+        network.prime(trainer.frozen.factors(examples.training[:PRIMING]))
+        trainer.validate()
+        run.save(checkpoint)
+    with tqdm(total=options.steps, initial=run.step, disable=None, desc="training") as bar:
+        if not bar.disable:
+            bar.write(trainer.estimate(), file=bar.fp)
+        saved = time.monotonic()
+        while run.step < options.steps and run.waited < options.patience:
+            loss = trainer.advance()
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}{trainer.latest()}", refresh=False)
+            if run.step % options.validate_every == 0 or run.step == options.steps:
+                trainer.validate()
+            if time.monotonic() - saved > SAVE_SECONDS:
+                run.save(checkpoint)
+                saved = time.monotonic()
+    facts = {
+        "steps": run.step, "examples": len(examples.training), "curve": run.curve,
+        "validation_examples": len(examples.validation), "steps_skipped": run.skipped,
+        "validation": min(run.curve, key=lambda point: point["loss"]),
+        "recipe": options.model_dump(mode="json"),
+    }  # fmt: skip
+    facts_tensor = torch.tensor(examples.fingerprints, dtype=torch.long)
+    return Prepared({**run.best, TRAINED_ON: facts_tensor}, facts)
+
+
+TRAINED_ON = "trained_on"
+"""The tensor of an editor's file that holds the fingerprints of all facts it was trained on."""
+
+
+def trained_on(prepared: Prepared, request: Request) -> bool:
+    """Whether *request* asks about a fact that the editor was trained or validated on."""
+    from lmedit.hyper.examples import fingerprint
+
+    known = prepared.tensors.get(TRAINED_ON)
+    return known is not None and bool((known == fingerprint(request)).any())
+
+
+def curves(curve: Sequence[Mapping[str, float]]) -> tuple[Lines, Lines]:
+    """The validations of a training as charts: losses, and shares in percent."""
+    steps = tuple(point["step"] for point in curve)
+
+    def line(name: str, scale: float = 1.0) -> tuple[float, ...]:
+        return tuple(scale * point[name] for point in curve)
+
+    losses = {"edit, NLL": line("edit"), "other texts, KL": line("apart"), "total": line("loss")}
+    shares = {"success": line("success", 100), "kept": line("kept", 100)}
+    return (
+        Lines("Losses on held-out examples", "step", "nats", steps, losses),
+        Lines("Edits that succeed, tokens that stay", "step", "%", steps, shares),
+    )
+
+
+class _Trainer:
+    def __init__(
+        self, lm: Lm, network: Hypernetwork, examples: Examples, options: HyperOptions,
+        groups: Sequence[dict[str, Any]] | None,
+    ) -> None:  # fmt: skip
+        self.lm, self.network, self.examples, self.options = lm, network, examples, options
+        first = min(options.layers or (0,))
+        known = (*examples.training, *examples.validation)
+        self.frozen = Frozen(lm, options.sites(lm), first, known, options.cache_gigabytes)
+        optimiser = torch.optim.Adam(
+            [dict(group) for group in groups or [{"params": list(network.parameters())}]],
+            lr=options.learning_rate,
+        )
+        self.rates = [group["lr"] for group in optimiser.param_groups]
+        self.run = Run(network, optimiser)
+
+    def estimate(self) -> str:
+        """What the training needs, for the person who waits; one step is timed for it."""
+        count = sum(p.numel() for p in self.network.parameters())
+        needed = 16 * count / GIGABYTE + self.options.cache_gigabytes
+        picks = self._picks(self.run.step)
+        for _ in range(2):  # the first fills the memory
+            started = time.monotonic()
+            self._backward(self._loss(picks))
+            seconds = time.monotonic() - started
+        left = self.options.steps - self.run.step
+        return (
+            f"{count / 1e6:.2f} M parameters, {len(self.examples.training)} examples, "
+            f"up to {needed:.1f} GB beside the model; at most {left} steps, "
+            f"about {left * seconds / 60:.0f} min"
+        )
+
+    def latest(self) -> str:
+        """The last validation's scores."""
+        if not self.run.curve:
+            return ""
+        point = self.run.curve[-1]
+        return (
+            f", validation {point['loss']:.3f}, success {100 * point['success']:.0f} %, "
+            f"kept {100 * point['kept']:.0f} %"
+        )
+
+    def advance(self) -> float:
+        """One step; returns the loss. A step whose gradient is not finite changes nothing."""
+        run, options = self.run, self.options
+        run.optimiser.zero_grad()
+        loss = self._loss(self._picks(run.step))
+        if bool(loss.isfinite()):
+            self._backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
+            if bool(norm.isfinite()):
+                for group, rate in zip(run.optimiser.param_groups, self.rates, strict=True):
+                    group["lr"] = rate * self._pace(run.step)
+                run.optimiser.step()
+                self.failed = 0
+                run.step += 1
+                return float(loss.detach())
+        run.step += 1
+        run.skipped += 1
+        self.failed += 1
+        if self.failed >= FAILURES:
+            raise NotPreparedError(
+                f"the training's gradient was not finite for {FAILURES} steps in a row; "
+                "lower learning_rate"
+            )
+        return float(loss.detach())
+
+    failed = 0
+
+    def _loss(self, picks: Sequence[Pick]) -> Tensor:
+        """The mean over the edits of what is made small."""
+        edit, apart, *_ = self._scores(picks)
+        return (self.options.weight_edit * edit + self.options.weight_apart * apart).mean()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradients of the network alone: the model's parameters may ask for some too."""
+        torch.autograd.backward(loss, inputs=list(self.network.parameters()))
+
+    def _pace(self, step: int) -> float:
+        """The learning rate's factor."""
+        options = self.options
+        if step < options.warmup:
+            return (step + 1) / options.warmup
+        return 1 - step / options.steps if options.decay else 1.0
+
+    def _picks(self, step: int) -> list[Pick]:
+        """The examples of a step: a new random order in each pass, the same after a restart."""
+        training, batch = (
+            self.examples.training,
+            min(self.options.batch, len(self.examples.training)),
+        )
+        per_pass = len(training) // batch
+        turn, place = divmod(step, per_pass)
+        draw = random.Random(f"{self.options.seed}:{turn}")  # noqa: S311  (no secret)
+        order = draw.sample(range(len(training)), len(training))
+        chosen = [training[i] for i in order[place * batch : (place + 1) * batch]]
+        draw = random.Random(f"{self.options.seed}:step:{step}")  # noqa: S311
+        return [(e, draw.randrange(len(e.outer)), draw.randrange(len(e.apart))) for e in chosen]
+
+    def _scores(self, picks: Sequence[Pick]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each edit (B,): its loss, the KL on another text, success, and what was kept."""
+        B, device = len(picks), self.lm.device
+        outer = [example.outer[which] for example, which, _ in picks]
+        apart = [example.apart[which] for example, _, which in picks]
+        rows = [*map(ids_of, outer), *map(list, apart)]
+        at = targets_of(outer, device)
+        other = torch.tensor([(i, t) for i, ids in enumerate(apart) for t in range(len(ids))],
+                             device=device)  # fmt: skip
+        log_p_0 = self.frozen.logits(rows[B:], (other[:, 0], other[:, 1])).float().log_softmax(-1)
+        changes = self.network(self._edits([example for example, _, _ in picks]))
+        kept = self.frozen.from_first(rows)
+        edit_of = torch.arange(B, device=device).repeat(2)
+        with in_place(self.lm, changes, edit_of):
+            where = torch.cat([at.rows, B + other[:, 0]]), torch.cat([at.positions, other[:, 1]])
+            log_p = kept.gathered(*where).float().log_softmax(-1)
+        there, elsewhere = log_p[: len(at.rows)], log_p[len(at.rows) :]
+        return (
+            edit_loss(there, at.tokens, at.edit_of, B),
+            locality_loss(elsewhere, log_p_0, other[:, 0], B),
+            all_right(there.detach(), at.tokens, at.edit_of, B),
+            unchanged(elsewhere.detach(), log_p_0, other[:, 0], B),
+        )
+
+    def _edits(self, examples: Sequence[Example]) -> EditBatch:
+        """What the network is given of some edits."""
+        batch = self.lm.batch([[*e.inner[0], *e.inner[1]] for e in examples])
+        return EditBatch(self.frozen.factors(examples), batch.ids, batch.lengths)
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Score the held-out examples, and keep the weights where they are the best so far."""
+        run, found = self.run, []
+        picks = [(example, 0, 0) for example in self.examples.validation]
+        for start in range(0, len(picks), self.options.batch):
+            found.append(torch.stack(self._scores(picks[start : start + self.options.batch])))
+        scores = Scores(*torch.cat(found, dim=1).double().mean(1).tolist())
+        loss = scores.total(self.options.weight_edit, self.options.weight_apart)
+        run.curve.append({"step": run.step, "loss": loss, **asdict(scores)})
+        run.waited += 1
+        if loss < run.best_loss:
+            run.best_loss, run.waited = loss, 0
+            run.best = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
