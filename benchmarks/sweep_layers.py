@@ -119,7 +119,7 @@ def main() -> None:
         for method, row in best.items()
     }  # fmt: skip
     write_json(HERE / "results" / "demo_sweep.json", {"model": lm.digest, "rows": rows})
-    write_json(world("demo").model / TUNED_FILE, tuned)
+    write_json(world("demo").model / TUNED_FILE, {**lm.tuned, **tuned})
     (HERE.parent / "docs" / "demo-sweep.md").write_text(page(rows, count), encoding="utf-8")
     print(page(rows, count))
 

@@ -44,7 +44,7 @@ CLAMP = 4.0
 LONG_SHARE = 0.08
 """Share of the batches with windows of 127 tokens instead of 64."""
 
-UNIT = 3.0
+UNIT = 4.0
 UNIT_HELP = "factor on the residual stream, which makes the fixed steps of edits smaller beside it"
 
 

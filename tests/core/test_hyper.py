@@ -26,11 +26,11 @@ from lmedit.hyper import (
     train,
     trained_on,
 )
-from lmedit.hyper.examples import apart_texts, fingerprint
+from lmedit.hyper.examples import apart_texts, example_of, fingerprint, front_of
 from lmedit.hyper.frozen import Frozen
 from lmedit.hyper.losses import all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import in_place
-from lmedit.hyper.training import _Trainer, curves
+from lmedit.hyper.training import _Trainer, curves, pick
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 from lmedit.types import Case, Probe, Request
 
@@ -173,8 +173,27 @@ def test_examples_are_split_by_fact_and_the_same_every_time() -> None:
     assert 10 <= len(found.validation) <= 12
     inner = {e.inner for e in found.training} & {e.inner for e in found.validation}
     assert not inner
-    assert len(found.training[0].outer) == 2
-    assert len(found.training[0].apart) == 3
+    assert len(found.training[0].outer) == len(found.training[0].apart) == 3
+    assert found.training[0].outer[0] == found.training[0].inner
+    assert len(found.training[0].apart[0]) == 4
+
+
+def test_what_stands_in_front_of_an_edit_stands_in_front_of_other_texts_too() -> None:
+    fronted = case(1, paraphrases=("It rained. Nobody came! The tower 1 was in",))
+    texts = [
+        "A small boat came down the river",
+        "The old city is by the river",
+        "The tower 1 was built in the morning",
+        "A boat went to the river",
+    ]
+    assert apart_texts(fronted) == texts
+    lm = tiny_lm()
+    bare, behind = example_of(lm, fronted).apart
+    assert bare == tuple(tuple(lm.encode(text)) for text in texts)
+    front = "It rained. Nobody came!"
+    assert behind == tuple(tuple(lm.encode(f"{front} {text}")) for text in texts[:3])
+    assert front_of("In 1990. the tower", "the tower") == "In 1990."
+    assert front_of("Where the tower is", "the tower") == front_of("no", "the tower") == ""
 
 
 def test_too_few_cases_are_refused() -> None:
@@ -314,8 +333,8 @@ def test_steps_without_a_finite_gradient_change_nothing(
 def test_what_is_remembered_is_what_would_be_worked_out(lm: Lm) -> None:
     examples = examples_from(lm, CASES, 60, 0).training
     sites = OPTIONS.sites(lm)
-    kept, none = (Frozen(lm, sites, 2, examples, size) for size in (1.0, 0.0))
-    rows = [list(e.apart[0]) for e in examples[:5]]
+    kept, none = (Frozen(lm, sites, 2, size) for size in (1.0, 0.0))
+    rows = [e.apart[0][0] for e in examples[:5]]
     where = torch.arange(5), torch.tensor([len(row) - 1 for row in rows])
     whole = lm.logits(lm.batch(rows))[where]
     for frozen in (kept, kept, none):
@@ -341,16 +360,18 @@ def test_every_example_is_seen_once_in_a_pass(lm: Lm) -> None:
 def test_an_example_alone_scores_as_in_a_batch(lm: Lm) -> None:
     """Examples of several lengths, targets of several tokens."""
     rows = [row_of(lm, *row) for row in ROWS]
-    examples = tuple(Example(row, (row,), (tuple(row[0]),)) for row in rows)
+    examples = tuple(Example(row, (row,), ((row[0],),)) for row in rows)
     trainer = _Trainer(
         lm, Toy(lm, OPTIONS.sites(lm)), Examples(examples, (), ()), OPTIONS, None
     )  # fmt: skip
-    together = torch.stack(trainer._scores([(e, 0, 0) for e in examples]))
-    alone = torch.cat([torch.stack(trainer._scores([(e, 0, 0)])) for e in examples], dim=1)
+    together = torch.stack(trainer._scores([pick(e, 0) for e in examples]))
+    alone = torch.cat([torch.stack(trainer._scores([pick(e, 0)])) for e in examples], dim=1)
     close(together, alone, 1e-4)
     unedited = replace(examples[0])
     expected = loss_of(lm, {}, *unedited.inner)
     nothing = Toy(lm, OPTIONS.sites(lm))
     nothing.rate.data.zero_()
     trainer.network = nothing
-    assert trainer._scores([(unedited, 0, 0)])[0].item() == pytest.approx(float(expected), abs=1e-4)
+    assert trainer._scores([pick(unedited, 0)])[0].item() == pytest.approx(
+        float(expected), abs=1e-4
+    )

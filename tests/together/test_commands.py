@@ -31,7 +31,7 @@ ROW_KEYS = {
 
 def test_methods_lists_every_installed_method(lmedit: Run) -> None:
     listed = json.loads(lmedit("methods", "--json").stdout)
-    assert {"rome", "ft", "ft-l", "kn"} <= {entry["name"] for entry in listed}
+    assert {"rome", "ft", "ft-l", "kn", "mend", "ke"} <= {entry["name"] for entry in listed}
     assert all(entry["state"] == "ok" for entry in listed)
     assert "arxiv.org/abs/2202.05262" in lmedit("methods", "--check").stdout
 
@@ -46,7 +46,7 @@ def test_methods_obeys_lmedit_plugins(lmedit: Run, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("method", "option", "preset"),
     [("rome", "layer", "code"), ("ft", "layer", "code"), ("ft-l", "layer", "code"),
-     ("kn", "steps", "rome")],
+     ("kn", "steps", "rome"), ("mend", "rank", "published"), ("ke", "scale", "published")],
 )  # fmt: skip
 def test_show_names_options_presets_and_hooks(
     lmedit: Run, method: str, option: str, preset: str

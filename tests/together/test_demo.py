@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lmedit.cases import load_cases
+from lmedit.hyper.examples import fingerprint
+from lmedit.models import worlds
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +34,15 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].split()[:6] == ["method", "n", "failed", "S", "ES", "PS"]
-    assert {line.split()[0] for line in lines[1:] if line} >= {"base", "rome", "ft", "ft-l"}
+    assert {line.split()[0] for line in lines[1:] if line} >= {
+        "base",
+        "rome",
+        "ft",
+        "ft-l",
+        "kn",
+        "mend",
+        "ke",
+    }
     assert str(tmp_path / "run") in done.stderr
     assert (tmp_path / "run" / "results.json").is_file()
 
@@ -45,6 +57,36 @@ def test_rome_shows_the_fields_typical_picture(lmedit: Run) -> None:
     assert rome["PS"] >= 95
     assert rome["NS"] >= 88
     assert rome["n_failed"] == 0
+
+
+@pytest.mark.slow
+def test_the_shipped_editors_edit_what_they_were_not_trained_on(lmedit: Run) -> None:
+    found = json.loads(lmedit("compare", "mend", "ke", "--limit", 20, "--json").stdout)
+    assert found["trained_on"] == {"mend": 0, "ke": 0}
+    _, mend, ke = found["rows"]
+    assert mend["ES"] >= 90
+    assert ke["ES"] >= 90
+    assert mend["n_failed"] == ke["n_failed"] == 0
+
+
+def test_no_record_is_evaluated_and_trained_on() -> None:
+    world = worlds()["demo"]
+    assert world.training is not None
+    evaluated, training = (
+        {fingerprint(case.request) for case in load_cases(str(path))}
+        for path in (world.cases, world.training)
+    )
+    assert len(training) > 3000
+    assert not evaluated & training
+
+
+@pytest.mark.slow
+def test_kn_finds_neurons_that_carry_the_fact(lmedit: Run) -> None:
+    found = json.loads(lmedit("locate", "kn", "--probe", *EIFFEL, "--json").stdout)
+    assert found["evidence"]["answer"] == "Paris"
+    assert 1 <= found["evidence"]["after fine"] <= 20
+    assert found["probe"]["silenced, %"] < -10 < found["probe"]["random silenced, %"]
+    assert found["probe"]["doubled, %"] > 5 > found["probe"]["random doubled, %"]
 
 
 @pytest.mark.slow

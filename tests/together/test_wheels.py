@@ -10,10 +10,17 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from small_world import record
 
+BRIEF = {"steps": "2", "validate_every": "1", "batch": "4"}
+TRAINED = {
+    "mend": {"rank": "4", **BRIEF},
+    "ke": {"hidden": "4", "condition": "4", **BRIEF},
+}
+"""Options of the methods that are trained before they edit."""
 ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir())
-METHODS = {"rome": {"rome"}, "ft": {"ft", "ft-l"}, "kn": {"kn"}}
+METHODS = {"rome": {"rome"}, "ft": {"ft", "ft-l"}, "kn": {"kn"}, "mend": {"mend"}, "ke": {"ke"}}
 
 
 def run(*command: object, **environment: str) -> str:
@@ -60,9 +67,14 @@ def test_a_plugin_works_alone_beside_the_core(
     assert {entry["name"]: entry["state"] for entry in found} == dict.fromkeys(
         METHODS[plugin], "ok"
     )
+    small = [part for option in TRAINED.get(plugin, {}).items() for part in ("-o", *option)]
+    if small:
+        training = tmp_path / "training.json"
+        training.write_text(json.dumps([record(n, f"The tower {n}") for n in range(30)]))
+        run(*lmedit, "prepare", plugin, "-m", model, "--corpus", training, *small, **path)
     printed = run(
         *lmedit, "compare", "--cases", cases, "-m", model, "--corpus", text, "--json",
-        "--limit", 1, **path,
+        "--limit", 1, *small, **path,
     )  # fmt: skip
     rows = json.loads(printed)["rows"]
     assert {row["method"] for row in rows} == {"base", *METHODS[plugin]}
@@ -77,5 +89,13 @@ def test_every_plugin_is_in_this_test() -> None:
 def test_the_demos_wheel_holds_the_world(wheels: Path) -> None:
     (wheel,) = wheels.glob("lmedit_demo-*.whl")
     listed = run(sys.executable, "-m", "zipfile", "-l", wheel)
-    for file in ("model/model.safetensors", "model/tokenizer.json", "counterfact.json", "text.txt"):
+    for file in (
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "counterfact.json",
+        "text.txt",
+        "training.json",
+        "model/lmedit-prepared/mend.safetensors",
+        "model/lmedit-prepared/ke.safetensors",
+    ):
         assert f"lmedit_demo/{file}" in listed

@@ -70,7 +70,7 @@ class Kept:
     def logits(self, at: Sequence[int]) -> Tensor:
         """Next-token logits (B, len(at), V) at the positions *at*, running blocks >= layer."""
         keep = torch.tensor(at, device=self.lm.device)
-        with self._lower_blocks_skipped():
+        with self.lower_blocks_skipped():
             logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
         return logits
 
@@ -94,12 +94,12 @@ class Kept:
         def at_places(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
             return forward(hidden[rows, positions][None])
 
-        with self._lower_blocks_skipped(), wrapped(head, at_places):
+        with self.lower_blocks_skipped(), wrapped(head, at_places):
             logits: Tensor = self.lm.model(**self.inputs).logits
         return logits[0]
 
     @contextmanager
-    def _lower_blocks_skipped(self) -> Iterator[None]:
+    def lower_blocks_skipped(self) -> Iterator[None]:
         """Blocks below `layer` give out what was kept, without computing."""
         with ExitStack() as skipping:
             for layer in range(self.layer):
@@ -117,13 +117,18 @@ class Entering:
 
 
 @torch.no_grad()
-def enter(lm: Lm, rows: Sequence[Sequence[int]], layer: int) -> list[Entering]:
-    """Run *rows* of ids up to block *layer* (the number of blocks: up to the last norm)."""
-    batch = lm.batch(rows)
+def enter(
+    lm: Lm, rows: Sequence[Sequence[int]], layer: int, start: Kept | None = None
+) -> list[Entering]:
+    """Run *rows* of ids up to block *layer* (the number of blocks: up to the last norm).
+
+    *start* are the same rows ready to run from a lower block on, so that less is run.
+    """
     if layer == 0:
         return [Entering(torch.empty(len(row), 0), None) for row in rows]
-    with captured(lm.block(layer - 1), stop=True) as box:
-        lm.logits(batch)
+    start = start or resume(lm, rows, 0, [])
+    with captured(lm.block(layer - 1), stop=True) as box, start.lower_blocks_skipped():
+        lm.model(**start.inputs)
     others = box.whole[1:] if isinstance(box.whole, tuple) else None
     return [
         Entering(hidden[: len(row)].clone(), others)
@@ -135,17 +140,19 @@ def resume(lm: Lm, rows: Sequence[Sequence[int]], layer: int, entering: Sequence
     """Rows that `enter` ran, ready to be run from block *layer* on, in any company."""
     batch = lm.batch(rows)
     shape = batch.ids.shape[0], batch.ids.shape[1]
-    hidden = entering[0].hidden.new_zeros(*shape, entering[0].hidden.shape[-1])
-    for i, each in enumerate(entering):
-        hidden[i, : len(each.hidden)] = each.hidden
-    others = entering[0].others
-    whole = hidden if others is None else (hidden, *others)
+    whole: tuple[Any, ...] | Tensor | None = None
+    if layer:
+        first = entering[0]
+        hidden = first.hidden.new_zeros(*shape, first.hidden.shape[-1])
+        for i, each in enumerate(entering):
+            hidden[i, : len(each.hidden)] = each.hidden
+        whole = hidden if first.others is None else (hidden, *first.others)
     positions = torch.arange(shape[1], device=lm.device).expand(shape)
     inputs = {
         "input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "use_cache": False,
         **_positions(lm, positions),
     }  # fmt: skip
-    return Kept(lm, layer, inputs, shape, whole if layer else None)
+    return Kept(lm, layer, inputs, shape, whole)
 
 
 @torch.no_grad()

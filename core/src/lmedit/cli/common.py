@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.errors import RequestError, UnknownNameError
+from lmedit.errors import NotPreparedError, RequestError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,11 +102,13 @@ def editors_for(
     seed: int,
     corpora: Sequence[str] = (),
     download: bool = False,
+    lenient: bool = False,
 ) -> list[Editor]:
     """Editors of *methods* for *lm*, from what was prepared; statistics are made on the spot.
 
     A method that is trained on cases is never trained here: that takes long, and has a command.
-    Raises `NotPreparedError` where nothing was prepared and no text is named.
+    Raises `NotPreparedError` where nothing was prepared and no text is named; if *lenient*, such
+    a method is left out, with a note.
     """
     from lmedit.options import build_options, for_methods
     from lmedit.pipeline import prepare, prepared_path, ready
@@ -118,7 +120,12 @@ def editors_for(
     for loaded in methods:
         chosen, found = options[loaded.name], material[loaded.name]
         if found is None or loaded.method.prepares_on == "cases":
-            editors.append(ready(loaded, lm, chosen, found))
+            try:
+                editors.append(ready(loaded, lm, chosen, found))
+            except NotPreparedError as error:
+                if not lenient:
+                    raise
+                note(f"left out: {error}")
             continue
         if not prepared_path(loaded, lm, chosen, found).is_file():
             note(f"{loaded.name}: preparing on {found.name}, once for this model")

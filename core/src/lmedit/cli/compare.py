@@ -106,5 +106,8 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
         click.echo("\n\n".join("\n".join(part) for part in parts if part))
     for line in failures(results["rows"]):
         note(line)
+    for name, count in results["trained_on"].items():
+        if count:
+            note(f"{name} was trained on {count} of these {results['cases']['n']} cases")
     if results.get("published"):
         note(f"published: {results['published']['source']}")

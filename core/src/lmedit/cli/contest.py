@@ -119,7 +119,7 @@ def contest_of(chosen: Chosen) -> Contest:
     regime = _regime(chosen, cases)
     prepared = partial(editors_for, lm, seed=chosen.seed, corpora=chosen.corpora,
                        download=chosen.download)  # fmt: skip
-    editors = prepared(methods, chosen.pairs)
+    editors = prepared(methods, chosen.pairs, lenient=not chosen.names)
     baselines = _baselines(chosen, lm, prepared)
     scoring = scoring_of(
         lm, chosen.groups, chosen.heldout, chosen.heldout_lines, chosen.references, chosen.seed

@@ -102,7 +102,7 @@ def pile_up(
     full = {name: heights[-1].outcomes for name, heights in piles.items()
             if heights[-1].size == len(good)}  # fmt: skip
     return {
-        **heading(lm, cases, seed, scoring),
+        **heading(lm, cases, seed, scoring, entrants),
         "regime": asdict(regime),
         "rows": rows,
         "curve": [

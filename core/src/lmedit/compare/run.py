@@ -23,6 +23,7 @@ from lmedit.compare.memory import peak_memory
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError, RequestError
+from lmedit.hyper.training import trained_on
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, worst
 
@@ -95,18 +96,28 @@ def compare(
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
     return {
-        **heading(lm, cases, seed, scoring),
+        **heading(lm, cases, seed, scoring, entrants),
         "rows": [summary_row(e.name, full[e.name], e.editor) for e in entrants],
         "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
     }
 
 
-def heading(lm: Lm, cases: CaseSet, seed: int, scoring: Scoring) -> dict[str, Any]:
-    """What was compared on what, and how: the head of every results object."""
+def heading(
+    lm: Lm, cases: CaseSet, seed: int, scoring: Scoring, entrants: Sequence[Entrant]
+) -> dict[str, Any]:
+    """What was compared on what, and how: the head of every results object.
+
+    `trained_on` counts, for each method that is trained, the cases that were in its training.
+    """
+    seen = {
+        e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
+        for e in entrants if e.editor and e.editor.loaded.method.prepares_on == "cases"
+    }  # fmt: skip
     return {
         "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,
+        "trained_on": seen,
         "protocol": protocol(scoring.groups),
     }
 

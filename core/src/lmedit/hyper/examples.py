@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 Ids = tuple[int, ...]
 Row = tuple[Ids, Ids]
 """Ids of a prompt, and of what follows it."""
-APART = 3
-"""Other texts of a case that are used at most."""
+APART, FRONTED = 4, 3
+"""Other texts of a case that are used at most, as they are and with something in front."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One case as token ids: the edit, how else it may be asked for, what must not change.
 
-    `inner` is the request's prompt and new answer, which the edit is made from; `outer` are its
-    paraphrases (or itself) with the same answer; `apart` are texts about something else.
+    `inner` is the request's prompt and new answer, which the edit is made from; `outer` are that
+    and its paraphrases with the same answer; `apart` has for each of them texts about something
+    else.
     """
 
     inner: Row
     outer: tuple[Row, ...]
-    apart: tuple[Ids, ...]
+    apart: tuple[tuple[Ids, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,34 @@ def apart_texts(case: Case) -> list[str]:
     true = case.request.target_true
     near = [f"{prompt} {true}" for prompt in case.neighbours] if true else []
     other = [f"{probe.prompt} {probe.answer}" for probe in (*case.relations, *case.locality)]
-    return [*near[:2], *other[:2], *near[2:], *other[2:]][:APART]
+    return [*near[:2], *other[:1], *near[2:], *other[1:]][:APART]
+
+
+def front_of(text: str, subject: str) -> str:
+    """The sentences of *text* before the one with *subject* in it; empty where there is none."""
+    before = text[: max(0, text.find(subject))]
+    end = max(before.rfind(mark) for mark in ".!?\n")
+    return before[: end + 1]
 
 
 def example_of(lm: Lm, case: Case) -> Example:
-    """The token ids of *case*."""
-    new = case.request.target_new
-    outer = case.paraphrases or (case.request.text,)
+    """The token ids of *case*.
+
+    What stands in front of a paraphrase also stands in front of its other texts: else a network
+    could tell edits from other texts by it (in CounterFact paraphrases have a sentence in front,
+    neighbours have none).
+    """
+    new, texts = case.request.target_new, apart_texts(case)
+    asked = (case.request.text, *case.paraphrases)
+    apart = []
+    for prompt in asked:
+        front = front_of(prompt, case.request.subject)
+        beside = [f"{front} {text}" for text in texts[:FRONTED]] if front else texts
+        apart.append(tuple(tuple(lm.encode(text)) for text in beside))
     return Example(
         row_of(lm, case.request.text, new),
-        tuple(row_of(lm, prompt, new) for prompt in outer),
-        tuple(tuple(lm.encode(text)) for text in apart_texts(case)),
+        tuple(row_of(lm, prompt, new) for prompt in asked),
+        tuple(apart),
     )
 
 

@@ -11,25 +11,23 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from lmedit.hyper.factors import cut, factors_of, stacked
+from lmedit.hyper.factors import Factors, cut, factors_of, stacked
 from lmedit.hyper.losses import edit_loss
 from lmedit.replay import enter, resume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from lmedit.hyper.examples import Example, Row
-    from lmedit.hyper.factors import Factors
+    from lmedit.hyper.examples import Example, Ids, Row
     from lmedit.models import Lm
-    from lmedit.replay import Entering, Kept
+    from lmedit.replay import Kept
     from lmedit.types import Site
 
 GIGABYTE = 1024**3
-GROUP = 16
-"""Texts that are run together, those of about one length."""
-Ids = tuple[int, ...]
+GROUP = 32
+"""Texts that are run together at most."""
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -57,65 +55,58 @@ def targets_of(rows: Sequence[Row], device: torch.device) -> Targets:
     return Targets(i, positions, tokens, i)
 
 
-def ids_of(row: Row) -> list[int]:
+def ids_of(row: Row) -> Ids:
     """What is run of a prompt and a target: all but the last token."""
     prompt, target = row
-    return [*prompt, *target[:-1]]
+    return (*prompt, *target[:-1])
 
 
 class Frozen:
     """A model and the matrices that are edited in it, with the memory of what it gave."""
 
-    def __init__(
-        self, lm: Lm, sites: Sequence[Site], first: int, examples: Sequence[Example],
-        gigabytes: float,
-    ) -> None:  # fmt: skip
-        """*first* is the lowest edited block; at most *gigabytes* are kept of *examples*."""
+    def __init__(self, lm: Lm, sites: Sequence[Site], first: int, gigabytes: float) -> None:
+        """*first* is the lowest edited block; at most *gigabytes* are kept."""
         self.lm, self.sites, self.first = lm, tuple(sites), first
-        apart = {tuple(ids) for example in examples for ids in example.apart}
-        outer = {tuple(ids_of(row)) for example in examples for row in example.outer}
-        wide = 4 * sum(sum(lm.weight(site).shape) for site in self.sites)
-        state = lm.hidden_size * lm.working_dtype.itemsize
-        room = gigabytes * GIGABYTE
-
-        def memory(
-            items: Iterable[Item], work: Callable[[list[Item]], list[Value]], size: float,
-            length: Callable[[Item], int],
-        ) -> _Memory[Item, Value]:  # fmt: skip
-            nonlocal room
-            ordered = sorted(items, key=lambda item: (length(item), repr(item)))
-            needed = size * sum(map(length, ordered))
-            kept = ordered if needed <= room else []
-            room -= needed if kept else 0
-            return _Memory(work, kept)
-
-        def entering(layer: int) -> Callable[[list[Ids]], list[Entering]]:
-            return lambda rows: enter(lm, rows, layer)
-
-        self._entering = memory(outer | apart, entering(first), state, len)
-        self._leaving = memory(apart, entering(lm.n_layers), state, len)
-        self._known = memory(
-            examples, self._gradients, wide, lambda e: len(e.inner[0]) + len(e.inner[1])
+        room = _Room(gigabytes * GIGABYTE)
+        self._entering: _Memory[Ids, Entering] = _Memory(
+            lambda rows: enter(lm, rows, first), lambda states: states.hidden.nbytes, room
         )
+        self._leaving: _Memory[Ids, Entering] = _Memory(
+            lambda rows: enter(lm, rows, lm.n_layers, self.from_first(rows)),
+            lambda states: states.hidden.nbytes, room,
+        )  # fmt: skip
+        self._known = _Memory(self._gradients, _bytes_of, room)
 
-    def from_first(self, rows: Sequence[list[int]]) -> Kept:
+    def expect(
+        self, outer: Sequence[Ids], apart: Sequence[Ids], examples: Sequence[Example]
+    ) -> None:
+        """Note that a training asked for these together, without working anything out."""
+        self._leaving.note(apart)
+        self._entering.note(apart)
+        self._known.note(examples)
+        self._entering.note([*outer, *apart])
+
+    def from_first(self, rows: Sequence[Ids]) -> Kept:
         """*rows* ready to run from the first edited block on."""
-        states = self._entering.of([tuple(row) for row in rows])
-        return resume(self.lm, rows, self.first, states)
+        return resume(self.lm, rows, self.first, self._entering.of(rows))
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[list[int]], where: tuple[Tensor, Tensor]) -> Tensor:
+    def logits(self, rows: Sequence[Ids], where: tuple[Tensor, Tensor]) -> Tensor:
         """The unedited model's logits (n, V) at the places *where* (rows, positions)."""
-        states = self._leaving.of([tuple(row) for row in rows])
+        states = self._leaving.of(rows)
         return resume(self.lm, rows, self.lm.n_layers, states).gathered(*where)
 
     def factors(self, examples: Sequence[Example]) -> dict[Site, Factors]:
         """The gradient factors of the examples' edits, as one batch."""
-        return stacked(self._known.of(list(examples)))
+        return stacked(self._known.of(examples))
 
-    def _gradients(self, examples: list[Example]) -> list[dict[Site, Factors]]:
+    def _gradients(self, examples: Sequence[Example]) -> list[dict[Site, Factors]]:
         found = edit_factors(self.lm, self.sites, [e.inner for e in examples], self.first)
         return [{site: cut(each, i) for site, each in found.items()} for i in range(len(examples))]
+
+
+def _bytes_of(factors: dict[Site, Factors]) -> int:
+    return sum(f.x.nbytes + f.delta.nbytes for f in factors.values())
 
 
 def edit_factors(
@@ -136,24 +127,53 @@ def edit_factors(
     return factors_of(lm, sites, len(rows), loss)
 
 
-class _Memory(Generic[Item, Value]):
-    """Values of items, worked out in fixed groups when first asked for, and kept.
+@dataclass
+class _Room:
+    """Bytes that may still be kept."""
 
-    The groups do not depend on what is asked for when, so neither do the values' last bits. What
-    is not kept is worked out anew each time.
+    left: float
+
+    def take(self, size: float) -> bool:
+        """Take *size* bytes if they are there."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+class _Memory(Generic[Item, Value]):
+    """Values of items, worked out together with those that were first asked for with them.
+
+    So a value's last bits depend on what was asked for first, never on what is still kept: a
+    training that goes on after an interruption, and notes what it asked for before, finds the same
+    values. What has no room is worked out anew each time.
     """
 
-    def __init__(self, work: Callable[[list[Item]], list[Value]], kept: Sequence[Item]) -> None:
-        self.work = work
-        self.groups = [list(kept[i : i + GROUP]) for i in range(0, len(kept), GROUP)]
-        self.group_of = {item: i for i, group in enumerate(self.groups) for item in group}
+    def __init__(
+        self, work: Callable[[Sequence[Item]], Sequence[Value]], size: Callable[[Value], int],
+        room: _Room,
+    ) -> None:  # fmt: skip
+        self.work, self.size, self.room = work, size, room
+        self.groups: list[list[Item]] = []
+        self.group_of: dict[Item, int] = {}
         self.values: dict[Item, Value] = {}
+
+    def note(self, items: Sequence[Item]) -> None:
+        """Make a group of those *items* that are in none."""
+        new = [item for item in dict.fromkeys(items) if item not in self.group_of]
+        for start in range(0, len(new), GROUP):
+            group = new[start : start + GROUP]
+            self.group_of |= dict.fromkeys(group, len(self.groups))
+            self.groups.append(group)
 
     def of(self, items: Sequence[Item]) -> list[Value]:
         """The values of *items*."""
-        if not all(item in self.group_of for item in items):
-            return self.work(list(items))
+        self.note(items)
+        fresh: dict[Item, Value] = {}
         for number in sorted({self.group_of[i] for i in items if i not in self.values}):
             group = self.groups[number]
-            self.values |= dict(zip(group, self.work(group), strict=True))
-        return [self.values[item] for item in items]
+            found = dict(zip(group, self.work(group), strict=True))
+            fresh |= found
+            if self.room.take(sum(map(self.size, found.values()))):
+                self.values |= found
+        return [self.values.get(item) or fresh[item] for item in items]

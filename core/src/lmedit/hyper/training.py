@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from lmedit.errors import NotPreparedError
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import EditBatch, in_place
+from lmedit.hyper.run import Run
 from lmedit.types import Lines, Prepared
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.artifacts import Checkpoint
-    from lmedit.hyper.examples import Example, Examples
+    from lmedit.hyper.examples import Example, Examples, Ids, Row
     from lmedit.hyper.network import Hypernetwork
     from lmedit.hyper.options import HyperOptions
     from lmedit.models import Lm
@@ -35,57 +35,15 @@ FAILURES = 10
 PRIMING = 200
 """Training edits that a network may look at before the training, to normalise by."""
 
-Pick = tuple["Example", int, int]
-"""An example, and which of its paraphrases and of its other texts is taken."""
+Pick = tuple["Example", "Row", "Ids"]
+"""An example, and which of its paraphrases and of the other texts that go with it is taken."""
 
 
-@dataclass
-class Run:
-    """A training in progress; all that a checkpoint keeps."""
-
-    network: Hypernetwork
-    optimiser: torch.optim.Adam
-    step: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_loss: float = math.inf
-    waited: int = 0
-    skipped: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything of a checkpoint that is a tensor."""
-        found = {f"now.{name}": t for name, t in self.network.state_dict().items()}
-        found |= {f"best.{name}": t for name, t in self.best.items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            found |= {f"adam.{number}.{name}": t for name, t in state.items()}
-        return found
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Keep the state."""
-        names = ("step", "best_loss", "waited", "skipped", "curve")
-        checkpoint.save(self.tensors(), {name: getattr(self, name) for name in names})
-
-    def load(self, checkpoint: Checkpoint) -> bool:
-        """Take up a kept state; False where there is none."""
-        found = checkpoint.load()
-        if found is None:
-            return False
-        tensors, facts = found
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        self.network.load_state_dict(parts["now"])
-        self.best = parts["best"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["adam"].items():
-            number, _, rest = name.partition(".")
-            state.setdefault(int(number), {})[rest] = tensor
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        for name, value in facts.items():
-            setattr(self, name, value)
-        return True
+def pick(example: Example, number: int) -> Pick:
+    """One of an example's combinations, all of them in turn as *number* counts up."""
+    turn, which = divmod(number, len(example.outer))
+    beside = example.apart[which]
+    return example, example.outer[which], beside[turn % len(beside)]
 
 
 def train(
@@ -99,7 +57,9 @@ def train(
     """
     trainer = _Trainer(lm, network.to(lm.device), examples, options, groups)
     run = trainer.run
-    if not run.load(checkpoint):
+    if run.load(checkpoint):
+        trainer.recall()
+    else:
         network.prime(trainer.frozen.factors(examples.training[:PRIMING]))
         trainer.validate()
         run.save(checkpoint)
@@ -160,14 +120,29 @@ class _Trainer:
     ) -> None:  # fmt: skip
         self.lm, self.network, self.examples, self.options = lm, network, examples, options
         first = min(options.layers or (0,))
-        known = (*examples.training, *examples.validation)
-        self.frozen = Frozen(lm, options.sites(lm), first, known, options.cache_gigabytes)
+        self.frozen = Frozen(lm, options.sites(lm), first, options.cache_gigabytes)
         optimiser = torch.optim.Adam(
             [dict(group) for group in groups or [{"params": list(network.parameters())}]],
             lr=options.learning_rate,
         )
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.run = Run(network, optimiser)
+
+    def recall(self) -> None:
+        """Note all that the training asked for before it was interrupted, in its order."""
+        asked = [self._picks(step) for step in range(self.run.step)]
+        self.frozen.expect((), (), self.examples.training[:PRIMING])
+        for picks in [*self._validation(), *asked]:
+            self.frozen.expect(
+                [ids_of(row) for _, row, _ in picks], [ids for *_, ids in picks],
+                [example for example, *_ in picks],
+            )  # fmt: skip
+
+    def _validation(self) -> list[list[Pick]]:
+        """The held-out examples in batches, each with one of its combinations."""
+        picks = [pick(example, i) for i, example in enumerate(self.examples.validation)]
+        size = self.options.batch
+        return [picks[start : start + size] for start in range(0, len(picks), size)]
 
     def estimate(self) -> str:
         """What the training needs, for the person who waits; one step is timed for it."""
@@ -250,14 +225,13 @@ class _Trainer:
         order = draw.sample(range(len(training)), len(training))
         chosen = [training[i] for i in order[place * batch : (place + 1) * batch]]
         draw = random.Random(f"{self.options.seed}:step:{step}")  # noqa: S311
-        return [(e, draw.randrange(len(e.outer)), draw.randrange(len(e.apart))) for e in chosen]
+        return [pick(example, draw.randrange(1 << 30)) for example in chosen]
 
     def _scores(self, picks: Sequence[Pick]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For each edit (B,): its loss, the KL on another text, success, and what was kept."""
         B, device = len(picks), self.lm.device
-        outer = [example.outer[which] for example, which, _ in picks]
-        apart = [example.apart[which] for example, _, which in picks]
-        rows = [*map(ids_of, outer), *map(list, apart)]
+        outer, apart = [row for _, row, _ in picks], [ids for _, _, ids in picks]
+        rows = [*map(ids_of, outer), *apart]
         at = targets_of(outer, device)
         other = torch.tensor([(i, t) for i, ids in enumerate(apart) for t in range(len(ids))],
                              device=device)  # fmt: skip
@@ -284,10 +258,8 @@ class _Trainer:
     @torch.no_grad()
     def validate(self) -> None:
         """Score the held-out examples, and keep the weights where they are the best so far."""
-        run, found = self.run, []
-        picks = [(example, 0, 0) for example in self.examples.validation]
-        for start in range(0, len(picks), self.options.batch):
-            found.append(torch.stack(self._scores(picks[start : start + self.options.batch])))
+        run = self.run
+        found = [torch.stack(self._scores(picks)) for picks in self._validation()]
         scores = Scores(*torch.cat(found, dim=1).double().mean(1).tolist())
         loss = scores.total(self.options.weight_edit, self.options.weight_apart)
         run.curve.append({"step": run.step, "loss": loss, **asdict(scores)})

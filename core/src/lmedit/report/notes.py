@@ -66,8 +66,16 @@ def setups(run: Run) -> str:
 
 def notes(run: Run) -> str:
     """What a careful reader should know before quoting a number of this page."""
-    told = [*_already(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
+    told = [*_already(run), *_trained(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
     return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
+
+
+def _trained(run: Run) -> list[str]:
+    """Which methods were trained on some of these cases."""
+    return [
+        f"{method} was trained on {count} of these cases; its scores are too good by that."
+        for method, count in run.results.trained_on.items() if count
+    ]  # fmt: skip
 
 
 def _already(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lmedit.compare.measures import ordered
 from lmedit.compare.store import FILE, RunStore, Stored
@@ -99,6 +99,7 @@ class Results(Lenient):
     curve: list[Point] = []
     differences: list[Difference] = []
     published: Published | None = None
+    trained_on: dict[str, int] = Field(default_factory=dict)
 
 
 class Fact(Lenient):
