@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lmedit.hyper.examples import Example, Ids, Row
     from lmedit.models import Lm
-    from lmedit.replay import Kept
+    from lmedit.replay import Entering, Kept
     from lmedit.types import Site
 
 GIGABYTE = 1024**3
