@@ -270,6 +270,47 @@ def test_training_lowers_the_loss_and_keeps_the_best(lm: Lm, tmp_path: Path) -> 
     assert len(shares.series["success"]) == 4
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_gradients_of_parts_add_up(lm: Lm, at_once: int) -> None:
+    examples = examples_from(lm, CASES, 60, 0)
+    found = []
+    for size in (None, at_once):
+        options = OPTIONS.model_copy(update={"at_once": size})
+        trainer = _Trainer(lm, Toy(lm, options.sites(lm)), examples, options, None)
+        loss = trainer._gradient(trainer._picks(0))
+        found.append((loss, [p.grad for p in trainer.network.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        close(one, other, 1e-4)
+
+
+def test_a_step_that_does_not_fit_is_taken_in_halves(
+    lm: Lm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = examples_from(lm, CASES, 60, 0)
+    trainer = _Trainer(lm, Toy(lm, OPTIONS.sites(lm)), examples, OPTIONS, None)
+    whole = trainer._gradient(trainer._picks(0))
+    backward, sizes = _Trainer._backward, []
+
+    def fits(self: _Trainer, picks: Any, share: float = 1.0) -> float:
+        sizes.append(len(picks))
+        if len(picks) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(self, picks, share)
+
+    monkeypatch.setattr(_Trainer, "_backward", fits)
+    assert trainer._gradient(trainer._picks(0)) == pytest.approx(whole, abs=1e-5)
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert trainer.at_once == 1
+
+
+def test_the_base_may_be_in_half_precision(tmp_path: Path) -> None:
+    half = tiny_family("gpt2", torch.bfloat16)
+    prepared = trained(half, tmp_path, OPTIONS.model_copy(update={"steps": 8}))
+    assert prepared.tensors["rate"].dtype == torch.float32
+    assert len(prepared.facts["curve"]) == 2
+
+
 class Killed(Exception):
     """What ends a training in the middle."""
 

@@ -45,10 +45,13 @@ class KeptLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """The kept tensors with the new ones behind; nothing is stored.
 
-        One kept row serves as many new ones as there are.
+        Kept rows serve as many times as many new ones, over and over in their order.
         """
         del args, kwargs
-        keys, values = (t.expand(key_states.shape[0], -1, -1, -1) for t in self.kept)
+        times = key_states.shape[0] // self.kept[0].shape[0]
+        keys, values = self.kept
+        if times > 1:
+            keys, values = (t[None].expand(times, *t.shape).flatten(0, 1) for t in (keys, values))
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
@@ -75,14 +78,14 @@ class Kept:
         return logits
 
     def repeated(self, count: int) -> Kept:
-        """The only row of a replay from block 0, *count* times."""
-        if self.shape[0] != 1 or self.layer:
-            raise ValueError(f"one row run from block 0 can be repeated, not {self.shape[0]}")
+        """The rows of a replay from block 0, *count* times one after the other."""
+        if self.layer:
+            raise ValueError(f"rows run from block 0 can be repeated, not from {self.layer}")
         inputs = {
             name: torch.cat([value] * count) if isinstance(value, torch.Tensor) else value
             for name, value in self.inputs.items()
         }
-        return Kept(self.lm, 0, inputs, (count, self.shape[1]), None)
+        return Kept(self.lm, 0, inputs, (count * self.shape[0], self.shape[1]), None)
 
     def gathered(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Next-token logits (n, V) at the places (row, position), (n,) each.

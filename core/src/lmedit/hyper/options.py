@@ -43,6 +43,10 @@ class HyperOptions(Options):
     checkpoint: str | None = Field(
         default=None, description="a published editor's file, taken over instead of a training"
     )
+    at_once: int | None = Field(
+        default=None, ge=1, description="edits of a step in one pass, their gradients are summed; "
+        "null: all; halved where memory ends",
+    )  # fmt: skip
     cache_gigabytes: float = Field(
         default=4.0, ge=0, description="memory for what the frozen blocks give for each case"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from lmedit.errors import NotPreparedError
+from lmedit.fitting import is_out_of_memory
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import EditBatch, in_place
@@ -82,8 +84,8 @@ def train(
         "validation": min(run.curve, key=lambda point: point["loss"]),
         "recipe": options.model_dump(mode="json"),
     }  # fmt: skip
-    facts_tensor = torch.tensor(examples.fingerprints, dtype=torch.long)
-    return Prepared({**run.best, TRAINED_ON: facts_tensor}, facts)
+    known = torch.tensor(examples.fingerprints, dtype=torch.long)
+    return Prepared({**run.best, TRAINED_ON: known}, facts)
 
 
 TRAINED_ON = "trained_on"
@@ -127,6 +129,7 @@ class _Trainer:
         )
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.run = Run(network, optimiser)
+        self.at_once = options.at_once or options.batch
 
     def recall(self) -> None:
         """Note all that the training asked for before it was interrupted, in its order."""
@@ -151,7 +154,7 @@ class _Trainer:
         picks = self._picks(self.run.step)
         for _ in range(2):  # the first fills the memory
             started = time.monotonic()
-            self._backward(self._loss(picks))
+            self._backward(picks)
             seconds = time.monotonic() - started
         left = self.options.steps - self.run.step
         return (
@@ -173,27 +176,37 @@ class _Trainer:
     def advance(self) -> float:
         """One step; returns the loss. A step whose gradient is not finite changes nothing."""
         run, options = self.run, self.options
-        run.optimiser.zero_grad()
-        loss = self._loss(self._picks(run.step))
-        if bool(loss.isfinite()):
-            self._backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
-            if bool(norm.isfinite()):
-                for group, rate in zip(run.optimiser.param_groups, self.rates, strict=True):
-                    group["lr"] = rate * self._pace(run.step)
-                run.optimiser.step()
-                self.failed = 0
-                run.step += 1
-                return float(loss.detach())
+        loss = self._gradient(self._picks(run.step))
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
+        finite = math.isfinite(loss) and bool(norm.isfinite())
+        if finite:
+            for group, rate in zip(run.optimiser.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self._pace(run.step)
+            run.optimiser.step()
         run.step += 1
-        run.skipped += 1
-        self.failed += 1
+        run.skipped += not finite
+        self.failed = 0 if finite else self.failed + 1
         if self.failed >= FAILURES:
             raise NotPreparedError(
                 f"the training's gradient was not finite for {FAILURES} steps in a row; "
                 "lower learning_rate"
             )
-        return float(loss.detach())
+        return loss
+
+    def _gradient(self, picks: Sequence[Pick]) -> float:
+        """The loss of a step's edits, with its gradient in the network; halved where memory ends.
+
+        The gradients of the passes add up to that of the whole step.
+        """
+        while True:
+            self.run.optimiser.zero_grad()
+            try:
+                parts = [picks[i : i + self.at_once] for i in range(0, len(picks), self.at_once)]
+                return sum(self._backward(part, len(part) / len(picks)) for part in parts)
+            except (RuntimeError, MemoryError) as error:
+                if self.at_once == 1 or not is_out_of_memory(error):
+                    raise
+                self.at_once = (self.at_once + 1) // 2
 
     failed = 0
 
@@ -202,9 +215,14 @@ class _Trainer:
         edit, apart, *_ = self._scores(picks)
         return (self.options.weight_edit * edit + self.options.weight_apart * apart).mean()
 
-    def _backward(self, loss: Tensor) -> None:
-        """Gradients of the network alone: the model's parameters may ask for some too."""
+    def _backward(self, picks: Sequence[Pick], share: float = 1.0) -> float:
+        """Add a share of the gradient of these edits' loss; returns that share of the loss.
+
+        Gradients of the network alone: the model's parameters may ask for some too.
+        """
+        loss = share * self._loss(picks)
         torch.autograd.backward(loss, inputs=list(self.network.parameters()))
+        return float(loss.detach())
 
     def _pace(self, step: int) -> float:
         """The learning rate's factor."""

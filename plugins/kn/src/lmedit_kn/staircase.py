@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 
 from lmedit.fitting import in_parts
 from lmedit.replay import keep
-from lmedit.trace import first, wrapped
+from lmedit.staircase import climbing
 from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 
@@ -66,14 +67,14 @@ class _Climb:
         for layer, t in stairs:
             points.setdefault(layer, []).append(t)
         steps: dict[int, tuple[Tensor, Tensor]] = {}
+        joining = [len(points.get(layer, ())) for layer in range(self.lm.n_layers)]
+        alive = list(accumulate(joining, initial=1))[1:]
+        total = 1 + len(stairs)
         with ExitStack() as stack:
-            rows = 1
-            for layer in range(self.lm.n_layers):
-                rows += len(points.get(layer, ()))
-                stack.enter_context(wrapped(self.lm.block(layer), _rows_of(rows, 1 + len(stairs))))
-                if layer in points:
-                    stack.enter_context(self._scaled(layer, points[layer], steps))
-            logits = self.repeated(1 + len(stairs)).logits([0])[:, 0]
+            stack.enter_context(climbing(self.lm, alive, total))
+            for layer, at in points.items():
+                stack.enter_context(self._scaled(layer, at, steps))
+            logits = self.repeated(total).logits([0])[:, 0]
         p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
         self.probability = float(p[0].detach())
         leaves = [leaf for _, leaf in steps.values()]
@@ -97,28 +98,3 @@ class _Climb:
             return torch.cat([rows[: -len(points)], leaf]).reshape(x.shape)
 
         return changed_activation(self.lm, layer, self.site, scale)
-
-
-def _rows_of(rows: int, all_rows: int) -> Callable[..., Any]:
-    """Run a block on its first *rows* alone; the others are given the clean row's output."""
-
-    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        taken = [_taken(value, rows, all_rows) for value in args]
-        named = {name: _taken(value, rows, all_rows) for name, value in kwargs.items()}
-        output = forward(*taken, **named)
-        main = first(output)
-        waiting = main[:1].detach().expand(all_rows - rows, *main.shape[1:])
-        padded = torch.cat([main, waiting])
-        return (padded, *output[1:]) if isinstance(output, tuple) else padded
-
-    return run
-
-
-def _taken(value: Any, rows: int, all_rows: int) -> Any:
-    """The part of an argument that belongs to the first *rows* of *all_rows*."""
-    if isinstance(value, tuple):
-        return tuple(_taken(part, rows, all_rows) for part in value)
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] % all_rows == 0:
-        # ALiBi's biases have one entry for each row and head.
-        return value[: value.shape[0] // all_rows * rows]
-    return value
