@@ -22,6 +22,7 @@ from lmedit import (
     Method,
     Options,
     Prepared,
+    Probed,
     Request,
     Site,
     Update,
@@ -160,9 +161,9 @@ class WrongInPrepare(Nudge):
 class WrongInProbe(Nudge):
     @hookimpl
     @staticmethod
-    def edit_probe(lm: Lm) -> dict[str, float]:
+    def edit_probe(lm: Lm) -> Probed:
         change_a_weight(lm)
-        return {}
+        return Probed({})
 
 
 class TestLaw2Probe(EditorContract):

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
         Corpus,
         Delta,
         Dense,
+        Heat,
         Lines,
         Location,
         LowRank,
         Method,
         Options,
         Prepared,
+        Probed,
         Request,
         Site,
         Update,
@@ -45,15 +47,16 @@ _HOMES = {
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
-        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Lines", "Location", "LowRank",
-        "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
+        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Heat", "Lines", "Location",
+        "LowRank", "Method", "Options", "Prepared", "Probed", "Request", "Site", "Update", "World",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Lines", "Lm",
-    "Location", "LowRank", "Method", "Options", "Prepared", "Request", "Site", "Update", "World",
+    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Heat",
+    "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared", "Probed", "Request",
+    "Site", "Update", "World",
     "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare", "save_patch",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.artifacts import written_whole
 from lmedit.errors import OptionError
-from lmedit.types import Bars
+from lmedit.types import Bars, Heat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,12 +54,14 @@ def _figure(charts: Sequence[Chart]) -> Any:
     size = (WIDTH, HEIGHT * len(charts))
     figure = _pyplot().Figure(figsize=size, layout="constrained")
     for chart, axes in zip(charts, figure.subplots(len(charts), squeeze=False)[:, 0], strict=True):
-        if isinstance(chart, Bars):
+        if isinstance(chart, Heat):
+            _heat(chart, axes)
+        elif isinstance(chart, Bars):
             _bars(chart, axes)
         else:
             for name, values in chart.series.items():
                 axes.plot(chart.places, values, marker=".", label=name)
-        axes.legend()
+            axes.legend()
         axes.set_title(chart.title)
         axes.set_xlabel(chart.along)
         axes.set_ylabel(chart.up)
@@ -75,6 +77,16 @@ def _bars(chart: Bars, axes: Any) -> None:
         axes.bar(places, values, width, label=name)
     every = max(1, len(chart.labels) // 24)
     axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
+    axes.legend()
+
+
+def _heat(chart: Heat, axes: Any) -> None:
+    """A field for each value, the first row on top, with its scale."""
+    picture = axes.imshow(chart.values, aspect="auto", cmap="Purples")
+    every = max(1, len(chart.columns) // 24)
+    axes.set_xticks(range(0, len(chart.columns), every), chart.columns[::every])
+    axes.set_yticks(range(len(chart.rows)), chart.rows)
+    axes.figure.colorbar(picture, ax=axes)
 
 
 def _page(picture: str) -> str:

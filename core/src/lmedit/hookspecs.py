@@ -26,9 +26,6 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
     from lmedit.types import (
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
         Method,
         Options,
         Prepared,
+        Probed,
         Request,
         TrainingCases,
         Update,
@@ -74,8 +72,8 @@ def edit_locate(lm: Lm, request: Request, options: Options, prepared: Prepared) 
 @hookspec(firstresult=True)
 def edit_probe(
     lm: Lm, request: Request, location: Location, options: Options, prepared: Prepared
-) -> Mapping[str, Any] | None:
-    """Try out on the model whether the location matters; JSON values. Methods may leave it out."""
+) -> Probed | None:
+    """Try out on the model whether the location matters. Methods may leave it out."""
 
 
 @hookspec(firstresult=True)

@@ -10,7 +10,6 @@ gradients, whatever the caller's setting.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,6 +25,7 @@ from lmedit.types import (
     Location,
     LowRank,
     Prepared,
+    Probed,
     Site,
     TrainingCases,
     Update,
@@ -73,7 +73,7 @@ class Editor:
                 self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
         return location
 
-    def probe(self, request: Request, location: Location) -> Mapping[str, Any]:
+    def probe(self, request: Request, location: Location) -> Probed:
         """What the method measures to try out *location*; raises `RequestError` where nothing."""
         found = self.loaded.manager.hook.edit_probe(
             lm=self.lm, request=request, location=location, options=self.options,
@@ -81,7 +81,7 @@ class Editor:
         )  # fmt: skip
         if found is None:
             raise RequestError(f"{self.name} has nothing to probe; leave --probe out")
-        self._expect(found, Mapping, "edit_probe")
+        self._expect(found, Probed, "edit_probe")
         return found
 
     @torch.enable_grad()

@@ -111,6 +111,35 @@ class Kept:
             yield
 
 
+class Prefixed:
+    """Rows of one length that were run once with a cache, to run again from any position on."""
+
+    def __init__(
+        self, lm: Lm, rows: Sequence[Sequence[int]], cache: DynamicCache, of: slice = slice(None)
+    ) -> None:
+        """*cache* holds the keys and values of the whole *rows*, at its rows *of*."""
+        self.lm, self.ids = lm, lm.batch(rows).ids
+        self.layers = [(keys[of], values[of]) for keys, values, _ in cache]
+
+    def after(self, start: int) -> Kept:
+        """The rows from position *start* on, from block 0; what is before is kept."""
+        ids = self.ids[:, start:]
+        cache = None
+        if start:
+            cache = DynamicCache()
+            cache.layers = [
+                KeptLayer(keys[:, :, :start], values[:, :, :start]) for keys, values in self.layers
+            ]
+            cache.layer_class_to_replicate = None
+        positions = torch.arange(start, self.ids.shape[1], device=ids.device).expand_as(ids)
+        inputs: dict[str, Any] = {
+            "input_ids": ids, "attention_mask": torch.ones_like(self.ids),
+            "use_cache": cache is not None, "past_key_values": cache,
+            **_positions(self.lm, positions),
+        }  # fmt: skip
+        return Kept(self.lm, 0, inputs, (ids.shape[0], ids.shape[1]), None)
+
+
 @dataclass(frozen=True)
 class Entering:
     """What enters a block for one row of T tokens: hidden (T, H), and a tuple's other parts."""

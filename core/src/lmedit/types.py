@@ -241,7 +241,19 @@ class Lines:
     series: Mapping[str, tuple[float, ...]]
 
 
-Chart = Bars | Lines
+@dataclass(frozen=True)
+class Heat:
+    """A chart: a coloured field for each row and column."""
+
+    title: str
+    along: str
+    up: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+Chart = Bars | Lines | Heat
 
 
 @dataclass(frozen=True)
@@ -250,6 +262,14 @@ class Location:
 
     sites: tuple[Site, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was measured to try out a location: JSON values, and charts of them."""
+
+    values: Mapping[str, Any]
     charts: tuple[Chart, ...] = ()
 
 

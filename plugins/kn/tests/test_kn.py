@@ -144,10 +144,10 @@ def test_the_old_answer_may_be_the_given_one(lm: Lm) -> None:
 
 def test_more_of_the_answer_with_the_neurons_doubled_and_less_without(lm: Lm) -> None:
     ed = editor(lm)
-    found = ed.probe(ONE, ed.locate(ONE))
+    found = ed.probe(ONE, ed.locate(ONE)).values
     assert found["silenced, %"] < 0 < found["doubled, %"]
     assert abs(found["random silenced, %"]) < abs(found["silenced, %"])
-    assert found == ed.probe(ONE, ed.locate(ONE))
+    assert found == ed.probe(ONE, ed.locate(ONE)).values
 
 
 @pytest.mark.parametrize(("operation", "factor"), [("suppress", 0), ("erase", 0), ("enhance", 2)])

@@ -63,12 +63,15 @@ def locate(
         ],
         "evidence": dict(location.evidence),
     }
+    charts = location.charts
     if probe:
-        found["probe"] = dict(editor.probe(request, location))
+        probed = editor.probe(request, location)
+        found["probe"] = dict(probed.values)
+        charts += probed.charts
     if plot is not None:
-        if not location.charts:
+        if not charts:
             raise click.UsageError(f"{method} has no evidence to draw; leave --plot out")
-        drawing.draw(location.charts, plot)
+        drawing.draw(charts, plot)
         note(f"the picture is {plot}")
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _told(found))
 

@@ -166,6 +166,31 @@ def pre_activation(block: nn.Module, mlp_out: str) -> str:
     return f"{parent}.{names[0]}" if parent else names[0]
 
 
+ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+"""What families call the matrix that attention writes into the stream with."""
+
+
+def attention_out(block: nn.Module) -> str:
+    """Path in *block* of the attention's output matrix: by name, in the attention module."""
+    found = [
+        name for name, module in block.named_modules()
+        if is_matrix(module) and name.rpartition(".")[2] in ATTENTION_OUT
+        and any("attention" in type(parent).__name__.lower() for parent in _above(block, name))
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise UnknownArchitectureError(
+            f"looked in a block for one attention output matrix ({', '.join(ATTENTION_OUT)}), "
+            f"found {found or 'none'}; add its name to lmedit.models.families"
+        )
+    return found[0]
+
+
+def _above(block: nn.Module, name: str) -> list[nn.Module]:
+    """The modules inside *block* that hold the one called *name*."""
+    parts = name.split(".")[:-1]
+    return [block.get_submodule(".".join(parts[:i])) for i in range(1, len(parts) + 1)]
+
+
 def is_matrix(module: nn.Module) -> bool:
     """Whether *module* is one dense matrix: `Linear`, or GPT-2's `Conv1D`."""
     return isinstance(module, nn.Linear) or is_transposed(module)

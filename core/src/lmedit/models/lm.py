@@ -103,6 +103,14 @@ class Lm:
         """The module of a block's MLP output matrix: keys come in, values go out."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def attention_out_module(self, layer: int) -> nn.Module:
+        """The module of a block's attention output matrix.
+
+        Raises `UnknownArchitectureError` where it is not found.
+        """
+        block = self.block(layer)
+        return block.get_submodule(families.attention_out(block))
+
     def pre_activation_module(self, layer: int) -> nn.Module:
         """The module whose output a block's MLP applies its activation function to.
 
@@ -179,6 +187,10 @@ class Lm:
     def subject_last(self, prompt: str, subject: str, context: str = "{}") -> tuple[list[int], int]:
         """Ids of the filled prompt in *context*, and the index of the subject's last token."""
         return tokens.subject_last(self.tokenizer, prompt, subject, context)
+
+    def subject_span(self, prompt: str, subject: str) -> tuple[list[int], int, int]:
+        """Ids of the filled prompt, and the range [start, end) of the subject's tokens."""
+        return tokens.subject_span(self.tokenizer, prompt, subject)
 
     def with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Ids of a filled *prompt*, and of " " + *target* after it."""

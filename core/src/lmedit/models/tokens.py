@@ -79,6 +79,20 @@ def subject_last(
     return encoded.ids, index
 
 
+def subject_span(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str
+) -> tuple[list[int], int, int]:
+    """Ids of the filled prompt, and the range [start, end) of the subject's tokens.
+
+    Raises `SubjectNotFoundError` as `subject_last` does.
+    """
+    ids, last = subject_last(tokenizer, prompt, subject)
+    begin = prompt.index("{}")
+    offsets = encode(tokenizer, prompt.replace("{}", subject)).offsets
+    touching = (i for i, (a, b) in enumerate(offsets) if a < b and b > begin)
+    return ids, min(last, next(touching)), last + 1
+
+
 def as_template(tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str) -> str:
     """*prompt* with ``{}`` where the subject stands, for prompts written out in full.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lmedit import Bars, Location, Method, Update, hookimpl
+from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
 from lmedit_kn.equations import exchange
 from lmedit_kn.neurons import replacing, rescaling
@@ -59,9 +59,9 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
 
 
 @hookimpl
-def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> dict[str, Any]:
+def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> Probed:
     """The answer's probability with the neurons silenced and doubled, beside random ones."""
-    return probe(lm, request, _neurons(location), location.evidence["answer"], options)
+    return Probed(probe(lm, request, _neurons(location), location.evidence["answer"], options))
 
 
 def _neurons(location: Location) -> list[tuple[int, int]]:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from lmedit import Location, LowRank, Method, Prepared, Update, hookimpl
+from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
 from lmedit_rome.contexts import contexts
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.statistics import factor, second_moment
+from lmedit_rome.tracing import Setup, probed, subject_noise, trace
 from lmedit_rome.value import optimise_value, rows_of, select_keys
 
 if TYPE_CHECKING:
@@ -55,6 +56,14 @@ def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
             "subject's last": index,
         },
     )
+
+
+@hookimpl
+def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
+    """Causal tracing of the model's own answer (section 2)."""
+    noise = options.trace_noise or subject_noise(lm, [request.subject])
+    setup = Setup(noise, options.trace_samples, options.trace_window, options.seed)
+    return probed(trace(lm, request, setup), noise)
 
 
 @hookimpl

@@ -105,6 +105,13 @@ class RomeOptions(LayerOptions):
         default=None, ge=1, description="tokens kept of a document; null: the model's limit"
     )
     ridge: float = Field(default=0.0, ge=0, description="adds ridge tr(C)/D I to C")
+    trace_samples: int = Field(default=10, ge=1, description="noise samples of a causal trace")
+    trace_window: int = Field(
+        default=10, ge=1, description="blocks whose MLP or attention outputs are put back at once"
+    )
+    trace_noise: float | None = Field(
+        default=None, gt=0, description="deviation of the noise; null: 3 times the embeddings'"
+    )
 
     def depth(self, lm: Lm) -> float:
         """The relative depth of the published layers."""

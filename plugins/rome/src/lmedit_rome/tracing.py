@@ -1,0 +1,278 @@
+"""Causal tracing (section 2.1, appendix B.1): which states bring the answer back?
+
+The subject's embeddings are disturbed, and then one clean state is put back at a time. What is put
+back at token i in block l changes only tokens from i on and blocks above l, so that is all that is
+run: the tokens before i keep their disturbed keys and values, and for each token all layers are one
+staircase pass (`lmedit.staircase`).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from lmedit import Heat, Lines, Probed
+from lmedit.fitting import in_parts
+from lmedit.replay import Prefixed
+from lmedit.staircase import climbing
+from lmedit.trace import captured, changed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from lmedit import Lm, Request
+    from lmedit.replay import Kept
+    from lmedit.types import Chart
+
+STATE, MLP, ATTENTION = "state", "mlp", "attention"
+PARTS = (MLP, ATTENTION)
+KINDS = (STATE, *PARTS)
+SEVERED = {"state, mlp severed": MLP, "state, attention severed": ATTENTION}
+"""At the subject's last token: a clean state above which one part keeps its disturbed outputs."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """P(answer) with one clean state put back, the mean over the noise samples.
+
+    `scores` holds for each kind (T, L): by token and layer, the window's centre for `mlp` and
+    `attention`. Tokens before the subject change nothing and have the disturbed run's value.
+    """
+
+    tokens: list[str]
+    subject: tuple[int, int]
+    answer: str
+    clean: float
+    disturbed: float
+    scores: dict[str, Tensor]
+    severed: dict[str, Tensor]  # (L,) each
+
+    @property
+    def total_effect(self) -> float:
+        """TE = P(clean) - P(disturbed)."""
+        return self.clean - self.disturbed
+
+    def indirect(self, kind: str) -> Tensor:
+        """IE = P(restored) - P(disturbed), (T, L)."""
+        return self.scores[kind] - self.disturbed
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a fact is traced: noise (the deviation of what is added), samples, window, seed."""
+
+    noise: float
+    samples: int = 10
+    window: int = 10
+    seed: int = 0
+    rows: int = 512
+
+
+@torch.no_grad()
+def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
+    """nu = times * the deviation of all entries of the subjects' embeddings (appendix B.1)."""
+    ids = [i for subject in subjects for i in lm.encode(subject)]
+    table = lm.model.get_input_embeddings()
+    return times * float(table(torch.tensor(ids, device=lm.device)).float().std())
+
+
+@torch.no_grad()
+def trace(lm: Lm, request: Request, setup: Setup) -> Trace:
+    """Trace the model's own answer to the request's prompt."""
+    ids, start, end = lm.subject_span(request.prompt, request.subject)
+    run = _Disturbed(lm, ids, (start, end), setup)
+    L, T = lm.n_layers, len(ids)
+    scores = {kind: torch.full((T, L), run.disturbed) for kind in KINDS}
+    severed: dict[str, Tensor] = {}
+    for token in range(start, T):
+        groups = [_Group(kind, layer) for kind in KINDS for layer in range(L)]
+        if token == end - 1:
+            groups += [
+                _Group(STATE, layer, part) for part in SEVERED.values() for layer in range(L)
+            ]
+        found = run.restored(token, groups)
+        for kind in KINDS:
+            scores[kind][token] = torch.tensor([found[_Group(kind, layer)] for layer in range(L)])
+        if token == end - 1:
+            for name, part in SEVERED.items():
+                values = [found[_Group(STATE, layer, part)] for layer in range(L)]
+                severed[name] = torch.tensor(values)
+    tokens = [lm.decode([i]) for i in ids]
+    return Trace(tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores,
+                 severed)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What is put back: a kind at a layer; `severed` names the part that stays disturbed above."""
+
+    kind: str
+    layer: int
+    severed: str | None = None
+
+    def window(self, layers: int, width: int) -> range:
+        """The blocks in which the part is replaced."""
+        if self.kind == STATE:
+            return range(self.layer + 1, layers) if self.severed else range(0)
+        return range(max(0, self.layer - width // 2), min(layers, self.layer + width // 2))
+
+    def start(self, layers: int, width: int) -> int:
+        """The first block whose run differs from the disturbed one."""
+        return self.layer + 1 if self.kind == STATE else self.window(layers, width).start
+
+
+class _Disturbed:
+    """One clean run and `samples` disturbed ones, with all that later runs take from them."""
+
+    def __init__(self, lm: Lm, ids: list[int], subject: tuple[int, int], setup: Setup) -> None:
+        self.lm, self.ids, self.setup = lm, ids, setup
+        start, end = subject
+        rows = [ids] * (1 + setup.samples)
+        self.cache = DynamicCache()
+        with ExitStack() as stack:
+            stack.enter_context(_noise(lm, start, end, setup))
+            blocks = [stack.enter_context(captured(lm.block(b))) for b in range(lm.n_layers)]
+            parts = {
+                part: [stack.enter_context(captured(m)) for m in modules_of(lm, part)]
+                for part in PARTS
+            }
+            batch = lm.batch(rows).ids
+            logits = lm.model(
+                input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=True,
+                past_key_values=self.cache, logits_to_keep=1,
+            ).logits[:, -1]  # fmt: skip
+        p = logits.float().softmax(-1)
+        self.token = int(p[0].argmax())
+        self.clean = float(p[0, self.token])
+        self.disturbed = float(p[1:, self.token].mean())
+        shape = (len(rows), len(ids), -1)
+        self.entering = [blocks[0].input, *(box.output for box in blocks)]  # (1 + n, T, H) each
+        self.parts = {p: [box.output.reshape(shape) for box in found] for p, found in parts.items()}
+        self.prefixed = Prefixed(lm, rows[1:], self.cache, slice(1, None))
+
+    def restored(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
+        """P(answer) for each of *groups*, with clean states put back at *token*."""
+        width, L = self.setup.window, self.lm.n_layers
+        ordered = sorted(groups, key=lambda group: group.start(L, width))
+        kept = self.prefixed.after(token)
+        found: dict[_Group, float] = {}
+        at_once = max(1, self.setup.rows // self.setup.samples)
+        for part in in_parts(lambda some: self._climb(token, kept, some), ordered, at_once):
+            found |= part
+        return found
+
+    def _climb(self, token: int, kept: Kept, groups: Sequence[_Group]) -> dict[_Group, float]:
+        """One pass; a first group without anything put back runs along from block 0."""
+        n, L, width = self.setup.samples, self.lm.n_layers, self.setup.window
+        starts = [0, *(group.start(L, width) for group in groups)]
+        total = n * len(starts)
+        alive = list(accumulate(n * starts.count(block) for block in range(L)))
+        entering = {}
+        for block in sorted(set(starts)):
+            states = [self._joining(token, block, group) for group in groups
+                      if group.start(L, width) == block]  # fmt: skip
+            own = [self.entering[0][1:, token:]] if block == 0 else []
+            entering[block] = torch.cat([*own, *states])
+        with ExitStack() as stack:
+            stack.enter_context(climbing(self.lm, alive, total, entering))
+            for part in PARTS:
+                for block, module in enumerate(modules_of(self.lm, part)):
+                    put = self._replacements(token, block, part, groups)
+                    if put:
+                        stack.enter_context(changed(module, _putting(put, alive[block])))
+            logits = kept.repeated(len(starts)).logits([len(self.ids) - 1 - token])[:, 0]
+        p = logits.float().softmax(-1)[:, self.token].reshape(len(starts), n).mean(1)
+        return dict(zip(groups, p[1:].tolist(), strict=True))
+
+    def _joining(self, token: int, block: int, group: _Group) -> Tensor:
+        """What a group enters its first block with, (n, S, H)."""
+        states = self.entering[block][1:, token:]
+        if group.kind != STATE:
+            return states
+        clean = self.entering[block][:1, token : token + 1].expand(len(states), -1, -1)
+        return torch.cat([clean, states[:, 1:]], dim=1)
+
+    def _replacements(
+        self, token: int, block: int, part: str, groups: Sequence[_Group]
+    ) -> dict[int, Tensor]:
+        """For each group (by its place in the pass) that replaces a part's output: (n, H)."""
+        L, width, n = self.lm.n_layers, self.setup.window, self.setup.samples
+        outputs = self.parts[part][block][:, token]  # (1 + n, H)
+        put = {}
+        for place, group in enumerate(groups, start=1):
+            if block in group.window(L, width):
+                if group.severed == part:
+                    put[place] = outputs[1:]
+                elif group.kind == part:
+                    put[place] = outputs[:1].expand(n, -1)
+        return put
+
+
+def _putting(put: dict[int, Tensor], alive: int) -> Any:
+    """Replace what a module gives at the first position, in the rows of some groups."""
+    n = len(next(iter(put.values())))
+    rows = torch.cat([torch.arange(place * n, (place + 1) * n) for place in put])
+    values = torch.cat(list(put.values()))
+
+    def change(_: Tensor, out: Tensor) -> Tensor:
+        whole = out.reshape(alive, -1, out.shape[-1]).clone()
+        whole[rows.to(out.device), 0] = values.to(whole)
+        return whole.reshape(out.shape)
+
+    return change
+
+
+def _noise(lm: Lm, start: int, end: int, setup: Setup) -> Any:
+    """Add the same noise in every run to the subject's embeddings, in all rows but the first."""
+    draw = torch.Generator().manual_seed(setup.seed)
+    noise = setup.noise * torch.randn(setup.samples, end - start, lm.hidden_size, generator=draw)
+
+    def add(_: Tensor, out: Tensor) -> Tensor:
+        disturbed = out.clone()
+        disturbed[1:, start:end] += noise.to(out)[:, :, : out.shape[-1]]
+        return disturbed
+
+    return changed(lm.model.get_input_embeddings(), add)
+
+
+def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
+    """The modules that write a part's output into the stream, by block."""
+    for block in range(lm.n_layers):
+        yield lm.mlp_out_module(block) if part == MLP else lm.attention_out_module(block)
+
+
+def probed(found: Trace, noise: float) -> Probed:
+    """A trace as values and as the heat maps of figure 1, with figure 3's severed runs."""
+    layers = tuple(str(layer) for layer in range(found.scores[STATE].shape[1]))
+    start, end = found.subject
+    tokens = tuple(
+        f"{token}*" if start <= i < end else token for i, token in enumerate(found.tokens)
+    )
+    values: dict[str, Any] = {
+        "answer": found.answer, "p(clean)": found.clean, "p(disturbed)": found.disturbed,
+        "total effect": found.total_effect, "noise": noise,
+        "tokens": found.tokens, "subject": list(found.subject),
+    }  # fmt: skip
+    charts: list[Chart] = []
+    for kind in KINDS:
+        effects = found.indirect(kind)
+        token, layer = divmod(int(effects.argmax()), effects.shape[1])
+        values[f"{kind}: largest effect"] = float(effects.max())
+        values[f"{kind}: where"] = f"layer {layer} at {found.tokens[token]!r}"
+        values[f"{kind}: p"] = found.scores[kind].tolist()
+        rows = tuple(tuple(row) for row in found.scores[kind].tolist())
+        title = f"P({found.answer.strip()}) with the clean {kind} put back"
+        charts.append(Heat(title, "layer", "token", tokens, layers, rows))
+    last = {"state": found.scores[STATE][end - 1], **found.severed}
+    values |= {f"{name}: p": scores.tolist() for name, scores in found.severed.items()}
+    series = {name: tuple(scores.tolist()) for name, scores in last.items()}
+    at = tuple(float(layer) for layer in range(len(layers)))
+    charts.append(Lines("At the subject's last token", "layer", "P", at, series))
+    return Probed(values, tuple(charts))

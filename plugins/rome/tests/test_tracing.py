@@ -1,0 +1,166 @@
+"""Causal tracing equals the straightforward computation in every family (invariant 15)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from lmedit import Editor, Prepared, Request, build_options, load
+from lmedit.tiny import FAMILIES, tiny_family
+from lmedit.trace import captured, changed
+from lmedit_rome.tracing import (
+    ATTENTION,
+    KINDS,
+    MLP,
+    SEVERED,
+    STATE,
+    Setup,
+    modules_of,
+    probed,
+    subject_noise,
+    trace,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from lmedit import Lm
+
+FACT = Request(
+    prompt="In the morning {} is in the city of", subject="The old tower", target_new="x"
+)
+SETUP = Setup(noise=1.0, samples=3, window=2, seed=4)
+
+
+class Plain:
+    """Every restored run is a whole run of every row, with hooks."""
+
+    def __init__(self, lm: Lm, setup: Setup) -> None:
+        self.lm, self.setup = lm, setup
+        self.ids, self.start, self.end = lm.subject_span(FACT.prompt, FACT.subject)
+        draw = torch.Generator().manual_seed(setup.seed)
+        size = (setup.samples, self.end - self.start, lm.hidden_size)
+        self.noise = setup.noise * torch.randn(size, generator=draw)
+        self.outputs: dict[tuple[str, int], Tensor] = {}
+        with ExitStack() as stack:
+            boxes = {
+                (kind, layer): stack.enter_context(captured(module))
+                for kind in KINDS for layer, module in enumerate(self.modules(kind))
+            }  # fmt: skip
+            self.token = int(self.p([])[0].argmax())
+        shape = (1 + setup.samples, len(self.ids), -1)
+        self.outputs = {key: box.output.reshape(shape) for key, box in boxes.items()}
+
+    def modules(self, kind: str) -> Iterable[Any]:
+        blocks = [self.lm.block(layer) for layer in range(self.lm.n_layers)]
+        return blocks if kind == STATE else modules_of(self.lm, kind)
+
+    def p(self, put: list[tuple[str, int, int, bool]]) -> Tensor:
+        """Next-token probabilities of all rows; (kind, layer, token, clean) are put back."""
+        batch = self.lm.batch([self.ids] * (1 + self.setup.samples))
+
+        def add(_: Tensor, out: Tensor) -> Tensor:
+            noisy = out.clone()
+            noisy[1:, self.start : self.end] += self.noise.to(out)
+            return noisy
+
+        def putting(key: tuple[str, int], token: int, clean: bool) -> Callable[..., Tensor]:
+            values = self.outputs[key][:, token]
+
+            def change(_: Tensor, out: Tensor) -> Tensor:
+                whole = out.reshape(len(values), len(self.ids), -1).clone()
+                whole[1:, token] = values[:1] if clean else values[1:]
+                return whole.reshape(out.shape)
+
+            return change
+
+        with ExitStack() as stack:
+            stack.enter_context(changed(self.lm.model.get_input_embeddings(), add))
+            for kind, layer, token, clean in put:
+                module = list(self.modules(kind))[layer]
+                stack.enter_context(changed(module, putting((kind, layer), token, clean)))
+            logits = self.lm.logits(batch)[:, -1]
+        return logits.float().softmax(-1)
+
+    def restored(self, put: list[tuple[str, int, int, bool]]) -> float:
+        return float(self.p(put)[1:, self.token].mean())
+
+
+def expected(plain: Plain, kind: str, layer: int, token: int) -> float:
+    if kind == STATE:
+        return plain.restored([(STATE, layer, token, True)])
+    width, L = plain.setup.window, plain.lm.n_layers
+    blocks = range(max(0, layer - width // 2), min(L, layer + width // 2))
+    return plain.restored([(kind, block, token, True) for block in blocks])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_equals_the_straightforward_computation(family: str) -> None:
+    lm = tiny_family(family)
+    plain, found = Plain(lm, SETUP), trace(lm, FACT, SETUP)
+    p = plain.p([])
+    assert found.clean == pytest.approx(float(p[0, plain.token]), abs=1e-6)
+    assert found.disturbed == pytest.approx(float(p[1:, plain.token].mean()), abs=1e-6)
+    T = len(plain.ids)
+    for kind in KINDS:
+        for layer in range(lm.n_layers):
+            for token in (plain.start, plain.end - 1, T - 2, T - 1):
+                value = expected(plain, kind, layer, token)
+                assert found.scores[kind][token, layer].item() == pytest.approx(value, abs=1e-5)
+    last = plain.end - 1
+    for name, part in SEVERED.items():
+        for layer in range(lm.n_layers):
+            put = [(part, block, last, False) for block in range(layer + 1, lm.n_layers)]
+            value = plain.restored([(STATE, layer, last, True), *put])
+            assert found.severed[name][layer].item() == pytest.approx(value, abs=1e-5)
+
+
+@pytest.fixture
+def lm() -> Lm:
+    return tiny_family("gpt2")
+
+
+def test_without_noise_nothing_is_lost_and_nothing_gained(lm: Lm) -> None:
+    found = trace(lm, FACT, Setup(noise=0.0, samples=2))
+    assert found.total_effect == pytest.approx(0, abs=1e-7)
+    for kind in KINDS:
+        assert found.indirect(kind).abs().max() < 1e-6
+
+
+def test_the_last_state_of_the_last_token_is_all(lm: Lm) -> None:
+    found = trace(lm, FACT, SETUP)
+    assert found.scores[STATE][-1, -1].item() == pytest.approx(found.clean, abs=1e-6)
+    before = found.scores[STATE][: found.subject[0]]
+    assert torch.equal(before, torch.full_like(before, found.disturbed))
+
+
+def test_the_number_of_rows_does_not_matter(lm: Lm) -> None:
+    whole, parts = (
+        trace(lm, FACT, Setup(noise=1.0, samples=3, window=2, seed=4, rows=rows))
+        for rows in (512, 6)
+    )
+    for kind in (STATE, MLP, ATTENTION):
+        torch.testing.assert_close(whole.scores[kind], parts.scores[kind], atol=1e-6, rtol=0)
+
+
+def test_noise_is_three_times_the_embeddings_deviation(lm: Lm) -> None:
+    E = lm.model.get_input_embeddings().weight
+    one, two = lm.encode("The tower"), lm.encode("a boat")
+    deviation = float(E[[*one, *two]].float().std())
+    assert subject_noise(lm, ["The tower", "a boat"]) == pytest.approx(3 * deviation)
+
+
+def test_the_probe_shows_values_and_draws_maps(lm: Lm) -> None:
+    options = build_options(load("rome").method, {"trace_samples": 2, "trace_window": 2}, lm)
+    editor = Editor(load("rome"), lm, options, Prepared())
+    found = editor.probe(FACT, editor.locate(FACT))
+    assert found.values["total effect"] == found.values["p(clean)"] - found.values["p(disturbed)"]
+    assert len(found.values["state: p"]) == len(found.values["tokens"])
+    assert [chart.title for chart in found.charts][-1] == "At the subject's last token"
+    again = probed(trace(lm, FACT, Setup(found.values["noise"], 2, 2)), found.values["noise"])
+    assert again.values == found.values
