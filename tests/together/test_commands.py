@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
+WORDS = ("tower", "boat", "river", "night", "sea", "morning", "home", "stands", "small", "old")
 NUDGE = Path(__file__).parents[2] / "docs" / "examples" / "lmedit_nudge.py"
 ROW_KEYS = {
     "method", "n", "n_failed", "ES", "ES_ci", "EM", "PS", "PS_ci", "PM", "NS", "NS_ci", "NM", "S",
@@ -93,6 +94,38 @@ def test_locate_probes_the_neurons(lmedit: Run, model: Path) -> None:
     )
     assert found["probe"]["neurons"] == found["evidence"]["after fine"]
     assert "probe: silenced, %" in lmedit("locate", "kn", *fact).stdout
+
+
+def test_locate_averages_a_trace_over_facts_that_the_model_knows(
+    lmedit: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    lm = load_lm(str(model))
+    facts, known = [], 0
+    for number, subject in enumerate(f"The {word} of the city" for word in WORDS):
+        prompt = f"{subject} came down"
+        token = int(lm.next_probabilities(prompt).argmax())
+        answer = lm.decode([token]).strip() or "river"
+        known += lm.with_target(prompt, answer)[1][0] == token
+        facts.append({
+            "known_id": number, "subject": subject, "attribute": answer,
+            "template": "{} came down", "prompt": prompt, "prediction": answer,
+        })  # fmt: skip
+    assert known
+    path, picture = tmp_path / "known.json", tmp_path / "average.svg"
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    flags = ["rome", "-m", model, "--corpus", text, "--facts", path, "-o", "trace_samples", "2"]
+    done = lmedit("locate", *flags, "--plot", picture, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert sum(found["counts"].values()) == len(WORDS)
+    assert found["counts"]["facts"] == known
+    one = found["averages"]["Effect of a clean state"]["last subject token"]
+    assert len(one["mean"]) == len(one["half_width"]) == lm.n_layers
+    assert one["n"] == found["counts"]["facts"]
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+    assert "largest at layer" in lmedit("locate", *flags).stdout
+    none = lmedit("locate", "kn", "-m", model, "--facts", path)
+    assert "nothing to average" in none.stderr
 
 
 @pytest.mark.parametrize(("given", "culprit"), [

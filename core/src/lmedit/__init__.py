@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmedit.artifacts import Checkpoint, load_patch, save_patch
+    from lmedit.charts import Bars, Heat, Lines
     from lmedit.hookspecs import hookimpl
     from lmedit.models import Lm, load_lm
     from lmedit.options import build_options
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
     from lmedit.registry import load
     from lmedit.types import (
         Applied,
-        Bars,
         Case,
         Corpus,
         Delta,
         Dense,
-        Heat,
-        Lines,
         Location,
         LowRank,
         Method,
@@ -41,13 +39,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "lmedit.artifacts": ("Checkpoint", "load_patch", "save_patch"),
+    "lmedit.charts": ("Bars", "Heat", "Lines"),
     "lmedit.hookspecs": ("hookimpl",),
     "lmedit.models": ("Lm", "load_lm"),
     "lmedit.options": ("build_options",),
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
-        "Applied", "Bars", "Case", "Corpus", "Delta", "Dense", "Heat", "Lines", "Location",
+        "Applied", "Case", "Corpus", "Delta", "Dense", "Location",
         "LowRank", "Method", "Options", "Prepared", "Probed", "Request", "Site", "Update", "World",
     ),
 }  # fmt: skip

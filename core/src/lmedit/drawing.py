@@ -6,14 +6,14 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lmedit.artifacts import written_whole
+from lmedit.charts import Bars, Heat
 from lmedit.errors import OptionError
-from lmedit.types import Bars, Heat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lmedit.types import Chart
+    from lmedit.charts import Chart, Lines
 
 KINDS = (".png", ".svg", ".html")
 WIDTH, HEIGHT = 8.0, 3.2
@@ -59,9 +59,7 @@ def _figure(charts: Sequence[Chart]) -> Any:
         elif isinstance(chart, Bars):
             _bars(chart, axes)
         else:
-            for name, values in chart.series.items():
-                axes.plot(chart.places, values, marker=".", label=name)
-            axes.legend()
+            _lines(chart, axes)
         axes.set_title(chart.title)
         axes.set_xlabel(chart.along)
         axes.set_ylabel(chart.up)
@@ -77,6 +75,18 @@ def _bars(chart: Bars, axes: Any) -> None:
         axes.bar(places, values, width, label=name)
     every = max(1, len(chart.labels) // 24)
     axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
+    axes.legend()
+
+
+def _lines(chart: Lines, axes: Any) -> None:
+    """A line for each series, in its band where it has one."""
+    for name, values in chart.series.items():
+        axes.plot(chart.places, values, marker=".", label=name)
+        if name in chart.bands:
+            half = chart.bands[name]
+            low = [value - width for value, width in zip(values, half, strict=True)]
+            high = [value + width for value, width in zip(values, half, strict=True)]
+            axes.fill_between(chart.places, low, high, alpha=0.2)
     axes.legend()
 
 

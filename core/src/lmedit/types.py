@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.charts import Chart
     from lmedit.models import Lm
 
 
@@ -220,43 +221,6 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A chart: for each label along the axis one bar of each series."""
-
-    title: str
-    along: str
-    up: str
-    labels: tuple[str, ...]
-    series: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Lines:
-    """A chart: for each series a line through its points; not-a-number breaks it."""
-
-    title: str
-    along: str
-    up: str
-    places: tuple[float, ...]
-    series: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Heat:
-    """A chart: a coloured field for each row and column."""
-
-    title: str
-    along: str
-    up: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
-
-
-Chart = Bars | Lines | Heat
-
-
-@dataclass(frozen=True)
 class Location:
     """Where a request would be edited, the evidence for it (JSON values), and that as charts."""
 
@@ -271,6 +235,8 @@ class Probed:
 
     values: Mapping[str, Any]
     charts: tuple[Chart, ...] = ()
+    averages: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """What can be averaged over facts: by chart and series one number for each block."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from lmedit_rome.tracing import (
     SEVERED,
     STATE,
     Setup,
+    buckets,
+    effects,
     modules_of,
     probed,
+    random_span,
     subject_noise,
     trace,
 )
@@ -162,5 +165,37 @@ def test_the_probe_shows_values_and_draws_maps(lm: Lm) -> None:
     assert found.values["total effect"] == found.values["p(clean)"] - found.values["p(disturbed)"]
     assert len(found.values["state: p"]) == len(found.values["tokens"])
     assert [chart.title for chart in found.charts][-1] == "At the subject's last token"
-    again = probed(trace(lm, FACT, Setup(found.values["noise"], 2, 2)), found.values["noise"])
+    noise, setup = found.values["noise"], Setup(found.values["noise"], 2, 2)
+    span = random_span(lm, FACT, 0)
+    again = probed(trace(lm, FACT, setup), noise, trace(lm, FACT, setup, span, [STATE]))
     assert again.values == found.values
+    assert again.averages == found.averages
+
+
+def test_the_control_disturbs_as_many_tokens_beside_the_subject(lm: Lm) -> None:
+    ids, start, end = lm.subject_span(FACT.prompt, FACT.subject)
+    spans = {random_span(lm, FACT, seed) for seed in range(40)}
+    assert len(spans) > 3
+    for span in spans:
+        assert span is not None
+        a, b = span
+        assert b - a == end - start
+        assert 0 <= a < b <= len(ids)
+        assert b <= start or a >= end
+    whole = FACT.model_copy(update={"prompt": "{}"})
+    assert random_span(lm, whole, 0) is None
+    control = trace(lm, FACT, SETUP, (0, 2), [STATE])
+    assert control.subject == (0, 2)
+    assert set(control.scores) == {STATE}
+
+
+def test_averages_are_by_part_of_the_prompt(lm: Lm) -> None:
+    found = trace(lm, FACT, SETUP)
+    parts = buckets(found)
+    start = found.subject[0]
+    assert sorted(i for places in parts.values() for i in places) == list(
+        range(start, len(found.tokens))
+    )
+    middle = found.indirect(STATE)[parts["middle subject tokens"]].mean(0)
+    assert effects(found, STATE)["middle subject tokens"] == pytest.approx(middle.tolist())
+    assert effects(found, MLP)["last token"] == found.indirect(MLP)[-1].tolist()

@@ -2,10 +2,10 @@
 
 from lmedit.cases.corpus import corpus_of
 from lmedit.cases.knowns import Known, KnownSet
-from lmedit.cases.load import CaseSet, load_cases, load_knowns
+from lmedit.cases.load import CaseSet, load_cases, load_facts, load_knowns
 from lmedit.cases.pull import pull
 from lmedit.cases.records import BrokenCase
 from lmedit.cases.sources import SOURCES, stored
 
 __all__ = ["SOURCES", "BrokenCase", "CaseSet", "Known", "KnownSet", "corpus_of", "load_cases",
-           "load_knowns", "pull", "stored"]  # fmt: skip
+           "load_facts",           "load_knowns", "pull", "stored"]  # fmt: skip

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lmedit.cases.hub import hub_rows, is_hub_id
-from lmedit.cases.knowns import KEYS, KnownSet, knowns_from
+from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
 from lmedit.cases.records import BrokenCase, is_list, read, records_of
 from lmedit.cases.sources import SOURCES, stored
 from lmedit.errors import CasesError
 from lmedit.models import worlds
-from lmedit.types import Case, first_complaint
+from lmedit.types import Case, Request, first_complaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,6 +72,24 @@ def load_knowns(name: str = "known_1000", limit: int | None = None) -> KnownSet:
     if path is None:
         raise CasesError(f"no facts {name!r}; name a file in known_1000.json's layout")
     return knowns_from(path, name, limit)
+
+
+def load_facts(
+    name: str, limit: int | None = None, *, download: bool = False
+) -> list[tuple[Request, str | None]]:
+    """Facts of *name*, cases or a file in known_1000's layout, each with the answer that is right.
+
+    Where the answer to put in is not known, the right one stands for it. Raises `CasesError`.
+    """
+    try:
+        knowns = load_knowns(name, limit)
+    except CasesError:
+        cases = load_cases(name, limit, download=download)
+        return [(case.request, case.request.target_true) for case in cases]
+    return [
+        (Request(prompt=k.prompt, subject=k.subject, target_new=k.attribute), k.attribute)
+        for k in knowns.items if isinstance(k, Known)
+    ]  # fmt: skip
 
 
 def path_of(name: str) -> Path | None:

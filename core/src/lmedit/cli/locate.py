@@ -23,6 +23,10 @@ from lmedit.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmedit.charts import Chart
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+
 LONG = 12
 """A list with more entries than that is cut in the terminal; --json shows it whole."""
 
@@ -39,11 +43,23 @@ LONG = 12
     help="Draw the evidence: a .png, .svg or .html file.",
 )
 @click.option("--probe", is_flag=True, help="Also try the place out, where the method can.")
+@click.option(
+    "--facts",
+    metavar="NAME|FILE",
+    help="Try out every fact of these cases that the model knows, and average.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="With --facts: the first so many.",
+)
 @json_flag
 def locate(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], plot: Path | None, *,
-    download: bool, probe: bool, as_json: bool, **fact: Any,
+    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], plot: Path | None,
+    facts: str | None, limit: int, *, download: bool, probe: bool, as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Show which parameters METHOD would change for a fact, with the evidence."""
     if plot is not None:
@@ -52,8 +68,12 @@ def locate(
         drawing.check(plot)
     methods = load_methods([method], plugins)
     lm = load_model(model, device, dtype, download=download)
-    request = fact_of(lm, **fact)
+    request = None if facts else fact_of(lm, **fact)
     (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
+    if request is None:
+        told, charts = _averages(editor, str(facts), limit, download=download)
+        _say(told, charts, plot, as_json=as_json, method=method)
+        return
     location = editor.locate(request)
     found: dict[str, Any] = {
         "method": method,
@@ -68,7 +88,17 @@ def locate(
         probed = editor.probe(request, location)
         found["probe"] = dict(probed.values)
         charts += probed.charts
+    _say(found, charts, plot, as_json=as_json, method=method)
+
+
+def _say(
+    found: Mapping[str, Any], charts: tuple[Chart, ...], plot: Path | None, *, as_json: bool,
+    method: str,
+) -> None:  # fmt: skip
+    """Draw and print."""
     if plot is not None:
+        from lmedit import drawing
+
         if not charts:
             raise click.UsageError(f"{method} has no evidence to draw; leave --plot out")
         drawing.draw(charts, plot)
@@ -76,8 +106,43 @@ def locate(
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _told(found))
 
 
+def _averages(
+    editor: Editor, name: str, limit: int, *, download: bool
+) -> tuple[dict[str, Any], tuple[Chart, ...]]:
+    """Means over the facts of *name* that the model knows, and their charts."""
+    from tqdm import tqdm
+
+    from lmedit.averages import averaged, charts_of
+    from lmedit.cases import load_facts
+    from lmedit.errors import RequestError
+
+    found, unknown, failed = [], 0, 0
+    for request, answer in tqdm(load_facts(name, limit, download=download), disable=None):
+        if answer is not None and not _knows(editor.lm, request.text, answer):
+            unknown += 1
+            continue
+        try:
+            found.append(editor.probe(request, editor.locate(request)).averages)
+        except RequestError as error:
+            failed += 1
+            note(f"{request.text!r}: {error}")
+    if not any(found):
+        raise RequestError(f"nothing to average over the facts of {name}; see the notes above")
+    averages = averaged(found)
+    counts = {"facts": len(found), "not known by the model": unknown, "failed": failed}
+    told = {"method": editor.name, "facts": name, "counts": counts, "averages": averages}
+    return told, charts_of(averages)
+
+
+def _knows(lm: Lm, text: str, answer: str) -> bool:
+    """Whether the model's next token begins the right answer."""
+    return int(lm.next_probabilities(text).argmax()) == lm.with_target(text, answer)[1][0]
+
+
 def _told(found: Mapping[str, Any]) -> str:
     """What was found, a line each."""
+    if "averages" in found:
+        return "\n".join(_peaks(found))
     lines = [
         f"site       {site['parameter']}  (d_out, d_in) = {tuple(site['shape'])}"
         for site in found["sites"]
@@ -96,3 +161,15 @@ def _short(value: Any) -> str:
         more = f", ... {len(value)} in all" if len(value) > LONG else ""
         return f"[{', '.join(_short(part) for part in value[:LONG])}{more}]"
     return str(value)
+
+
+def _peaks(found: Mapping[str, Any]) -> list[str]:
+    """For each series the block where its mean is largest."""
+    lines = [f"{name}: {count}" for name, count in found["counts"].items()]
+    for chart, series in found["averages"].items():
+        lines.append(chart)
+        for name, one in series.items():
+            top = max(range(len(one["mean"])), key=one["mean"].__getitem__)
+            band = f"{one['mean'][top]:.3f} ({one['half_width'][top]:.3f})"
+            lines.append(f"  {name:<34} largest at layer {top}: {band}, n={one['n']}")
+    return lines

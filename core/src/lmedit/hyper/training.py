@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
 from lmedit.fitting import is_out_of_memory
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import EditBatch, in_place
 from lmedit.hyper.run import Run
-from lmedit.types import Lines, Prepared
+from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

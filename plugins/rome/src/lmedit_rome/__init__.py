@@ -12,7 +12,7 @@ from lmedit_rome.contexts import contexts
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.statistics import factor, second_moment
-from lmedit_rome.tracing import Setup, probed, subject_noise, trace
+from lmedit_rome.tracing import STATE, Setup, probed, random_span, subject_noise, trace
 from lmedit_rome.value import optimise_value, rows_of, select_keys
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
     """Causal tracing of the model's own answer (section 2)."""
     noise = options.trace_noise or subject_noise(lm, [request.subject])
     setup = Setup(noise, options.trace_samples, options.trace_window, options.seed)
-    return probed(trace(lm, request, setup), noise)
+    span = random_span(lm, request, options.seed)
+    control = trace(lm, request, setup, span, [STATE]) if span else None
+    return probed(trace(lm, request, setup), noise, control)
 
 
 @hookimpl

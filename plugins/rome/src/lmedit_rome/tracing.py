@@ -8,6 +8,7 @@ staircase pass (`lmedit.staircase`).
 
 from __future__ import annotations
 
+import random
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lmedit import Lm, Request
+    from lmedit.charts import Chart
     from lmedit.replay import Kept
-    from lmedit.types import Chart
 
 STATE, MLP, ATTENTION = "state", "mlp", "attention"
 PARTS = (MLP, ATTENTION)
@@ -84,21 +85,28 @@ def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
 
 
 @torch.no_grad()
-def trace(lm: Lm, request: Request, setup: Setup) -> Trace:
-    """Trace the model's own answer to the request's prompt."""
-    ids, start, end = lm.subject_span(request.prompt, request.subject)
+def trace(
+    lm: Lm, request: Request, setup: Setup, span: tuple[int, int] | None = None,
+    kinds: Sequence[str] = KINDS,
+) -> Trace:  # fmt: skip
+    """Trace the model's own answer to the request's prompt.
+
+    Disturbed are the subject's tokens, or those of another *span* [start, end).
+    """
+    ids, *subject = lm.subject_span(request.prompt, request.subject)
+    start, end = span or subject
     run = _Disturbed(lm, ids, (start, end), setup)
     L, T = lm.n_layers, len(ids)
-    scores = {kind: torch.full((T, L), run.disturbed) for kind in KINDS}
+    scores = {kind: torch.full((T, L), run.disturbed) for kind in kinds}
     severed: dict[str, Tensor] = {}
     for token in range(start, T):
-        groups = [_Group(kind, layer) for kind in KINDS for layer in range(L)]
+        groups = [_Group(kind, layer) for kind in kinds for layer in range(L)]
         if token == end - 1:
             groups += [
                 _Group(STATE, layer, part) for part in SEVERED.values() for layer in range(L)
             ]
         found = run.restored(token, groups)
-        for kind in KINDS:
+        for kind in kinds:
             scores[kind][token] = torch.tensor([found[_Group(kind, layer)] for layer in range(L)])
         if token == end - 1:
             for name, part in SEVERED.items():
@@ -107,6 +115,31 @@ def trace(lm: Lm, request: Request, setup: Setup) -> Trace:
     tokens = [lm.decode([i]) for i in ids]
     return Trace(tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores,
                  severed)  # fmt: skip
+
+
+def random_span(lm: Lm, request: Request, seed: int) -> tuple[int, int] | None:
+    """As many tokens as the subject has, somewhere beside it; None where there is no room."""
+    ids, start, end = lm.subject_span(request.prompt, request.subject)
+    length = end - start
+    free = [i for i in range(len(ids) - length + 1) if i + length <= start or i >= end]
+    if not free:
+        return None
+    place = random.Random(seed).choice(free)  # noqa: S311  (no secret)
+    return place, place + length
+
+
+def buckets(found: Trace) -> dict[str, list[int]]:
+    """The tokens by their part of the prompt, as in the paper's averages."""
+    start, end = found.subject
+    T = len(found.tokens)
+    return {
+        "first subject token": [start] if end - start > 1 else [],
+        "middle subject tokens": list(range(start + 1, end - 1)),
+        "last subject token": [end - 1],
+        "first token after": [end] if end < T - 1 else [],
+        "further tokens": list(range(end + 1, T - 1)),
+        "last token": [T - 1] if end < T else [],
+    }
 
 
 @dataclass(frozen=True)
@@ -248,7 +281,7 @@ def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
         yield lm.mlp_out_module(block) if part == MLP else lm.attention_out_module(block)
 
 
-def probed(found: Trace, noise: float) -> Probed:
+def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
     """A trace as values and as the heat maps of figure 1, with figure 3's severed runs."""
     layers = tuple(str(layer) for layer in range(found.scores[STATE].shape[1]))
     start, end = found.subject
@@ -262,9 +295,9 @@ def probed(found: Trace, noise: float) -> Probed:
     }  # fmt: skip
     charts: list[Chart] = []
     for kind in KINDS:
-        effects = found.indirect(kind)
-        token, layer = divmod(int(effects.argmax()), effects.shape[1])
-        values[f"{kind}: largest effect"] = float(effects.max())
+        indirect = found.indirect(kind)
+        token, layer = divmod(int(indirect.argmax()), indirect.shape[1])
+        values[f"{kind}: largest effect"] = float(indirect.max())
         values[f"{kind}: where"] = f"layer {layer} at {found.tokens[token]!r}"
         values[f"{kind}: p"] = found.scores[kind].tolist()
         rows = tuple(tuple(row) for row in found.scores[kind].tolist())
@@ -275,4 +308,21 @@ def probed(found: Trace, noise: float) -> Probed:
     series = {name: tuple(scores.tolist()) for name, scores in last.items()}
     at = tuple(float(layer) for layer in range(len(layers)))
     charts.append(Lines("At the subject's last token", "layer", "P", at, series))
-    return Probed(values, tuple(charts))
+    averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in KINDS}
+    averages["At the subject's last token"] = {
+        name: (scores - found.disturbed).tolist() for name, scores in last.items()
+    }
+    if control is not None:
+        values["control: total effect"] = control.total_effect
+        aside = control.indirect(STATE)[control.subject[1] - 1]
+        averages["At the subject's last token"]["control: state, other tokens"] = aside.tolist()
+    return Probed(values, tuple(charts), averages)
+
+
+def effects(found: Trace, kind: str) -> dict[str, list[float]]:
+    """IE by layer for each part of the prompt that it has, the mean over the part's tokens."""
+    indirect = found.indirect(kind)
+    return {
+        name: indirect[places].mean(0).tolist()
+        for name, places in buckets(found).items() if places
+    }  # fmt: skip
