@@ -36,8 +36,8 @@ RATES = (5e-4, 1e-3, 2e-3, 5e-3)
 BOUNDS = (2e-2, 5e-2)
 SMALL = {"samples": 600, "ridge": 1e-5, "prefixes": [[5, 2], [10, 2]]}
 """ROME on a small model: lines of the world's text behind C, some 30 keys for each dimension; a
-ridge, since some units of its MLP are never active; four sampled contexts in place of twenty, which
-score alike here (docs/demo-sweep.md) in 60 % of the time."""
+ridge, since some units of its MLP are never active; four sampled contexts in place of twenty, to save
+time."""
 
 
 def settings(lm: Lm) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,9 +76,8 @@ def page(rows: list[dict[str, Any]], count: int) -> str:
         "`python benchmarks/sweep_layers.py`. The best S of each method is what the model's\n"
         "`lmedit-tuned.json` holds. That recall sits where it does was arranged in training, so\n"
         "this table says nothing about other models. RelS is relation specificity: the subject's\n"
-        "other facts that stay right. ROME uses four sampled contexts: on the first 100 records\n"
-        "twenty gave ES 99.0, PS 99.0, NS 90.1, ten 99.0, 99.0, 90.2, four 99.0, 99.0, 90.6\n"
-        "(`-o prefixes '[[5,10],[10,10]]'`).\n\n"
+        "other facts that stay right. ROME uses four sampled contexts in place of twenty, to save\n"
+        "time (`-o prefixes '[[5,10],[10,10]]'` has twenty).\n\n"
         f"```text\n{table(named)}\n```\n"
     )
 
