@@ -36,8 +36,8 @@ RATES = (5e-4, 1e-3, 2e-3, 5e-3)
 BOUNDS = (2e-2, 5e-2)
 SMALL = {"samples": 600, "ridge": 1e-5, "prefixes": [[5, 2], [10, 2]]}
 """ROME on a small model: lines of the world's text behind C, some 30 keys for each dimension; a
-ridge, since some units of its MLP are never active; four sampled contexts in place of twenty, to save
-time."""
+ridge, since some units of its MLP are never active; four sampled contexts in place of twenty, to
+save time."""
 
 
 def settings(lm: Lm) -> Iterator[tuple[str, dict[str, Any]]]:
