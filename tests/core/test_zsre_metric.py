@@ -215,3 +215,4 @@ def test_groups_hold_every_row_once_within_the_budget() -> None:
             assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= budget
     assert by_length(lengths, 10) == [[1, 6, 3], [4, 0], [2], [5]]
     assert by_length([], 10) == []
+    assert by_length([9, 30, 8, 12, 13, 31, 2], 1000) == [[6, 2, 0, 3], [4], [1, 5]]

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 MODULE = import_module("lmedit_rome.contexts")  # the package's attribute is the function
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lm() -> Lm:
     return tiny_lm(2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def templates(lm: Lm) -> Callable[..., list[str]]:
     method = load("rome").method
 
@@ -154,3 +154,30 @@ def test_each_token_is_among_the_five_best_after_the_text_so_far(
             order = lm.model(input_ids=torch.tensor([ids])).logits[0].argsort(-1, descending=True)
         ranks |= {int((order[i] == ids[i + 1]).nonzero()) for i in range(len(row))}
     assert ranks == {0, 1, 2, 3, 4}
+
+
+def test_the_contexts_of_one_state_of_a_model_are_sampled_once(
+    lm: Lm, templates: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = []
+    plain = MODULE.sampled
+
+    def counted(*arguments: Any) -> list[str]:
+        draws.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(MODULE, "sampled", counted)
+    first = templates()
+    once = len(draws)
+    assert templates() == first
+    assert len(draws) == once
+    site = lm.mlp_out(3)
+    before = lm.snapshot(site)
+    lm.add(site, torch.randn(lm.weight(site).shape, generator=torch.Generator().manual_seed(0)))
+    changed = templates()
+    assert changed != first
+    assert len(draws) == 2 * once
+    lm.restore(site, before)
+    assert templates() == first
+    assert templates(seed=1) != first
+    assert len(draws) == 3 * once

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BATCH_TOKENS = 2048
 """Padded tokens in one forward pass; it bounds memory and changes no score."""
+SPREAD, SHORT = 1.5, 8
+"""Rows of one pass differ in length by this factor at most; all up to SHORT count as that long."""
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows, shortest first, in groups of at most *budget* padded tokens.
 
-    A row that is longer than the budget stands alone.
+    A row that is longer than the budget stands alone, and none is much longer than the shortest of
+    its group (`SPREAD`), where most of what is run would be padding.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if groups and lengths[i] * (len(groups[-1]) + 1) <= budget:
+        fits = groups and lengths[i] * (len(groups[-1]) + 1) <= budget
+        if fits and lengths[i] <= SPREAD * max(lengths[groups[-1][0]], SHORT):
             groups[-1].append(i)
         else:
             groups.append([i])

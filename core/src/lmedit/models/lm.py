@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Lm:
         self.text = text
         self.training = training
         self.folder = folder
+        self._read: dict[str, tuple[int, int, str]] = {}
         self.family = families.family_of(model)
 
     @cached_property
@@ -64,6 +66,19 @@ class Lm:
         named = dict(self.model.named_parameters())
         chosen = sorted(named) if sites is None else sorted({s.parameter for s in sites})
         return digest_tensors((name, named[name]) for name in chosen)
+
+    def state(self) -> str:
+        """SHA-256 of today's weights; what was not written to since the last call is not read.
+
+        For caches of what depends on the weights. It trusts torch's count of writes, which a write
+        through ``.data`` leaves as it is; `weights_digest` trusts nothing.
+        """
+        for name, parameter in self.model.named_parameters():
+            written = parameter._version, parameter.data_ptr()
+            if self._read.get(name, (None, None))[:2] != written:
+                self._read[name] = (*written, digest_tensors([(name, parameter)]))
+        parts = "".join(digest for *_, digest in self._read.values())
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from torch import Tensor
 
     from lmedit import Lm
@@ -21,8 +24,22 @@ TOP_K = 5
 def contexts(lm: Lm, options: RomeOptions) -> list[str]:
     """Templates with one ``{}`` for the prompt: the bare one if asked for, then the sampled ones.
 
-    They depend on the model and the options (with the seed) alone, never on the request.
+    They depend on the model's weights and the options (with the seed) alone, never on the request,
+    so those of one state of a model are sampled once.
     """
+    known = _KNOWN.setdefault(lm, {})
+    fields = ("seed", "include_bare", "prefixes", "prefix_start", "prefix_join",
+              "length_counts_start")  # fmt: skip
+    key = lm.state(), *(getattr(options, name) for name in fields)
+    if key not in known:
+        known[key] = _contexts(lm, options)
+    return list(known[key])
+
+
+_KNOWN: WeakKeyDictionary[Lm, dict[Hashable, list[str]]] = WeakKeyDictionary()
+
+
+def _contexts(lm: Lm, options: RomeOptions) -> list[str]:
     random = torch.Generator().manual_seed(options.seed)
     templates = [BARE] if options.include_bare or not options.prefixes else []
     for length, count in options.prefixes:
