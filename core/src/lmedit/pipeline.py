@@ -146,11 +146,9 @@ class Editor:
 Material = Corpus | TrainingCases
 
 
-def prepared_path(
-    loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None
-) -> Path:
+def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:
     """Where the preparation is cached: its name is a digest of all that determines it."""
-    on = material.digest if material else ""
+    on = corpus.digest if corpus else ""
     return _folder() / f"{_stem(loaded, lm, options)}-{key_of(on=on)[:12]}{SUFFIX}"
 
 
@@ -176,16 +174,16 @@ def _chosen(options: Options) -> dict[str, Any]:
 
 
 @torch.enable_grad()
-def prepare(loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None) -> Editor:
+def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Editor:
     """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work."""
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
-    path = prepared_path(loaded, lm, options, material)
+    path = prepared_path(loaded, lm, options, corpus)
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
         prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=material, checkpoint=checkpoint
+            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint
         )
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
@@ -193,7 +191,7 @@ def prepare(loaded: LoadedMethod, lm: Lm, options: Options, material: Material |
         facts = {
             **prepared.facts,
             "seconds": seconds,
-            "corpus": material.name if material else None,
+            "corpus": corpus.name if corpus else None,
             "base": lm.name,
             "options": _chosen(options),
             "key": path.stem,
@@ -203,23 +201,21 @@ def prepare(loaded: LoadedMethod, lm: Lm, options: Options, material: Material |
     return _opened(path, loaded, lm, options)
 
 
-def ready(
-    loaded: LoadedMethod, lm: Lm, options: Options, material: Material | None = None
-) -> Editor:
+def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None) -> Editor:
     """The editor from a preparation that was made before; nothing is prepared now.
 
-    Without *material* it is the only one for these options, in the cache or else in the model's
+    Without *corpus* it is the only one for these options, in the cache or else in the model's
     own folder. Raises `NotPreparedError` with the command where there is none, and `OptionError`
     where there are several.
     """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
-    if material is not None:
-        found = [prepared_path(loaded, lm, options, material)]
+    if corpus is not None:
+        found = [prepared_path(loaded, lm, options, corpus)]
     else:
         found = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
     editors = [_opened(path, loaded, lm, options) for path in found if path.is_file()]
-    if not editors and material is None:
+    if not editors and corpus is None:
         editors = _shipped(loaded, lm, options)
     if not editors:
         raise NotPreparedError(

@@ -11,6 +11,7 @@ import torch
 from lmedit import Editor, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured, changed
+from lmedit_rome.effects import buckets, effects, probed, random_span
 from lmedit_rome.tracing import (
     ATTENTION,
     KINDS,
@@ -18,11 +19,7 @@ from lmedit_rome.tracing import (
     SEVERED,
     STATE,
     Setup,
-    buckets,
-    effects,
     modules_of,
-    probed,
-    random_span,
     subject_noise,
     trace,
 )

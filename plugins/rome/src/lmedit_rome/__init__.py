@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
 from lmedit_rome.contexts import contexts
+from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.statistics import factor, second_moment
-from lmedit_rome.tracing import STATE, Setup, probed, random_span, subject_noise, trace
+from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
 from lmedit_rome.value import optimise_value, rows_of, select_keys
 
 if TYPE_CHECKING:

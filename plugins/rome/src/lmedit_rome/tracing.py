@@ -8,7 +8,6 @@ staircase pass (`lmedit.staircase`).
 
 from __future__ import annotations
 
-import random
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from lmedit import Heat, Lines, Probed
 from lmedit.fitting import in_parts
 from lmedit.replay import Prefixed
 from lmedit.staircase import climbing
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lmedit import Lm, Request
-    from lmedit.charts import Chart
     from lmedit.replay import Kept
 
 STATE, MLP, ATTENTION = "state", "mlp", "attention"
@@ -115,31 +112,6 @@ def trace(
     tokens = [lm.decode([i]) for i in ids]
     return Trace(tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores,
                  severed)  # fmt: skip
-
-
-def random_span(lm: Lm, request: Request, seed: int) -> tuple[int, int] | None:
-    """As many tokens as the subject has, somewhere beside it; None where there is no room."""
-    ids, start, end = lm.subject_span(request.prompt, request.subject)
-    length = end - start
-    free = [i for i in range(len(ids) - length + 1) if i + length <= start or i >= end]
-    if not free:
-        return None
-    place = random.Random(seed).choice(free)  # noqa: S311  (no secret)
-    return place, place + length
-
-
-def buckets(found: Trace) -> dict[str, list[int]]:
-    """The tokens by their part of the prompt, as in the paper's averages."""
-    start, end = found.subject
-    T = len(found.tokens)
-    return {
-        "first subject token": [start] if end - start > 1 else [],
-        "middle subject tokens": list(range(start + 1, end - 1)),
-        "last subject token": [end - 1],
-        "first token after": [end] if end < T - 1 else [],
-        "further tokens": list(range(end + 1, T - 1)),
-        "last token": [T - 1] if end < T else [],
-    }
 
 
 @dataclass(frozen=True)
@@ -279,50 +251,3 @@ def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
     """The modules that write a part's output into the stream, by block."""
     for block in range(lm.n_layers):
         yield lm.mlp_out_module(block) if part == MLP else lm.attention_out_module(block)
-
-
-def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
-    """A trace as values and as the heat maps of figure 1, with figure 3's severed runs."""
-    layers = tuple(str(layer) for layer in range(found.scores[STATE].shape[1]))
-    start, end = found.subject
-    tokens = tuple(
-        f"{token}*" if start <= i < end else token for i, token in enumerate(found.tokens)
-    )
-    values: dict[str, Any] = {
-        "answer": found.answer, "p(clean)": found.clean, "p(disturbed)": found.disturbed,
-        "total effect": found.total_effect, "noise": noise,
-        "tokens": found.tokens, "subject": list(found.subject),
-    }  # fmt: skip
-    charts: list[Chart] = []
-    for kind in KINDS:
-        indirect = found.indirect(kind)
-        token, layer = divmod(int(indirect.argmax()), indirect.shape[1])
-        values[f"{kind}: largest effect"] = float(indirect.max())
-        values[f"{kind}: where"] = f"layer {layer} at {found.tokens[token]!r}"
-        values[f"{kind}: p"] = found.scores[kind].tolist()
-        rows = tuple(tuple(row) for row in found.scores[kind].tolist())
-        title = f"P({found.answer.strip()}) with the clean {kind} put back"
-        charts.append(Heat(title, "layer", "token", tokens, layers, rows))
-    last = {"state": found.scores[STATE][end - 1], **found.severed}
-    values |= {f"{name}: p": scores.tolist() for name, scores in found.severed.items()}
-    series = {name: tuple(scores.tolist()) for name, scores in last.items()}
-    at = tuple(float(layer) for layer in range(len(layers)))
-    charts.append(Lines("At the subject's last token", "layer", "P", at, series))
-    averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in KINDS}
-    averages["At the subject's last token"] = {
-        name: (scores - found.disturbed).tolist() for name, scores in last.items()
-    }
-    if control is not None:
-        values["control: total effect"] = control.total_effect
-        aside = control.indirect(STATE)[control.subject[1] - 1]
-        averages["At the subject's last token"]["control: state, other tokens"] = aside.tolist()
-    return Probed(values, tuple(charts), averages)
-
-
-def effects(found: Trace, kind: str) -> dict[str, list[float]]:
-    """IE by layer for each part of the prompt that it has, the mean over the part's tokens."""
-    indirect = found.indirect(kind)
-    return {
-        name: indirect[places].mean(0).tolist()
-        for name, places in buckets(found).items() if places
-    }  # fmt: skip
