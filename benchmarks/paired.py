@@ -51,9 +51,8 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def compared(plain: Callable[[], Any], ours: Callable[[], Any], pairs: int) -> dict[str, Any]:
     """Times in turns (median of the pairs' ratios) and operations of both."""
-    ours()
+    our_flops, plain_flops = flops(ours), flops(plain)
     times = [(seconds(plain), seconds(ours)) for _ in range(pairs)]
-    plain_flops, our_flops = flops(plain), flops(ours)
     return {
         "plain_seconds": statistics.median(a for a, _ in times),
         "our_seconds": statistics.median(b for _, b in times),
