@@ -78,6 +78,17 @@ def target(answer: str) -> dict[str, str]:
     return {"str": answer, "id": f"answer:{answer}"}
 
 
+def rewrite(fact: Fact, new: str) -> dict[str, Any]:
+    """What a record asks for: *new* in place of the fact's answer."""
+    return {
+        "prompt": fact.relation.rewrite,
+        "relation_id": fact.relation.id,
+        "target_new": target(new),
+        "target_true": target(fact.answer),
+        "subject": fact.subject.name,
+    }
+
+
 def record(fact: Fact, pool: Pool, world: World, seed: int, rng: random.Random) -> dict[str, Any]:
     """One record in CounterFact's schema, without its case_id."""
     name, relation = fact.subject.name, fact.relation
@@ -88,13 +99,7 @@ def record(fact: Fact, pool: Pool, world: World, seed: int, rng: random.Random) 
     rng.shuffle(others)
     return {
         "pararel_idx": world.facts.index(fact),
-        "requested_rewrite": {
-            "prompt": relation.rewrite,
-            "relation_id": relation.id,
-            "target_new": target(new),
-            "target_true": target(fact.answer),
-            "subject": name,
-        },
+        "requested_rewrite": rewrite(fact, new),
         "paraphrase_prompts": [
             f"{general.sentence(rng, heldout=True)} {relation.phrasings[i].replace('{}', name)}"
             for i in heldout_phrasings(fact, seed)
@@ -138,13 +143,7 @@ def training_record(
     asked = rng.sample(trained_phrasings(fact, seed), 2)
     aside = [f for f in world.by_subject()[name] if f != fact]
     return {
-        "requested_rewrite": {
-            "prompt": relation.rewrite,
-            "relation_id": relation.id,
-            "target_new": target(new),
-            "target_true": target(fact.answer),
-            "subject": name,
-        },
+        "requested_rewrite": rewrite(fact, new),
         "paraphrase_prompts": [
             f"{general.sentence(rng)} {relation.phrasings[i].replace('{}', name)}" for i in asked
         ],

@@ -126,17 +126,9 @@ class Prefixed:
         ids = self.ids[:, start:]
         cache = None
         if start:
-            cache = DynamicCache()
-            cache.layers = [
-                KeptLayer(keys[:, :, :start], values[:, :, :start]) for keys, values in self.layers
-            ]
-            cache.layer_class_to_replicate = None
+            cache = _read_only([(k[:, :, :start], v[:, :, :start]) for k, v in self.layers])
         positions = torch.arange(start, self.ids.shape[1], device=ids.device).expand_as(ids)
-        inputs: dict[str, Any] = {
-            "input_ids": ids, "attention_mask": torch.ones_like(self.ids),
-            "use_cache": cache is not None, "past_key_values": cache,
-            **_positions(self.lm, positions),
-        }  # fmt: skip
+        inputs = _inputs(self.lm, ids, torch.ones_like(self.ids), positions, cache)
         return Kept(self.lm, 0, inputs, (ids.shape[0], ids.shape[1]), None)
 
 
@@ -180,10 +172,7 @@ def resume(lm: Lm, rows: Sequence[Sequence[int]], layer: int, entering: Sequence
             hidden[i, : len(each.hidden)] = each.hidden
         whole = hidden if first.others is None else (hidden, *first.others)
     positions = torch.arange(shape[1], device=lm.device).expand(shape)
-    inputs = {
-        "input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "use_cache": False,
-        **_positions(lm, positions),
-    }  # fmt: skip
+    inputs = _inputs(lm, batch.ids, torch.ones_like(batch.ids), positions)
     return Kept(lm, layer, inputs, shape, whole)
 
 
@@ -199,13 +188,8 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
     lengths = torch.tensor(starts, device=lm.device)
     cache, mask = _prefixes(lm, before)
     positions = lengths[:, None] + torch.arange(after.ids.shape[1], device=lm.device)
-    inputs: dict[str, Any] = {
-        "input_ids": after.ids,
-        "attention_mask": torch.cat([mask, torch.ones_like(after.ids)], dim=1),
-        "use_cache": cache is not None,
-        "past_key_values": cache,
-        **_positions(lm, positions),
-    }
+    whole_mask = torch.cat([mask, torch.ones_like(after.ids)], dim=1)
+    inputs = _inputs(lm, after.ids, whole_mask, positions, cache)
     shape = after.ids.shape[0], after.ids.shape[1]
     if layer == 0:
         return Kept(lm, layer, inputs, shape, None)
@@ -236,10 +220,29 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
     def moved(states: Tensor) -> Tensor:
         return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
 
-    kept = DynamicCache()
-    kept.layers = [KeptLayer(moved(keys), moved(values)) for keys, values, _ in cache]
-    kept.layer_class_to_replicate = None
+    kept = _read_only([(moved(keys), moved(values)) for keys, values, _ in cache])
     return kept, (column >= 0).long()
+
+
+def _read_only(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache of keys and values by block that is read and never grows."""
+    cache = DynamicCache()
+    cache.layers = [KeptLayer(keys, values) for keys, values in pairs]
+    cache.layer_class_to_replicate = None
+    return cache
+
+
+def _inputs(
+    lm: Lm, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None
+) -> dict[str, Any]:
+    """The model's arguments for *ids* (B, S) at *positions* behind what is in the *cache*."""
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "use_cache": cache is not None,
+        "past_key_values": cache,
+        **_positions(lm, positions),
+    }
 
 
 def _positions(lm: Lm, positions: Tensor) -> dict[str, Tensor]:

@@ -80,12 +80,12 @@ def _material(lm: Lm, loaded: LoadedMethod, corpora: tuple[str, ...], *, downloa
     if loaded.method.prepares_on != "cases":
         return materials(lm, [loaded], corpora, download=download)[loaded.name]
     name = corpora[-1].removeprefix(f"{loaded.name}=") if corpora else None
-    if name is None and lm.training is None:
-        return None  # a published editor needs none, and a training says what it needs
-    known = worlds()
-    world = known.get(name) if name else None
-    path = world.training if world else None if name else lm.training
-    return load_cases(str(path) if path else str(name), download=download)
+    if name is None:
+        # None: a published editor needs no cases, and a training says what it needs.
+        return load_cases(str(lm.training)) if lm.training else None
+    world = worlds().get(name)
+    own = world.training if world else None
+    return load_cases(str(own) if own else name, download=download)
 
 
 def _draw(facts: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ it takes the factors of the loss' gradient and gives back a low-rank change of a
 (Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
 """
 
-from lmedit.hyper.editing import edited
+from lmedit.hyper.editing import edited, located, untrained
 from lmedit.hyper.examples import Example, Examples, examples_from, row_of
 from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
@@ -13,18 +13,6 @@ from lmedit.hyper.network import EditBatch, Hypernetwork, LowRankBatch
 from lmedit.hyper.options import HyperOptions
 from lmedit.hyper.training import train, trained_on
 
-__all__ = [
-    "EditBatch",
-           "Example",
-           "Examples",
-           "Factors",
-           "HyperOptions",
-           "Hypernetwork",
-           "LowRankBatch",
-           "edit_factors",
-           "edited",
-           "examples_from",
-           "row_of",
-           "train",
-           "trained_on",
-]  # fmt: skip
+__all__ = ["EditBatch", "Example", "Examples", "Factors", "HyperOptions", "Hypernetwork",
+           "LowRankBatch", "edit_factors", "edited", "examples_from", "located", "row_of", "train",
+           "trained_on", "untrained"]  # fmt: skip

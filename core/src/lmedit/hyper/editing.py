@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from lmedit.hyper.examples import row_of
 from lmedit.hyper.frozen import edit_factors
-from lmedit.hyper.network import EditBatch
+from lmedit.hyper.network import EditBatch, Hypernetwork
 from lmedit.hyper.training import TRAINED_ON
-from lmedit.types import LowRank, Update
+from lmedit.types import Location, LowRank, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from lmedit.hyper.network import Hypernetwork
     from lmedit.hyper.options import HyperOptions
     from lmedit.models import Lm
     from lmedit.types import Prepared, Request, Site
+
+Network = TypeVar("Network", bound=Hypernetwork)
+
+
+def located(lm: Lm, options: HyperOptions) -> Location:
+    """The MLP matrices of the options' blocks."""
+    return Location(options.sites(lm), {"layers": list(options.layers or ())})
+
+
+def untrained(
+    lm: Lm, options: HyperOptions,
+    build: Callable[[Sequence[Site], Sequence[tuple[int, int]]], Network],
+) -> Network:  # fmt: skip
+    """``build(sites, shapes)`` for the options' matrices, (d_out, d_in) each, by their seed."""
+    sites = options.sites(lm)
+    shapes = [(lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return build(sites, shapes)
 
 
 def edited(

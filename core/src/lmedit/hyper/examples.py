@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,17 +67,19 @@ def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -
         raise NotPreparedError(
             f"{len(usable)} cases with neighbours to train on are too few; name more with --corpus"
         )
-    facts = list(dict.fromkeys(fingerprint(case.request) for case in usable))
-    count = min(VALIDATION, len(usable) // 10)
+    facts = [fingerprint(case.request) for case in usable]
+    cases_of = Counter(facts)  # in the order of the first case of each
+    wanted = min(VALIDATION, len(usable) // 10)
     held: set[int] = set()
-    for fact in reversed(facts):
-        if sum(fingerprint(case.request) in held for case in usable) >= count:
+    for fact in reversed(cases_of):
+        if wanted <= 0:
             break
         held.add(fact)
+        wanted -= cases_of[fact]
     sides: dict[bool, list[Example]] = {True: [], False: []}
-    for case in usable:
-        sides[fingerprint(case.request) in held].append(example_of(lm, case))
-    return Examples(tuple(sides[False]), tuple(sides[True]), tuple(sorted(facts)))
+    for fact, case in zip(facts, usable, strict=True):
+        sides[fact in held].append(example_of(lm, case))
+    return Examples(tuple(sides[False]), tuple(sides[True]), tuple(sorted(cases_of)))
 
 
 def fingerprint(request: Request) -> int:

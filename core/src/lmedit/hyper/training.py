@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
 from lmedit.fitting import is_out_of_memory
+from lmedit.hyper.examples import fingerprint
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import EditBatch, in_place
@@ -95,8 +96,6 @@ TRAINED_ON = "trained_on"
 
 def trained_on(prepared: Prepared, request: Request) -> bool:
     """Whether *request* asks about a fact that the editor was trained or validated on."""
-    from lmedit.hyper.examples import fingerprint
-
     known = prepared.tensors.get(TRAINED_ON)
     return known is not None and bool((known == fingerprint(request)).any())
 

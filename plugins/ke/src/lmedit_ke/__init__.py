@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from lmedit import Location, Method, Prepared, Update, hookimpl
-from lmedit.hyper import edited, examples_from, train
+from lmedit import Method, Update, hookimpl
+from lmedit.hyper import edited, examples_from, located, train, untrained
 from lmedit_ke.network import KeNetwork
 from lmedit_ke.options import KeOptions
 from lmedit_ke.published import from_published
 
 if TYPE_CHECKING:
-    from lmedit import Checkpoint, Lm, Request
+    from lmedit import Checkpoint, Lm, Location, Prepared, Request
     from lmedit.types import TrainingCases
 
 
@@ -39,7 +37,7 @@ def edit_prepare(
 @hookimpl
 def edit_locate(lm: Lm, options: KeOptions) -> Location:
     """The MLP matrices of the last blocks."""
-    return Location(options.sites(lm), {"layers": list(options.layers or ())})
+    return located(lm, options)
 
 
 @hookimpl
@@ -52,8 +50,5 @@ def edit_compute(
 
 def network_of(lm: Lm, options: KeOptions) -> KeNetwork:
     """An untrained network for the matrices of the options; its weights depend on the seed."""
-    sites = options.sites(lm)
-    shapes = [(lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return KeNetwork(sites, shapes, lm.model.get_input_embeddings().weight, options)
+    embeddings = lm.model.get_input_embeddings().weight
+    return untrained(lm, options, lambda s, shapes: KeNetwork(s, shapes, embeddings, options))
