@@ -2,7 +2,11 @@
 
     python benchmarks/kn_staircase.py
 
-Prints a row for each length of the prompt and writes `benchmarks/results/kn_staircase.json`.
+For each length of the prompt two rows: both ways with the released codes' 20 points (`same`), and
+our default points against those 20 (`default`), each with its error: the largest difference from
+the integral (48 points of Gauss), as a share of the largest attribution. Before them the errors
+of the rules on the embedded model, whose probabilities are a trained model's. Prints the rows and
+writes `benchmarks/results/kn_staircase.json`.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from paired import SMALL, XL, compared, gpt2, report
 
-from lmedit import build_options, load
+from lmedit import build_options, load, load_lm
+from lmedit.cases import load_cases
 from lmedit_kn.equations import path
 from lmedit_kn.staircase import attributions
 
@@ -23,40 +27,84 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "kn" / "tests"))
 import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from lmedit import Lm
 
+RELEASED = {"rule": "inclusive", "steps": 20}
+INTEGRAL = {"rule": "gauss", "steps": 48}
+RULES = ({}, {"rule": "midpoint"}, RELEASED, {"rule": "right", "steps": 20})
+ROWS = {"rows": 256}
 
-def measured(lm: Lm, options: Any, length: int, pairs: int) -> dict[str, Any]:
-    """One row: a prompt of *length* tokens both ways."""
-    ids = torch.arange(100, 100 + length).tolist()
-    points = path(options.rule, options.steps).tolist()
-    found: dict[str, torch.Tensor] = {}
 
-    def ours() -> None:
-        found["ours"] = attributions(lm, ids, 7, options).scores
+def ours(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Tensor:
+    """All layers in one pass."""
+    return attributions(lm, ids, token, build_options(load("kn").method, {**given, **ROWS})).scores
 
-    def theirs() -> None:
-        found["plain"] = plain.attributions(lm, ids, 7, points, options.site)
 
-    row = compared(theirs, ours, pairs)
-    error = (found["ours"] - found["plain"]).abs().max() / found["plain"].abs().max()
-    return {
-        "shape": lm.name, "prompt_tokens": length, "steps": options.steps, **row,
-        "largest_relative_difference": float(error),
-    }  # fmt: skip
+def theirs(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Tensor:
+    """Layer by layer, the whole prompt."""
+    options = build_options(load("kn").method, given)
+    t, w = path(options.rule, options.m)
+    return plain.attributions(lm, ids, token, t.tolist(), w, options.site)
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest entry."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def errors(lm: Lm, count: int) -> list[dict[str, Any]]:
+    """Each rule's error on *count* facts of the embedded world, the largest of them."""
+    worst: list[dict[str, Any]] = []
+    for given in RULES:
+        found = []
+        for case in load_cases("demo").good[-count:]:
+            prompt, answer = lm.with_target(case.request.text, case.request.target_true or "")
+            integral = ours(lm, prompt, answer[0], INTEGRAL)
+            found.append(apart(ours(lm, prompt, answer[0], given), integral))
+        options = build_options(load("kn").method, given)
+        worst.append({"rule": options.rule, "points": options.m, "facts": count,
+                      "largest_error": max(found)})  # fmt: skip
+    return worst
+
+
+def measured(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
+    """The two rows of a prompt of *length* tokens."""
+    ids, token = list(range(100, 100 + length)), 7
+    integral = ours(lm, ids, token, INTEGRAL)
+    released = theirs(lm, ids, token, RELEASED)
+    rows = []
+    for name, given in (("same", RELEASED), ("default", {})):
+        row = compared(
+            lambda: theirs(lm, ids, token, RELEASED),
+            lambda given=given: ours(lm, ids, token, given),  # type: ignore[misc]
+            pairs,
+        )
+        found = ours(lm, ids, token, given)
+        rows.append({
+            "shape": lm.name, "prompt_tokens": length, "points": name, **row,
+            "our_error": apart(found, integral), "plain_error": apart(released, integral),
+            "largest_relative_difference": apart(found, theirs(lm, ids, token, given)),
+        })  # fmt: skip
+    return rows
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 24])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 12, 24])
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--facts", type=int, default=20, help="of the embedded world, for errors")
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
+    rows = errors(load_lm("demo"), flags.facts)
     lm = gpt2(XL if flags.xl else SMALL, flags.device)
-    options = build_options(load("kn").method, {"rows": 256})
-    rows = [measured(lm, options, length, flags.pairs) for length in flags.lengths]
+    for length in flags.lengths:
+        rows += measured(lm, length, flags.pairs)
     report("kn_staircase" + ("_xl" if flags.xl else ""), rows)
 
 

@@ -35,7 +35,7 @@ def activations(lm: Lm, ids: Sequence[int], layer: int, site: str) -> Tensor:
 
 
 def attributions(
-    lm: Lm, ids: Sequence[int], token: int, points: Sequence[float], site: str
+    lm: Lm, ids: Sequence[int], token: int, points: Sequence[float], weights: Tensor, site: str
 ) -> Tensor:
     """(L, D): one clean pass and one pass over m copies of the prompt for each layer."""
     rows = []
@@ -49,6 +49,6 @@ def attributions(
 
         with changed_activation(lm, layer, site, put):
             p = probability(lm, ids, token, len(points))
-        (gradient,) = torch.autograd.grad(p.sum(), [leaf])
-        rows.append(a * gradient.mean(0))
+        (gradient,) = torch.autograd.grad(weights.to(p) @ p, [leaf])
+        rows.append(a * gradient.sum(0))
     return torch.stack(rows)

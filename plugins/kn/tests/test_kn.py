@@ -80,7 +80,7 @@ def test_answers_of_several_tokens_are_read_one_after_the_other(lm: Lm) -> None:
     """Defects B6 and B8 are the preset's, not ours."""
     ours, theirs = (
         questions(lm, ONE.text, "the sea", build_options(loaded("kn").method, {"preset": preset}))
-        for preset in ("midpoint", "rome")
+        for preset in ("gauss", "rome")
     )
     prompt, sea = lm.with_target(ONE.text, "the sea")
     assert len(sea) > 1
@@ -210,6 +210,14 @@ def test_embeddings_of_another_width_are_refused() -> None:
     lm = tiny_family("opt", word_embed_proj_dim=8)
     with pytest.raises(RequestError, match="width 8, its residual stream 16"):
         editor(lm).compute(ONE)
+
+
+@pytest.mark.parametrize(("given", "points"), [
+    ({}, 6), ({"steps": 9}, 9), ({"site": "pre_act"}, 20), ({"preset": "midpoint"}, 20),
+    ({"preset": "rome"}, 20), ({"preset": "eleuther"}, 20), ({"preset": "dai"}, 20),
+])  # fmt: skip
+def test_few_points_do_where_the_rule_is_gauss(given: dict[str, Any], points: int) -> None:
+    assert build_options(loaded("kn").method, given).m == points  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("given", "culprit"), [

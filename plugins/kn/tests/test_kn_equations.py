@@ -11,25 +11,28 @@ from lmedit_kn.equations import attribution, coarse, exchange, path, shared, thr
 def integral(rule: str, m: int) -> float:
     """Of dP/dt along t a for P = sigmoid(w a t - 1)."""
     w, a = torch.tensor([1.5, -0.7], dtype=torch.float64), torch.tensor([2.0, 1.0]).double()
-    leaf = (path(rule, m)[:, None] * a).requires_grad_()
-    (gradient,) = torch.autograd.grad(torch.sigmoid(leaf @ w - 1).sum(), [leaf])
-    return float(attribution(a, gradient.mean(0)).sum())
+    t, weights = path(rule, m)
+    leaf = (t[:, None] * a).requires_grad_()
+    (gradient,) = torch.autograd.grad(weights @ torch.sigmoid(leaf @ w - 1), [leaf])
+    return float(attribution(a, gradient.sum(0)).sum())
 
 
 TRUE = float(torch.sigmoid(torch.tensor(1.3)) - torch.sigmoid(torch.tensor(-1.0)))
 
 
 def test_points_lie_where_the_rules_say() -> None:
-    torch.testing.assert_close(path("inclusive", 5), torch.tensor([0, 0.25, 0.5, 0.75, 1]).double())
-    torch.testing.assert_close(path("right", 4), torch.tensor([0.25, 0.5, 0.75, 1]).double())
-    torch.testing.assert_close(path("midpoint", 2), torch.tensor([0.25, 0.75]).double())
+    torch.testing.assert_close(
+        path("inclusive", 5)[0], torch.tensor([0, 0.25, 0.5, 0.75, 1]).double()
+    )
+    torch.testing.assert_close(path("right", 4)[0], torch.tensor([0.25, 0.5, 0.75, 1]).double())
+    torch.testing.assert_close(path("midpoint", 2)[0], torch.tensor([0.25, 0.75]).double())
     # One step of the inclusive rule is the gradient at zero (defect B22 of EasyEdit's presets).
-    assert path("inclusive", 1).tolist() == [0.0]
+    assert path("inclusive", 1)[0].tolist() == [0.0]
 
 
-@pytest.mark.parametrize("rule", ["midpoint", "inclusive", "right"])
+@pytest.mark.parametrize("rule", ["gauss", "midpoint", "inclusive", "right"])
 def test_attributions_sum_to_the_change_of_the_probability(rule: str) -> None:
-    assert integral(rule, 4000) == pytest.approx(TRUE, abs=2e-4)
+    assert integral(rule, 400 if rule == "gauss" else 4000) == pytest.approx(TRUE, abs=2e-4)
 
 
 def test_the_midpoint_rule_errs_less_and_falls_with_the_square() -> None:
@@ -42,11 +45,24 @@ def test_the_midpoint_rule_errs_less_and_falls_with_the_square() -> None:
     assert inclusive[0] / inclusive[1] == pytest.approx(2, rel=0.1)
 
 
+def test_six_points_of_gauss_err_less_than_many_of_the_others() -> None:
+    error = abs(integral("gauss", 6) - TRUE)
+    assert error < 1e-6
+    assert error < 0.01 * abs(integral("midpoint", 20) - TRUE)
+
+
+def test_gauss_is_exact_for_polynomials() -> None:
+    t, w = path("gauss", 4)
+    for degree in range(8):
+        assert float(w @ t**degree) == pytest.approx(1 / (degree + 1), abs=1e-14)
+    assert float(w @ t**8) != pytest.approx(1 / 9, abs=1e-6)
+
+
 def test_every_rule_is_exact_where_the_probability_is_linear() -> None:
     a, slope = torch.tensor([0.2, 0.3]), torch.tensor([1.0, -2.0])
-    for rule in ("midpoint", "inclusive", "right"):
-        gradients = slope.expand(len(path(rule, 3)), 2)
-        assert attribution(a, gradients.mean(0)).sum().item() == pytest.approx(float(a @ slope))
+    for rule in ("gauss", "midpoint", "inclusive", "right"):
+        gradient = path(rule, 3)[1].sum().float() * slope
+        assert attribution(a, gradient).sum().item() == pytest.approx(float(a @ slope))
 
 
 SCORES = torch.tensor([[0.1, 0.5, -0.2], [1.0, 0.2, 0.21]])

@@ -6,27 +6,32 @@ layer and one of D places. P is the probability of the answer's token there.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def path(rule: str, m: int) -> Tensor:
-    """The m points t in [0, 1] at which the gradient along t * a is taken, in float64.
+def path(rule: str, m: int) -> tuple[Tensor, Tensor]:
+    """The m points t in [0, 1] at which the gradient along t * a is taken, and their weights.
 
     `inclusive`: 0 to 1 with both ends (the released code); `right`: k / m for k = 1 ... m (the
-    paper's equation 2); `midpoint`: (k - 1/2) / m, whose error falls with m squared.
+    paper's equation 2); `midpoint`: (k - 1/2) / m, whose error falls with m squared; all these
+    weigh every point 1 / m. `gauss`: Gauss and Legendre's points and weights, exact for
+    polynomials in t of degree 2 m - 1. In float64.
     """
+    if rule == "gauss":
+        t, w = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(m))
+        return (t + 1) / 2, w / 2
     k = torch.arange(m, dtype=torch.float64)
-    if rule == "inclusive":
-        return k / max(1, m - 1)
-    return (k + (1.0 if rule == "right" else 0.5)) / m
+    t = k / max(1, m - 1) if rule == "inclusive" else (k + (1 if rule == "right" else 0.5)) / m
+    return t, torch.full_like(t, 1 / m)
 
 
 def attribution(a: Tensor, mean_gradient: Tensor) -> Tensor:
-    """a/m * sum_k dP/da at t_k a (equation 2), elementwise over a (..., D).
+    """a * sum_k w_k dP/da at t_k a (equation 2, whose weights are 1/m), over a (..., D).
 
-    *mean_gradient* is that of the m points. Over a layer's neurons the attributions sum to
-    P(a) - P(0) as m grows (completeness).
+    *mean_gradient* is the weighted sum over the m points. Over a layer's neurons the
+    attributions sum to P(a) - P(0) as m grows (completeness).
     """
     return a * mean_gradient
 

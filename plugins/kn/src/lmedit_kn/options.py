@@ -21,10 +21,11 @@ FRAMES = (
 
 
 class KnOptions(Options):
-    """KN's options; the defaults use the midpoint rule and refine over five prompts."""
+    """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "midpoint": {},
+        "gauss": {},
+        "midpoint": {"rule": "midpoint"},
         "rome": {
             "rule": "inclusive", "site": "pre_act", "adaptive_threshold": 0.2, "refine": False,
             "frames": (), "answer_tokens": "prompt_last", "leading_space": False,
@@ -44,10 +45,13 @@ class KnOptions(Options):
         default="key", description="what is scaled: the output matrix's input, or what the "
         "activation function takes (the released code)",
     )  # fmt: skip
-    steps: int = Field(default=20, ge=1, description="points of the integral, m")
-    rule: Literal["midpoint", "inclusive", "right"] = Field(
-        default="midpoint", description="where the points lie in [0, 1]"
+    rule: Literal["gauss", "midpoint", "inclusive", "right"] = Field(
+        default="gauss", description="where the integral's points lie in [0, 1]"
     )
+    steps: int | None = Field(
+        default=None, ge=1, description="points of the integral, m; null: 20, and 6 for rule gauss "
+        "at site key, where P is smooth",
+    )  # fmt: skip
     answer_tokens: Literal["teacher_forced", "prompt_last"] = Field(
         default="teacher_forced",
         description="each answer token after those before it, or all at the prompt's end",
@@ -103,6 +107,12 @@ class KnOptions(Options):
                 if text.count("{}") != 1:
                     raise ValueError(f"{name}: {text!r} must hold {{}} exactly once")
         return self
+
+    @property
+    def m(self) -> int:
+        """How many points the integral has."""
+        few = self.rule == "gauss" and self.site == "key"
+        return self.steps or (6 if few else 20)
 
     @property
     def criterion(self) -> tuple[float | None, float | None, float | None]:

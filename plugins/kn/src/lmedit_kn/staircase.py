@@ -43,29 +43,30 @@ class Attributions:
 def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> Attributions:
     """How much each neuron at the last of *ids* adds to the probability of *token*."""
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
-    points = path(options.rule, options.steps).tolist()
-    stairs = [(layer, t) for layer in range(lm.n_layers) for t in points]
+    t, w = path(options.rule, options.m)
+    stairs = [(layer, *at) for layer in range(lm.n_layers) for at in zip(t, w, strict=True)]
     climb = _Climb(lm, kept.repeated, options.site, token)
     scores: dict[int, Tensor] = {}
     for part in in_parts(climb, stairs, options.rows):
         for layer, score in part.items():
-            scores[layer] = scores.get(layer, 0) + score / len(points)
+            scores[layer] = scores.get(layer, 0) + score
     stacked = torch.stack([scores[layer] for layer in range(lm.n_layers)])
     return Attributions(stacked, climb.probability)
 
 
 class _Climb:
-    """One pass for a part of the stairs: pairs of a layer and a point, lowest layers first."""
+    """One pass for a part of the stairs: a layer, a point and its weight, lowest layers first."""
 
     def __init__(self, lm: Lm, repeated: Callable[[int], Kept], site: str, token: int) -> None:
         self.lm, self.repeated, self.site, self.token = lm, repeated, site, token
         self.probability = 0.0
 
-    def __call__(self, stairs: Sequence[tuple[int, float]]) -> dict[int, Tensor]:
-        """Sums over the part's points of a * dP/da, (D,) by layer, in float32."""
-        points: dict[int, list[float]] = {}
-        for layer, t in stairs:
+    def __call__(self, stairs: Sequence[tuple[int, Tensor, Tensor]]) -> dict[int, Tensor]:
+        """Weighted sums over the part's points of a * dP/da, (D,) by layer, in float32."""
+        points: dict[int, list[Tensor]] = {}
+        for layer, t, _ in stairs:
             points.setdefault(layer, []).append(t)
+        weights = torch.stack([w for _, _, w in stairs]).to(self.lm.device, torch.float32)
         steps: dict[int, tuple[Tensor, Tensor]] = {}
         joining = [len(points.get(layer, ())) for layer in range(self.lm.n_layers)]
         alive = list(accumulate(joining, initial=1))[1:]
@@ -78,21 +79,21 @@ class _Climb:
         p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
         self.probability = float(p[0].detach())
         leaves = [leaf for _, leaf in steps.values()]
-        gradients = torch.autograd.grad(p[1:].sum(), leaves)
+        gradients = torch.autograd.grad(weights @ p[1:], leaves)
         return {
             layer: attribution(a.float(), gradient.float().sum(0))
             for (layer, (a, _)), gradient in zip(steps.items(), gradients, strict=True)
         }
 
     def _scaled(
-        self, layer: int, points: list[float], steps: dict[int, tuple[Tensor, Tensor]]
+        self, layer: int, points: list[Tensor], steps: dict[int, tuple[Tensor, Tensor]]
     ) -> AbstractContextManager[None]:
         """In a block's last rows, put t * a in place of the activation a of the clean row."""
 
         def scale(x: Tensor) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])  # (n, D)
             a = rows[0].detach()
-            t = torch.tensor(points, dtype=a.dtype, device=a.device)
+            t = torch.stack(points).to(a)
             leaf = (t[:, None] * a).requires_grad_()
             steps[layer] = a, leaf
             return torch.cat([rows[: -len(points)], leaf]).reshape(x.shape)
