@@ -109,11 +109,23 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     return tensors, json.loads(facts)
 
 
+def read_facts(path: Path, kind: str) -> Any:
+    """The facts of a file of *kind*, without its tensors; raises `ArtifactError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
+    if metadata.get("kind") != kind:
+        raise ArtifactError(f"{path} is not a {kind} file of lmedit; name the right file")
+    return json.loads(metadata["facts"])
+
+
 def _checksum(kind: str, tensors: Mapping[str, Tensor], facts: str) -> str:
     return hashlib.sha256(f"{kind}|{facts}|{digest_tensors(tensors.items())}".encode()).hexdigest()
 
 
-PREPARED, PATCH, CHECKPOINT = "prepared", "patch", "checkpoint"
+PREPARED, PATCH, CHECKPOINT, STATISTICS = "prepared", "patch", "checkpoint", "statistics"
 
 
 def save_prepared(path: Path, prepared: Prepared, base: str) -> None:

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
     from lmedit.types import (
@@ -54,13 +56,15 @@ def edit_describe() -> Method | None:
 
 @hookspec(firstresult=True)
 def edit_prepare(
-    lm: Lm, options: Options, corpus: Corpus | TrainingCases | None, checkpoint: Checkpoint
-) -> Prepared | None:
+    lm: Lm, options: Options, corpus: Corpus | TrainingCases | None, checkpoint: Checkpoint,
+    beside: Sequence[Options],
+) -> Prepared | None:  # fmt: skip
     """Compute once per model what every edit needs (statistics, a trained editor); cached.
 
     `corpus` is what `Method.prepares_on` asks for: texts, or cases; None where the user named none
-    and the model brings none. Long work saves its
-    state through `checkpoint` now and then, and starts from `checkpoint.load()`.
+    and the model brings none. Long work saves its state through `checkpoint` now and then, and
+    starts from `checkpoint.load()`. `beside` are options that will be prepared next on the same
+    corpus: what they need too may be worked out, and kept, in the same pass.
     """
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from lmedit.types import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lmedit.models import Lm
 
 Shapes = MappingProxyType[tuple[str, int], dict[str, Any]]
 """Option values by (model_type, number of blocks): hyperparameters that were published."""
+
+
+UNTUNED = "depth (untuned)"
 
 
 class LayerOptions(Options):
@@ -26,6 +29,13 @@ class LayerOptions(Options):
     layer: int | None = Field(
         default=None, ge=0, description="block to edit; null: tuned, published, or by depth"
     )
+    _by_default: str | None = PrivateAttr(default=None)
+    """Why the layer is what it is, where nobody gave it."""
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Every layer."""
+        return {"layer": range(lm.n_layers)}
 
     def depth(self, lm: Lm) -> float:
         """The layer as a fraction of the blocks, where nothing was published or tuned."""
@@ -40,18 +50,21 @@ class LayerOptions(Options):
         known = self.published_for(lm)
         given = self.model_fields_set - ({"layer"} if self.layer is None else set())
         values = {name: value for name, value in known.items() if name not in given}
+        by_default = None
         if self.layer is None:
-            values.setdefault("layer", self._by_depth(lm))
-        return self.model_copy(update=values)
+            by_default = "published" if "layer" in values else UNTUNED
+            by_depth = min(lm.n_layers - 1, round(self.depth(lm) * lm.n_layers))
+            values.setdefault("layer", by_depth)
+        resolved = self.model_copy(update=values)
+        resolved._by_default = by_default
+        return resolved
 
-    def _by_depth(self, lm: Lm) -> int:
-        return min(lm.n_layers - 1, round(self.depth(lm) * lm.n_layers))
+    @property
+    def untuned(self) -> bool:
+        """Whether the layer was taken by depth."""
+        return self._by_default == UNTUNED
 
     def layer_origin(self, lm: Lm, method: str) -> str:
         """Where the resolved layer comes from: tuned, published, depth (untuned), or given."""
-        origins = {
-            "tuned": lm.tuned.get(method, {}).get("options", {}).get("layer"),
-            "published": self.published_for(lm).get("layer"),
-            "depth (untuned)": self._by_depth(lm),
-        }
-        return next((name for name, layer in origins.items() if layer == self.layer), "given")
+        tuned = lm.tuned.get(method, {}).get("options", {}).get("layer")
+        return self._by_default or ("tuned" if self.layer == tuned else "given")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -56,12 +57,49 @@ def typed(value: Any) -> Any:
         return value
 
 
+FILE_KEY = "@"
+"""As the key of a pair: the value is an options file (``-o @FILE``)."""
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """What `lmedit tune` wrote: by method its options, and the evidence for them.
+
+    Raises `OptionError` for any other file.
+    """
+    try:
+        tuned = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"cannot read options file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise OptionError(f"{path} is not JSON ({error}); tune again") from error
+    entries = tuned.values() if isinstance(tuned, dict) else [None]
+    if not all(isinstance(e, dict) and isinstance(e.get("options"), dict) for e in entries):
+        raise OptionError(
+            f"{path} is no options file: an object of methods, each with its options, was "
+            "expected; lmedit tune writes one"
+        )
+    return dict(tuned)
+
+
 def for_methods(
     pairs: Sequence[tuple[str, str]], names: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY to that one, a bare KEY to all."""
-    sorted_: dict[str, dict[str, str]] = {name: {} for name in names}
+) -> dict[str, dict[str, Any]]:
+    """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY to that one, a bare KEY to all.
+
+    An options file (``-o @FILE``) has something for at least one of the methods.
+    """
+    sorted_: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in pairs:
+        if key == FILE_KEY:
+            tuned = read_tuned(Path(value))
+            if not tuned.keys() & sorted_.keys():
+                raise OptionError(
+                    f"{value} holds options of {', '.join(sorted(tuned)) or 'no method'}, not of "
+                    f"{', '.join(names)}; name another file"
+                )
+            for name in tuned.keys() & sorted_.keys():
+                sorted_[name] |= tuned[name]["options"]
+            continue
         method, dot, option = key.rpartition(".")
         if dot and method not in sorted_:
             raise UnknownNameError("method", method, names, f"option {key!r}: ")

@@ -32,7 +32,7 @@ from lmedit.types import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -174,8 +174,14 @@ def _chosen(options: Options) -> dict[str, Any]:
 
 
 @torch.enable_grad()
-def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Editor:
-    """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work."""
+def prepare(
+    loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None,
+    beside: Sequence[Options] = (),
+) -> Editor:  # fmt: skip
+    """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work.
+
+    *beside* are options that will be prepared next, which a method may prepare for in one pass.
+    """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
     path = prepared_path(loaded, lm, options, corpus)
@@ -183,7 +189,7 @@ def prepare(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | N
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
         prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint
+            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, beside=beside
         )
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")

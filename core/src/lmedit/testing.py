@@ -99,8 +99,9 @@ class EditorContract:
         options = build_options(loaded.method, self.options, lm)
         material = Records() if loaded.method.prepares_on == "cases" else Texts()
         prepared: Prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=material, checkpoint=Checkpoint(folder / "state")
-        )
+            lm=lm, options=options, corpus=material, checkpoint=Checkpoint(folder / "state"),
+            beside=(),
+        )  # fmt: skip
         return Editor(loaded, lm, options, prepared)
 
     def test_law_1_name_and_defaults(self, loaded: LoadedMethod) -> None:

@@ -136,6 +136,17 @@ class Options(Frozen):
 
     seed: int = Field(default=0, ge=0, description="of everything random in the method")
 
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """The options that `lmedit tune` sweeps, with the values to try on *lm*; empty: none."""
+        del lm
+        return {}
+
+    @property
+    def untuned(self) -> bool:
+        """Whether a default stands where this model needs a value of its own; tables say so."""
+        return False
+
     def resolved(self, lm: Lm) -> Self:
         """Fill in what depends on the model (a layer given as None, say); called once."""
         del lm

@@ -102,7 +102,8 @@ def test_first_release(
 
 def test_code_preset_is_the_released_code(resolved: Callable[..., RomeOptions]) -> None:
     options = resolved("gpt2", 48, preset="code")
-    assert options == resolved("gpt2", 48)
+    default = resolved("gpt2", 48)
+    assert options == default.model_copy(update={"tolerance": None})
     assert (options.steps, options.learning_rate, options.stop_loss) == (20, 0.5, 0.05)
     assert (options.kl_factor, options.kl_reduction) == (0.0625, "batchmean")
     assert (options.decay, options.decay_kind) == (0.5, "loss")

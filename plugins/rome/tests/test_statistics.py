@@ -1,4 +1,4 @@
-"""C = E[k k^T] over a corpus: what it is, and that it does not depend on how it is gathered."""
+"""C = E[k k^T] and its factor: what is refused, kept, found again, and shared among layers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from lmedit.artifacts import Checkpoint
 from lmedit.errors import ArtifactError, NotPreparedError
 from lmedit.options import build_options
 from lmedit.pipeline import load_prepared, prepare, prepared_path, ready
 from lmedit.registry import load
+from lmedit.stats import Moment, counting, listed
 from lmedit.tiny import tiny_lm
-from lmedit_rome import statistics
-from lmedit_rome.statistics import Moment, factor, second_moment
+from lmedit_rome.statistics import factor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,20 +72,11 @@ def options(lm: Lm, rome: LoadedMethod) -> Callable[..., RomeOptions]:
     return build
 
 
-@pytest.fixture
-def moment(lm: Lm, options: Callable[..., RomeOptions], tmp_path: Path) -> Callable[..., Moment]:
-    def compute(corpus: Any = None, state: str = "state", **given: Any) -> Moment:
-        chosen = options(**given)
-        return second_moment(lm, chosen, corpus or Documents(), Checkpoint(tmp_path / state))
-
-    return compute
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Several groups, several batches to a group, and a cache of the test's own."""
-    monkeypatch.setattr(statistics, "GROUP", 4)
-    monkeypatch.setattr(statistics, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(counting, "GROUP", 4)
+    monkeypatch.setattr(counting, "BATCH_TOKENS", 100)
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -102,150 +92,33 @@ def plain_keys(lm: Lm, texts: list[str], limit: int = 128) -> Tensor:
     return torch.cat(keys)
 
 
-def test_moment_equals_a_plain_computation(lm: Lm, moment: Callable[..., Moment]) -> None:
-    keys = plain_keys(lm, Documents().texts)
-    got = moment()
-    assert (got.tokens, got.documents) == (len(keys), 25)
-    torch.testing.assert_close(got.sum, keys.T @ keys, rtol=1e-10, atol=1e-10)
-
-
-def test_moment_is_uncentred(lm: Lm, moment: Callable[..., Moment]) -> None:
-    keys = plain_keys(lm, Documents().texts)
-    centred = torch.cov(keys.T, correction=0)
-    got = moment()
-    assert (got.sum / got.tokens - centred).abs().max() > 1e-3
-
-
-def test_moment_is_symmetric_and_positive_semidefinite(moment: Callable[..., Moment]) -> None:
-    S = moment().sum
-    torch.testing.assert_close(S, S.T, rtol=0, atol=1e-10)
-    assert torch.linalg.eigvalsh(S).min() > -1e-9
-    assert torch.linalg.eigvalsh(S).max() > 1
-
-
-@pytest.mark.parametrize(("group", "batch"), [(1, 1), (3, 40), (7, 4096), (100, 30)])
-def test_moment_does_not_depend_on_packing(
-    moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, group: int, batch: int
-) -> None:
-    expected = moment(state="one")
-    monkeypatch.setattr(statistics, "GROUP", group)
-    monkeypatch.setattr(statistics, "BATCH_TOKENS", batch)
-    got = moment(state="two")
-    assert (got.tokens, got.documents) == (expected.tokens, expected.documents)
-    torch.testing.assert_close(got.sum, expected.sum, rtol=1e-6, atol=1e-6)
-
-
-def test_batches_hold_no_more_padded_tokens_than_allowed() -> None:
-    rows = [[0] * length for length in (1, 5, 20, 40, 60, 61, 200)]
-    batches = list(statistics._packed(rows))
-    assert [row for batch in batches for row in batch] == rows
-    assert len(batches) < len(rows)
-    assert all(len(b) == 1 or len(b) * max(map(len, b)) <= 100 for b in batches)
-
-
-def test_moment_does_not_depend_on_the_order(moment: Callable[..., Moment]) -> None:
-    expected = moment(state="one")
-    shuffled = Documents()
-    random.Random(1).shuffle(shuffled.texts)
-    got = moment(shuffled, state="two")
-    assert got.tokens == expected.tokens
-    torch.testing.assert_close(got.sum, expected.sum, rtol=1e-6, atol=1e-6)
-
-
 def test_mean_of_the_whitened_keys_squared_is_the_dimension(
-    lm: Lm, options: Callable[..., RomeOptions], moment: Callable[..., Moment]
+    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions]
 ) -> None:
     """E[k^T C^-1 k] = D over the sample."""
     keys = plain_keys(lm, Documents().texts)
-    L = factor(moment(), options())
+    L = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
     squares = torch.linalg.solve_triangular(L, keys.T, upper=False).square().sum(0)
     assert squares.mean().item() == pytest.approx(D, rel=1e-9)
-
-
-@pytest.mark.parametrize("given", [{}, {"sample_unit": "tokens", "samples": 300}])
-def test_interrupted_and_resumed_gives_the_same_bits(
-    moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    given: dict[str, Any],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
-    undisturbed = moment(state="one", **given)
-    with pytest.raises(Interrupted):
-        moment(Documents(fails_at=10), state="two", **given)
-    state = Checkpoint(tmp_path / "two").load()
-    assert state is not None
-    assert state[1]["documents"] == 8  # two whole groups of 4
-    resumed = moment(state="two", **given)
-    assert torch.equal(resumed.sum, undisturbed.sum)
-    assert (resumed.tokens, resumed.documents) == (undisturbed.tokens, undisturbed.documents)
-
-
-def test_resumed_work_does_not_run_finished_documents_again(
-    moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
-    with pytest.raises(Interrupted):
-        moment(Documents(fails_at=10))
-    run: list[int] = []
-    keys_of = statistics.keys_of
-
-    def counted(lm: Lm, layer: int, rows: list[list[int]]) -> Tensor:
-        run.append(len(rows))
-        return keys_of(lm, layer, rows)
-
-    monkeypatch.setattr(statistics, "keys_of", counted)
-    moment()
-    assert sum(run) == 25 - 8
 
 
 def test_preparation_resumes_and_clears_its_state(
     lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(counting, "SAVE_SECONDS", -1.0)
     undisturbed = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
     with pytest.raises(Interrupted):
         prepare(rome, lm, options(), Documents(fails_at=10))
-    assert [file.suffix for file in (tmp_path / "other").rglob("*.*")] == [".checkpoint"]
+    (left,) = (tmp_path / "other").rglob("*.*")
+    assert left.suffix != ".safetensors"
     resumed = prepare(rome, lm, options(), Documents()).prepared
     assert torch.equal(resumed.tensors["cholesky"], undisturbed)
     assert resumed.facts["documents"] == 25
-    assert [file.suffix for file in (tmp_path / "other").rglob("*.*")] == [".safetensors"]
-
-
-@pytest.mark.parametrize("samples", [1, 4, 9, 10])
-def test_samples_counts_documents(lm: Lm, moment: Callable[..., Moment], samples: int) -> None:
-    got = moment(samples=samples)
-    keys = plain_keys(lm, Documents().texts[:samples])
-    assert (got.documents, got.tokens) == (samples, len(keys))
-
-
-@pytest.mark.parametrize("samples", [1, 37, 130, 200])
-def test_samples_counts_tokens_to_the_very_number(
-    moment: Callable[..., Moment], samples: int
-) -> None:
-    """And no text is read that is not needed."""
-    corpus = Documents(fails_at=20)
-    assert moment(corpus, samples=samples, sample_unit="tokens").tokens == samples
-
-
-def test_a_short_corpus_gives_all_it_has(lm: Lm, moment: Callable[..., Moment]) -> None:
-    everything = len(plain_keys(lm, Documents().texts))
-    assert moment(samples=10**6, sample_unit="tokens").tokens == everything
-
-
-@pytest.mark.parametrize(("max_length", "limit"), [(5, 5), (None, 128), (500, 128)])
-def test_documents_are_cut_at_the_limit(
-    lm: Lm, moment: Callable[..., Moment], max_length: int | None, limit: int
-) -> None:
-    """At `max_length`, or at the model's own limit of 128 positions."""
-    corpus = Documents(4)
-    corpus.texts = [" ".join(corpus.texts * 5), *corpus.texts]
-    keys = plain_keys(lm, corpus.texts, limit)
-    got = moment(corpus, max_length=max_length)
-    assert len(lm.encode(corpus.texts[0])) > 128
-    assert got.tokens == len(keys)
-    torch.testing.assert_close(got.sum, keys.T @ keys, rtol=1e-10, atol=1e-10)
+    made = [file.relative_to(tmp_path / "other") for file in (tmp_path / "other").rglob("*.*")]
+    assert sorted(str(file.parent) for file in made) == ["prepared", "statistics"]
+    assert {file.suffix for file in made} == {".safetensors"}
 
 
 def test_too_few_keys_are_refused_unless_ridged(options: Callable[..., RomeOptions]) -> None:
@@ -293,7 +166,7 @@ def test_preparation_is_kept_and_found_again(
 
 
 @pytest.mark.parametrize(
-    "given", [{"layer": 2}, {"samples": 20}, {"ridge": 0.1}, {"max_length": 9}]
+    "given", [{"layer": 2}, {"samples": 20}, {"ridge": 0.1}, {"max_length": 9}, {"tolerance": 0.5}]
 )
 def test_options_of_the_statistics_name_another_file(
     lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions], given: dict[str, Any]
@@ -341,12 +214,50 @@ def test_cut_off_statistics_are_noticed(
         prepare(rome, lm, options(), Documents())
 
 
-def test_a_damaged_checkpoint_is_noticed(
-    moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_options_prepared_next_are_counted_in_the_same_pass(
+    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    alone = prepare(rome, lm, options(layer=3), Documents()).prepared.tensors["cholesky"]
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
+    several = [options(layer=layer) for layer in (0, 1, 3)]
+    beside = [*several, options(layer=2, samples=7)]
+    prepare(rome, lm, several[0], Documents(), beside)
+    assert {one.facts["layer"] for one in listed()} == {0, 1, 3}
+    shared = prepare(rome, lm, several[2], Documents(fails_at=0), beside)
+    assert torch.equal(shared.prepared.tensors["cholesky"], alone)
+
+
+def test_rome_is_prepared_on_statistics_that_were_counted_before(
+    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions]
 ) -> None:
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", -1.0)
-    with pytest.raises(Interrupted):
-        moment(Documents(fails_at=10))
-    flip(tmp_path / "state", -1)
-    with pytest.raises(ArtifactError, match="checksum"):
-        moment()
+    made = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
+    (one,) = listed()
+    again = prepare(rome, lm, options(), one)
+    assert again.prepared.facts["corpus"] == one.name
+    assert torch.equal(again.prepared.tensors["cholesky"], made)
+    with pytest.raises(ArtifactError, match=r"is of layer 1 of .*not of layer 2"):
+        prepare(rome, lm, options(layer=2), one)
+    with pytest.raises(ArtifactError, match="not of layer 1 of"):
+        prepare(rome, tiny_lm(5), options(), one)
+
+
+def test_the_facts_tell_condition_and_what_an_early_end_saved(
+    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions]
+) -> None:
+    facts = prepare(rome, lm, options(tolerance=None), Documents()).prepared.facts
+    assert facts["condition"] > 1
+    assert "settled to" not in facts
+    many = Documents(4000)
+    facts = prepare(rome, lm, options(samples=4000, tolerance=0.5), many).prepared.facts
+    assert facts["documents"] < 2000
+    assert facts["read"] == f"{facts['documents'] / 40:.1f} % of documents"
+    assert max(facts["settled to"].values()) <= 0.5
+
+
+@pytest.mark.parametrize("preset", ["code", "paper", "2022-02", "r-rome"])
+def test_published_recipes_read_all_samples(
+    options: Callable[..., RomeOptions], preset: str
+) -> None:
+    assert options(preset=preset).tolerance is None
+    assert options().tolerance == 0.1

@@ -20,11 +20,17 @@ from lmedit.cli.methods import methods
 from lmedit.cli.prepare import prepare
 from lmedit.cli.report import report
 from lmedit.cli.show import show
+from lmedit.cli.stats import stats
+from lmedit.cli.tune import tune
 from lmedit.errors import LmeditError
 
 
 class Cli(click.Group):
     """A group that turns every expected error into one line and exit code 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let ``-o @FILE`` stand for a pair, as click wants two values after ``-o``."""
+        return super().parse_args(ctx, _with_files(args))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an `LmeditError` becomes a click error."""
@@ -34,11 +40,19 @@ class Cli(click.Group):
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
+def _with_files(args: list[str]) -> list[str]:
+    flags = ("-o", "--option")
+    return [
+        part for flag, arg in zip(["", *args], args, strict=False)
+        for part in ([arg[:1], arg[1:]] if flag in flags and arg.startswith("@") else [arg])
+    ]  # fmt: skip
+
+
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lmedit")
 def main() -> None:
     """Change single facts inside a language model, prove what else was touched, take it back."""
 
 
-for command in (methods, show, prepare, locate, edit, compare, report, cases, doctor):
+for command in (methods, show, prepare, stats, tune, locate, edit, compare, report, cases, doctor):
     main.add_command(command)

@@ -48,14 +48,16 @@ model_flags = flags(
 
 method_flags = flags(
     click.option("-o", "--option", "pairs", nargs=2, multiple=True, metavar="KEY VALUE",
-                 help="An option of the method (METHOD.KEY where several run); or: preset NAME."),
+                 help="An option of the method (METHOD.KEY where several run); or: preset NAME; "
+                 "or @FILE, which lmedit tune wrote."),
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
                  type=click.Path(path_type=Path), help="A method from one file; repeatable."),
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Of everything random."),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
                  help="What to prepare on: text (a world, a file or folder, wikitext, wikipedia), "
-                 "or cases where a method is trained on them. Default: the model's own."),
+                 "statistics (stats:ID), or cases where a method is trained on them. Default: the "
+                 "model's own."),
 )  # fmt: skip
 
 fact_flags = flags(
@@ -141,7 +143,7 @@ def materials(
     None where nothing was named; but a method that takes text is given the model's own, if it has
     one. Raises `UnknownNameError` for a method that is not among them.
     """
-    from lmedit.cases import corpus_of, load_cases
+    from lmedit.cases import load_cases
 
     kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
     named: dict[str, str] = {}
@@ -153,10 +155,20 @@ def materials(
         named |= {method: name} if equals else dict.fromkeys(fitting, text)
     return {
         m: None if kind is None
-        else corpus_of(named.get(m), lm.text, download=download) if kind == "text"
+        else _text(named.get(m), lm, download=download) if kind == "text"
         else load_cases(named[m], download=download) if m in named else None
         for m, kind in kinds.items()
     }  # fmt: skip
+
+
+def _text(name: str | None, lm: Lm, *, download: bool) -> Any:
+    """A corpus, or statistics that were counted before (``stats:ID``)."""
+    from lmedit.cases import corpus_of
+    from lmedit.stats import PREFIX, statistics_named
+
+    if name is not None and name.startswith(PREFIX):
+        return statistics_named(name)
+    return corpus_of(name, lm.text, download=download)
 
 
 def at_random_layer(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note
-from lmedit.cli.contest import LIMIT, Chosen, contest_of, helpers
+from lmedit.cli.contest import LIMIT, Chosen, contest_of, take_part
+from lmedit.cli.workers import helpers
 from lmedit.compare.measures import GROUPS
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
@@ -85,7 +87,7 @@ def compare(**given: Any) -> None:
         raise click.UsageError("--in-context touches no weight and has no --regime but single")
     folder = chosen.folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     contest = contest_of(chosen)
-    with helpers(chosen, folder):
+    with helpers(chosen.workers, partial(take_part, chosen, folder)):
         results = contest(folder)
     if chosen.preset:
         names = [row["method"] for row in results["rows"]]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -18,13 +13,11 @@ from lmedit.cli.common import (
     editors_for,
     load_methods,
     load_model,
-    note,
     scoring_of,
 )
 from lmedit.compare.measures import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from lmedit.cases import CaseSet
@@ -127,46 +120,9 @@ def contest_of(chosen: Chosen) -> Contest:
     return Contest(chosen, lm, cases, editors, baselines, scoring, regime)
 
 
-@contextmanager
-def helpers(chosen: Chosen, folder: Path) -> Iterator[None]:
-    """The other workers, each a process that does what nobody else is at; gone when this ends.
-
-    The cores' threads are shared out. One that dies loses nothing: its task is taken over.
-    """
-    import torch
-
-    threads = max(1, torch.get_num_threads() // chosen.workers)
-    spawn = get_context("spawn")
-    workers = [
-        spawn.Process(target=_help, args=(chosen, folder, threads), daemon=True)
-        for _ in range(chosen.workers - 1)
-    ]
-    if workers:
-        torch.set_num_threads(threads)
-    for worker in workers:
-        worker.start()
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _help(chosen: Chosen, folder: Path, threads: int) -> None:
-    """What another worker does; what stops it is told in a line, and its work is left to others."""
-    import torch
-    from transformers.utils import logging
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # to clean up behind itself
-    os.environ["TQDM_DISABLE"] = "1"
-    logging.disable_progress_bar()
-    torch.set_num_threads(threads)
-    try:
-        contest_of(chosen)(folder)
-    except Exception as error:  # noqa: BLE001
-        note(f"a worker stopped, the others go on: {' '.join(str(error).split())}")
+def take_part(chosen: Chosen, folder: Path) -> None:
+    """Load everything again, and do what is left to do in *folder*: another worker's part."""
+    contest_of(chosen)(folder)
 
 
 def _regime(chosen: Chosen, cases: CaseSet) -> Regime | None:

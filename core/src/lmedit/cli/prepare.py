@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @method_flags
 @click.option("--limit", type=click.IntRange(1), help="Cases to train on at most.")
 @click.option(
+    "--layers", help="Prepare for each of these layers, as 3,4,5; in one pass where the method can."
+)
+@click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 def prepare(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
     plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], limit: int | None,
-    plot: Path | None, *, download: bool, as_json: bool,
+    layers: str | None, plot: Path | None, *, download: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare METHOD for a model: shows progress, can be stopped and resumed, is cached."""
     from lmedit import drawing
@@ -55,21 +58,37 @@ def prepare(
     given: dict[str, Any] = dict(for_methods(pairs, [method])[method])
     if limit is not None:
         given["limit"] = limit
-    options = build_options(loaded.method, given, lm, seed)
+    several = [build_options(loaded.method, {**given, **at}, lm, seed) for at in _each(layers)]
     material = _material(lm, loaded, corpora, download=download)
-    editor = prepare_editor(loaded, lm, options, material)
-    facts = dict(editor.prepared.facts)
+    found: list[dict[str, Any]] = []
+    for options in several:
+        editor = prepare_editor(loaded, lm, options, material, several)
+        path = prepared_path(loaded, lm, options, material)
+        found.append({
+            "method": method, "path": str(path), "facts": dict(editor.prepared.facts),
+        })  # fmt: skip
     if plot is not None:
-        _draw(facts, plot)
-    path = prepared_path(loaded, lm, options, material)
+        _draw(found[0]["facts"], plot)
     if as_json:
-        click.echo(json.dumps({"method": method, "path": str(path), "facts": facts}, indent=1))
+        click.echo(json.dumps(found if layers else found[0], indent=1))
         return
-    for name, value in facts.items():
-        if name != "curve":
-            click.echo(f"{name:<22} {value}")
-    if facts:
-        click.echo(f"{'kept in':<22} {path}")
+    click.echo("\n\n".join(_text(**one) for one in found if one["facts"]))
+
+
+def _text(path: str, facts: dict[str, Any], **_: Any) -> str:
+    """The facts of a preparation, a line each."""
+    lines = [f"{name:<22} {value}" for name, value in facts.items() if name != "curve"]
+    return "\n".join([*lines, f"{'kept in':<22} {path}"])
+
+
+def _each(layers: str | None) -> list[dict[str, int]]:
+    """What --layers adds to the options, once for each of them."""
+    if layers is None:
+        return [{}]
+    try:
+        return [{"layer": int(part)} for part in layers.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--layers {layers!r}: numbers as 3,4,5 were expected") from None
 
 
 def _material(lm: Lm, loaded: LoadedMethod, corpora: tuple[str, ...], *, download: bool) -> Any:

@@ -47,6 +47,7 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     row["keys"] = [outcome.key for outcome in outcomes if outcome.key]
     if editor:
         row["version"] = editor.loaded.version
+        row["untuned"] = editor.options.untuned
         row["options"] = editor.options.model_dump(mode="json")
     return row
 

@@ -20,8 +20,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [["method", "n", "failed", *(known.label for known in shown)]]
     for row in rows:
         cells = [_cell(row.get(m.name), row.get(f"{m.name}{HALF_WIDTH}"), m.digits) for m in shown]
-        lines.append([row["method"], str(row["n"]), str(row["n_failed"]), *cells])
+        name = titled(row["method"], untuned=row.get("untuned", False))
+        lines.append([name, str(row["n"]), str(row["n_failed"]), *cells])
     return "\n".join(_aligned(lines))
+
+
+def titled(method: str, *, untuned: bool) -> str:
+    """A method's name as tables show it: with a mark where its options were not tuned."""
+    return f"{method} (untuned)" if untuned else method
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

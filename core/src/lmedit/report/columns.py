@@ -9,7 +9,7 @@ from lmedit.compare.measures import HALF_WIDTH, Measure, measure, ordered
 from lmedit.metrics.scores import interval, mean
 from lmedit.report.read import BASE, Row, Run
 
-PLAIN = frozenset({"method", "n", "n_failed", "failures", "keys", "options", "version"})
+PLAIN = frozenset({"method", "n", "n_failed", "failures", "keys", "options", "version", "untuned"})
 NOTHING = "\u2013"
 PROBABILITIES = ("EM", "PM", "NM")
 

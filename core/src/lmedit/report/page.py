@@ -72,7 +72,7 @@ def _results(run: Run) -> str:
     look = looks_of(run)
     body = []
     for row in run.results.rows:
-        name = look[row.method].sign() + tag("b", escape(row.method))
+        name = look[row.method].sign() + tag("b", escape(row.title))
         cells = tag("th", name, scope="row") + tag("td", str(row.n)) + tag("td", str(row.n_failed))
         for column in wanted:
             value, half_width = cell(run, row, column)

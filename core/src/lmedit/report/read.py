@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from lmedit.compare.measures import ordered
 from lmedit.compare.store import FILE, RunStore, Stored
+from lmedit.compare.table import titled
 from lmedit.errors import RunError
 from lmedit.types import first_complaint
 
@@ -54,6 +55,12 @@ class Row(Numbers):
     keys: list[str] = []
     options: dict[str, Any] = {}
     version: str | None = None
+    untuned: bool = False
+
+    @property
+    def title(self) -> str:
+        """The method's name as tables show it."""
+        return titled(self.method, untuned=self.untuned)
 
 
 class Point(Numbers):

@@ -36,7 +36,7 @@ def as_markdown(run: Run) -> str:
     lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
     winners = {column.name: best(run, column) for column in wanted}
     for row in run.results.rows:
-        cells = [row.method, str(row.n), str(row.n_failed)]
+        cells = [row.title, str(row.n), str(row.n_failed)]
         for column in wanted:
             text = shown(*cell(run, row, column), digits=column.digits)
             cells.append(f"**{text}**" if row.method in winners[column.name] else text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,6 +39,11 @@ class FtOptions(LayerOptions):
     })  # fmt: skip
     published: ClassVar[Shapes] = FT
 
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Every layer, at several rates."""
+        return {**super().tries(lm), "learning_rate": (5e-4, 1e-3, 2e-3, 5e-3)}
+
     learning_rate: float = Field(default=5e-4, gt=0, description="Adam's")
     steps: int = Field(default=25, ge=1, description="updates at most")
     stop_loss: float = Field(default=1e-2, description="stop where the loss (nats) is below")
@@ -60,6 +65,13 @@ class FtLOptions(FtOptions):
     """FT-L's options: FT with every entry's change bounded by epsilon."""
 
     published: ClassVar[Shapes] = FT_L
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Every layer, at several rates and bounds."""
+        return {
+            **LayerOptions.tries(lm), "learning_rate": (2e-3, 5e-3), "epsilon": (2e-2, 5e-2)
+        }  # fmt: skip
 
     epsilon: float | None = Field(
         default=5e-4, gt=0, description="largest change of an entry; null: no limit"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from lmedit.hyper.options import TRAINING, HyperOptions
+
+if TYPE_CHECKING:
+    from lmedit import Lm
 
 
 class KeOptions(HyperOptions):
@@ -25,6 +28,12 @@ class KeOptions(HyperOptions):
     prepares: ClassVar[tuple[str, ...]] = (
         *TRAINING, "seed", "hidden", "condition", "train_embeddings",
     )  # fmt: skip
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """The norm factor; the rest was chosen by the training."""
+        del lm
+        return {"scale": (0.25, 0.5, 1.0, 2.0)}
 
     scale: float = Field(default=1.0, gt=0, description="norm factor of the update, at edit time")
     hidden: int = Field(default=512, ge=1, description="width of the LSTM and of the heads")

@@ -6,7 +6,6 @@ layer and one of D places. P is the probability of the answer's token there.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +19,11 @@ def path(rule: str, m: int) -> tuple[Tensor, Tensor]:
     polynomials in t of degree 2 m - 1. In float64.
     """
     if rule == "gauss":
-        t, w = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(m))
-        return (t + 1) / 2, w / 2
+        # Golub and Welsch: eigenvalues and first components of Legendre's recurrence.
+        k = torch.arange(1, m, dtype=torch.float64)
+        beside = k / (4 * k**2 - 1).sqrt()
+        x, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
+        return (x + 1) / 2, vectors[0] ** 2
     k = torch.arange(m, dtype=torch.float64)
     t = k / max(1, m - 1) if rule == "inclusive" else (k + (1 if rule == "right" else 0.5)) / m
     return t, torch.full_like(t, 1 / m)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lmedit.types import Options
+
+if TYPE_CHECKING:
+    from lmedit import Lm
 
 FRAMES = (
     "{}",
@@ -40,6 +43,12 @@ class KnOptions(Options):
             "lambda_old": 1.0, "lambda_new": 8.0, "embedding": "input",
         },
     })  # fmt: skip
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """How many neurons are kept, and how much of the new answer goes in."""
+        del lm
+        return {"adaptive_threshold": (0.1, 0.2, 0.3), "lambda_new": (1.0, 2.0, 4.0, 8.0)}
 
     site: Literal["key", "pre_act"] = Field(
         default="key", description="what is scaled: the output matrix's input, or what the "

@@ -12,11 +12,13 @@ from lmedit_rome.contexts import contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
-from lmedit_rome.statistics import factor, second_moment
+from lmedit_rome.statistics import counted, factor, facts_of
 from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
 from lmedit_rome.value import optimise_value, rows_of, select_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lmedit import Checkpoint, Corpus, Lm, Request
@@ -31,16 +33,17 @@ def edit_describe() -> Method:
 
 @hookimpl
 def edit_prepare(
-    lm: Lm, options: RomeOptions, corpus: Corpus | None, checkpoint: Checkpoint
-) -> Prepared:
+    lm: Lm, options: RomeOptions, corpus: Corpus | None, checkpoint: Checkpoint,
+    beside: Sequence[RomeOptions],
+) -> Prepared:  # fmt: skip
     """The Cholesky factor of C = E[k k^T] at the edited layer."""
     if not options.covariance:
         return Prepared()
     if corpus is None:
         raise NotPreparedError("rome: C needs text; give --corpus NAME|FILE")
-    moment = second_moment(lm, options, corpus, checkpoint)
-    facts = {"layer": options.layer, "tokens": moment.tokens, "documents": moment.documents}
-    return Prepared({"cholesky": factor(moment, options)}, facts)
+    moment = counted(lm, options, corpus, checkpoint, beside)
+    L = factor(moment, options)
+    return Prepared({"cholesky": L}, facts_of(moment, L, options))
 
 
 @hookimpl

@@ -12,11 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def second_moment_sum(keys: Tensor) -> Tensor:
-    """S = sum_n k_n k_n^T over the rows of *keys* (N, D); C = S / count (section 3.1)."""
-    return keys.T @ keys  # (D, D)
-
-
 def cholesky(C: Tensor, ridge: float = 0.0) -> Tensor:
     """L with L L^T = C + ridge tr(C)/D I, in float64.
 

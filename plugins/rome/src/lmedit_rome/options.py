@@ -37,25 +37,27 @@ GPT2_DEPTH = 0.35
 
 
 class RomeOptions(LayerOptions):
-    """ROME's options; the defaults are the released code's."""
+    """ROME's options; the defaults are the released code's, but for `tolerance`."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "code": {},
+        "code": {"tolerance": None},
         "paper": {
             "include_bare": False, "length_counts_start": False, "key_mode": "mean",
             "decay_kind": "adam", "decay": 1.5e-3, "kl_factor": 1e2, "kl_reduction": "mean",
             "kl_position": "prompt_last", "clamp": None, "sample_unit": "tokens",
+            "tolerance": None,
         },
         "2022-02": {
             "prefixes": ((2, 20), (5, 20), (10, 10)), "prefix_start": "The", "prefix_join": " ",
             "value_contexts": "bare", "decay_kind": "adam", "kl_reduction": "mean",
             "kl_position": "prompt_last", "clamp": None, "insertion_max": 100.0,
             "target_tokens": "first", "release": "2022-02",
+            "tolerance": None,
         },
-        "r-rome": {"key_mode": "mean"},
+        "r-rome": {"key_mode": "mean", "tolerance": None},
     })  # fmt: skip
     prepares: ClassVar[tuple[str, ...]] = (
-        "layer", "samples", "sample_unit", "ridge", "covariance", "max_length",
+        "layer", "samples", "sample_unit", "ridge", "covariance", "max_length", "tolerance",
     )  # fmt: skip
 
     release: Literal["head", "2022-02"] = Field(
@@ -101,6 +103,10 @@ class RomeOptions(LayerOptions):
     sample_unit: Literal["documents", "tokens"] = Field(
         default="documents", description="what samples counts"
     )
+    tolerance: float | None = Field(
+        default=0.1, gt=0, description="stop the statistics once C^-1 k of watched keys has "
+        "settled to this angle (radians) and relative length; null: read all samples",
+    )  # fmt: skip
     max_length: int | None = Field(
         default=None, ge=1, description="tokens kept of a document; null: the model's limit"
     )

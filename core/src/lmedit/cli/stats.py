@@ -1,0 +1,118 @@
+"""`lmedit stats`: the second moments that were counted, to look at, check and share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmedit.cli.common import json_flag, load_model, model_flags, note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit.stats import Statistics
+
+COLUMNS = ("id", "model", "layer", "dimensions", "tokens", "documents", "corpus", "MB")
+
+
+@click.group()
+def stats() -> None:
+    """Second moments of keys, as lmedit prepare counts them: list, verify, export, import."""
+
+
+@stats.command(name="list")
+@json_flag
+def list_(*, as_json: bool) -> None:
+    """List what is stored. A method is prepared on one of them by --corpus stats:ID."""
+    from lmedit.stats import listed
+
+    found = [_told(one) for one in listed()]
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    if not found:
+        note("nothing is stored; lmedit prepare rome counts statistics")
+        return
+    click.echo(_aligned([COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]))
+
+
+@stats.command()
+@click.argument("ids", nargs=-1, metavar="ID...")
+@json_flag
+def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
+    """Verify checksum, symmetry and condition number; no ID: of everything stored."""
+    from lmedit.errors import ArtifactError
+    from lmedit.stats import listed, statistics_named
+
+    results = []
+    for one in [statistics_named(name) for name in ids] if ids else listed():
+        told = {"id": _told(one)["id"], "condition": None, "error": None}
+        try:
+            told["condition"] = one.verified()
+        except ArtifactError as error:
+            told["error"] = str(error)
+        results.append(told)
+        if not as_json:
+            click.echo(
+                f"{told['id']}  " + (told["error"] or f"ok, condition {told['condition']:.3g}")
+            )
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+    if any(told["error"] for told in results):
+        raise click.exceptions.Exit(1)
+
+
+@stats.command()
+@click.argument("name", metavar="ID")
+@click.option(
+    "-O",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A .safetensors file, or a .npz file as the released ROME code reads it.",
+)
+def export(name: str, out: Path) -> None:
+    """Write one of them to a file, to take elsewhere."""
+    from lmedit.stats import exported, statistics_named
+
+    exported(statistics_named(name), out)
+    note(f"written to {out}")
+
+
+@stats.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--layer", type=click.IntRange(0), help="The layer that a .npz file is of.")
+@model_flags
+@json_flag
+def import_(
+    file: Path, layer: int | None, model: str, device: str, dtype: str, *, download: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Take over a file of lmedit stats export, or a released .npz of a model's layer."""
+    from lmedit.stats import imported
+
+    lm = None
+    if file.suffix == ".npz" and layer is not None:
+        lm = load_model(model, device, dtype, download=download)
+    one = imported(file, lm, layer)
+    click.echo(json.dumps(_told(one), indent=1) if as_json else one.name)
+    note(f"a method is prepared on it by --corpus {one.name}")
+
+
+def _told(one: Statistics) -> dict[str, Any]:
+    facts = one.facts
+    return {
+        "id": one.name.partition(":")[2], "model": facts["base_name"], "base": facts["base"],
+        "layer": facts["layer"], "parameter": facts["parameter"],
+        "dimensions": facts["dimensions"], "tokens": facts["tokens"],
+        "documents": facts["documents"], "corpus": facts["corpus"],
+        "MB": round(one.path.stat().st_size / 1e6, 1), "path": str(one.path),
+    }  # fmt: skip
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,0 +1,111 @@
+"""Which options suit a model: every combination on a few cases, the best ones again on all.
+
+The control rows say what the choice is worth: the unedited model, and the method at a layer drawn
+for each case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from lmedit.compare.entrants import random_layer
+from lmedit.compare.run import compare
+from lmedit.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from lmedit.cases import CaseSet
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.registry import LoadedMethod
+
+    Setting = Mapping[str, Any]
+    Prepared = Callable[[Setting], Editor]
+
+FINALISTS, HEAT = 3, 3
+"""So many settings are measured on all cases, after all settings on one in so many of them."""
+SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed")
+
+
+def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, Any]]:
+    """All combinations of what the method tries, those options apart that are *given*.
+
+    Raises `OptionError` where there is nothing to try.
+    """
+    tries = {k: v for k, v in loaded.method.options.tries(lm).items() if k not in given}
+    if not tries:
+        raise OptionError(f"{loaded.name} has nothing to tune beside what was given")
+    return [dict(zip(tries, values, strict=True)) for values in product(*tries.values())]
+
+
+def tune(
+    lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, given: Setting, prepared: Prepared,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Sweep in the run *folder*; the best options, with the evidence, as an options file has them.
+
+    *given* options are those of every setting; *prepared* makes the editor of a setting. Goes on
+    where it was interrupted. Raises `OptionError` where no setting can be scored.
+    """
+    settings = settings_of(loaded, lm, given)
+    few = replace(cases, items=cases.items[: max(1, len(cases.items) // HEAT)])
+    heat = _rows(lm, few, folder, settings, prepared, seed)
+    finalists = [row["setting"] for row in sorted(heat, key=_score, reverse=True)[:FINALISTS]]
+    final = _rows(lm, cases, folder, finalists, prepared, seed)
+    best = max(final, key=_score)
+    options = {**given, **best["setting"]}
+    return {
+        "options": options,
+        "evidence": {
+            "cases": cases.name, "cases_digest": cases.digest, "n": len(cases.items),
+            "model": lm.name, "model_digest": lm.digest, "version": loaded.version, "seed": seed,
+            **{name: best.get(name) for name in SHOWN},
+            "controls": _controls(lm, loaded, cases, folder, best["setting"], prepared, seed),
+            "final": final, "heat": heat,
+        },
+    }  # fmt: skip
+
+
+def _rows(
+    lm: Lm, cases: CaseSet, folder: Path, settings: Sequence[Setting], prepared: Prepared, seed: int
+) -> list[dict[str, Any]]:
+    """A row of scores for each setting."""
+    rows = []
+    with tqdm(settings, disable=None, desc="settings", leave=False) as bar:
+        for setting in bar:
+            results = compare(lm, cases, [prepared(setting)], folder, seed)
+            rows.append({"setting": dict(setting), **_shown(results["rows"][1])})
+    return rows
+
+
+def _controls(
+    lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, best: Setting, prepared: Prepared,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The unedited model, and where a layer was chosen the method at layers drawn by lot."""
+    baselines = []
+    if "layer" in best:
+        baselines.append(
+            random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), seed)
+        )
+    rows = compare(lm, cases, [], folder, seed, baselines=baselines)["rows"]
+    return {row["method"]: _shown(row) for row in rows}
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in SHOWN if name in row}
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    if row["S"] is None:
+        raise OptionError(
+            "these cases have no S (it takes paraphrases and neighbours, and target_true); give "
+            "--cases with them"
+        )
+    return float(row["S"])

@@ -1,0 +1,195 @@
+"""S = sum_n k_n k_n^T of several layers in one pass: streamed, resumable, ended when it suffices.
+
+Keys are what goes into a block's MLP output matrix (ROME, section 3.1 and appendix E.5), of all
+true tokens of the documents. Only the blocks up to the deepest layer are run.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from lmedit.fitting import in_parts
+from lmedit.metrics.passes import by_length
+from lmedit.stats.solving import Convergence, Watch
+from lmedit.trace import captured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from lmedit.artifacts import Checkpoint
+    from lmedit.models import Lm
+    from lmedit.types import Corpus
+
+GROUP = 100
+"""Documents sorted by length and packed together; the unit of a checkpoint."""
+BATCH_TOKENS = 4096
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How much is counted, and when it is enough."""
+
+    samples: int
+    unit: Literal["documents", "tokens"] = "documents"
+    max_length: int | None = None
+    """Tokens of a document that are read at most; None: what the model has positions for."""
+    tolerance: float | None = None
+    """Stop once the solutions for some keys have settled to this (`solving.Watch`); None: never."""
+
+    def limit(self, lm: Lm) -> int:
+        """Tokens of a document that are read at most."""
+        return min(self.max_length or lm.max_positions, lm.max_positions)
+
+
+@dataclass
+class Moment:
+    """The sum S (D, D) in float64, what went into it, and how far it had settled."""
+
+    sum: Tensor
+    tokens: int = 0
+    documents: int = 0
+    settled: tuple[Convergence, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def second_moments(
+    lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
+) -> dict[int, Moment]:
+    """S of each of *layers* over the keys of *corpus*, up to the sample size asked for.
+
+    Documents are taken in the corpus' order. Interrupted, it goes on from *checkpoint* and ends
+    at the same bits. Where memory ends, batches are halved.
+    """
+    work = _Work(lm, tuple(sorted(set(layers))), counting)
+    work.load(checkpoint)
+    saved = time.monotonic()
+    bar = tqdm(total=counting.samples, initial=work.done, disable=None,
+               desc=f"statistics of {len(work.layers)} layer(s)",
+               unit=counting.unit.rstrip("s"))  # fmt: skip
+    with bar:
+        for group in _groups(corpus, work.documents, counting):
+            before = work.done
+            work.add(group)
+            bar.update(work.done - before)
+            if work.done >= counting.samples or work.enough():
+                break
+            if time.monotonic() - saved > SAVE_SECONDS:
+                work.save(checkpoint)
+                saved = time.monotonic()
+    return {
+        layer: Moment(S, work.tokens, work.documents, tuple(work.watches[layer].seen))
+        for layer, S in work.sums.items()
+    }
+
+
+class _Work:
+    """The running sums, and what went into them."""
+
+    def __init__(self, lm: Lm, layers: tuple[int, ...], counting: Counting) -> None:
+        self.lm, self.layers, self.counting = lm, layers, counting
+        self.tokens = self.documents = 0
+        self.sums = {}
+        for layer in layers:
+            size = lm.weight(lm.mlp_out(layer)).shape[1]
+            self.sums[layer] = torch.zeros(size, size, dtype=torch.float64)
+        self.watches = {layer: Watch(counting.tolerance) for layer in layers}
+
+    @property
+    def done(self) -> int:
+        return self.documents if self.counting.unit == "documents" else self.tokens
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on where the last save was, if there was one."""
+        state = checkpoint.load()
+        if state is None:
+            return
+        tensors, facts = state
+        self.tokens, self.documents = facts["tokens"], facts["documents"]
+        for layer in self.layers:
+            self.sums[layer] = tensors[f"sum.{layer}"]
+            self.watches[layer].restore(tensors, facts["seen"][str(layer)], str(layer))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep everything that `load` needs."""
+        tensors = {f"sum.{layer}": S for layer, S in self.sums.items()}
+        seen = {}
+        for layer, watch in self.watches.items():
+            tensors |= watch.tensors(str(layer))
+            seen[str(layer)] = [vars(each) for each in watch.seen]
+        facts = {"tokens": self.tokens, "documents": self.documents, "seen": seen}
+        checkpoint.save(tensors, facts)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Count the keys of a group of documents."""
+        limit = self.counting.limit(self.lm)
+        rows = sorted((self.lm.encode(text)[:limit] for text in texts), key=len)
+        if self.counting.unit == "tokens":
+            rows = _first_tokens(rows, self.counting.samples - self.tokens)
+        for batch in packed([row for row in rows if row]):
+            for keys in in_parts(
+                lambda part: keys_of(self.lm, self.layers, part), batch, len(batch)
+            ):
+                self.tokens += len(next(iter(keys.values())))
+                for layer, found in keys.items():
+                    self.sums[layer] += (found.T @ found).double().cpu()
+                    self.watches[layer].look(found)
+        self.documents += len(texts)
+
+    def enough(self) -> bool:
+        """Whether every layer's solutions have settled; looked at as often as tokens double."""
+        settled = [watch.settled(self.sums[layer], self.tokens)
+                   for layer, watch in self.watches.items()]  # fmt: skip
+        return all(settled)
+
+
+def _groups(corpus: Corpus, skip: int, counting: Counting) -> Iterator[list[str]]:
+    wanted = counting.samples if counting.unit == "documents" else None
+    documents = islice(corpus, skip, wanted)
+    while group := list(islice(documents, GROUP)):
+        yield group
+
+
+def _first_tokens(rows: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Rows cut so that they hold at most *count* tokens together."""
+    kept: list[list[int]] = []
+    for row in rows:
+        if count <= 0:
+            break
+        kept.append(row[:count])
+        count -= len(row)
+    return kept
+
+
+def packed(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Rows of ascending length in batches of at most BATCH_TOKENS padded tokens."""
+    for members in by_length([len(row) for row in rows], BATCH_TOKENS):
+        yield [rows[i] for i in members]
+
+
+@torch.no_grad()
+def keys_of(lm: Lm, layers: Sequence[int], rows: Sequence[list[int]]) -> dict[int, Tensor]:
+    """The keys (tokens, D) of all true tokens of *rows* by layer, in float32 or finer.
+
+    *layers* ascend; only the blocks up to the last of them are run.
+    """
+    batch = lm.batch(rows)
+    true = batch.mask.reshape(-1).bool()
+    with ExitStack() as stack:
+        last = stack.enter_context(captured(lm.mlp_out_module(layers[-1]), stop=True))
+        boxes = [stack.enter_context(captured(lm.mlp_out_module(n))) for n in layers[:-1]]
+        lm.logits(batch)
+    keys = {}
+    for layer, box in zip(layers, [*boxes, last], strict=True):
+        found = box.input.reshape(len(true), -1)[true]
+        keys[layer] = found.to(torch.promote_types(found.dtype, torch.float32))
+    return keys

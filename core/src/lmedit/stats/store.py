@@ -1,0 +1,235 @@
+"""Second moments on disk: found by what they are of, listed, verified, exported, imported.
+
+A file's name is a digest of the base model, the layer, the corpus and how much of it was counted,
+so no file can stand for another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lmedit.artifacts import (
+    STATISTICS,
+    Checkpoint,
+    cache_folder,
+    key_of,
+    load_tensors,
+    read_facts,
+    save_tensors,
+    written_whole,
+)
+from lmedit.errors import ArtifactError, CasesError
+from lmedit.stats.counting import Counting, Moment, second_moments
+from lmedit.stats.solving import condition, positive_factor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from lmedit.models import Lm
+    from lmedit.types import Corpus
+
+PREFIX = "stats:"
+"""In front of the id of stored statistics, where a corpus is asked for."""
+AT_ONCE = 4e9
+"""Bytes of sums that are counted in one pass."""
+SHORT = 12
+"""Digits of an id that are shown."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A stored file: its id, where it is, and what it is of (JSON values).
+
+    It stands in for the corpus where a method is prepared on it.
+    """
+
+    id: str
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return f"{PREFIX}{self.id[:SHORT]}"
+
+    @property
+    def digest(self) -> str:
+        """Its id."""
+        return self.id
+
+    def __iter__(self) -> Iterator[str]:
+        """Raise `CasesError`: the texts are not kept."""
+        raise CasesError(f"{self.name} holds statistics, no text; name a text as --corpus")
+
+    def moment(self) -> Moment:
+        """The sum, its checksum verified; raises `ArtifactError`."""
+        tensors, facts = load_tensors(self.path, STATISTICS)
+        return Moment(tensors["sum"], facts["tokens"], facts["documents"], facts=facts)
+
+    def of(self, lm: Lm, layer: int) -> Moment:
+        """The sum, if it is of this model and layer; raises `ArtifactError` otherwise."""
+        wanted, found = (lm.digest, layer), (self.facts["base"], self.facts["layer"])
+        if wanted != found:
+            raise ArtifactError(
+                f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
+                f"({self.facts['base'][:SHORT]}), not of layer {layer} of {lm.name} "
+                f"({lm.digest[:SHORT]}); lmedit stats list shows what there is"
+            )
+        return self.moment()
+
+    def verified(self) -> float:
+        """The condition number; raises `ArtifactError` where the sum cannot be a second moment."""
+        moment = self.moment()
+        S = moment.sum
+        if S.dim() != 2 or S.shape[0] != S.shape[1] or not bool(S.isfinite().all()):
+            raise ArtifactError(f"{self.path} holds no finite square matrix; delete it")
+        if not torch.allclose(S, S.T, rtol=1e-5, atol=1e-6 * float(S.abs().max())):
+            raise ArtifactError(f"{self.path} holds a matrix that is not symmetric; delete it")
+        L = positive_factor(S, moment.tokens, ridge=0.0)
+        return float("inf") if L is None else condition(L)
+
+
+def _folder() -> Path:
+    return cache_folder() / "statistics"
+
+
+def listed() -> list[Statistics]:
+    """All that is stored, in the order of their ids."""
+    return [_opened(path) for path in sorted(_folder().glob("*.safetensors"))]
+
+
+def _opened(path: Path) -> Statistics:
+    return Statistics(path.stem, path, read_facts(path, STATISTICS))
+
+
+def statistics_named(name: str) -> Statistics:
+    """The one whose id begins so, ``stats:`` in front or not; raises `ArtifactError`."""
+    start = name.removeprefix(PREFIX)
+    found = [path for path in sorted(_folder().glob("*.safetensors"))
+             if start and path.stem.startswith(start)]  # fmt: skip
+    if len(found) != 1:
+        what = "several statistics begin" if found else "no statistics begin"
+        raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what there is")
+    return _opened(found[0])
+
+
+def _facts(
+    lm: Lm, layer: int, corpus: str, digest: str, counting: Counting | None
+) -> dict[str, Any]:
+    """What statistics are of: all that decides their id, and names for the reader."""
+    return {
+        "base": lm.digest, "base_name": lm.name, "layer": layer,
+        "parameter": lm.mlp_out(layer).parameter, "corpus": corpus, "corpus_digest": digest,
+        "counting": asdict(counting) if counting else None,
+    }  # fmt: skip
+
+
+def _path(facts: Mapping[str, Any]) -> Path:
+    names = ("base", "layer", "corpus_digest", "counting")
+    return _folder() / f"{key_of(**{name: facts[name] for name in names})[:32]}.safetensors"
+
+
+def _kept(facts: dict[str, Any], moment: Moment) -> Statistics:
+    path = _path(facts)
+    facts = {
+        **facts, "dimensions": len(moment.sum), "tokens": moment.tokens,
+        "documents": moment.documents, "settled": [asdict(each) for each in moment.settled],
+    }  # fmt: skip
+    save_tensors(path, STATISTICS, {"sum": moment.sum}, facts)
+    return _opened(path)
+
+
+def moments_of(
+    lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
+) -> dict[int, Statistics]:
+    """The statistics of *layers*: those that are stored, the others counted in one pass and kept.
+
+    In several passes where the sums would take more than 4 GB.
+    """
+    counting = replace(counting, max_length=counting.limit(lm))
+    of = {n: _facts(lm, n, corpus.name, corpus.digest, counting) for n in sorted(set(layers))}
+    found = {n: _opened(path) for n, facts in of.items() if (path := _path(facts)).is_file()}
+    missing = [layer for layer in of if layer not in found]
+    while missing:
+        size = 8 * lm.weight(lm.mlp_out(missing[0])).shape[1] ** 2
+        part = missing[: max(1, int(AT_ONCE / size))]
+        del missing[: len(part)]
+        state = Checkpoint(checkpoint.path.with_suffix(f".{key_of(layers=part)[:8]}"))
+        for layer, moment in second_moments(lm, part, corpus, counting, state).items():
+            found[layer] = _kept(of[layer], moment)
+        state.clear()
+    return found
+
+
+NPZ = ("mom2.mom2", "mom2.count")
+"""The arrays of the released statistics: the sum of k k^T in float32, and the number of keys."""
+
+
+def exported(one: Statistics, path: Path) -> None:
+    """Write *one* to *path*: a .npz file as the released codes read it, or else a copy."""
+    if path.suffix != ".npz":
+        with written_whole(path) as part:
+            shutil.copyfile(one.path, part)
+        return
+    moment = one.moment()
+    arrays = {
+        "mom2.mom2": moment.sum.float().numpy(),
+        "mom2.count": np.array(moment.tokens),
+        "mom2.constructor": np.array("util.runningstats.SecondMoment()"),
+        "sample_size": np.array(moment.documents),
+    }
+    with written_whole(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def imported(path: Path, lm: Lm | None = None, layer: int | None = None) -> Statistics:
+    """Take a file over into the store: one that `exported` wrote, or a released .npz.
+
+    A .npz names no model: *lm* and *layer* say what it is of. Raises `ArtifactError`.
+    """
+    if path.suffix != ".npz":
+        tensors, facts = load_tensors(path, STATISTICS)
+        save_tensors(_path(facts), STATISTICS, tensors, facts)
+        return _opened(_path(facts))
+    if lm is None or layer is None:
+        raise ArtifactError(f"{path} names no model; give -m MODEL and --layer N")
+    if not 0 <= layer < lm.n_layers:
+        raise ArtifactError(f"{lm.name} has layers 0 to {lm.n_layers - 1}, not {layer}")
+    S, tokens, documents = _from_npz(path)
+    size = lm.weight(lm.mlp_out(layer)).shape[1]
+    if tuple(S.shape) != (size, size):
+        raise ArtifactError(
+            f"{path} holds {tuple(S.shape)}, the keys of layer {layer} of {lm.name} have {size} "
+            "dimensions; it is of another model"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = _facts(lm, layer, f"imported from {path.name}", digest, None)
+    one = _kept(facts, Moment(S, tokens, documents))
+    try:
+        one.verified()
+    except ArtifactError as error:
+        one.path.unlink()
+        raise ArtifactError(f"{path} was not taken over: {error}") from error
+    return one
+
+
+def _from_npz(path: Path) -> tuple[torch.Tensor, int, int]:
+    """The sum in float64, and how many keys and documents; nothing is unpickled."""
+    try:
+        with path.open("rb") as bytes_, np.load(bytes_, allow_pickle=False) as file:
+            S, count = (file[name] for name in NPZ)
+            documents = int(file["sample_size"]) if "sample_size" in file else 0
+        return torch.from_numpy(S.astype(np.float64)), int(count), documents
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} is no .npz of the released statistics ({error}); it must hold "
+            f"{' and '.join(NPZ)}"
+        ) from error
