@@ -488,3 +488,84 @@ def test_the_table_of_a_real_run_can_be_shown(
 
 def test_nothing_measured_is_still_a_table() -> None:
     assert table([row("base")]).splitlines() == ["method   n  failed", "base    10       0"]
+
+
+# ---- updates worked out together
+
+
+def many(calls: list[list[str]]) -> Callable[..., list[Update]]:
+    """A hook that works out several requests, and notes which."""
+
+    def push_all(
+        lm: Lm, requests: list[Request], locations: list[Location], options: Size
+    ) -> list[Update]:
+        calls.append([request.subject for request in requests])
+        return [push(lm, location, options) for location in locations]
+
+    return push_all
+
+
+def twenty() -> CaseSet:
+    cases = (case(i).model_copy(update={"id": f"{i:02}"}) for i in range(20))
+    return CaseSet("toy", "d" * 64, tuple(cases))
+
+
+def scores_of(folder: Path, number: int) -> list[Any]:
+    return [(s.case_id, json.loads(s.payload)) for s in stored_in(folder, number)]
+
+
+def test_a_method_that_can_is_given_eight_requests_at_once(
+    lm: Lm, make: Make, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+    together = run(lm, twenty(), tmp_path, make("push", edit_compute_many=many(calls)))
+    alone = run(lm, twenty(), tmp_path, make("push"))
+    assert [len(subjects) for subjects in calls] == [8, 8, 4]
+    assert scores_of(tmp_path, 0) == scores_of(tmp_path, 1)
+    one, other = row_of(together, "push"), row_of(alone, "push")
+    assert one["seconds_per_edit"] > 0
+    assert {k: v for k, v in one.items() if "second" not in k and "peak" not in k} == {
+        k: v for k, v in other.items() if "second" not in k and "peak" not in k
+    }
+
+
+def test_where_one_of_a_group_fails_each_is_tried_alone(lm: Lm, make: Make, tmp_path: Path) -> None:
+    def refuse_all(requests: list[Request]) -> list[Update]:
+        raise RequestError("one of them is too long")
+
+    editor = make("push", edit_compute=refuse_the_tower, edit_compute_many=refuse_all)
+    row = row_of(run(lm, twenty(), tmp_path, editor), "push")
+    assert row["n_failed"] == 4
+    assert list(row["failures"]) == ["ZeroDivisionError('no tower')"]
+
+
+def test_an_interrupted_group_is_worked_out_as_a_whole_again(
+    lm: Lm, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an update does not depend on what had been finished before."""
+    from lmedit.compare import work
+
+    keep, kept = work.keep, []
+
+    def stop_at_the_fifth(*arguments: Any) -> None:
+        if len(kept) == 20 + 5:  # after the unedited model's
+            raise KeyboardInterrupt
+        kept.append(arguments)
+        keep(*arguments)
+
+    calls: list[list[str]] = []
+    editor = make("push", edit_compute_many=many(calls))
+    monkeypatch.setattr(work, "keep", stop_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        compare(lm, twenty(), [editor], tmp_path / "run", 0)
+    monkeypatch.setattr(work, "keep", keep)
+    compare(lm, twenty(), [editor], tmp_path / "run", 0)
+    assert [len(subjects) for subjects in calls] == [8, 8, 8, 4]
+    assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("wrong", [None, [], "updates", [Update({})] * 3])
+def test_a_batch_of_another_size_is_refused(lm: Lm, make: Make, wrong: Any) -> None:
+    editor = make("push", edit_compute_many=lambda requests: wrong or [])
+    with pytest.raises(BrokenPluginError, match="must return 2 updates"):
+        editor.compute_many([case(0).request, case(1).request])

@@ -88,6 +88,21 @@ class TestGoodRankOne(EditorContract):
     method, plugin = "nudge", RankOne
 
 
+class Together(Nudge):
+    """A good one that works out several requests at once."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute_many(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions
+    ) -> list[Update]:
+        return [Nudge.edit_compute(lm, location, options) for location in locations]
+
+
+class TestGoodTogether(EditorContract):
+    method, plugin = "nudge", Together
+
+
 # ---- law 1: the name is the entry point's, every option has a default
 
 
@@ -461,3 +476,38 @@ class NoDefault(Nudge):
 
 class TestUnloadable(EditorContract):
     method, plugin = "nudge", NoDefault
+
+
+# ---- law 7: updates worked out together are those worked out alone
+
+
+class SummedTogether(Nudge):
+    """A batch whose updates depend on how many there are."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute_many(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions
+    ) -> list[Update]:
+        deltas = Nudge.edit_compute(lm, locations[0], options).deltas
+        summed = {site: Dense(len(requests) * delta.dense()) for site, delta in deltas.items()}
+        return [Update(summed) for _ in requests]
+
+
+class TestLaw7SummedTogether(EditorContract):
+    method, plugin = "nudge", SummedTogether
+
+
+class OneForAll(Nudge):
+    """Fewer updates than requests."""
+
+    @hookimpl
+    @staticmethod
+    def edit_compute_many(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions
+    ) -> list[Update]:
+        return [Nudge.edit_compute(lm, locations[0], options)]
+
+
+class TestLaw7OneForAll(EditorContract):
+    method, plugin = "nudge", OneForAll

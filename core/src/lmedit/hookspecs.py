@@ -1,4 +1,4 @@
-"""The contract: six hooks (and one that may be left out) and six laws: all a method has to know.
+"""The contract: six hooks (and two that may be left out) and seven laws: all a method has to know.
 
 One request flows one way; what a hook returns is what the later hooks are given::
 
@@ -17,6 +17,7 @@ The laws; `lmedit.testing.EditorContract` has a test for each, with its number:
 4. Every delta belongs to a located site, has its shape (d_out, d_in), and is finite.
 5. The same arguments and the same seed give the same update.
 6. Apply, then revert, is exact to the bit, also when what happens in between fails.
+7. Updates worked out together are those worked out alone, to rounding.
 """
 
 from __future__ import annotations
@@ -85,6 +86,17 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: Options, prepared: Prepared
 ) -> Update | None:
     """Compute the change of the located parameters; the model itself is left alone."""
+
+
+@hookspec(firstresult=True)
+def edit_compute_many(
+    lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: Options,
+    prepared: Prepared,
+) -> Sequence[Update] | None:  # fmt: skip
+    """The changes of several requests, each as if it were alone, worked out together.
+
+    Methods may leave it out; then `edit_compute` is called for each.
+    """
 
 
 @hookspec(firstresult=True)

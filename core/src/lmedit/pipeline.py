@@ -96,6 +96,28 @@ class Editor:
         self._check_deltas(update, location)
         return update
 
+    @property
+    def computes_many(self) -> bool:
+        """Whether the method works out several requests together."""
+        return bool(self.loaded.manager.hook.edit_compute_many.get_hookimpls())
+
+    @torch.enable_grad()
+    def compute_many(self, requests: Sequence[Request]) -> list[Update]:
+        """The update of each of *requests*, as if it were alone; together where the method can."""
+        if not self.computes_many:
+            return [self.compute(request) for request in requests]
+        locations = [self.locate(request) for request in requests]
+        updates = self.loaded.manager.hook.edit_compute_many(
+            lm=self.lm, requests=requests, locations=locations, options=self.options,
+            prepared=self.prepared,
+        )  # fmt: skip
+        if not isinstance(updates, list | tuple) or len(updates) != len(requests):
+            self._broke(f"edit_compute_many must return {len(requests)} updates")
+        for update, location in zip(updates, locations, strict=True):
+            self._expect(update, Update, "edit_compute_many")
+            self._check_deltas(update, location)
+        return list(updates)
+
     def _check_deltas(self, update: Update, location: Location) -> None:
         for site, delta in update.deltas.items():
             if site not in location.sites:

@@ -75,6 +75,7 @@ class EditorContract:
     plugin: Any = None
     options: Mapping[str, Any] = {}
     request = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
+    other = Request(prompt="{} came down by", subject="A small boat", target_new="the old river")
 
     @pytest.fixture
     def lm(self) -> Lm:
@@ -164,6 +165,25 @@ class EditorContract:
             _interrupted(editor, update)
         assert lm.weights_digest() == before
 
+    def test_law_7_together_as_if_alone(self, editor: Editor) -> None:
+        """7: updates worked out together are those worked out alone, to rounding."""
+        requests = [self.request, self.other, self.request]
+        locations = [
+            editor.loaded.manager.hook.edit_locate(**{**self._arguments(editor), "request": each})
+            for each in requests
+        ]
+        found = editor.loaded.manager.hook.edit_compute_many(
+            lm=editor.lm, requests=requests, locations=locations, options=editor.options,
+            prepared=editor.prepared,
+        )  # fmt: skip
+        if found is None:
+            return
+        assert len(found) == len(requests)
+        for request, location, update in zip(requests, locations, found, strict=True):
+            arguments = {**self._arguments(editor), "request": request, "location": location}
+            alone = editor.loaded.manager.hook.edit_compute(**arguments)
+            assert _alike(update, alone)
+
     def _arguments(self, editor: Editor) -> dict[str, Any]:
         """What every hook that computes is given."""
         return {
@@ -194,6 +214,19 @@ def _lawful(lm: Lm, location: Location, update: Update) -> bool:
         and bool(delta.dense().isfinite().all())
         for site, delta in update.deltas.items()
     )
+
+
+def _alike(one: Update, other: Update) -> bool:
+    """Whether two updates differ by rounding alone: 1e-6 in double precision, else 1e-2."""
+    if set(one.deltas) != set(other.deltas):
+        return False
+    for site, delta in one.deltas.items():
+        expected = other.deltas[site].dense()
+        double = expected.dtype == torch.float64
+        apart = (delta.dense() - expected).norm()
+        if not bool(apart <= (1e-6 if double else 1e-2) * expected.norm()):
+            return False
+    return True
 
 
 def _state(lm: Lm) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import tiny_lm
 from lmedit_rome.contexts import contexts
-from lmedit_rome.value import optimise_value, rows_of, select_keys
+from lmedit_rome.value import optimise_values, rows_of, select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,7 @@ def v_star(editor: Editor) -> Tensor:
     """The value the edit aims at, from the optimiser itself."""
     lm, options = editor.lm, cast("Any", editor.options)
     rows = rows_of(lm, REQUEST, templates_of(editor), options)
-    return optimise_value(lm, LAYER, rows, at_subject(lm)[1], options).v_star
+    return optimise_values(lm, LAYER, [rows], [at_subject(lm)[1]], options)[0].v_star
 
 
 def target_log_p(lm: Lm, text: str = REQUEST.text, target: str = "the sea") -> Tensor:

@@ -100,7 +100,12 @@ _SCORES = (
             "Frobenius", "", 1.0, 4, less_is_better=True),
 )  # fmt: skip
 _COSTS = (
-    _cost("seconds_per_edit", "s/edit", "seconds to compute one edit, scoring not included"),
+    _cost(
+        "seconds_per_edit",
+        "s/edit",
+        "seconds to compute one edit, scoring not included; its share, "
+        "where a method works out several together",
+    ),
     _cost("prepare_seconds", "prepare s", "seconds of preparation, once per model"),
     _cost("seconds_amortised", "s/edit all", "seconds per edit with the preparation shared out"),
     _cost(

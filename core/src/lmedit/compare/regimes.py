@@ -20,20 +20,16 @@ from lmedit.artifacts import key_of, load_patch, save_patch, write_json
 from lmedit.compare.entrants import BASE, Entrant, of_editor
 from lmedit.compare.measures import protocol
 from lmedit.compare.rows import summary_row
-from lmedit.compare.run import (
+from lmedit.compare.run import Outcome, differences, heading, identity, outcome
+from lmedit.compare.store import RunStore
+from lmedit.compare.work import (
     POLL_SECONDS,
     Edited,
-    Outcome,
     check_base,
     computed,
-    differences,
     failure_of,
-    heading,
-    identity,
     keep,
-    outcome,
 )
-from lmedit.compare.store import RunStore
 from lmedit.metrics.weights import drift, patch_bytes, relative_norms
 
 if TYPE_CHECKING:
@@ -195,14 +191,15 @@ class _Pile:
 
     def _edit(self, key: str, case: Case, editor: Editor) -> Edited:
         try:
-            update, seconds, mebibytes = computed(self.lm, editor, case.request)
+            found = computed(self.lm, editor, case.request)
         except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
             return Edited({"failure": failure_of(error)})
         facts = {"method": editor.name, "version": editor.loaded.version,
                  "request": case.request.model_dump()}  # fmt: skip
-        save_patch(self._patch(key), update, facts)
-        payload = {"bytes": patch_bytes(update), "norms": relative_norms(self.lm, update)}
-        return Edited(payload, seconds, mebibytes)
+        save_patch(self._patch(key), found.update, facts)
+        norms = relative_norms(self.lm, found.update)
+        payload = {"bytes": patch_bytes(found.update), "norms": norms}
+        return Edited(payload, found.seconds, found.mebibytes)
 
     def _patch(self, key: str) -> Path:
         return self.folder / PATCHES / f"{key[:32]}.safetensors"

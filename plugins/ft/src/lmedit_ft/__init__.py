@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
+from lmedit.fitting import in_parts
 from lmedit.replay import keep
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from lmedit import Lm, Request
 
 PAPER = "arXiv 2012.00363"
+GIGABYTE, AT_EACH_ENTRY = 2**30, 16
+"""Bytes: Adam keeps Delta, its gradient and two moments."""
 
 
 @hookimpl
@@ -41,63 +45,109 @@ def edit_locate(lm: Lm, options: FtOptions) -> Location:
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: FtOptions) -> Update:
     """Adam on the located matrix (and bias) until the new answer's loss is small."""
-    Deltas = [
-        torch.zeros(lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device)
-        for site in location.sites
+    return _trained(lm, [request], location, options)[0]
+
+
+@hookimpl
+def edit_compute_many(
+    lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: FtOptions
+) -> list[Update]:
+    """The same for several requests at once, as many as their Adam fits into a gigabyte."""
+    location = locations[0]
+    size = AT_EACH_ENTRY * sum(lm.weight(site).numel() for site in location.sites)
+    parts = in_parts(
+        lambda part: _trained(lm, part, location, options), requests, max(1, GIGABYTE // size)
+    )
+    return [update for part in parts for update in part]
+
+
+@dataclass
+class _Change:
+    """One request's change: a Delta for each site, from zero, and the losses before each step."""
+
+    Deltas: list[Tensor]
+    losses: list[float] = field(default_factory=list)
+    done: bool = False
+
+
+def _trained(
+    lm: Lm, requests: Sequence[Request], location: Location, options: FtOptions
+) -> list[Update]:
+    """Each request's own Adam on its own Deltas; the forward passes are shared."""
+    changes = [
+        _Change([
+            torch.zeros(lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device)
+            .requires_grad_() for site in location.sites
+        ])
+        for _ in requests
     ]  # fmt: skip
-    losses = _train(lm, request, location.evidence["layer"], Deltas, options)
-    updates = sum(loss >= options.stop_loss for loss in losses)
-    notes = {"steps": updates, "loss_first": losses[0], "loss_last": losses[-1]}
-    return Update(dict(zip(location.sites, map(Dense, Deltas), strict=True)), notes)
+    _train(_Losses(lm, requests, location.evidence["layer"], options), changes, options)
+    updates = []
+    for change in changes:
+        steps = sum(loss >= options.stop_loss for loss in change.losses)
+        notes = {"steps": steps, "loss_first": change.losses[0], "loss_last": change.losses[-1]}
+        deltas = [Dense(Delta.detach()) for Delta in change.Deltas]
+        updates.append(Update(dict(zip(location.sites, deltas, strict=True)), notes))
+    return updates
 
 
-def _train(
-    lm: Lm, request: Request, layer: int, Deltas: list[Tensor], options: FtOptions
-) -> list[float]:
-    """Train *Deltas* in place, from zero; returns the loss (nats) before each step."""
-    for Delta in Deltas:
-        Delta.requires_grad_(True)
-    optimiser = torch.optim.Adam(Deltas, lr=options.learning_rate, weight_decay=0.0, fused=True)
-    loss_of = _loss(lm, request, layer, options)
-    losses: list[float] = []
+def _train(losses_of: _Losses, changes: Sequence[_Change], options: FtOptions) -> None:
+    """Train the Deltas in place; a change whose loss is small is finished and left alone."""
+    everything = [Delta for change in changes for Delta in change.Deltas]
+    optimiser = torch.optim.Adam(everything, lr=options.learning_rate, weight_decay=0.0, fused=True)
     for _ in range(options.steps):
-        loss = loss_of(Deltas)
-        losses.append(loss.item())
-        if losses[-1] < options.stop_loss:
+        losses = losses_of(changes)
+        for change, loss in zip(changes, losses.tolist(), strict=True):
+            if not change.done:
+                change.losses.append(loss)
+                change.done = loss < options.stop_loss
+        left = [i for i, change in enumerate(changes) if not change.done]
+        if not left:
             break
-        for Delta, gradient in zip(Deltas, torch.autograd.grad(loss, Deltas), strict=True):
+        Deltas = [Delta for i in left for Delta in changes[i].Deltas]
+        optimiser.zero_grad()  # Adam passes over what has no gradient
+        gradients = torch.autograd.grad(losses[left].sum(), Deltas)
+        for Delta, gradient in zip(Deltas, gradients, strict=True):
             Delta.grad = gradient
         optimiser.step()
         if options.epsilon is not None:
             for Delta in Deltas:
                 Delta.data = within(Delta.data, options.epsilon)
-    for Delta in Deltas:
-        Delta.requires_grad_(False).grad = None
-    return losses
+    optimiser.zero_grad()
 
 
-def _loss(
-    lm: Lm, request: Request, layer: int, options: FtOptions
-) -> Callable[[list[Tensor]], Tensor]:
-    """The new answer's loss as a function of the Deltas; the blocks below are run only once.
+class _Losses:
+    """The new answers' losses as a function of the changes; the blocks below are run only once.
 
-    Its target tokens are read where the objective says: all at the prompt's last token, or each
+    Target tokens are read where the objective says: all at the prompt's last token, or each
     behind the ones before it.
     """
-    prompt, target = lm.with_target(request.text, request.target_new)
-    forced = options.objective == "target_new"
-    kept = keep(lm, [prompt + target[:-1] if forced else prompt], [0], layer)
-    last = len(prompt) - 1
-    at = range(last, last + len(target)) if forced else [last]
-    ids = torch.tensor(target, device=lm.device)[:, None]
 
-    def loss(Deltas: list[Tensor]) -> Tensor:
-        Delta, Delta_b = Deltas[0], Deltas[1] if len(Deltas) > 1 else None
-        with changed(
-            lm.mlp_out_module(layer), lambda x, out: changed_output(out, x, Delta, Delta_b)
-        ):
-            logits = kept.logits(at)[0]  # (T, V), or (1, V)
-        log_p = logits.to(lm.working_dtype).log_softmax(-1).expand(len(target), -1)
-        return negative_log_likelihood(log_p.gather(1, ids).squeeze(1))
+    def __init__(self, lm: Lm, requests: Sequence[Request], layer: int, options: FtOptions) -> None:
+        pairs = [lm.with_target(request.text, request.target_new) for request in requests]
+        forced = options.objective == "target_new"
+        rows = [prompt + target[:-1] if forced else prompt for prompt, target in pairs]
+        self.module, self.dtype = lm.mlp_out_module(layer), lm.working_dtype
+        self.kept = keep(lm, rows, [0] * len(rows), layer)
+        self.lengths = [len(target) for _, target in pairs]
+        places = [
+            (i, len(prompt) - 1 + (place if forced else 0), token)
+            for i, (prompt, target) in enumerate(pairs) for place, token in enumerate(target)
+        ]  # fmt: skip
+        self.rows, self.at, self.tokens = torch.tensor(places, device=lm.device).T
 
-    return loss
+    def __call__(self, changes: Sequence[_Change]) -> Tensor:
+        """Losses (N,) in nats, of N requests."""
+
+        def add(x: Tensor, out: Tensor) -> Tensor:
+            xs, outs = (t.reshape(*self.kept.shape, -1) for t in (x, out))
+            each = [
+                changed_output(outs[i], xs[i], change.Deltas[0], *change.Deltas[1:])
+                for i, change in enumerate(changes)
+            ]
+            return torch.stack(each).reshape(out.shape)
+
+        with changed(self.module, add):
+            logits = self.kept.gathered(self.rows, self.at)  # (n, V)
+        log_p = logits.to(self.dtype).log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
+        return torch.stack([negative_log_likelihood(t) for t in torch.split(log_p, self.lengths)])

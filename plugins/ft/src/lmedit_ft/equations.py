@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def changed_output(out: Tensor, x: Tensor, Delta: Tensor, Delta_b: Tensor | None) -> Tensor:
+def changed_output(out: Tensor, x: Tensor, Delta: Tensor, Delta_b: Tensor | None = None) -> Tensor:
     """(W + Delta) x + b + Delta_b, given *out* = W x + b; x is (..., d_in), out (..., d_out)."""
     out = out + (x.to(Delta.dtype) @ Delta.T).to(out.dtype)
     return out if Delta_b is None else out + Delta_b.squeeze(1).to(out.dtype)

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
+from lmedit.fitting import in_parts
 from lmedit_rome.contexts import contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.statistics import counted, factor, facts_of
 from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
-from lmedit_rome.value import optimise_value, rows_of, select_keys
+from lmedit_rome.value import optimise_values, rows_of, select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,17 +78,39 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: RomeOptions, prepared: Prepared
 ) -> Update:
     """W' = W + Lambda u^T with u from C^-1 k* (equation 2)."""
+    return _inserted(lm, [request], location, options, prepared)[0]
+
+
+@hookimpl
+def edit_compute_many(
+    lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: RomeOptions,
+    prepared: Prepared,
+) -> list[Update]:  # fmt: skip
+    """The same for several requests, their values optimised at once; halved where memory ends."""
+    parts = in_parts(
+        lambda part: _inserted(lm, part, locations[0], options, prepared), requests, len(requests)
+    )
+    return [update for part in parts for update in part]
+
+
+def _inserted(
+    lm: Lm, requests: Sequence[Request], location: Location, options: RomeOptions,
+    prepared: Prepared,
+) -> list[Update]:  # fmt: skip
     layer = location.evidence["layer"]
     templates = contexts(lm, options)
-    keys = select_keys(lm, layer, request, templates)
-    value = optimise_value(
-        lm, layer, rows_of(lm, request, templates, options), keys.bare_out, options
-    )
+    keys = [select_keys(lm, layer, request, templates) for request in requests]
+    texts = [rows_of(lm, request, templates, options) for request in requests]
+    values = optimise_values(lm, layer, texts, [each.bare_out for each in keys], options)
     L = prepared.tensors.get("cholesky")
-    u, big_lambda = _rank_one(keys, value, L.to(lm.device) if L is not None else None, options)
+    L = L.to(lm.device) if L is not None else None
     (site,) = location.sites
-    delta = LowRank(big_lambda[:, None].to(lm.working_dtype), u[None].to(lm.working_dtype))
-    return Update({site: delta}, _notes(keys, value, u, big_lambda))
+    updates = []
+    for each, value in zip(keys, values, strict=True):
+        u, big_lambda = _rank_one(each, value, L, options)
+        delta = LowRank(big_lambda[:, None].to(lm.working_dtype), u[None].to(lm.working_dtype))
+        updates.append(Update({site: delta}, _notes(each, value, u, big_lambda)))
+    return updates
 
 
 def _rank_one(

@@ -89,33 +89,50 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
     )
 
 
-def optimise_value(lm: Lm, layer: int, rows: Rows, v_0: Tensor, options: RomeOptions) -> Value:
-    """v* = v_0 + delta, with delta by Adam on the loss of equation 4; the weights stay as they are.
+def optimise_values(
+    lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor], options: RomeOptions
+) -> list[Value]:
+    """v* = v_0 + delta of each request, its delta by Adam on its own loss of equation 4.
 
-    *v_0* (H,) is the MLP's output for the bare prompt. The last forward pass is never followed
-    by an update, so there are at most steps - 1 of them. Only what delta can reach is computed
-    again at each step: the blocks from *layer* on, the positions from the subject's last token.
+    *starts* are the v_0 (H,), the MLP's outputs for the bare prompts. The forward passes are
+    shared, the weights stay as they are. The last pass is never followed by an update, so there
+    are at most steps - 1 of them. Only what delta can reach is computed again at each step: the
+    blocks from *layer* on, the positions from the subject's last token.
     """
-    run = _Run(lm, layer, rows)
-    delta = torch.zeros(len(v_0), dtype=lm.working_dtype, device=lm.device, requires_grad=True)
+    run = _Run(lm, layer, texts)
+    deltas = [
+        torch.zeros(len(v_0), dtype=lm.working_dtype, device=lm.device, requires_grad=True)
+        for v_0 in starts
+    ]
     l2 = options.decay if options.decay_kind == "adam" else 0.0
-    optimiser = torch.optim.Adam([delta], lr=options.learning_rate, weight_decay=l2)
-    value = Value(v_0, delta)
-    log_p_0: Tensor | None = None
+    optimiser = torch.optim.Adam(deltas, lr=options.learning_rate, weight_decay=l2)
+    values = [Value(v_0, delta) for v_0, delta in zip(starts, deltas, strict=True)]
+    left = list(range(len(values)))
+    first: list[Tensor] = []
     for step in range(options.steps):
-        log_p, essence = run.log_probabilities(delta)
-        log_p_0 = essence.detach() if log_p_0 is None else log_p_0
-        loss = _loss(log_p, essence, log_p_0, delta, v_0, options)
-        value.losses.append(loss.item())
-        if value.losses[-1] < options.stop_loss or step == options.steps - 1:
+        found = run.log_probabilities(deltas)
+        first = first or [essence.detach() for _, essence in found]
+        losses = {
+            i: _loss(*found[i], first[i], deltas[i], starts[i], options) for i in left
+        }  # fmt: skip
+        for i, loss in losses.items():
+            values[i].losses.append(loss.item())
+        left = [i for i in left if values[i].losses[-1] >= options.stop_loss]
+        if not left or step == options.steps - 1:
             break
-        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        optimiser.zero_grad()  # Adam passes over what has no gradient
+        moving = [deltas[i] for i in left]
+        gradients = torch.autograd.grad(torch.stack([losses[i] for i in left]).sum(), moving)
+        for delta, gradient in zip(moving, gradients, strict=True):
+            delta.grad = gradient
         optimiser.step()
         if options.clamp is not None:
-            delta.data = clamped(delta.data, v_0.to(delta), options.clamp)
-    value.delta = delta.detach().double()
-    value.v_star = v_0.double() + value.delta.to(v_0.device)
-    return value
+            for i in left:
+                deltas[i].data = clamped(deltas[i].data, starts[i].to(deltas[i]), options.clamp)
+    for value in values:
+        value.delta = value.delta.detach().double()
+        value.v_star = value.v_star.double() + value.delta.to(value.v_star.device)
+    return values
 
 
 def _loss(
@@ -133,28 +150,46 @@ def _loss(
 
 
 class _Run:
-    """The rows, run up to the subject's last token and the edited layer; the rest on demand."""
+    """All requests' rows, run up to the subject's last token and the edited layer; then the rest.
 
-    def __init__(self, lm: Lm, layer: int, rows: Rows) -> None:
+    `places` are read from the logits: of each request first every context's target tokens, then
+    the one after the essence prompt.
+    """
+
+    def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows]) -> None:
         self.module = lm.mlp_out_module(layer)
-        self.kept = keep(lm, rows.ids, rows.start, layer)
-        self.at = sorted({rows.essence_at, *(p for at in rows.target_at for p in at)})
-        place = {position: i for i, position in enumerate(self.at)}
-        self.essence = place[rows.essence_at]
-        self.steps = torch.tensor([[place[p] for p in at] for at in rows.target_at])  # (N, T)
-        self.target = torch.tensor(rows.target, device=lm.device).expand(len(self.steps), -1)
+        ids = [row for rows in texts for row in rows.ids]
+        self.kept = keep(lm, ids, [at for rows in texts for at in rows.start], layer)
+        self.request_of: list[int] = []
+        self.targets: list[Tensor] = []
+        places: list[tuple[int, int]] = []
+        for number, rows in enumerate(texts):
+            top = len(self.request_of)
+            places += [(top + j, at) for j, each in enumerate(rows.target_at) for at in each]
+            places.append((top + len(rows.target_at), rows.essence_at))
+            self.request_of += [number] * len(rows.ids)
+            target = torch.tensor(rows.target, device=lm.device)
+            self.targets.append(target.expand(len(rows.target_at), -1))  # (N, T)
+        self.rows, self.at = torch.tensor(places, device=lm.device).T
 
-    def log_probabilities(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """With *delta* at the subject: log P of the targets (N, T), and of all after essence."""
+    def log_probabilities(self, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """With the *deltas* at the subjects: log P of the targets (N, T), and of all after essence.
+
+        For each request.
+        """
+        of_rows = torch.stack(list(deltas))[self.request_of][:, None]  # (B, 1, H)
 
         def add_delta(_: Tensor, out: Tensor) -> Tensor:
             rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
-            moved = rows[:, :1] + delta.to(rows)
+            moved = rows[:, :1] + of_rows.to(rows)
             return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
 
         with changed(self.module, add_delta):
-            logits = self.kept.logits(self.at).to(delta.dtype)
-        every = torch.arange(len(self.steps))[:, None]
-        log_p = logits[every, self.steps].log_softmax(-1)  # (N, T, V)
-        essence = logits[-1, self.essence].log_softmax(-1)
-        return log_p.gather(2, self.target[..., None]).squeeze(2), essence
+            logits = self.kept.gathered(self.rows, self.at).to(deltas[0].dtype)
+        sizes = [target.numel() + 1 for target in self.targets]
+        parts = torch.split(logits.log_softmax(-1), sizes)
+        found = []
+        for log_p, target in zip(parts, self.targets, strict=True):
+            of_target = log_p[:-1].reshape(*target.shape, -1)  # (N, T, V)
+            found.append((of_target.gather(2, target[..., None]).squeeze(2), log_p[-1]))
+        return found
