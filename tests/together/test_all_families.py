@@ -122,7 +122,7 @@ def test_facts_are_traced_and_statistics_counted(
 @pytest.mark.parametrize("method", ["rome", "ft"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_together_is_as_if_alone(family: str, method: str) -> None:
-    """Rows of several requests, padded beside each other, at any kind of position."""
+    """Rows of several requests, padded beside each other; rotary positions round in float32."""
     lm = tiny_family(family)
     editor = editor_of(lm, method)
     requests = [REQUESTS[name] for name in ("several tokens", "one token", "Cyrillic")]
@@ -130,4 +130,4 @@ def test_together_is_as_if_alone(family: str, method: str) -> None:
         alone = editor.compute(request)
         for site, delta in alone.deltas.items():
             apart = (update.deltas[site].dense() - delta.dense()).norm()
-            assert apart < 1e-5 * delta.dense().norm()
+            assert apart <= 1e-5 * delta.dense().norm()
