@@ -19,8 +19,9 @@ from lmedit.metrics.weights import (
     patch_bytes,
     relative_norms,
     spectral_growth,
+    survival,
 )
-from lmedit.tiny import TEXTS, tiny_lm
+from lmedit.tiny import TEXTS, tiny_family, tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,6 +220,33 @@ def test_a_matrix_of_zeros_has_no_relative_change(lm: Lm) -> None:
     update = Update({site: Dense(torch.ones_like(lm.weight(site)))})
     assert relative_norms(lm, update) == {site.parameter: None}
     assert spectral_growth(lm, update) == {site.parameter: None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_survival_is_what_rounding_leaves_at_the_changes_own_key(dtype: torch.dtype) -> None:
+    lm = tiny_lm(2)
+    lm.model.to(dtype)
+    site = lm.mlp_out(1)
+    W = lm.weight(site)
+    left, key = matrix(W.shape[0]).float(), matrix(W.shape[1], seed=1).float()
+    shares = []
+    for size in (1e-7, 1e-2, 1.0):
+        update = Update({site: LowRank(size * left[:, None], key[None])})
+        moved = (W.float() + size * left[:, None] * key).to(dtype).float() - W.float()
+        wanted = size * left * key.dot(key)
+        expected = float((moved @ key) @ wanted / wanted.dot(wanted))
+        found = survival(lm, update)[site.parameter]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        dense = survival(lm, Update({site: Dense(update.deltas[site].dense())}))
+        assert dense[site.parameter] == pytest.approx(found, rel=1e-3, abs=1e-6)
+        shares.append(found)
+    assert shares[0] == pytest.approx(0, abs=0.05)
+    assert shares[2] == pytest.approx(1, abs=0.02)
+
+
+def test_full_precision_rounds_nothing_away(lm: Lm) -> None:
+    assert survival(lm, change(lm)) == {}
+    assert survival(tiny_family("gpt2", torch.float32), change(lm)) == {}
 
 
 def test_spectral_growth_by_hand(lm: Lm) -> None:

@@ -73,7 +73,7 @@ def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> 
     looked = scoring.look(lm, CASE, scoring.before(lm, CASE))
     found = looked.scores
     known = {name for name, m in MEASURES.items() if m.of_case}
-    of_weights = {"relative_norm", "spectral_growth"}
+    of_weights = {"relative_norm", "spectral_growth", "survival"}
     assert set(found) == known - of_weights | {"portability/reversed"}
     assert all(value is not None and math.isfinite(value) for value in found.values())
 

@@ -239,3 +239,21 @@ def test_doctor_names_versions_and_methods(lmedit: Run) -> None:
     assert found["versions"]["torch"]
     assert set(found["methods"]) == {entry.name for entry in entries()}
     assert os.environ["LMEDIT_CACHE"] in lmedit("doctor").stdout
+
+
+def test_an_edit_that_half_precision_would_round_away_is_refused_unless_forced(
+    lmedit: Run, model: Path, tmp_path: Path
+) -> None:
+    flags = ["edit", "ft", *FACT, "-m", model, "--dtype", "bfloat16", "-O", tmp_path / "p"]
+    tiny = ["-o", "learning_rate", "0.00001", "-o", "steps", "2"]
+    refused = lmedit(*flags, *tiny)
+    assert refused.exit_code == 1
+    assert "rounding to bfloat16 would leave" in refused.stderr
+    assert "--dtype float32, or --force" in refused.stderr
+    assert not (tmp_path / "p").exists()
+    forced = lmedit(*flags, *tiny, "--force", "--json")
+    assert json.loads(forced.stdout)["survives"] < 0.5
+    large = lmedit(*flags, "-o", "learning_rate", "0.05")
+    assert "of the edit survives rounding to bfloat16" in large.stdout
+    whole = lmedit("edit", "ft", *FACT, "-m", model, "--dtype", "float32", "--json")
+    assert json.loads(whole.stdout)["survives"] is None

@@ -25,13 +25,18 @@ from lmedit.cli.common import (
 @click.argument("method")
 @fact_flags
 @click.option("-O", "--out", type=click.Path(path_type=Path), help="The patch file to write.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Edit also where a model of half precision rounds most of the edit away.",
+)
 @model_flags
 @method_flags
 @json_flag
 def edit(
     method: str, out: Path | None, model: str, device: str, dtype: str,
     pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], seed: int,
-    corpora: tuple[str, ...], *, download: bool, as_json: bool, **fact: Any,
+    corpora: tuple[str, ...], *, force: bool, download: bool, as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
 
@@ -44,7 +49,7 @@ def edit(
     lm = load_model(model, device, dtype, download=download)
     request = fact_of(lm, **fact)
     (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
-    result = edit_one(editor, request, out)
+    result = edit_one(editor, request, out, force=force)
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
         return

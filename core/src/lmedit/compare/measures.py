@@ -98,6 +98,8 @@ _SCORES = (
             less_is_better=True),
     Measure("relative_norm", "|dW|/|W|", "norm of the change over that of the matrix, worst tensor",
             "Frobenius", "", 1.0, 4, less_is_better=True),
+    Measure("survival", "survives", "share of the change that rounding to half precision leaves, "
+            "worst tensor", "at the change's own key; full precision: not measured"),
 )  # fmt: skip
 _COSTS = (
     _cost(

@@ -13,6 +13,7 @@ from lmedit.artifacts import save_patch
 from lmedit.cases import load_cases
 from lmedit.errors import RequestError
 from lmedit.metrics.scorer import score_targets
+from lmedit.metrics.weights import survival
 from lmedit.models import worlds
 
 if TYPE_CHECKING:
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
 TOP = 5
 
 
-def edit_one(editor: Editor, request: Request, out: Path | None = None) -> dict[str, Any]:
+LEAST_LEFT = 0.5
+"""Where less of an edit survives the rounding to half precision, it is refused."""
+
+
+def edit_one(
+    editor: Editor, request: Request, out: Path | None = None, *, force: bool = False
+) -> dict[str, Any]:
     """Compute the edit of *request*, look at the model before and after, write the patch.
 
     Returns design.md's object for `lmedit edit --json`. Raises `RequestError` where the model
-    gives the new answer already.
+    gives the new answer already, or, unless *force*, where a model of half precision would round
+    most of the edit away.
     """
     lm = editor.lm
     probes = _probes(lm, request)
@@ -40,6 +48,12 @@ def edit_one(editor: Editor, request: Request, out: Path | None = None) -> dict[
     started = time.perf_counter()
     update = editor.compute(request)
     seconds = time.perf_counter() - started
+    left = min(survival(lm, update).values(), default=None)
+    if left is not None and left < LEAST_LEFT and not force:
+        raise RequestError(
+            f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
+            "--dtype float32, or --force to edit all the same"
+        )
     with editor.applied(update):
         after = _look(lm, request, probes)
     path = out or Path(f"{_slug(editor.name, request)}.safetensors")
@@ -55,6 +69,7 @@ def edit_one(editor: Editor, request: Request, out: Path | None = None) -> dict[
     return {
         "method": editor.name, "model": facts["model"], "request": facts["request"],
         "before": before, "after": after, "seconds": seconds, "patch": str(path),
+        "survives": left, "number_type": lm.dtype_name,
     }  # fmt: skip
 
 

@@ -18,6 +18,9 @@ def one_text(result: dict[str, Any]) -> str:
     for which in ("target_new", "target_true"):
         if before[which] is not None:
             lines.append(f"P({request[which]}): {before[which]:.3f} -> {after[which]:.3f}")
+    if result["survives"] is not None:
+        left = f"{100 * result['survives']:.1f} %"
+        lines.append(f"{left} of the edit survives rounding to {result['number_type']}")
     lines.append(f"{result['method']} took {result['seconds']:.2f} s")
     return "\n".join(lines)
 

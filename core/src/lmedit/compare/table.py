@@ -9,7 +9,9 @@ from lmedit.compare.measures import HALF_WIDTH, measure, ordered
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-HIDDEN = frozenset({"seconds_amortised", "peak_mebibytes", "patch_bytes", "relative_norm"})
+HIDDEN = frozenset(
+    {"seconds_amortised", "peak_mebibytes", "patch_bytes", "relative_norm", "survival"}
+)
 """Columns that a terminal has no room for; reports show them."""
 
 

@@ -17,7 +17,7 @@ from lmedit.compare.entrants import BASE, Entrant
 from lmedit.compare.memory import peak_memory
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, LmeditError, RequestError
-from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, worst
+from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -184,6 +184,7 @@ def edit_case(
     before = scoring.before(lm, case)
     norms = relative_norms(lm, update)
     of_weights = {"relative_norm": worst(norms.values())}
+    of_weights["survival"] = min(survival(lm, update).values(), default=None)
     if "health" in scoring.groups:
         of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
     with editor.applied(update):

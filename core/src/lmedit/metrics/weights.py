@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 EXACT_UP_TO = 1024
 """The smaller side of a matrix up to which its singular values are computed outright."""
 BLOCK, STEPS, TOLERANCE = 8, 500, 1e-10
+HALF, ROUNDS = 2, 10
+"""Bytes of a number of half precision; rounds of the iteration for a change's own key."""
 PROTOCOL: Mapping[str, str] = MappingProxyType({
     "relative_norm": "Frobenius norm of the change over that of the matrix before",
     "spectral_growth": "largest singular value after over before",
+    "survival": "share of the change at its own key that rounding leaves",
     "patch_bytes": "bytes of the update's tensors, as a patch stores them",
 })  # fmt: skip
 
@@ -75,6 +78,34 @@ def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
         norms.append(_ratio(_norm(now - before), _norm(before)))
         growths.append(_ratio(largest_singular_value(now), largest_singular_value(before)))
     return {"relative_norm": worst(norms), "spectral_growth": worst(growths)}
+
+
+def survival(lm: Lm, update: Update) -> dict[str, float]:
+    """How much of each change is left after rounding to the model's half precision, at its own key.
+
+    By parameter: with k the change's leading right singular vector (a rank-one change's key) and
+    dW' what rounding leaves, (dW' k . dW k) / |dW k|^2. Parameters of full precision are left out.
+    """
+    found = {}
+    for site, delta in update.deltas.items():
+        weight = lm.weight(site)
+        if weight.dtype.itemsize > HALF or not frobenius(delta):
+            continue
+        change = delta.dense().to(weight.device, torch.float32)
+        before = weight.float()
+        left = (before + change).to(weight.dtype).float() - before
+        k = _leading(change)
+        wanted = (change @ k).double()
+        found[site.parameter] = float((left @ k).double() @ wanted / (wanted @ wanted))
+    return found
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """The leading right singular vector (d_in,), by power iteration from the longest row."""
+    k = matrix[matrix.norm(dim=1).argmax()]
+    for _ in range(ROUNDS):
+        k = matrix.T @ (matrix @ (k / k.norm()))
+    return k / k.norm()
 
 
 def worst(values: Iterable[float | None]) -> float | None:

@@ -91,6 +91,11 @@ class Lm:
         return torch.promote_types(self.model.get_input_embeddings().weight.dtype, torch.float32)
 
     @property
+    def dtype_name(self) -> str:
+        """The weights' number type, such as float32."""
+        return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+    @property
     def n_layers(self) -> int:
         """The number of blocks; layers are counted from 0."""
         return int(self.model.config.get_text_config().num_hidden_layers)
