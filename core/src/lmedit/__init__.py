@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Request,
         Site,
         Update,
+        Work,
         World,
     )
 
@@ -47,7 +48,8 @@ _HOMES = {
     "lmedit.registry": ("load",),
     "lmedit.types": (
         "Applied", "Case", "Corpus", "Delta", "Dense", "Location",
-        "LowRank", "Method", "Options", "Prepared", "Probed", "Request", "Site", "Update", "World",
+        "LowRank", "Method", "Options", "Prepared", "Probed", "Request", "Site", "Update",
+        "Work", "World",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -55,7 +57,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Heat",
     "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared", "Probed", "Request",
-    "Site", "Update", "World",
+    "Site", "Update", "Work", "World",
     "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare", "save_patch",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The contract: six hooks (and two that may be left out) and seven laws: all a method has to know.
+"""The contract, all a method has to know: six hooks, three that may be left out, seven laws.
 
 One request flows one way; what a hook returns is what the later hooks are given::
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Request,
         TrainingCases,
         Update,
+        Work,
     )
 
 PROJECT = "lmedit"
@@ -53,6 +54,14 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec(firstresult=True)
 def edit_describe() -> Method | None:
     """Name the method, its paper, its options class, and what it is prepared on."""
+
+
+@hookspec(firstresult=True)
+def edit_plan(lm: Lm, options: Options, requests: int) -> Mapping[str, Work] | None:
+    """What `prepare` and an `edit` of so many requests at once take. Methods may leave it out.
+
+    `lm` may be an outline: its parts have shapes and no values (`lmedit.planning` helps).
+    """
 
 
 @hookspec(firstresult=True)

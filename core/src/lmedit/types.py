@@ -266,6 +266,14 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a piece of a method's work takes beside the model: bytes by purpose, operations."""
+
+    memory: Mapping[str, float]
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
 class World:
     """A model that ships with its records and its text, so that all works offline."""
 

@@ -17,6 +17,7 @@ from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
+from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
 from lmedit.cli.report import report
 from lmedit.cli.show import show
@@ -54,5 +55,18 @@ def main() -> None:
     """Change single facts inside a language model, prove what else was touched, take it back."""
 
 
-for command in (methods, show, prepare, stats, tune, locate, edit, compare, report, cases, doctor):
+for command in (
+    methods,
+    show,
+    plan,
+    prepare,
+    stats,
+    tune,
+    locate,
+    edit,
+    compare,
+    report,
+    cases,
+    doctor,
+):
     main.add_command(command)

@@ -116,6 +116,7 @@ _COSTS = (
         "most memory while an edit is computed, model included",
         digits=0,
     ),
+    _cost("predicted_mebibytes", "plan MiB", "most memory that was predicted for it", digits=0),
     _cost("patch_bytes", "patch kB", "bytes of an edit's tensors", 1e-3, 1),
 )
 _ALL = (*_SCORES, *_COSTS)

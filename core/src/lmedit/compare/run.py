@@ -13,9 +13,10 @@ from lmedit.compare.entrants import BASE, Entrant, of_editor
 from lmedit.compare.measures import protocol
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.work import Task, worked
+from lmedit.compare.work import Task, at_once, worked
 from lmedit.hyper.training import trained_on
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
+from lmedit.planning import predicted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ def compare(
     """
     scoring = scoring or Scoring()
     entrants = [Entrant(BASE), *map(of_editor, editors), *baselines]
+    planned = {editor.name: predicted(editor, at_once(editor)) for editor in editors}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
         runs = {
@@ -69,7 +71,11 @@ def compare(
     full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
     return {
         **heading(lm, cases, seed, scoring, entrants),
-        "rows": [summary_row(e.name, full[e.name], e.editor) for e in entrants],
+        "rows": [
+            summary_row(e.name, full[e.name], e.editor)
+            | {"predicted_mebibytes": planned.get(e.name)}
+            for e in entrants
+        ],
         "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
     }
 

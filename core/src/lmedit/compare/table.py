@@ -9,9 +9,10 @@ from lmedit.compare.measures import HALF_WIDTH, measure, ordered
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-HIDDEN = frozenset(
-    {"seconds_amortised", "peak_mebibytes", "patch_bytes", "relative_norm", "survival"}
-)
+HIDDEN = frozenset({
+    "seconds_amortised", "peak_mebibytes", "predicted_mebibytes", "patch_bytes", "relative_norm",
+    "survival",
+})  # fmt: skip
 """Columns that a terminal has no room for; reports show them."""
 
 

@@ -93,10 +93,15 @@ def _work(
             waiting = left
 
 
+def at_once(editor: Editor) -> int:
+    """How many cases' updates are worked out together."""
+    return AT_ONCE if editor.computes_many else 1
+
+
 def _groups(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
     """Tasks whose updates are worked out together: the same in every process, at every start."""
     editor = tasks[0].entrant.editor if tasks else None
-    size = AT_ONCE if editor is not None and editor.computes_many else 1
+    size = at_once(editor) if editor is not None else 1
     for start in range(0, len(tasks), size):
         yield tasks[start : start + size]
 

@@ -11,8 +11,9 @@ from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork, LowRankBatch
 from lmedit.hyper.options import HyperOptions
+from lmedit.hyper.plan import works
 from lmedit.hyper.training import train, trained_on
 
 __all__ = ["EditBatch", "Example", "Examples", "Factors", "HyperOptions", "Hypernetwork",
            "LowRankBatch", "edit_factors", "edited", "examples_from", "located", "row_of", "train",
-           "trained_on", "untrained"]  # fmt: skip
+           "trained_on", "untrained", "works"]  # fmt: skip

@@ -1,7 +1,7 @@
 """Load a model; where each family keeps its parts; text to tokens and back to places."""
 
 from lmedit.models.lm import Lm
-from lmedit.models.load import TUNED_FILE, load_lm, world, worlds
+from lmedit.models.load import TUNED_FILE, load_lm, outline, world, worlds
 from lmedit.models.tokens import Batch, as_template
 
-__all__ = ["TUNED_FILE", "Batch", "Lm", "as_template", "load_lm", "world", "worlds"]
+__all__ = ["TUNED_FILE", "Batch", "Lm", "as_template", "load_lm", "outline", "world", "worlds"]

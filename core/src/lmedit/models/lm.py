@@ -32,7 +32,7 @@ class Lm:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
         name: str = "",
         tuned: Mapping[str, Any] = MappingProxyType({}),
@@ -42,12 +42,14 @@ class Lm:
     ) -> None:
         """Wrap *model*; *tuned* are its measured options by method, *folder* is where it lies.
 
+        Without a *tokenizer* it is an outline that reads no text.
+
         *text* is its own corpus, *training* its own cases for editors that are trained.
 
         Raises `UnknownArchitectureError` where a part of the model is not found.
         """
         self.model = model.eval()
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
         self.tuned = tuned
         self.text = text

@@ -40,11 +40,32 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
     model, tokenizer = _load(source, dtype, local=folder.exists() or not download)
     model.requires_grad_(False)
-    model.to(_device(device))
+    model.to(device_of(device))
     return Lm(
         model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,
         text=world.text if world else None, training=world.training if world else None,
     )  # fmt: skip
+
+
+def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
+    """The model *name* without its weights: parts and shapes from the config alone.
+
+    It lies on the meta device and cannot be run. Raises `ModelError`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    world = worlds().get(name)
+    folder = world.model if world else Path(name)
+    source = str(folder) if folder.exists() else name
+    local = folder.exists() or not download
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=chosen)
+    except Exception as error:
+        raise ModelError(_complaint(source, error, local=local)) from error
+    return Lm(model, None, name=name, tuned=_tuned(folder), folder=folder)
 
 
 def _load(source: str, dtype: str, *, local: bool) -> tuple[Any, Any]:
@@ -76,7 +97,8 @@ def _complaint(source: str, error: Exception, *, local: bool) -> str:
     return f"cannot download {source!r}: {type(error).__name__}; check the name and the network"
 
 
-def _device(device: str) -> str:
+def device_of(device: str) -> str:
+    """The device called so; auto: cuda, mps or cpu. Raises `ModelError`."""
     if device != "auto":
         try:
             return str(torch.empty(0, device=device).device)

@@ -13,23 +13,28 @@ from lmedit.replay import keep
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions
+from lmedit_ft.plan import at_once, works
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from lmedit import Lm, Request
+    from lmedit import Lm, Request, Work
 
 PAPER = "arXiv 2012.00363"
-GIGABYTE, AT_EACH_ENTRY = 2**30, 16
-"""Bytes: Adam keeps Delta, its gradient and two moments."""
 
 
 @hookimpl
 def edit_describe() -> Method:
     """FT needs no preparation."""
     return Method("ft", PAPER, FtOptions)
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
+    """An edit."""
+    return works(lm, options, requests)
 
 
 @hookimpl
@@ -54,10 +59,8 @@ def edit_compute_many(
 ) -> list[Update]:
     """The same for several requests at once, as many as their Adam fits into a gigabyte."""
     location = locations[0]
-    size = AT_EACH_ENTRY * sum(lm.weight(site).numel() for site in location.sites)
-    parts = in_parts(
-        lambda part: _trained(lm, part, location, options), requests, max(1, GIGABYTE // size)
-    )
+    size = at_once(lm, location.evidence["layer"])
+    parts = in_parts(lambda part: _trained(lm, part, location, options), requests, size)
     return [update for part in parts for update in part]
 
 

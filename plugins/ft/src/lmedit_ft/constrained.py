@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lmedit import Method, hookimpl
-from lmedit_ft import PAPER, edit_compute, edit_compute_many, edit_locate
+from lmedit_ft import PAPER, edit_compute, edit_compute_many, edit_locate, edit_plan
 from lmedit_ft.options import FtLOptions
 
-__all__ = ["edit_compute", "edit_compute_many", "edit_describe", "edit_locate"]
+__all__ = ["edit_compute", "edit_compute_many", "edit_describe", "edit_locate", "edit_plan"]
 
 
 @hookimpl

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, examples_from, located, train, untrained
+from lmedit.hyper import edited, examples_from, located, train, untrained, works
 from lmedit_ke.network import KeNetwork
 from lmedit_ke.options import KeOptions
 from lmedit_ke.published import from_published
 
 if TYPE_CHECKING:
-    from lmedit import Checkpoint, Lm, Location, Prepared, Request
+    from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
     from lmedit.types import TrainingCases
 
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def edit_describe() -> Method:
     """KE is trained once for a model, on cases."""
     return Method("ke", "arXiv 2104.08164", KeOptions, prepares_on="cases")
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: KeOptions, requests: int) -> dict[str, Work]:
+    """The training, and an edit."""
+    return works(lm, options, requests, lambda: network_of(lm, options))
 
 
 @hookimpl

@@ -9,13 +9,14 @@ from lmedit.errors import RequestError
 from lmedit_kn.equations import exchange
 from lmedit_kn.neurons import replacing, rescaling
 from lmedit_kn.options import KnOptions
+from lmedit_kn.plan import works
 from lmedit_kn.probe import probe
 from lmedit_kn.selection import select, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lmedit import Lm, Request
+    from lmedit import Lm, Request, Work
 
 FACTORS = {"suppress": 0.0, "erase": 0.0, "enhance": 2.0}
 
@@ -24,6 +25,12 @@ FACTORS = {"suppress": 0.0, "erase": 0.0, "enhance": 2.0}
 def edit_describe() -> Method:
     """KN needs no preparation."""
     return Method("kn", "arXiv 2104.08696", KnOptions)
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: KnOptions, requests: int) -> dict[str, Work]:
+    """An edit."""
+    return works(lm, options, requests)
 
 
 @hookimpl

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, examples_from, located, train, untrained
+from lmedit.hyper import edited, examples_from, located, train, untrained, works
 from lmedit_mend.network import MendNetwork
 from lmedit_mend.options import MendOptions
 from lmedit_mend.published import from_published
 
 if TYPE_CHECKING:
-    from lmedit import Checkpoint, Lm, Location, Prepared, Request
+    from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
     from lmedit.types import TrainingCases
 
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def edit_describe() -> Method:
     """MEND is trained once for a model, on cases."""
     return Method("mend", "arXiv 2110.11309", MendOptions, prepares_on="cases")
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: MendOptions, requests: int) -> dict[str, Work]:
+    """The training, and an edit."""
+    return works(lm, options, requests, lambda: network_of(lm, options))
 
 
 @hookimpl

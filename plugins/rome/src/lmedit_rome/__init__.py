@@ -13,6 +13,7 @@ from lmedit_rome.contexts import contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
+from lmedit_rome.plan import works
 from lmedit_rome.statistics import counted, factor, facts_of
 from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
 from lmedit_rome.value import optimise_values, rows_of, select_keys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit import Checkpoint, Corpus, Lm, Request
+    from lmedit import Checkpoint, Corpus, Lm, Request, Work
     from lmedit_rome.value import Keys, Value
 
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 def edit_describe() -> Method:
     """ROME needs the second moment of its keys once per model."""
     return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text")
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
+    """The statistics, and an edit."""
+    return works(lm, options, requests)
 
 
 @hookimpl

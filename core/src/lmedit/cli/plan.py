@@ -1,0 +1,84 @@
+"""`lmedit plan METHOD`: what it will take, from the model's config alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from lmedit.cli.common import json_flag, load_methods, method_flags, model_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lmedit.planning import Plan
+
+GIGABYTE = 1e9
+
+
+@click.command()
+@click.argument("method")
+@model_flags
+@method_flags
+@json_flag
+def plan(
+    method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
+    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], *, download: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Predict memory and time of METHOD on a model, reading its config and no weights.
+
+    Exit code 1 where it does not fit into the memory that is free.
+    """
+    import torch
+
+    from lmedit.models import outline
+    from lmedit.models.load import device_of
+    from lmedit.options import build_options, for_methods
+    from lmedit.planning import plan as planned
+
+    del corpora
+    (loaded,) = load_methods([method], plugins)
+    lm = outline(model, dtype=dtype, download=download)
+    options = build_options(loaded.method, for_methods(pairs, [method])[method], lm, seed)
+    where = torch.device(device_of(device))
+    found = planned(loaded, lm, options, where)
+    if as_json:
+        told = {"method": method, "model": lm.name, "number_type": lm.dtype_name,
+                "device": str(where), **found.as_json()}  # fmt: skip
+        click.echo(json.dumps(told, indent=1))
+    else:
+        click.echo(_text(found, f"{method} on {lm.name}, {lm.dtype_name}, {where}", lm.dtype_name))
+    if found.fits is False:
+        raise click.exceptions.Exit(1)
+
+
+def _text(plan: Plan, title: str, dtype: str) -> str:
+    """The plan as lines: what is always there, then each part with its sum and its time."""
+    lines = [title, *_sizes(plan.fixed)]
+    for name, work in plan.work.items():
+        lines += ["", f"{name}, beside that", *_sizes(work.memory)]
+        lines.append(
+            f"  {'at its peak':<34} {_gigabytes(plan.total(name))}, {plan.time_class(name)}"
+        )
+    if not plan.work:
+        lines += ["", "the method does not say what it takes beside the model"]
+    if plan.free is not None:
+        lines += ["", f"  {'free':<34} {_gigabytes(plan.free)}"]
+        lines.append("it fits" if plan.fits else f"it does not fit; {_remedy(dtype)}")
+    return "\n".join(lines)
+
+
+def _sizes(memory: Mapping[str, float]) -> list[str]:
+    return [f"  {name:<34} {_gigabytes(size)}" for name, size in memory.items()]
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / GIGABYTE:8.2f} GB"
+
+
+def _remedy(dtype: str) -> str:
+    smaller = "" if dtype in {"bfloat16", "float16"} else "try --dtype bfloat16, "
+    return f"{smaller}a machine with more memory, or fewer rows at once (lmedit show METHOD)"

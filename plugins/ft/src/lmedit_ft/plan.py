@@ -1,0 +1,44 @@
+"""What FT takes: Adam on one dense matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit import Work
+from lmedit.planning import (
+    PROMPT,
+    block_flops,
+    head_flops,
+    in_passing,
+    kept_for_gradient,
+    logits,
+)
+
+if TYPE_CHECKING:
+    from lmedit import Lm
+    from lmedit_ft.options import FtOptions
+
+AT_EACH_ENTRY = 16
+"""Bytes: Adam keeps Delta, its gradient and two moments."""
+GIGABYTE = 2**30
+"""Bytes that several requests' Adam may take together."""
+
+
+def at_once(lm: Lm, layer: int) -> int:
+    """How many requests are trained together."""
+    return max(1, GIGABYTE // (AT_EACH_ENTRY * lm.weight(lm.mlp_out(layer)).numel()))
+
+
+def works(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
+    """An edit of *requests* requests."""
+    layer = int(options.layer or 0)
+    rows, above = min(requests, at_once(lm, layer)), lm.n_layers - layer
+    entries = lm.weight(lm.mlp_out(layer)).numel()
+    memory = {
+        "Adam, float32": float(AT_EACH_ENTRY * entries * rows),
+        "the updates": 4.0 * entries * requests,
+        "rows for the gradient": kept_for_gradient(lm, rows * PROMPT, above),
+        "logits": logits(lm, rows) + in_passing(lm, rows * PROMPT),
+    }
+    step = 3 * (block_flops(lm, requests * PROMPT, above) + head_flops(lm, requests))
+    return {"edit": Work(memory, options.steps * step)}

@@ -1,0 +1,69 @@
+"""What ROME takes: statistics once, then the value's optimisation for each edit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit import Work
+from lmedit.planning import (
+    AFTER,
+    PROMPT,
+    block_flops,
+    head_flops,
+    in_passing,
+    kept_for_gradient,
+    logits,
+)
+from lmedit.stats import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from lmedit import Lm
+    from lmedit_rome.options import RomeOptions
+
+DOUBLE = 8
+DOCUMENT = 500
+"""Tokens of a document that are reckoned with."""
+ADAM_PASSES = 3
+"""A step's forward and backward pass cost about three forward passes."""
+
+
+def works(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
+    """The statistics, and an edit of *requests* requests at once."""
+    layer = int(options.layer or 0)
+    found = {"edit": _edit(lm, options, requests, layer)}
+    if options.covariance:
+        found = {"prepare": _statistics(lm, options, layer)} | found
+    return found
+
+
+def _statistics(lm: Lm, options: RomeOptions, layer: int) -> Work:
+    """S, C and its factor in double precision, batches of tokens; tokens as the options ask."""
+    size = lm.weight(lm.mlp_out(layer)).shape[1]
+    length = min(options.max_length or lm.max_positions, lm.max_positions, DOCUMENT)
+    tokens = float(options.samples) * (length if options.sample_unit == "documents" else 1)
+    if options.tolerance is not None:
+        # The error of C^-1 k falls with the square root of tokens over dimensions.
+        tokens = min(tokens, size / options.tolerance**2)
+    memory = {
+        "S, C and its factor, double": 3.0 * DOUBLE * size**2,
+        "a batch of tokens": in_passing(lm, BATCH_TOKENS) + 4.0 * BATCH_TOKENS * size,
+    }
+    return Work(memory, block_flops(lm, tokens, layer + 1) + 2 * tokens * size**2)
+
+
+def _edit(lm: Lm, options: RomeOptions, requests: int, layer: int) -> Work:
+    """The rows of all contexts, from the subject's last token and the edited layer on."""
+    size = lm.weight(lm.mlp_out(layer)).shape[1]
+    rows = requests * (2 + sum(count for _, count in options.prefixes))
+    above = lm.n_layers - layer
+    places = rows * 2
+    memory = {
+        "rows for the gradient": kept_for_gradient(lm, rows * AFTER, above),
+        "logits": logits(lm, places),
+        "a pass over the contexts": in_passing(lm, rows * PROMPT),
+    }
+    if options.covariance:
+        memory["the factor of C, double"] = float(DOUBLE * size**2)
+    step = block_flops(lm, rows * AFTER, above) + head_flops(lm, places)
+    once = block_flops(lm, 2 * rows * PROMPT, layer + 1)
+    return Work(memory, once + ADAM_PASSES * options.steps * step)
