@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lmedit.charts import Chart
     from lmedit.models import Lm
 
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

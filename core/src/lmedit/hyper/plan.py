@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit.hyper.frozen import GIGABYTE
-from lmedit.planning import (
-    PROMPT,
-    block_flops,
-    head_flops,
-    in_passing,
-    kept_for_gradient,
-    logits,
-)
+from lmedit.planning import PROMPT, block_flops, head_flops, in_passing, kept_for_gradient, logits
 from lmedit.types import Work
 
 if TYPE_CHECKING:

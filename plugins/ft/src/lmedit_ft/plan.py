@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Work
-from lmedit.planning import (
-    PROMPT,
-    block_flops,
-    head_flops,
-    in_passing,
-    kept_for_gradient,
-    logits,
-)
+from lmedit.planning import PROMPT, block_flops, head_flops, in_passing, kept_for_gradient, logits
 
 if TYPE_CHECKING:
     from lmedit import Lm

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmedit import Work
-from lmedit.planning import (
-    AFTER,
-    PROMPT,
-    block_flops,
-    head_flops,
-    in_passing,
-    kept_for_gradient,
-    logits,
-)
+from lmedit import Work, planning
 from lmedit.stats import BATCH_TOKENS
 
 if TYPE_CHECKING:
@@ -46,9 +37,9 @@ def _statistics(lm: Lm, options: RomeOptions, layer: int) -> Work:
         tokens = min(tokens, size / options.tolerance**2)
     memory = {
         "S, C and its factor, double": 3.0 * DOUBLE * size**2,
-        "a batch of tokens": in_passing(lm, BATCH_TOKENS) + 4.0 * BATCH_TOKENS * size,
+        "a batch of tokens": planning.in_passing(lm, BATCH_TOKENS) + 4.0 * BATCH_TOKENS * size,
     }
-    return Work(memory, block_flops(lm, tokens, layer + 1) + 2 * tokens * size**2)
+    return Work(memory, planning.block_flops(lm, tokens, layer + 1) + 2 * tokens * size**2)
 
 
 def _edit(lm: Lm, options: RomeOptions, requests: int, layer: int) -> Work:
@@ -58,12 +49,12 @@ def _edit(lm: Lm, options: RomeOptions, requests: int, layer: int) -> Work:
     above = lm.n_layers - layer
     places = rows * 2
     memory = {
-        "rows for the gradient": kept_for_gradient(lm, rows * AFTER, above),
-        "logits": logits(lm, places),
-        "a pass over the contexts": in_passing(lm, rows * PROMPT),
+        "rows for the gradient": planning.kept_for_gradient(lm, rows * planning.AFTER, above),
+        "logits": planning.logits(lm, places),
+        "a pass over the contexts": planning.in_passing(lm, rows * planning.PROMPT),
     }
     if options.covariance:
         memory["the factor of C, double"] = float(DOUBLE * size**2)
-    step = block_flops(lm, rows * AFTER, above) + head_flops(lm, places)
-    once = block_flops(lm, 2 * rows * PROMPT, layer + 1)
+    step = planning.block_flops(lm, rows * planning.AFTER, above) + planning.head_flops(lm, places)
+    once = planning.block_flops(lm, 2 * rows * planning.PROMPT, layer + 1)
     return Work(memory, once + ADAM_PASSES * options.steps * step)
