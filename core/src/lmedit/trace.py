@@ -90,9 +90,12 @@ def changed_input(module: Module, change: Callable[[Tensor], Tensor]) -> Iterato
 @contextmanager
 def wrapped(module: Module, around: Callable[..., Any]) -> Iterator[None]:
     """Call ``around(forward, *args, **kwargs)`` in place of *module*'s forward in the block."""
-    forward = module.forward
+    forward, own = module.forward, vars(module).get("forward")
     module.forward = partial(around, forward)
     try:
         yield
     finally:
-        module.__dict__.pop("forward", None)
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:  # accelerate's, which moves the inputs to the module's device
+            module.forward = own

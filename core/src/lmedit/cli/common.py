@@ -39,7 +39,8 @@ def flags(*decorators: Decorator) -> Decorator:
 model_flags = flags(
     click.option("-m", "--model", default="demo", envvar="LMEDIT_MODEL", show_default=True,
                  show_envvar=True, help="A world, a model folder, or a hub id."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ..."),
+    click.option("--device", default="auto", show_default=True,
+                 help="cpu, cuda, mps, ...; map: spread over all devices, by accelerate."),
     click.option("--dtype", default="auto", show_default=True,
                  type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
                  help="The model's number type; auto: the checkpoint's."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,32 @@ def worlds() -> dict[str, World]:
     return {point.name: point.load() for point in entry_points(group=WORLDS)}
 
 
+SPREAD = "map"
+"""As a device: accelerate spreads the blocks over all there are (``device_map="auto"``)."""
+
+
 def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
     """Load the model *name*: a world, a folder, or a hub id (from the cache unless *download*).
 
-    *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. Raises `ModelError`
-    with culprit and remedy. Remote code is never run.
+    *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64; *device* a name of
+    torch's, or ``map``: spread over all devices by accelerate. Raises `ModelError` with culprit
+    and remedy, also where a matrix could not be edited in place: of a quantised model, or one
+    that was left outside the devices. Remote code is never run.
     """
     world = worlds().get(name)
     folder = world.model if world else Path(name)
     source = str(folder) if folder.exists() else name
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
-    model, tokenizer = _load(source, dtype, local=folder.exists() or not download)
+    model, tokenizer = _load(source, dtype, device, local=folder.exists() or not download)
     model.requires_grad_(False)
-    model.to(device_of(device))
+    if device != SPREAD:
+        model.to(device_of(device))
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"{source!r} does not fit: a part of it was left outside the devices, where it cannot "
+            "be edited; give --dtype bfloat16, or --device cpu"
+        )
     return Lm(
         model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,
         text=world.text if world else None, training=world.training if world else None,
@@ -68,20 +81,38 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
     return Lm(model, None, name=name, tuned=_tuned(folder), folder=folder)
 
 
-def _load(source: str, dtype: str, *, local: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(source: str, dtype: str, device: str, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    if device == SPREAD and find_spec("accelerate") is None:
+        raise ModelError("--device map needs accelerate; pip install 'lmedit[sharded]'")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        _check_unquantised(source, config)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, local_files_only=local, use_safetensors=True
-        )
+            source, dtype=torch_dtype, local_files_only=local, use_safetensors=True,
+            device_map="auto" if device == SPREAD else None,
+        )  # fmt: skip
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(_complaint(source, error, local=local)) from error
     if not tokenizer("a").input_ids:  # transformers makes an empty tokenizer out of no files
         raise ModelError(f"model folder {source!r} has no tokenizer.json; write it again")
     return model, tokenizer
+
+
+def _check_unquantised(source: str, config: Any) -> None:
+    """Refuse a checkpoint whose matrices are no plain numbers."""
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        how = dict(quantised if isinstance(quantised, dict) else vars(quantised))
+        raise ModelError(
+            f"{source!r} is quantised ({how.get('quant_method', 'unknown method')}): its matrices "
+            "cannot be edited in place; load the model it was made from, in bfloat16 if need be"
+        )
 
 
 def _complaint(source: str, error: Exception, *, local: bool) -> str:
@@ -99,6 +130,8 @@ def _complaint(source: str, error: Exception, *, local: bool) -> str:
 
 def device_of(device: str) -> str:
     """The device called so; auto: cuda, mps or cpu. Raises `ModelError`."""
+    if device == SPREAD:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device != "auto":
         try:
             return str(torch.empty(0, device=device).device)

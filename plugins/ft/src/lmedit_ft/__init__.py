@@ -79,8 +79,8 @@ def _trained(
     """Each request's own Adam on its own Deltas; the forward passes are shared."""
     changes = [
         _Change([
-            torch.zeros(lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device)
-            .requires_grad_() for site in location.sites
+            torch.zeros_like(lm.weight(site), dtype=lm.working_dtype).requires_grad_()
+            for site in location.sites
         ])
         for _ in requests
     ]  # fmt: skip

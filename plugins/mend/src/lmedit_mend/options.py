@@ -39,6 +39,6 @@ class MendOptions(HyperOptions):
     )
     edit_rate: float = Field(default=1e-4, gt=0, description="step lengths at the start")
     edit_rate_rate: float = Field(default=1e-4, gt=0, description="Adam's, of the step lengths")
-    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's, of the network")
-    warmup: int = Field(default=100, ge=0, description="steps until the full learning rate")
+    learning_rate: float = Field(default=1e-4, gt=0, description="Adam's, of the network")
+    warmup: int = Field(default=20, ge=0, description="steps until the full learning rate")
     decay: bool = Field(default=True, description="let the learning rate fall to zero")

@@ -110,8 +110,8 @@ def _inserted(
     texts = [rows_of(lm, request, templates, options) for request in requests]
     values = optimise_values(lm, layer, texts, [each.bare_out for each in keys], options)
     L = prepared.tensors.get("cholesky")
-    L = L.to(lm.device) if L is not None else None
     (site,) = location.sites
+    L = L.to(lm.weight(site).device) if L is not None else None
     updates = []
     for each, value in zip(keys, values, strict=True):
         u, big_lambda = _rank_one(each, value, L, options)

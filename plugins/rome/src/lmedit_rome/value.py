@@ -101,7 +101,7 @@ def optimise_values(
     """
     run = _Run(lm, layer, texts)
     deltas = [
-        torch.zeros(len(v_0), dtype=lm.working_dtype, device=lm.device, requires_grad=True)
+        torch.zeros(len(v_0), dtype=lm.working_dtype, device=v_0.device, requires_grad=True)
         for v_0 in starts
     ]
     l2 = options.decay if options.decay_kind == "adam" else 0.0
