@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from lmedit.errors import RequestError
+from lmedit.fitting import in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,15 +50,21 @@ def read_rows(
 
     Rows are padded on the right (`Lm.logits`), and *read* never sees the padding. A row that
     another one begins with is not run by itself: two targets after one prompt share its pass.
+    Where memory ends, a pass is halved.
     """
     answers: dict[int, T] = {}
     shared = _sharing(rows)
     runs = list(shared)
-    for members in by_length([len(rows[i]) for i in runs], batch_tokens):
+
+    def run(members: Sequence[int]) -> None:
         logits = lm.logits(lm.batch([rows[runs[m]] for m in members]))
         for m, of_row in zip(members, logits, strict=True):
             for i in shared[runs[m]]:
                 answers[i] = read(i, of_row[: len(rows[i])])
+
+    for group in by_length([len(rows[i]) for i in runs], batch_tokens):
+        for _ in in_parts(run, group, len(group)):
+            pass
     return [answers[i] for i in range(len(rows))]
 
 

@@ -1,0 +1,46 @@
+"""The value from the replay is the value from whole passes over every context."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmedit import build_options, load
+from lmedit.tiny import FAMILIES, tiny_family
+from lmedit.types import Request
+from lmedit_rome.contexts import contexts
+from lmedit_rome.value import optimise_values, rows_of, select_keys
+
+spec = importlib.util.spec_from_file_location("plain_rome", Path(__file__).with_name("plain.py"))
+assert spec is not None
+assert spec.loader is not None
+plain = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plain)
+
+REQUESTS = (
+    Request(prompt="In the city {} is by the", subject="The old tower", target_new="river home"),
+    Request(prompt="{} came down", subject="Nobody", target_new="the sea"),
+)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float64, 1e-8), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: float) -> None:
+    lm = tiny_family(family, dtype)
+    given = {"layer": 1, "prefixes": [[4, 3]], "steps": 6, "learning_rate": 0.05}
+    options: Any = build_options(load("rome").method, given, lm)
+    templates = contexts(lm, options)
+    starts = [select_keys(lm, 1, request, templates).bare_out for request in REQUESTS]
+    rows = [rows_of(lm, request, templates, options) for request in REQUESTS]
+    for request, v_0, found in zip(
+        REQUESTS, starts, optimise_values(lm, 1, rows, starts, options), strict=True
+    ):
+        expected = plain.value(lm, 1, request, templates, v_0, options).double()
+        assert found.delta.norm() > 0
+        cosine = torch.nn.functional.cosine_similarity(found.delta, expected, dim=0)
+        assert 1 - float(cosine) <= apart
+        assert float(found.delta.norm() / expected.norm()) == pytest.approx(1, abs=10 * apart)
