@@ -19,7 +19,8 @@ from paired import SMALL, XL, compared, gpt2, report
 
 from lmedit import Request, build_options, load
 from lmedit_rome.contexts import contexts
-from lmedit_rome.value import Value, optimise_values, rows_of, select_keys
+from lmedit_rome.rows import rows_of
+from lmedit_rome.value import Value, optimise_values, select_keys
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "rome" / "tests"))
 import plain

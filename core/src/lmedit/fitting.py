@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Thing = TypeVar("Thing")
 
 COMPLAINTS = ("out of memory", "can't allocate memory", "not enough memory")
 """What allocators of devices without an error class of their own say."""
@@ -43,3 +44,27 @@ def in_parts(
             continue
         yield result
         start += len(part)
+
+
+class InPieces(Generic[Thing]):
+    """Something that can be built in any number of pieces: of twice as many where memory ends."""
+
+    def __init__(self, build: Callable[[int], Thing], most: int) -> None:
+        """``build(pieces)`` makes it, of *most* pieces at the most; first of one."""
+        self.build, self.most, self.pieces = build, most, 1
+        self.thing: Thing | None = None
+
+    def do(self, work: Callable[[Thing], Result]) -> Result:
+        """What *work* gives; it is done anew in smaller pieces where it did not fit.
+
+        Raises the allocator's error where the smallest pieces do not fit.
+        """
+        while True:
+            try:
+                if self.thing is None:
+                    self.thing = self.build(self.pieces)
+                return work(self.thing)
+            except (RuntimeError, MemoryError) as error:
+                if self.pieces >= self.most or not is_out_of_memory(error):
+                    raise
+            self.thing, self.pieces = None, min(2 * self.pieces, self.most)

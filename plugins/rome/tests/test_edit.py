@@ -11,7 +11,8 @@ import torch
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import tiny_lm
 from lmedit_rome.contexts import contexts
-from lmedit_rome.value import optimise_values, rows_of, select_keys
+from lmedit_rome.rows import rows_of
+from lmedit_rome.value import optimise_values, select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,8 @@ from lmedit import build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.types import Request
 from lmedit_rome.contexts import contexts
-from lmedit_rome.value import optimise_values, rows_of, select_keys
+from lmedit_rome.rows import rows_of
+from lmedit_rome.value import optimise_values, select_keys
 
 spec = importlib.util.spec_from_file_location("plain_rome", Path(__file__).with_name("plain.py"))
 assert spec is not None
@@ -44,3 +45,37 @@ def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: f
         cosine = torch.nn.functional.cosine_similarity(found.delta, expected, dim=0)
         assert 1 - float(cosine) <= apart
         assert float(found.delta.norm() / expected.norm()) == pytest.approx(1, abs=10 * apart)
+
+
+def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to single rows, at any moment, to the same delta."""
+    from lmedit_rome import rows as module
+
+    lm = tiny_family("gpt2")
+    options: Any = build_options(load("rome").method, {"prefixes": [[4, 6]], "steps": 5}, lm)
+    templates = contexts(lm, options)
+    text = rows_of(lm, REQUESTS[0], templates, options)
+    v_0 = select_keys(lm, 1, REQUESTS[0], templates).bare_out
+    expected = optimise_values(lm, 1, [text], [v_0], options)[0]
+    calls: list[int] = []
+    call = module._Piece.__call__
+
+    def fits(self: Any, deltas: torch.Tensor) -> torch.Tensor:
+        calls.append(len(self.request_of))
+        if len(self.request_of) > 2 and len(calls) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(self, deltas)
+
+    monkeypatch.setattr(module._Piece, "__call__", fits)
+    found = optimise_values(lm, 1, [text], [v_0], options)[0]
+    assert calls[:3] == [8, 8, 8]
+    assert 2 in calls
+    torch.testing.assert_close(found.delta, expected.delta, rtol=1e-9, atol=1e-12)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-9)
+
+    def never(self: Any, deltas: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module._Piece, "__call__", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimise_values(lm, 1, [text], [v_0], options)

@@ -14,9 +14,10 @@ from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.plan import works
+from lmedit_rome.rows import rows_of
 from lmedit_rome.statistics import counted, factor, facts_of
 from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
-from lmedit_rome.value import optimise_values, rows_of, select_keys
+from lmedit_rome.value import optimise_values, select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.replay import keep
-from lmedit.trace import captured, changed
+from lmedit.fitting import InPieces
+from lmedit.trace import captured
 from lmedit_rome.equations import clamped, decay, drift, target_loss
+from lmedit_rome.rows import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from lmedit import Lm, Request
     from lmedit_rome.options import RomeOptions
-
-ESSENCE = "{} is a"
+    from lmedit_rome.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,6 @@ def select_keys(lm: Lm, layer: int, request: Request, templates: Sequence[str]) 
     return Keys(keys[0], keys[1:].mean(0), outs[0], outs[1:].mean(0))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The texts of the value's loss as token ids, and what is read where.
-
-    The last row is the essence prompt "{subject} is a". `start` is each row's subject's last
-    token; positions count from there.
-    """
-
-    ids: list[list[int]]
-    start: list[int]
-    target: list[int]
-    target_at: list[list[int]]
-    essence_at: int
-
-
 @dataclass
 class Value:
     """v* (H,) in float64, and how it was found: the loss (nats) at every step."""
@@ -67,26 +53,6 @@ class Value:
     v_star: Tensor
     delta: Tensor
     losses: list[float] = field(default_factory=list)
-
-
-def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOptions) -> Rows:
-    """Each context with the prompt and all target tokens but the last; then the essence prompt."""
-    target = lm.with_target(request.text, request.target_new)[1]
-    if options.target_tokens == "first":
-        target = target[:1]
-    if options.value_contexts == "bare":
-        templates = ["{}"]
-    found = [lm.subject_last(request.prompt, request.subject, t) for t in templates]
-    essence, at = lm.subject_last(ESSENCE, request.subject)
-    return Rows(
-        ids=[*(ids + target[:-1] for ids, _ in found), essence],
-        start=[*(index for _, index in found), at],
-        target=target,
-        target_at=[
-            [len(ids) - 1 - index + step for step in range(len(target))] for ids, index in found
-        ],
-        essence_at=0 if options.kl_position == "subject_last" else len(essence) - 1 - at,
-    )
 
 
 def optimise_values(
@@ -97,9 +63,9 @@ def optimise_values(
     *starts* are the v_0 (H,), the MLP's outputs for the bare prompts. The forward passes are
     shared, the weights stay as they are. The last pass is never followed by an update, so there
     are at most steps - 1 of them. Only what delta can reach is computed again at each step: the
-    blocks from *layer* on, the positions from the subject's last token.
+    blocks from *layer* on, the positions from the subject's last token. Where memory ends, the
+    rows are run in twice as many pieces.
     """
-    run = _Run(lm, layer, texts)
     deltas = [
         torch.zeros(len(v_0), dtype=lm.working_dtype, device=v_0.device, requires_grad=True)
         for v_0 in starts
@@ -108,23 +74,31 @@ def optimise_values(
     optimiser = torch.optim.Adam(deltas, lr=options.learning_rate, weight_decay=l2)
     values = [Value(v_0, delta) for v_0, delta in zip(starts, deltas, strict=True)]
     left = list(range(len(values)))
-    first: list[Tensor] = []
-    for step in range(options.steps):
+    before: list[Tensor] = []
+
+    def passed(run: Run, *, last: bool) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """The losses of those that are left, and the gradients of those that go on."""
         found = run.log_probabilities(deltas)
-        first = first or [essence.detach() for _, essence in found]
-        losses = {
-            i: _loss(*found[i], first[i], deltas[i], starts[i], options) for i in left
-        }  # fmt: skip
+        first = before or [essence.detach() for _, essence in found]
+        losses = {i: _loss(*found[i], first[i], deltas[i], starts[i], options) for i in left}
+        before[:] = first
+        going = _going(losses, options)
+        if not going or last:
+            return losses, []
+        total = torch.stack([losses[i] for i in going]).sum()
+        return losses, list(torch.autograd.grad(total, [deltas[i] for i in going]))
+
+    runs = InPieces(lambda pieces: Run(lm, layer, texts, pieces), sum(len(t.ids) for t in texts))
+    for step in range(options.steps):
+        losses, gradients = runs.do(partial(passed, last=step == options.steps - 1))
         for i, loss in losses.items():
             values[i].losses.append(loss.item())
-        left = [i for i in left if values[i].losses[-1] >= options.stop_loss]
-        if not left or step == options.steps - 1:
+        left = _going(losses, options)
+        if not gradients:
             break
         optimiser.zero_grad()  # Adam passes over what has no gradient
-        moving = [deltas[i] for i in left]
-        gradients = torch.autograd.grad(torch.stack([losses[i] for i in left]).sum(), moving)
-        for delta, gradient in zip(moving, gradients, strict=True):
-            delta.grad = gradient
+        for i, gradient in zip(left, gradients, strict=True):
+            deltas[i].grad = gradient
         optimiser.step()
         if options.clamp is not None:
             for i in left:
@@ -133,6 +107,11 @@ def optimise_values(
         value.delta = value.delta.detach().double()
         value.v_star = value.v_star.double() + value.delta.to(value.v_star.device)
     return values
+
+
+def _going(losses: Mapping[int, Tensor], options: RomeOptions) -> list[int]:
+    """The requests whose loss is not yet small."""
+    return [i for i, loss in losses.items() if loss.item() >= options.stop_loss]
 
 
 def _loss(
@@ -147,49 +126,3 @@ def _loss(
     if options.decay_kind == "loss" and options.decay:
         loss = loss + options.decay * decay(delta, v_0.to(delta))
     return loss
-
-
-class _Run:
-    """All requests' rows, run up to the subject's last token and the edited layer; then the rest.
-
-    `places` are read from the logits: of each request first every context's target tokens, then
-    the one after the essence prompt.
-    """
-
-    def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows]) -> None:
-        self.module = lm.mlp_out_module(layer)
-        ids = [row for rows in texts for row in rows.ids]
-        self.kept = keep(lm, ids, [at for rows in texts for at in rows.start], layer)
-        self.request_of: list[int] = []
-        self.targets: list[Tensor] = []
-        places: list[tuple[int, int]] = []
-        for number, rows in enumerate(texts):
-            top = len(self.request_of)
-            places += [(top + j, at) for j, each in enumerate(rows.target_at) for at in each]
-            places.append((top + len(rows.target_at), rows.essence_at))
-            self.request_of += [number] * len(rows.ids)
-            target = torch.tensor(rows.target, device=lm.device)
-            self.targets.append(target.expand(len(rows.target_at), -1))  # (N, T)
-        self.rows, self.at = torch.tensor(places, device=lm.device).T
-
-    def log_probabilities(self, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """With the *deltas* at the subjects: log P of the targets (N, T), and of all after essence.
-
-        For each request.
-        """
-        of_rows = torch.stack(list(deltas))[self.request_of][:, None]  # (B, 1, H)
-
-        def add_delta(_: Tensor, out: Tensor) -> Tensor:
-            rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
-            moved = rows[:, :1] + of_rows.to(rows)
-            return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
-
-        with changed(self.module, add_delta):
-            logits = self.kept.gathered(self.rows, self.at).to(deltas[0].dtype)
-        sizes = [target.numel() + 1 for target in self.targets]
-        parts = torch.split(logits.log_softmax(-1), sizes)
-        found = []
-        for log_p, target in zip(parts, self.targets, strict=True):
-            of_target = log_p[:-1].reshape(*target.shape, -1)  # (N, T, V)
-            found.append((of_target.gather(2, target[..., None]).squeeze(2), log_p[-1]))
-        return found
