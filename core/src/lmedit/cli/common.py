@@ -117,6 +117,7 @@ def editors_for(
     from lmedit.pipeline import prepare, prepared_path, ready
 
     given = for_methods(pairs, [loaded.name for loaded in methods])
+    note_other_models(lm, pairs)
     options = {m.name: build_options(m.method, given[m.name], lm, seed) for m in methods}
     material = materials(lm, methods, corpora, download=download)
     editors = []
@@ -134,6 +135,17 @@ def editors_for(
             note(f"{loaded.name}: preparing on {found.name}, once for this model")
         editors.append(prepare(loaded, lm, chosen, found))
     return editors
+
+
+def note_other_models(lm: Lm, pairs: Sequence[tuple[str, str]]) -> None:
+    """Say of each options file (``-o @FILE``) that was tuned on other weights, on which."""
+    from lmedit.options import FILE_KEY, read_tuned
+
+    for path in (Path(value) for key, value in pairs if key == FILE_KEY):
+        for method, entry in read_tuned(path).items():
+            evidence = entry.get("evidence", {})
+            if evidence.get("model_digest", lm.digest) != lm.digest:
+                note(f"{path}: {method} was tuned on other weights ({evidence.get('model')})")
 
 
 def materials(

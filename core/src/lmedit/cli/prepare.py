@@ -16,6 +16,7 @@ from lmedit.cli.common import (
     method_flags,
     model_flags,
     note,
+    note_other_models,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def prepare(
     given: dict[str, Any] = dict(for_methods(pairs, [method])[method])
     if limit is not None:
         given["limit"] = limit
+    note_other_models(lm, pairs)
     several = [build_options(loaded.method, {**given, **at}, lm, seed) for at in _each(layers)]
     material = _material(lm, loaded, corpora, download=download)
     found: list[dict[str, Any]] = []

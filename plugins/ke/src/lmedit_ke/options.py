@@ -41,6 +41,6 @@ class KeOptions(HyperOptions):
     train_embeddings: bool = Field(
         default=False, description="train a copy of the base's embeddings (released code)"
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's")
-    warmup: int = Field(default=100, ge=0, description="steps until the full learning rate")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
+    warmup: int = Field(default=20, ge=0, description="steps until the full learning rate")
     decay: bool = Field(default=True, description="let the learning rate fall to zero")
