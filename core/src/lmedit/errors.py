@@ -57,6 +57,10 @@ class ArtifactError(LmeditError):
     """A file of ours that is damaged, or that belongs to something else."""
 
 
+class LedgerError(LmeditError):
+    """An edit that is not in the model, or is already, or weights that others changed."""
+
+
 class CasesError(LmeditError):
     """A cases file or corpus that cannot be read."""
 
