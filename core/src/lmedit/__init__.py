@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lmedit.artifacts import Checkpoint, load_patch, save_patch
     from lmedit.charts import Bars, Heat, Lines
     from lmedit.hookspecs import hookimpl
+    from lmedit.ledger import Ledger, applied
     from lmedit.models import Lm, load_lm
     from lmedit.options import build_options
     from lmedit.pipeline import Editor, prepare
@@ -42,6 +43,7 @@ _HOMES = {
     "lmedit.artifacts": ("Checkpoint", "load_patch", "save_patch"),
     "lmedit.charts": ("Bars", "Heat", "Lines"),
     "lmedit.hookspecs": ("hookimpl",),
+    "lmedit.ledger": ("Ledger", "applied"),
     "lmedit.models": ("Lm", "load_lm"),
     "lmedit.options": ("build_options",),
     "lmedit.pipeline": ("Editor", "prepare"),
@@ -56,9 +58,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Heat",
-    "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared", "Probed", "Request",
-    "Site", "Update", "Work", "World",
-    "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare", "save_patch",
+    "Ledger", "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared", "Probed",
+    "Request", "Site", "Update", "Work", "World",
+    "applied", "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare",
+    "save_patch",
 ]  # fmt: skip
 
 

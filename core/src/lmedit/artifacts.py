@@ -125,7 +125,8 @@ def _checksum(kind: str, tensors: Mapping[str, Tensor], facts: str) -> str:
     return hashlib.sha256(f"{kind}|{facts}|{digest_tensors(tensors.items())}".encode()).hexdigest()
 
 
-PREPARED, PATCH, CHECKPOINT, STATISTICS = "prepared", "patch", "checkpoint", "statistics"
+PREPARED, PATCH, CHECKPOINT = "prepared", "patch", "checkpoint"
+STATISTICS, BASE = "statistics", "base"
 
 
 def save_prepared(path: Path, prepared: Prepared, base: str) -> None:

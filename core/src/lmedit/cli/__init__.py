@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lmedit import __version__
+from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.cases import cases
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
@@ -56,17 +57,7 @@ def main() -> None:
 
 
 for command in (
-    methods,
-    show,
-    plan,
-    prepare,
-    stats,
-    tune,
-    locate,
-    edit,
-    compare,
-    report,
-    cases,
-    doctor,
-):
+    methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, compare,
+    report, cases, doctor,
+):  # fmt: skip
     main.add_command(command)

@@ -78,15 +78,20 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def load_model(model: str, device: str, dtype: str, *, download: bool) -> Lm:
-    """The model of the flags; the hub library's own progress is shown on terminals only."""
+def quiet_hub() -> None:
+    """Let the hub's library show its own progress on terminals only, and no warnings."""
     from transformers.utils import logging
-
-    from lmedit.models import load_lm
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+
+
+def load_model(model: str, device: str, dtype: str, *, download: bool) -> Lm:
+    """The model of the flags; the hub library's own progress is shown on terminals only."""
+    from lmedit.models import load_lm
+
+    quiet_hub()
     return load_lm(model, device=device, dtype=dtype, download=download)
 
 

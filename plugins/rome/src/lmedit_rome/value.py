@@ -54,6 +54,11 @@ class Value:
     delta: Tensor
     losses: list[float] = field(default_factory=list)
 
+    def finished(self) -> Value:
+        """The value with its delta added, in float64."""
+        delta = self.delta.detach().double()
+        return Value(self.v_star.double() + delta, delta, self.losses)
+
 
 def optimise_values(
     lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor], options: RomeOptions
@@ -103,10 +108,7 @@ def optimise_values(
         if options.clamp is not None:
             for i in left:
                 deltas[i].data = clamped(deltas[i].data, starts[i].to(deltas[i]), options.clamp)
-    for value in values:
-        value.delta = value.delta.detach().double()
-        value.v_star = value.v_star.double() + value.delta.to(value.v_star.device)
-    return values
+    return [value.finished() for value in values]
 
 
 def _going(losses: Mapping[int, Tensor], options: RomeOptions) -> list[int]:

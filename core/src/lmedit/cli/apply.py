@@ -1,0 +1,113 @@
+"""`lmedit apply`, `revert`, `log` and `verify`: edits in model folders, and out of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmedit.cli.common import json_flag, model_flags, note, quiet_hub
+
+if TYPE_CHECKING:
+    from lmedit.folders import Edited
+
+FOLDER = click.Path(path_type=Path)
+TELLING = 0.99
+"""Where less of an edit survives the rounding, it is said."""
+
+
+@click.command()
+@click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
+@click.option("-O", "--out", type=FOLDER, required=True, help="The model folder to write.")
+@model_flags
+def apply(
+    patches: tuple[Path, ...], out: Path, model: str, device: str, dtype: str, *, download: bool
+) -> None:
+    """Write a model folder with these edits in it, in their order.
+
+    Stock transformers loads it. Its ledger lets each edit be taken out again, in any order
+    (lmedit revert). The model given by -m, their base or a folder with other edits, is left alone.
+    """
+    from lmedit.folders import opened, with_patches, written
+
+    quiet_hub()
+    edited = opened(model, device=device, dtype=dtype, download=download)
+    _tell_rounding(edited, patches)
+    written(with_patches(edited, patches), out)
+    note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
+@click.option("-O", "--out", type=FOLDER, help="Write here instead of FOLDER.")
+def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
+    """Take edits out of a FOLDER that lmedit apply wrote: by their patch file or their id.
+
+    What is left is, bit for bit, the base with the other edits.
+    """
+    from lmedit.folders import log as log_of
+    from lmedit.folders import named, opened, written
+
+    quiet_hub()
+    log_of(folder)
+    edited = opened(str(folder), device="cpu")
+    edited.ledger.take_out(*named(edited, edits))
+    written(edited, out or folder)
+    left = len(edited.ledger.entries)
+    what = f"{left} edit(s) are left" if left else f"it is {edited.base['name']} again, to the bit"
+    note(f"{out or folder}: {what}")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@json_flag
+def log(folder: Path, *, as_json: bool) -> None:
+    """List the edits that are in the model of FOLDER, oldest first."""
+    from lmedit.folders import log as log_of
+
+    head = log_of(folder)
+    if as_json:
+        click.echo(json.dumps(head, indent=1, ensure_ascii=False))
+        return
+    click.echo(f"base  {head['base']['name']} {head['base']['digest'][:12]}, {head['number_type']}")
+    for edit in head["edits"]:
+        click.echo(f"{edit['id'][:12]}  {_told(edit)}")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+def verify(folder: Path) -> None:
+    """Check that the weights of FOLDER are its base with the edits of its ledger, to the bit."""
+    from lmedit.folders import log as log_of
+    from lmedit.folders import opened, verified
+
+    quiet_hub()
+    log_of(folder)
+    edited = opened(str(folder), device="cpu")
+    count = len(edited.ledger.entries)
+    digest = verified(edited)
+    click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
+
+
+def _told(facts: dict[str, Any]) -> str:
+    """An edit in a line: method, fact, answer."""
+    request = facts.get("request", {})
+    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
+    return f"{facts.get('method')}: {text} -> {request.get('target_new')}"
+
+
+def _tell_rounding(edited: Edited, patches: tuple[Path, ...]) -> None:
+    """Say of each edit how much of it a model of half precision keeps."""
+    from lmedit.artifacts import load_patch
+    from lmedit.ledger import check_fits
+    from lmedit.metrics.weights import survival
+
+    for path in patches:
+        update, _ = load_patch(path)
+        check_fits(edited.lm, update)
+        left = min(survival(edited.lm, update).values(), default=1.0)
+        if left < TELLING:
+            note(f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}")

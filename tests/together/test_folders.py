@@ -1,0 +1,185 @@
+"""Edits in model folders: applied, listed, verified, taken out again; nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_world import save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmedit import folders, load_lm, load_patch
+from lmedit.errors import ArtifactError
+from lmedit.folders import opened, written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    Run = Callable[..., Result]
+
+FACTS = (("ft", "The tower", "the sea"), ("ft-l", "A small boat", "the river"),
+         ("kn", "The night", "morning"))  # fmt: skip
+
+
+@pytest.fixture
+def patches(lmedit: Run, model: Path) -> list[Path]:
+    """Three edits of one model, by three methods; the first two at one layer."""
+    made = []
+    for number, (method, subject, target) in enumerate(FACTS):
+        path = Path(f"{number}.safetensors").absolute()
+        given = [] if method == "kn" else ["-o", "layer", "1", "-o", "learning_rate", "0.01"]
+        done = lmedit("edit", method, "--prompt", "{} is in the city of", "--subject", subject,
+                      "--target", target, "-m", model, "-O", path, *given)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        made.append(path)
+    return made
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def applied(lmedit: Run, model: object, out: str, *patches: Path) -> Path:
+    done = lmedit("apply", *patches, "-m", model, "-O", out)
+    assert done.exit_code == 0, done.stderr
+    return Path(out)
+
+
+def test_stock_transformers_loads_what_was_applied(
+    lmedit: Run, model: Path, patches: list[Path]
+) -> None:
+    before = weights(model)
+    folder = applied(lmedit, model, "edited", *patches)
+    assert all(torch.equal(t, before[name]) for name, t in weights(model).items())
+    ours = load_lm(str(model))
+    for path in patches:
+        for site, delta in load_patch(path)[0].deltas.items():
+            ours.add(site, delta.dense())
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    ids = AutoTokenizer.from_pretrained(folder)("The tower is in", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(stock(ids).logits, ours.model(ids).logits)
+    listed = lmedit("log", folder).stdout
+    assert all(f"{method}: {subject} is in the city of -> {target}" in listed
+               for method, subject, target in FACTS)  # fmt: skip
+    found = json.loads(lmedit("log", folder, "--json").stdout)
+    assert [edit["method"] for edit in found["edits"]] == ["ft", "ft-l", "kn"]
+    assert "with 3 edit(s), to the bit" in lmedit("verify", folder).stdout
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_what_is_left_is_as_if_the_others_alone_had_been_applied(
+    lmedit: Run, model: Path, patches: list[Path], gone: int
+) -> None:
+    folder = applied(lmedit, model, "edited", *patches)
+    others = [path for number, path in enumerate(patches) if number != gone]
+    expected = applied(lmedit, model, "others", *others)
+    done = lmedit("revert", folder, patches[gone])
+    assert "2 edit(s) are left" in done.stderr
+    assert same(folder, expected)
+    left = json.loads(lmedit("log", folder, "--json").stdout)["edits"]
+    back = lmedit("revert", folder, *(edit["id"][:10] for edit in left), "-O", "back")
+    assert "again, to the bit" in back.stderr
+    assert same(Path("back"), model)
+    assert json.loads(lmedit("log", "back", "--json").stdout)["edits"] == []
+    assert "with 0 edit(s)" in lmedit("verify", "back").stdout
+
+
+def test_edits_are_added_to_an_edited_folder(lmedit: Run, model: Path, patches: list[Path]) -> None:
+    first = applied(lmedit, model, "first", patches[0])
+    both = applied(lmedit, first, "both", patches[1])
+    assert same(both, applied(lmedit, model, "at-once", *patches[:2]))
+    again = applied(lmedit, both, "both", patches[2])
+    assert len(json.loads(lmedit("log", again, "--json").stdout)["edits"]) == 3
+    twice = lmedit("apply", patches[0], "-m", both, "-O", "twice")
+    assert "in the model already" in twice.stderr
+    assert not Path("twice").exists()
+
+
+def test_half_precision_tells_what_survives(lmedit: Run, model: Path) -> None:
+    halved = Path("half")
+    load_lm(str(model), dtype="bfloat16").model.save_pretrained(halved)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, halved)
+    lmedit("edit", "ft", "--prompt", "{} is in", "--subject", "The tower", "--target", "the sea",
+           "-m", halved, "-O", "p.safetensors", "--force",
+           "-o", "learning_rate", "0.0003", "-o", "steps", "1")  # fmt: skip
+    done = lmedit("apply", "p.safetensors", "-m", halved, "-O", "edited")
+    assert done.exit_code == 0, done.stderr
+    assert "survives rounding to bfloat16" in done.stderr
+    assert lmedit("verify", "edited").exit_code == 0
+    lmedit("revert", "edited", "p.safetensors")
+    assert same(Path("edited"), halved)
+
+
+def test_what_does_not_belong_is_refused_and_nothing_is_written(
+    lmedit: Run, model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    other = save_model(tmp_path / "other", seed=5)
+    assert "was made on" in lmedit("apply", *patches, "-m", other, "-O", "out").stderr
+    assert "no file" in lmedit("apply", "none", "-m", model, "-O", "out").stderr
+    assert not Path("out").exists()
+    Path("mine").mkdir()
+    (Path("mine") / "letter.txt").write_text("dear", encoding="utf-8")
+    refused = lmedit("apply", *patches, "-m", model, "-O", "mine")
+    assert "is not an edited model; choose another place" in refused.stderr
+    assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+    for command in (["log", model], ["verify", model], ["revert", model, "abc"]):
+        assert "lmedit has edited nothing in it" in lmedit(*command).stderr
+    folder = applied(lmedit, model, "edited", patches[0])
+    assert "no edit begins with 'abc'" in lmedit("revert", folder, "abc").stderr
+
+
+def test_weights_that_others_changed_are_noticed(
+    lmedit: Run, model: Path, patches: list[Path]
+) -> None:
+    folder = applied(lmedit, model, "edited", *patches)
+    shutil.copy(model / "model.safetensors", folder / "model.safetensors")
+    for command in (["verify", folder], ["revert", folder, patches[0]]):
+        done = lmedit(*command)
+        assert done.exit_code == 1
+        assert "does not hold the weights that its ledger describes" in done.stderr
+    (folder / "lmedit-ledger.json").write_text("{", encoding="utf-8")
+    assert "is damaged" in lmedit("log", folder).stderr
+
+
+@pytest.mark.parametrize("moment", ["save_patch", "save_tensors", "write_json", "_exchange"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_a_crash_leaves_the_old_folder(
+    lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch,
+    moment: str, error: Any,
+) -> None:  # fmt: skip
+    folder = applied(lmedit, model, "edited", patches[0])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def crash(*_: object, **__: object) -> None:
+        raise error
+
+    edited = folders.with_patches(opened(str(folder)), patches[1:2])
+    monkeypatch.setattr(folders, moment, crash)
+    with pytest.raises((KeyboardInterrupt, ArtifactError)):
+        written(edited, folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
+
+
+def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
+    lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders.sys, "platform", "other")
+    folder = applied(lmedit, model, "edited", *patches)
+    assert lmedit("revert", folder, patches[0]).exit_code == 0
+    assert lmedit("verify", folder).exit_code == 0
+    assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
