@@ -79,6 +79,21 @@ def test_stock_transformers_loads_what_was_applied(
     assert "with 3 edit(s), to the bit" in lmedit("verify", folder).stdout
 
 
+def test_a_patch_says_what_it_is(lmedit: Run, model: Path, patches: list[Path]) -> None:
+    shown = lmedit("show", patches[0]).stdout
+    assert "The tower is in the city of -> the sea" in shown
+    assert "by ft " in shown
+    assert "16 x 64, dense" in shown
+    found = json.loads(lmedit("show", patches[2], "--json").stdout)
+    assert found["method"] == "kn"
+    assert found["model"]["digest"] == load_lm(str(model)).digest
+    assert all(change["rank"] for change in found["changes"])
+    Path("torn.safetensors").write_bytes(patches[0].read_bytes()[:99])
+    torn = lmedit("show", "torn.safetensors")
+    assert torn.exit_code == 1
+    assert "is damaged" in torn.stderr
+
+
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_what_is_left_is_as_if_the_others_alone_had_been_applied(
     lmedit: Run, model: Path, patches: list[Path], gone: int

@@ -26,10 +26,54 @@ if TYPE_CHECKING:
 )
 @json_flag
 def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
-    """Show METHOD: options with defaults and meaning, presets, the hooks it implements."""
+    """Show METHOD: options with defaults and meaning, presets, the hooks it implements.
+
+    Or a patch file: what it changes, which fact, made by what and on which model.
+    """
+    if Path(method).is_file():
+        told = described(Path(method))
+        click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _of_patch(told))
+        return
     (loaded,) = load_methods([method], plugins)
     description = describe(loaded)
     click.echo(json.dumps(description, indent=1) if as_json else _text(description))
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What is known of the patch file *path*, as JSON values."""
+    from lmedit.artifacts import load_patch
+    from lmedit.ledger import identity_of
+    from lmedit.types import LowRank
+
+    update, facts = load_patch(path)
+    changes = [
+        {
+            "parameter": site.parameter,
+            "shape": list(delta.shape),
+            "rank": delta.left.shape[1] if isinstance(delta, LowRank) else None,
+        }
+        for site, delta in update.deltas.items()
+    ]
+    return {"id": identity_of(update), **facts, "changes": changes, "notes": dict(update.notes)}
+
+
+def _of_patch(told: dict[str, Any]) -> str:
+    """A patch in a few lines."""
+    request, model = told.get("request", {}), told.get("model", {})
+    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
+    lines = [
+        f"edit {told['id'][:12]}",
+        f"  {text} -> {request.get('target_new')}",
+        (
+            f"  by {told.get('method')} {told.get('version')}, "
+            f"on {model.get('name')} ({str(model.get('digest'))[:12]})"
+        ),
+    ]
+    for change in told["changes"]:
+        rows, columns = change["shape"]
+        rank = "dense" if change["rank"] is None else f"rank {change['rank']}"
+        lines.append(f"  {change['parameter']}  {rows} x {columns}, {rank}")
+    return "\n".join(lines)
 
 
 def describe(loaded: LoadedMethod) -> dict[str, Any]:
