@@ -27,12 +27,14 @@ from lmedit.artifacts import (
     write_json,
 )
 from lmedit.errors import ArtifactError, LedgerError
-from lmedit.ledger import SHORT, Entry, Ledger, identity_of
+from lmedit.ledger import SHORT, Entry, Ledger, check_fits, identity_of
 from lmedit.models import Lm, load_lm
 from lmedit.types import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from lmedit.types import Update
 
 LEDGER, EDITS, ORIGINALS = "lmedit-ledger.json", "lmedit-edits", "base.safetensors"
 CURRENT, EXCHANGE = -100, 2
@@ -114,6 +116,17 @@ def with_patches(model: Edited, patches: Sequence[Path]) -> Edited:
 
     Raises `ArtifactError` for a patch of another base; then nothing was written.
     """
+    for update, facts in read_patches(model, patches):
+        model.ledger.keep(update, facts)
+    return model
+
+
+def read_patches(model: Edited, patches: Sequence[Path]) -> list[tuple[Update, dict[str, Any]]]:
+    """The edits of *patches* and what is known of them.
+
+    Raises `ArtifactError` for a patch of another base, or one that does not fit.
+    """
+    found = []
     for path in patches:
         update, facts = load_patch(path)
         made_on = facts.get("model", {})
@@ -122,8 +135,9 @@ def with_patches(model: Edited, patches: Sequence[Path]) -> Edited:
                 f"{path} was made on {made_on.get('name')} ({str(made_on.get('digest'))[:SHORT]}), "
                 f"not on {model.base['name']} ({model.base['digest'][:SHORT]}); name its base as -m"
             )
-        model.ledger.keep(update, facts)
-    return model
+        check_fits(model.lm, update)
+        found.append((update, facts))
+    return found
 
 
 def written(model: Edited, folder: Path) -> None:
@@ -133,7 +147,7 @@ def written(model: Edited, folder: Path) -> None:
     """
     if folder.exists() and not (folder / LEDGER).is_file():
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
-    with _beside(folder) as place:
+    with replacing_folder(folder) as place:
         model.lm.model.save_pretrained(place)
         model.lm.tokenizer.save_pretrained(place)
         entries = model.ledger.entries
@@ -179,7 +193,7 @@ def named(model: Edited, given: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of *folder* if the block ends well, else is removed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

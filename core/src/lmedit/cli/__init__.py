@@ -16,6 +16,7 @@ from lmedit.cli.cases import cases
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
+from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
 from lmedit.cli.plan import plan
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 for command in (
-    methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, compare,
-    report, cases, doctor,
+    methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
+    import_, compare, report, cases, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -144,16 +144,16 @@ class Lm:
 
     def mlp_out(self, layer: int) -> Site:
         """The MLP output matrix of *layer*, as a site."""
-        return self._site(f"{self.family.blocks}.{self._checked(layer)}.{self.family.mlp_out}")
+        return self.site_of(f"{self.family.blocks}.{self._checked(layer)}.{self.family.mlp_out}")
 
     def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
         """All matrices of a block's MLP: those that read the stream, then the one that writes."""
         path, _, last = self.family.mlp_out.rpartition(".")
         names = families.mlp_inputs(self.block(layer), self.family.mlp_out)
         where = f"{self.family.blocks}.{layer}.{path + '.' if path else ''}"
-        return tuple(self._site(f"{where}{name}") for name in (*names, last))
+        return tuple(self.site_of(f"{where}{name}") for name in (*names, last))
 
-    def _site(self, module: str) -> Site:
+    def site_of(self, module: str) -> Site:
         """The matrix of the module at the path *module*."""
         transposed = families.is_transposed(self.model.get_submodule(module))
         return Site(f"{module}.weight", transposed)

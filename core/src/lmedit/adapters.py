@@ -1,0 +1,194 @@
+"""Edits as LoRA adapters in peft's layout, and adapters as edits.
+
+An adapter adds ``scale * B A`` to a matrix, B (d_out, r) and A (r, d_in): the factors of a low-rank
+change as they are, with a scale of 1. Ranks are filled up with zeros to one r for all matrices, and
+modules are named by their whole paths. What LoRA cannot express is refused, or cut to a rank with
+the lost share told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lmedit.artifacts import write_json
+from lmedit.errors import ArtifactError
+from lmedit.folders import replacing_folder
+from lmedit.ledger import applied, check_fits
+from lmedit.types import LowRank, Site, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.types import Delta
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
+"""What both models read in the round trip."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Factors by site, float32: B (d_out, r) and A (r, d_in); the largest share that was lost."""
+
+    factors: Mapping[Site, LowRank]
+    lost: float
+
+    @property
+    def rank(self) -> int:
+        """r, the largest of all."""
+        return max(change.right.shape[0] for change in self.factors.values())
+
+
+def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
+    """The sum of *updates* as one adapter; a dense change is cut to *rank* by its singular values.
+
+    Raises `ArtifactError` for what LoRA cannot express: a bias; a dense change where no *rank* is
+    given.
+    """
+    changes: dict[Site, list[Delta]] = {}
+    for update in updates:
+        for site, delta in update.deltas.items():
+            changes.setdefault(site, []).append(delta)
+    factors, lost = {}, 0.0
+    for site, deltas in changes.items():
+        if not site.parameter.endswith(".weight"):
+            raise ArtifactError(
+                f"the edit changes {site.parameter}, and LoRA has matrices alone; make it without "
+                "(-o bias false), or use lmedit apply"
+            )
+        if all(isinstance(delta, LowRank) for delta in deltas):
+            left = torch.cat([d.left.float().cpu() for d in deltas if isinstance(d, LowRank)], 1)
+            right = torch.cat([d.right.float().cpu() for d in deltas if isinstance(d, LowRank)])
+            factors[site] = LowRank(left, right)
+            continue
+        if rank is None:
+            raise ArtifactError(
+                f"the edit of {site.parameter} is dense, and LoRA has a low rank; give --rank N to "
+                "cut it, or use lmedit apply"
+            )
+        total = torch.stack([delta.dense().double().cpu() for delta in deltas]).sum(0)
+        factors[site], share = _cut(total, rank)
+        lost = max(lost, share)
+    return Adapter(factors, lost)
+
+
+def _cut(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
+    """The nearest matrix of *rank*, and the share of the squared norm that is lost."""
+    U, s, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    kept = LowRank((U[:, :rank] * root).float(), (root[:, None] * Vt[:rank]).float())
+    return kept, float(s[rank:].square().sum() / s.square().sum())
+
+
+def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write *adapter* to a new *folder*, as peft reads it; *facts* (JSON) beside it."""
+    r = adapter.rank
+    tensors, modules = {}, []
+    for site, change in adapter.factors.items():
+        module = site.parameter.removesuffix(".weight")
+        modules.append(module)
+        missing = r - change.right.shape[0]
+        tensors[f"{PREFIX}{module}{A}"] = torch.nn.functional.pad(change.right, (0, 0, 0, missing))
+        tensors[f"{PREFIX}{module}{B}"] = torch.nn.functional.pad(change.left, (0, missing))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
+        "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "fan_in_fan_out": all(site.transposed for site in adapter.factors),
+        "target_modules": sorted(modules), "modules_to_save": None, "use_rslora": False,
+        "use_dora": False,
+    }  # fmt: skip
+    with replacing_folder(folder) as place:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, place / WEIGHTS,
+                  metadata={"format": "pt"})  # fmt: skip
+        write_json(place / CONFIG, config)
+        write_json(place / "lmedit_edit.json", dict(facts))
+
+
+def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
+    """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
+
+    *lm* is as before afterwards. Raises `ArtifactError` where peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
+    from peft import PeftModel
+
+    rows = [lm.batch([lm.encode(text)]) for text in TEXTS]
+    total = _summed(updates)
+    with torch.no_grad(), applied(lm, total):
+        expected = [lm.logits(batch) for batch in rows]
+    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of peft, about what transformers will drop
+        wrapped = PeftModel.from_pretrained(lm.model, folder)
+        try:
+            found = [wrapped(input_ids=batch.ids).logits for batch in rows]
+        finally:
+            wrapped.unload()
+            for name, parameter in lm.model.named_parameters():
+                parameter.requires_grad_(flags[name])
+    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+
+
+def _summed(updates: Sequence[Update]) -> Update:
+    """All changes as one update of dense sums."""
+    from lmedit.types import Dense
+
+    sums: dict[Site, Tensor] = {}
+    for update in updates:
+        for site, delta in update.deltas.items():
+            change = delta.dense()
+            sums[site] = sums[site] + change if site in sums else change
+    return Update({site: Dense(change) for site, change in sums.items()})
+
+
+def read_adapter(lm: Lm, folder: Path) -> Update:
+    """The adapter in *folder* as an update of *lm*.
+
+    Raises `ArtifactError` where it is damaged, does not fit, or is more than plain LoRA.
+    """
+    config, tensors = _read(folder)
+    for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
+        if config.get(name):
+            raise ArtifactError(f"{folder} uses {name}, which is no plain LoRA; merge it with peft")
+    if config.get("bias", "none") != "none":
+        raise ArtifactError(f"{folder} changes biases, which is no plain LoRA; merge it with peft")
+    r, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+    deltas = {}
+    for name, right in tensors.items():
+        if not name.endswith(A):
+            continue
+        module = name.removeprefix(PREFIX).removesuffix(A)
+        left = tensors.get(f"{PREFIX}{module}{B}")
+        if left is None or f"{module}.weight" not in dict(lm.model.named_parameters()):
+            raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
+        deltas[lm.site_of(module)] = LowRank(scale * left.float(), right.float())
+    update = Update(deltas, {"adapter": folder.name})
+    check_fits(lm, update)
+    return update
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        if config["peft_type"] != "LORA" or not config["r"] > 0 or "lora_alpha" not in config:
+            raise ValueError("it is no LoRA")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is no LoRA adapter of peft ({error})") from error
+    return config, tensors

@@ -1,0 +1,60 @@
+"""`lmedit export` and `lmedit import`: edits as LoRA adapters, and adapters as edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lmedit.cli.common import load_model, model_flags, note, quiet_hub
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
+@click.option("-O", "--out", type=FOLDER, required=True, help="The adapter's folder.")
+@click.option("--rank", type=click.IntRange(1), help="Cut dense changes to this rank.")
+@model_flags
+def export(
+    patches: tuple[Path, ...], out: Path, rank: int | None, model: str, device: str, dtype: str,
+    *, download: bool,
+) -> None:  # fmt: skip
+    """Write these edits as one LoRA adapter, as peft loads it.
+
+    Low-rank edits (rome, kn, mend, ke) are exact; of a dense one (ft) the lost share is told.
+    The adapter is loaded by peft and compared with the edited model before this ends.
+    """
+    from lmedit.adapters import adapter_of, proved, write_adapter
+    from lmedit.folders import opened, read_patches
+
+    quiet_hub()
+    base = opened(model, device=device, dtype=dtype, download=download)
+    found = read_patches(base, patches)
+    updates = [update for update, _ in found]
+    adapter = adapter_of(updates, rank)
+    write_adapter(base.lm, adapter, out, {"edits": [facts for _, facts in found]})
+    difference = proved(base.lm, updates, out)
+    if adapter.lost:
+        note(f"{100 * adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
+    click.echo(f"{out}: rank {adapter.rank}, largest difference of logits {difference:.2g}")
+
+
+@click.command(name="import")
+@click.argument("folder", type=FOLDER)
+@click.option("-O", "--out", type=FOLDER, required=True, help="The patch file to write.")
+@model_flags
+def import_(
+    folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
+) -> None:
+    """Take a LoRA adapter over as a patch of the model."""
+    from lmedit import __version__
+    from lmedit.adapters import read_adapter
+    from lmedit.artifacts import save_patch
+
+    lm = load_model(model, device, dtype, download=download)
+    update = read_adapter(lm, folder)
+    facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
+             "adapter": folder.name, "model": {"name": lm.name, "digest": lm.digest}}  # fmt: skip
+    save_patch(out, update, facts)
+    note(f"{folder} is the patch {out}, of {len(update.deltas)} matrices")

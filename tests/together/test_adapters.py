@@ -1,0 +1,170 @@
+"""Edits as LoRA adapters: stock peft and merged models give the edited model's logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from small_world import FACT, save_model
+from transformers import AutoModelForCausalLM
+
+from lmedit import Dense, Lm, LowRank, Update, load_lm, load_patch
+from lmedit import adapters as module
+from lmedit.adapters import adapter_of, proved, read_adapter, write_adapter
+from lmedit.errors import ArtifactError
+from lmedit.ledger import applied
+from lmedit.tiny import FAMILIES, tiny_family
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    Run = Callable[..., Result]
+
+
+def low(lm: Lm, number: int, rank: int) -> Update:
+    """A change of two matrices, of ranks that differ."""
+    draw = torch.Generator().manual_seed(number)
+    deltas = {}
+    for site, r in ((lm.mlp_out(number), rank), (lm.mlp_matrices(number + 1)[0], rank + 1)):
+        rows, columns = lm.weight(site).shape
+        deltas[site] = LowRank(
+            0.1 * torch.randn(rows, r, generator=draw), torch.randn(r, columns, generator=draw)
+        )
+    return Update(deltas)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_gives_the_edited_models_logits(family: str, tmp_path: Path) -> None:
+    lm = tiny_family(family, torch.float32)
+    before = lm.weights_digest()
+    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    updates = [low(lm, 0, 1), low(lm, 1, 3), low(lm, 0, 2)]
+    adapter = adapter_of(updates)
+    write_adapter(lm, adapter, tmp_path / "adapter", {})
+    assert proved(lm, updates, tmp_path / "adapter") < 1e-3
+    assert lm.weights_digest() == before
+    assert {name: p.requires_grad for name, p in lm.model.named_parameters()} == flags
+    assert not any("lora" in name for name, _ in lm.model.named_modules())
+    assert adapter.rank == 5  # of the one matrix that the first and third change at ranks 2 and 3
+    back = read_adapter(lm, tmp_path / "adapter")
+    for site, change in adapter.factors.items():
+        torch.testing.assert_close(back.deltas[site].dense(), change.dense())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_a_method_is_exported_merged_and_taken_back(lmedit: Run, model: Path) -> None:
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    done = lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter")
+    assert done.exit_code == 0, done.stderr
+    assert float(done.stdout.rpartition(" ")[2]) < 1e-4
+    lm = load_lm(str(model))
+    merged = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model), "adapter"
+    ).merge_and_unload()
+    update, _ = load_patch(Path("kn.safetensors"))
+    batch = lm.batch([lm.encode("The tower is in the city of")])
+    with torch.no_grad(), applied(lm, update):
+        assert torch.allclose(merged(batch.ids).logits, lm.logits(batch), atol=1e-4)
+    config = json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["fan_in_fan_out"] is True
+    assert config["r"] == config["lora_alpha"]
+    edits = json.loads(Path("adapter/lmedit_edit.json").read_text(encoding="utf-8"))["edits"]
+    assert edits[0]["request"]["subject"] == "The tower"
+    assert lmedit("import", "adapter", "-m", model, "-O", "back.safetensors").exit_code == 0
+    back, facts = load_patch(Path("back.safetensors"))
+    assert facts["model"]["digest"] == lm.digest
+    for site, delta in update.deltas.items():
+        torch.testing.assert_close(back.deltas[site].dense(), delta.dense().float())
+    assert lmedit("apply", "back.safetensors", "-m", model, "-O", "edited").exit_code == 0
+
+
+def test_a_dense_change_is_cut_and_what_is_lost_is_told(lmedit: Run, model: Path) -> None:
+    flags = ["-m", model, "-o", "learning_rate", "0.01"]
+    lmedit("edit", "ft", *FACT, *flags, "-o", "bias", "false", "-O", "ft.safetensors")
+    refused = lmedit("export", "ft.safetensors", "-m", model, "-O", "adapter")
+    assert "is dense, and LoRA has a low rank; give --rank N" in refused.stderr
+    shares = []
+    for rank in (1, 4, 16):
+        done = lmedit("export", "ft.safetensors", "-m", model, "-O", f"r{rank}", "--rank", rank)
+        assert done.exit_code == 0, done.stderr
+        assert f"rank {rank}, largest difference" in done.stdout
+        shares.append("is lost at rank" in done.stderr)
+    assert shares[0] is True
+    lmedit("edit", "ft", *FACT, *flags, "-O", "bias.safetensors")
+    refused = lmedit("export", "bias.safetensors", "-m", model, "-O", "adapter", "--rank", "4")
+    assert "LoRA has matrices alone" in refused.stderr
+    assert not Path("adapter").exists()
+
+
+def test_the_lost_share_is_that_of_the_singular_values() -> None:
+    lm = tiny_family("gpt2", torch.float32)
+    site = lm.mlp_out(1)
+    change = torch.randn(*lm.weight(site).shape, generator=torch.Generator().manual_seed(0))
+    adapter = adapter_of([Update({site: Dense(change)})], rank=3)
+    s = torch.linalg.svdvals(change.double())
+    assert adapter.lost == pytest.approx(float(s[3:].square().sum() / s.square().sum()), rel=1e-9)
+    kept = adapter.factors[site].dense()
+    share = float((kept - change).square().sum() / change.square().sum())
+    assert share == pytest.approx(adapter.lost, rel=1e-4)
+
+
+@pytest.mark.parametrize(("change", "culprit"), [
+    ({"peft_type": "IA3"}, "no LoRA adapter"), ({"r": 0}, "no LoRA adapter"),
+    ({"use_dora": True}, "uses use_dora"), ({"alpha_pattern": {"a": 1}}, "uses alpha_pattern"),
+    ({"bias": "all"}, "changes biases"),
+])  # fmt: skip
+def test_more_than_plain_lora_is_refused(
+    tmp_path: Path, change: dict[str, object], culprit: str
+) -> None:
+    lm, folder = tiny_family("llama", torch.float32), tmp_path / "adapter"
+    write_adapter(lm, adapter_of([low(lm, 0, 1)]), folder, {})
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ArtifactError, match=culprit):
+        read_adapter(lm, folder)
+
+
+def test_scales_are_taken_in(tmp_path: Path) -> None:
+    lm, folder = tiny_family("llama", torch.float32), tmp_path / "adapter"
+    adapter = adapter_of([low(lm, 0, 3)])
+    write_adapter(lm, adapter, folder, {})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for more, scale in (({"lora_alpha": 8}, 2.0), ({"lora_alpha": 8, "use_rslora": True}, 4.0)):
+        path.write_text(json.dumps({**config, **more}))
+        for site, delta in read_adapter(lm, folder).deltas.items():
+            torch.testing.assert_close(delta.dense(), scale * adapter.factors[site].dense())
+
+
+def test_another_models_adapter_and_a_damaged_one_are_refused(
+    lmedit: Run, model: Path, tmp_path: Path
+) -> None:
+    lm, folder = load_lm(str(model)), tmp_path / "adapter"
+    write_adapter(lm, adapter_of([low(lm, 0, 1)]), folder, {})
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({n.replace("h.0", "h.9"): t for n, t in tensors.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    done = lmedit("import", folder, "-m", model, "-O", "x.safetensors")
+    assert "is of transformer.h.9.mlp.c_proj, which" in done.stderr
+    (folder / "adapter_model.safetensors").write_bytes(b"torn")
+    done = lmedit("import", folder, "-m", model, "-O", "x.safetensors")
+    assert "is no LoRA adapter of peft" in done.stderr
+    assert not Path("x.safetensors").exists()
+    other = save_model(tmp_path / "other", seed=7)
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    assert "was made on" in lmedit("export", "kn.safetensors", "-m", other, "-O", "a").stderr
+
+
+def test_without_peft_the_way_to_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(ArtifactError, match=r"pip install 'lmedit\[adapters\]'"):
+        proved(tiny_family("gpt2"), [], tmp_path)
