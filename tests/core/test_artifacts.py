@@ -350,3 +350,12 @@ def test_facts_survive_any_text(tmp_path: Path) -> None:
     facts = {"text": 'quotes " and \\ and \n and \u2028 and 👩\u200d👧', "list": [1, [2.5, None]]}
     save_tensors(tmp_path / "f", "patch", {}, facts)
     assert load_tensors(tmp_path / "f", "patch") == ({}, facts)
+
+
+def test_the_same_edit_is_the_same_bytes(tmp_path: Path) -> None:
+    written = set()
+    for number in range(12):
+        save_patch(tmp_path / f"{number}", update(), FACTS)
+        written.add((tmp_path / f"{number}").read_bytes())
+        assert load_patch(tmp_path / f"{number}")[1] == FACTS
+    assert len(written) == 1

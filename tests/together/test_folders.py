@@ -182,7 +182,8 @@ def test_a_crash_leaves_the_old_folder(
     def crash(*_: object, **__: object) -> None:
         raise error
 
-    edited = folders.with_patches(opened(str(folder)), patches[1:2])
+    edited = opened(str(folder))
+    folders.with_edits(edited, folders.read_patches(edited, patches[1:2]))
     monkeypatch.setattr(folders, moment, crash)
     with pytest.raises((KeyboardInterrupt, ArtifactError)):
         written(edited, folder)

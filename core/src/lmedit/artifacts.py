@@ -89,6 +89,19 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
     with written_whole(path) as part:
         save_file(flat, part, metadata=metadata)
+        _order_header(part)
+
+
+def _order_header(path: Path) -> None:
+    """Put the metadata in order: safetensors writes it in any, and bytes should not vary."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:

@@ -111,12 +111,9 @@ def log(folder: Path) -> dict[str, Any]:
     return _read(folder / LEDGER)
 
 
-def with_patches(model: Edited, patches: Sequence[Path]) -> Edited:
-    """*model* with the edits of *patches* kept in it, in their order.
-
-    Raises `ArtifactError` for a patch of another base; then nothing was written.
-    """
-    for update, facts in read_patches(model, patches):
+def with_edits(model: Edited, edits: Sequence[tuple[Update, dict[str, Any]]]) -> Edited:
+    """*model* with *edits* (`read_patches`) kept in it, in their order."""
+    for update, facts in edits:
         model.ledger.keep(update, facts)
     return model
 

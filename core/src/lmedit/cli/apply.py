@@ -11,7 +11,11 @@ import click
 from lmedit.cli.common import json_flag, model_flags, note, quiet_hub
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmedit.folders import Edited
+    from lmedit.recipes import Recipe
+    from lmedit.types import Update
 
 FOLDER = click.Path(path_type=Path)
 TELLING = 0.99
@@ -19,24 +23,51 @@ TELLING = 0.99
 
 
 @click.command()
-@click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
+@click.argument("patches", nargs=-1, metavar="PATCH...", type=FOLDER)
 @click.option("-O", "--out", type=FOLDER, required=True, help="The model folder to write.")
+@click.option(
+    "--recipe",
+    type=FOLDER,
+    metavar="FILE.toml",
+    help="Base, patches and expected digests from this file.",
+)
 @model_flags
 def apply(
-    patches: tuple[Path, ...], out: Path, model: str, device: str, dtype: str, *, download: bool
-) -> None:
+    patches: tuple[Path, ...], out: Path, recipe: Path | None, model: str, device: str, dtype: str,
+    *, download: bool,
+) -> None:  # fmt: skip
     """Write a model folder with these edits in it, in their order.
 
     Stock transformers loads it. Its ledger lets each edit be taken out again, in any order
     (lmedit revert). The model given by -m, their base or a folder with other edits, is left alone.
     """
-    from lmedit.folders import opened, with_patches, written
+    from lmedit.folders import opened, with_edits, written
+    from lmedit.folders import read_patches as read
 
+    chosen = _recipe(recipe)
+    if bool(patches) == bool(chosen):
+        raise click.UsageError("name patches, or a --recipe that does")
+    if chosen and recipe:
+        model, patches = chosen.base, tuple(chosen.patches(recipe))
     quiet_hub()
     edited = opened(model, device=device, dtype=dtype, download=download)
-    _tell_rounding(edited, patches)
-    written(with_patches(edited, patches), out)
+    if chosen:
+        chosen.check_base(edited)
+    found = read(edited, patches)
+    if chosen:
+        chosen.check_edits([update for update, _ in found])
+    _tell_rounding(edited, patches, [update for update, _ in found])
+    with_edits(edited, found)
+    if chosen:
+        chosen.check_result(edited)
+    written(edited, out)
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
+
+
+def _recipe(path: Path | None) -> Recipe | None:
+    from lmedit.recipes import read_recipe
+
+    return read_recipe(path) if path else None
 
 
 @click.command()
@@ -79,14 +110,19 @@ def log(folder: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-def verify(folder: Path) -> None:
+@click.option("--recipe", type=FOLDER, metavar="FILE.toml", help="And that it is what this says.")
+def verify(folder: Path, recipe: Path | None) -> None:
     """Check that the weights of FOLDER are its base with the edits of its ledger, to the bit."""
     from lmedit.folders import log as log_of
     from lmedit.folders import opened, verified
 
+    chosen = _recipe(recipe)
     quiet_hub()
     log_of(folder)
     edited = opened(str(folder), device="cpu")
+    if chosen:
+        chosen.check_base(edited)
+        chosen.check_result(edited)
     count = len(edited.ledger.entries)
     digest = verified(edited)
     click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
@@ -99,15 +135,12 @@ def _told(facts: dict[str, Any]) -> str:
     return f"{facts.get('method')}: {text} -> {request.get('target_new')}"
 
 
-def _tell_rounding(edited: Edited, patches: tuple[Path, ...]) -> None:
+def _tell_rounding(edited: Edited, patches: Sequence[Path], updates: Sequence[Update]) -> None:
     """Say of each edit how much of it a model of half precision keeps."""
-    from lmedit.artifacts import load_patch
-    from lmedit.ledger import check_fits
     from lmedit.metrics.weights import survival
 
-    for path in patches:
-        update, _ = load_patch(path)
-        check_fits(edited.lm, update)
+    for path, update in zip(patches, updates, strict=True):
         left = min(survival(edited.lm, update).values(), default=1.0)
         if left < TELLING:
-            note(f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}")
+            note(f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}; "
+                 "lmedit export keeps all of it")  # fmt: skip
