@@ -162,6 +162,17 @@ def test_another_models_adapter_and_a_damaged_one_are_refused(
     assert "was made on" in lmedit("export", "kn.safetensors", "-m", other, "-O", "a").stderr
 
 
+def test_what_is_not_ours_is_not_overwritten(lmedit: Run, model: Path) -> None:
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear", encoding="utf-8")
+    done = lmedit("export", "kn.safetensors", "-m", model, "-O", "mine")
+    assert "exists and is no adapter of lmedit" in done.stderr
+    assert Path("mine/letter.txt").read_text(encoding="utf-8") == "dear"
+    for _ in range(2):  # our own is replaced
+        assert lmedit("export", "kn.safetensors", "-m", model, "-O", "ours").exit_code == 0
+
+
 def test_without_peft_the_way_to_it_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

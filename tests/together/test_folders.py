@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,3 +201,48 @@ def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
     assert lmedit("revert", folder, patches[0]).exit_code == 0
     assert lmedit("verify", folder).exit_code == 0
     assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
+
+
+MANY = """
+import sys
+from lmedit.cli import main
+for _ in range(4):
+    try:
+        main(sys.argv[1:], standalone_mode=False)
+    except Exception as error:
+        print(repr(error)); sys.exit(3)
+"""
+
+
+def at_once(*calls: list[object]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands in as many processes, each four times in a row."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", MANY, *map(str, call)], text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for call in calls
+    ]  # fmt: skip
+    done = []
+    for process in running:
+        out, err = process.communicate()
+        done.append(subprocess.CompletedProcess([], process.returncode, out, err))
+    return done
+
+
+@pytest.mark.slow
+def test_two_processes_may_write_one_folder(lmedit: Run, model: Path, patches: list[Path]) -> None:
+    calls = [["apply", patch, "-m", model, "-O", "shared"] for patch in patches[:2]]
+    for done in at_once(*calls):
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert lmedit("verify", "shared").exit_code == 0
+    assert len(json.loads(lmedit("log", "shared", "--json").stdout)["edits"]) == 1
+    assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_two_processes_may_prepare_the_same(lmedit: Run, model: Path, text: Path) -> None:
+    call: list[object] = ["prepare", "rome", "-m", model, "--corpus", text, "--layers", "0,1,2,3"]
+    for done in at_once(call, call):
+        assert done.returncode == 0, done.stdout + done.stderr
+    verified = json.loads(lmedit("stats", "verify", "--json").stdout)
+    assert len(verified) == 4
+    assert all(one["error"] is None for one in verified)

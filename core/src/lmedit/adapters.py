@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lmedit.types import Delta
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PROVENANCE = "lmedit_edit.json"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
 """What both models read in the round trip."""
@@ -95,7 +96,12 @@ def _cut(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
 
 
 def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write *adapter* to a new *folder*, as peft reads it; *facts* (JSON) beside it."""
+    """Write *adapter* to *folder*, as peft reads it; *facts* (JSON) beside it.
+
+    Raises `ArtifactError` where something else than an adapter of ours is there.
+    """
+    if folder.exists() and not (folder / PROVENANCE).is_file():
+        raise ArtifactError(f"{folder} exists and is no adapter of lmedit; choose another place")
     r = adapter.rank
     tensors, modules = {}, []
     for site, change in adapter.factors.items():
@@ -115,7 +121,7 @@ def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, An
         save_file({n: t.contiguous() for n, t in tensors.items()}, place / WEIGHTS,
                   metadata={"format": "pt"})  # fmt: skip
         write_json(place / CONFIG, config)
-        write_json(place / "lmedit_edit.json", dict(facts))
+        write_json(place / PROVENANCE, dict(facts))
 
 
 def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:

@@ -191,7 +191,10 @@ def named(model: Edited, given: Sequence[str]) -> list[str]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of *folder* if the block ends well, else is removed."""
+    """A new folder that takes the place of *folder* if the block ends well, else is removed.
+
+    What was there before is deleted: the caller has made sure that it was ours.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -201,10 +204,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise ArtifactError(what) from error
     try:
         yield part
-        if folder.exists():
-            _exchange(part, folder)
-        else:
+        try:
             part.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            _exchange(part, folder)
     except OSError as error:
         raise ArtifactError(f"cannot write {folder}: {error}; nothing was kept") from error
     finally:
