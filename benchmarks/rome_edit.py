@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from paired import SMALL, XL, compared, gpt2, report
 
-from lmedit import Request, build_options, load
+from lmedit import Request, build_options, load, load_lm
 from lmedit_rome.contexts import contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import Value, optimise_values, select_keys
@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
-    bench = Bench(gpt2(XL if flags.xl else SMALL, flags.device))
+    lm = gpt2(XL if flags.xl else SMALL, flags.device)
+    lm.tokenizer = load_lm("demo").tokenizer  # words, not bytes; the weights are random anyway
+    bench = Bench(lm)
     (one,) = requests(1)
     row = compared(lambda: bench.theirs(one), lambda: bench.ours([one]), flags.pairs)
     delta, expected = bench.ours([one])[0].delta, bench.theirs(one).double().cpu()
