@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-TIMES = {"seconds_per_edit", "seconds_amortised", "peak_mebibytes", "prepare_seconds"}
+TIMES = {"seconds_per_edit", "seconds_amortised", "peak_mebibytes", "predicted_mebibytes",
+         "prepare_seconds"}  # fmt: skip
 
 
 @pytest.fixture
