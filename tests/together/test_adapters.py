@@ -173,9 +173,13 @@ def test_what_is_not_ours_is_not_overwritten(lmedit: Run, model: Path) -> None:
         assert lmedit("export", "kn.safetensors", "-m", model, "-O", "ours").exit_code == 0
 
 
-def test_without_peft_the_way_to_it_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_peft_the_way_to_it_is_told_and_nothing_is_written(
+    lmedit: Run, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(ArtifactError, match=r"pip install 'lmedit\[adapters\]'"):
         proved(tiny_family("gpt2"), [], tmp_path)
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    done = lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter")
+    assert "pip install 'lmedit[adapters]'" in done.stderr
+    assert not Path("adapter").exists()

@@ -23,7 +23,7 @@ from lmedit.artifacts import write_json
 from lmedit.errors import ArtifactError
 from lmedit.folders import replacing_folder
 from lmedit.ledger import applied, check_fits
-from lmedit.types import LowRank, Site, Update
+from lmedit.types import Dense, LowRank, Site, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,13 +124,18 @@ def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, An
         write_json(place / PROVENANCE, dict(facts))
 
 
+def check_peft() -> None:
+    """Raise `ArtifactError` where peft, with which adapters are tried out, is not installed."""
+    if find_spec("peft") is None:
+        raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
+
+
 def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
 
     *lm* is as before afterwards. Raises `ArtifactError` where peft is not installed.
     """
-    if find_spec("peft") is None:
-        raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
+    check_peft()
     from peft import PeftModel
 
     rows = [lm.batch([lm.encode(text)]) for text in TEXTS]
@@ -152,8 +157,6 @@ def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
 
 def _summed(updates: Sequence[Update]) -> Update:
     """All changes as one update of dense sums."""
-    from lmedit.types import Dense
-
     sums: dict[Site, Tensor] = {}
     for update in updates:
         for site, delta in update.deltas.items():

@@ -25,9 +25,10 @@ def export(
     Low-rank edits (rome, kn, mend, ke) are exact; of a dense one (ft) the lost share is told.
     The adapter is loaded by peft and compared with the edited model before this ends.
     """
-    from lmedit.adapters import adapter_of, proved, write_adapter
+    from lmedit.adapters import adapter_of, check_peft, proved, write_adapter
     from lmedit.folders import opened, read_patches
 
+    check_peft()
     quiet_hub()
     base = opened(model, device=device, dtype=dtype, download=download)
     found = read_patches(base, patches)
