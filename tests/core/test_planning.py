@@ -99,7 +99,7 @@ def test_where_the_system_cannot_tell_nothing_is_made_up(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     editor: Callable[..., Editor],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(planning, "_from_proc", lambda *_: None)
+    monkeypatch.setattr(planning, "from_proc", lambda *_: None)
     found = planned({"edit": Work({"a": 1.0})})
     assert (found.free, found.fits) == (None, None)
     assert list(found.fixed) == ["weights"]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lmedit.defaults import edit_apply, edit_revert
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models.digest import digest_tensors
 
@@ -57,14 +58,11 @@ def check_fits(lm: Lm, update: Update) -> None:
 def applied(lm: Lm, update: Update) -> Iterator[None]:
     """The model with *update* in it; bit for bit as before when the block ends, come what may."""
     check_fits(lm, update)
-    before = {site: lm.snapshot(site) for site in update.deltas}
+    before = edit_apply(lm, update)
     try:
-        for site, delta in update.deltas.items():
-            lm.add(site, delta.dense())
         yield
     finally:
-        for site, values in before.items():
-            lm.restore(site, values)
+        edit_revert(lm, before)
 
 
 @dataclass(frozen=True)

@@ -99,17 +99,17 @@ def in_use(device: torch.device) -> float | None:
     """Bytes in use: of the device's allocator on CUDA, of the process on Linux; None: unknown."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
-    return _from_proc(Path("/proc/self/status"), "VmRSS:") if device.type == "cpu" else None
+    return from_proc(Path("/proc/self/status"), "VmRSS:") if device.type == "cpu" else None
 
 
 def free(device: torch.device) -> float | None:
     """Bytes that are free on *device*; None where the system cannot tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return _from_proc(Path("/proc/meminfo"), "MemAvailable:") if device.type == "cpu" else None
+    return from_proc(Path("/proc/meminfo"), "MemAvailable:") if device.type == "cpu" else None
 
 
-def _from_proc(path: Path, key: str) -> float | None:
+def from_proc(path: Path, key: str) -> float | None:
     """A size from one of Linux' files of lines such as ``VmRSS:  123 kB``."""
     try:
         lines = path.read_text().splitlines()

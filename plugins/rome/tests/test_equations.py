@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from lmedit.stats import cholesky
 from lmedit_rome.equations import (
-    cholesky,
     clamped,
     decay,
     direction,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import json_flag, model_flags, note, quiet_hub
+from lmedit.cli.common import fact_line, json_flag, model_flags, note, quiet_hub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ def log(folder: Path, *, as_json: bool) -> None:
         return
     click.echo(f"base  {head['base']['name']} {head['base']['digest'][:12]}, {head['number_type']}")
     for edit in head["edits"]:
-        click.echo(f"{edit['id'][:12]}  {_told(edit)}")
+        click.echo(f"{edit['id'][:12]}  {edit.get('method')}: {fact_line(edit)}")
 
 
 @click.command()
@@ -126,13 +126,6 @@ def verify(folder: Path, recipe: Path | None) -> None:
     count = len(edited.ledger.entries)
     digest = verified(edited)
     click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
-
-
-def _told(facts: dict[str, Any]) -> str:
-    """An edit in a line: method, fact, answer."""
-    request = facts.get("request", {})
-    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
-    return f"{facts.get('method')}: {text} -> {request.get('target_new')}"
 
 
 def _tell_rounding(edited: Edited, patches: Sequence[Path], updates: Sequence[Update]) -> None:

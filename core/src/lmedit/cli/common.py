@@ -12,7 +12,7 @@ import click
 from lmedit.errors import NotPreparedError, RequestError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lmedit.compare.case_scores import Scoring
     from lmedit.compare.entrants import Entrant
@@ -76,6 +76,13 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on 
 def note(text: str) -> None:
     """A remark for the person at the terminal, on stderr."""
     click.echo(text, err=True)
+
+
+def fact_line(facts: Mapping[str, Any]) -> str:
+    """The fact of a patch's *facts*: the filled prompt and the new answer."""
+    request = facts.get("request", {})
+    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
+    return f"{text} -> {request.get('target_new')}"
 
 
 def quiet_hub() -> None:

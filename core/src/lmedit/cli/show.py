@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, load_methods
+from lmedit.cli.common import fact_line, json_flag, load_methods
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
@@ -59,11 +59,10 @@ def described(path: Path) -> dict[str, Any]:
 
 def _of_patch(told: dict[str, Any]) -> str:
     """A patch in a few lines."""
-    request, model = told.get("request", {}), told.get("model", {})
-    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
+    model = told.get("model", {})
     lines = [
         f"edit {told['id'][:12]}",
-        f"  {text} -> {request.get('target_new')}",
+        f"  {fact_line(told)}",
         (
             f"  by {told.get('method')} {told.get('version')}, "
             f"on {model.get('name')} ({str(model.get('digest'))[:12]})"

@@ -11,8 +11,6 @@ import click
 from lmedit.cli.common import json_flag, load_model, model_flags, note
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmedit.stats import Statistics
 
 COLUMNS = ("id", "model", "layer", "dimensions", "tokens", "documents", "corpus", "MB")
@@ -27,6 +25,7 @@ def stats() -> None:
 @json_flag
 def list_(*, as_json: bool) -> None:
     """List what is stored. A method is prepared on one of them by --corpus stats:ID."""
+    from lmedit.compare.table import aligned
     from lmedit.stats import listed
 
     found = [_told(one) for one in listed()]
@@ -36,7 +35,8 @@ def list_(*, as_json: bool) -> None:
     if not found:
         note("nothing is stored; lmedit prepare rome counts statistics")
         return
-    click.echo(_aligned([COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]))
+    lines = [COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]
+    click.echo("\n".join(aligned(lines)))
 
 
 @stats.command()
@@ -111,8 +111,3 @@ def _told(one: Statistics) -> dict[str, Any]:
         "documents": facts["documents"], "corpus": facts["corpus"],
         "MB": round(one.path.stat().st_size / 1e6, 1), "path": str(one.path),
     }  # fmt: skip
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

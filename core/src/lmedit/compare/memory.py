@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.planning import from_proc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,10 +50,6 @@ def _reset() -> bool:
 
 
 def _highest() -> float | None:
-    """The kernel's count, `VmHWM` in kB."""
-    try:
-        lines = (PROCESS / "status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(found[0]) / 1024 if found else None
+    """The kernel's count, `VmHWM`, in MiB."""
+    size = from_proc(PROCESS / "status", "VmHWM:")
+    return None if size is None else size / MEBIBYTE

@@ -25,7 +25,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(row.get(m.name), row.get(f"{m.name}{HALF_WIDTH}"), m.digits) for m in shown]
         name = titled(row["method"], untuned=row.get("untuned", False))
         lines.append([name, str(row["n"]), str(row["n_failed"]), *cells])
-    return "\n".join(_aligned(lines))
+    return "\n".join(aligned(lines))
 
 
 def titled(method: str, *, untuned: bool) -> str:
@@ -33,7 +33,8 @@ def titled(method: str, *, untuned: bool) -> str:
     return f"{method} (untuned)" if untuned else method
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of text: the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
@@ -78,7 +79,7 @@ def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [_cell(point.get(known.name), None, known.digits) for known in shown]
         end = "collapsed" if point["collapsed"] else ""
         lines.append([point["method"], str(point["size"]), *cells, end])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 CURVE = ("ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth")

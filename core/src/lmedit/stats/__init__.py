@@ -1,7 +1,7 @@
 """Second moments of keys, S = sum k k^T: counted over a corpus, kept, checked and shared."""
 
 from lmedit.stats.counting import BATCH_TOKENS, Counting, Moment, second_moments
-from lmedit.stats.solving import condition, positive_factor
+from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
     PREFIX,
     Statistics,
@@ -13,6 +13,7 @@ from lmedit.stats.store import (
 )
 
 __all__ = [
-    "BATCH_TOKENS", "PREFIX", "Counting", "Moment", "Statistics", "condition", "exported",
-    "imported", "listed", "moments_of", "positive_factor", "second_moments", "statistics_named",
+    "BATCH_TOKENS", "PREFIX", "Counting", "Moment", "Statistics", "cholesky", "condition",
+    "exported", "imported", "listed", "moments_of", "positive_factor", "second_moments",
+    "statistics_named",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.fitting import is_out_of_memory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -19,14 +21,24 @@ ROUNDS = 100
 """Of the power iteration behind a condition number."""
 
 
-def positive_factor(S: Tensor, count: int, ridge: float = 0.0) -> Tensor | None:
-    """L with L L^T = C + ridge tr(C)/D I for C = S / *count*, in float64; None if not definite."""
-    C = S.double() / max(1, count)
-    if ridge:
-        level = ridge * C.diagonal().mean()
-        C = C + level * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    L, info = torch.linalg.cholesky_ex(C)
-    return None if int(info) else L
+def cholesky(C: Tensor, ridge: float = 0.0) -> Tensor:
+    """L with L L^T = C + ridge tr(C)/D I, in float64.
+
+    Raises `torch.linalg.LinAlgError` where that is not positive definite.
+    """
+    C = C.double()
+    level = ridge * C.diagonal().mean()
+    return torch.linalg.cholesky(C + level * torch.eye(len(C), dtype=C.dtype, device=C.device))
+
+
+def positive_factor(S: Tensor, count: int) -> Tensor | None:
+    """The factor of C = S / *count*, in float64; None where C is not positive definite."""
+    try:
+        return cholesky(S / max(1, count))
+    except RuntimeError as error:  # torch.linalg.LinAlgError is one
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def condition(L: Tensor) -> float:

@@ -93,7 +93,7 @@ class Statistics:
             raise ArtifactError(f"{self.path} holds no finite square matrix; delete it")
         if not torch.allclose(S, S.T, rtol=1e-5, atol=1e-6 * float(S.abs().max())):
             raise ArtifactError(f"{self.path} holds a matrix that is not symmetric; delete it")
-        L = positive_factor(S, moment.tokens, ridge=0.0)
+        L = positive_factor(S, moment.tokens)
         return float("inf") if L is None else condition(L)
 
 

@@ -12,16 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cholesky(C: Tensor, ridge: float = 0.0) -> Tensor:
-    """L with L L^T = C + ridge tr(C)/D I, in float64.
-
-    Raises `torch.linalg.LinAlgError` where that is not positive definite.
-    """
-    C = C.double()
-    level = ridge * C.diagonal().mean()
-    return torch.linalg.cholesky(C + level * torch.eye(len(C), dtype=C.dtype, device=C.device))
-
-
 def direction(L: Tensor | None, k: Tensor) -> Tensor:
     """u = C^-1 k / |C^-1 k| in float64 (equation 2); without statistics C = I."""
     k = k.double()

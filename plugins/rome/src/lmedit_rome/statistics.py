@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import CasesError, NotPreparedError
-from lmedit.stats import Counting, Statistics, condition, moments_of
-from lmedit_rome.equations import cholesky
+from lmedit.stats import Counting, Statistics, cholesky, condition, moments_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
