@@ -184,7 +184,7 @@ def read_adapter(lm: Lm, folder: Path) -> Update:
             continue
         module = name.removeprefix(PREFIX).removesuffix(A)
         left = tensors.get(f"{PREFIX}{module}{B}")
-        if left is None or f"{module}.weight" not in dict(lm.model.named_parameters()):
+        if left is None or f"{module}.weight" not in lm.parameters:
             raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
         deltas[lm.site_of(module)] = LowRank(scale * left.float(), right.float())
     update = Update(deltas, {"adapter": folder.name})

@@ -38,11 +38,10 @@ def identity_of(update: Update) -> str:
 
 def check_fits(lm: Lm, update: Update) -> None:
     """Raise `ArtifactError` where *update* names what *lm* has not, or is not finite."""
-    parameters = dict(lm.model.named_parameters())
     if not update.deltas:
         raise ArtifactError("the edit changes nothing; make it again")
     for site, delta in update.deltas.items():
-        if site.parameter not in parameters:
+        if site.parameter not in lm.parameters:
             raise ArtifactError(f"the edit is of {site.parameter!r}, which {lm.name} has not")
         expected = tuple(lm.weight(site).shape)
         if delta.shape != expected or delta.dense().shape != expected:

@@ -67,7 +67,7 @@ class Editor:
         sites = location.sites
         if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
             self._broke(f"located {sites!r}, which is no tuple of sites")
-        parameters = dict(self.lm.model.named_parameters())
+        parameters = self.lm.parameters
         for site in sites:
             if site.parameter not in parameters:
                 self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")

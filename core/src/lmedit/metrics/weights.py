@@ -74,7 +74,7 @@ def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
     norms, growths = [], []
     for site, values in untouched.items():
         before = values.reshape(values.shape[0], -1).double()
-        now = lm.model.get_parameter(site.parameter).detach().reshape(before.shape).double()
+        now = lm.snapshot(site).reshape(before.shape).double()
         norms.append(_ratio(_norm(now - before), _norm(before)))
         growths.append(_ratio(largest_singular_value(now), largest_singular_value(before)))
     return {"relative_norm": worst(norms), "spectral_growth": worst(growths)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lmedit.errors import RequestError
-from lmedit.models import families, tokens
+from lmedit.models import families, offload, tokens
 from lmedit.models.digest import digest_tensors
 from lmedit.types import Site
 
@@ -65,9 +65,8 @@ class Lm:
 
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
         """SHA-256 of today's weights: of all parameters, or of those of *sites*."""
-        named = dict(self.model.named_parameters())
-        chosen = sorted(named) if sites is None else sorted({s.parameter for s in sites})
-        return digest_tensors((name, named[name]) for name in chosen)
+        chosen = self.parameters if sites is None else {site.parameter for site in sites}
+        return digest_tensors((name, self._values(name)) for name in sorted(chosen))
 
     def state(self) -> str:
         """SHA-256 of today's weights; what was not written to since the last call is not read.
@@ -75,7 +74,8 @@ class Lm:
         For caches of what depends on the weights. It trusts torch's count of writes, which a write
         through ``.data`` leaves as it is; `weights_digest` trusts nothing.
         """
-        for name, parameter in self.model.named_parameters():
+        for name in self.parameters:
+            parameter = self._values(name)
             written = parameter._version, parameter.data_ptr()
             if self._read.get(name, (None, None))[:2] != written:
                 self._read[name] = (*written, digest_tensors([(name, parameter)]))
@@ -84,8 +84,20 @@ class Lm:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the input embedding's device."""
-        return self.model.get_input_embeddings().weight.device
+        """Where token ids go: the device that the input embedding computes on."""
+        return offload.runs_on(self.model.get_input_embeddings())
+
+    def device_of(self, site: Site) -> torch.device:
+        """Where the matrix of *site* is multiplied with; its values may be kept elsewhere."""
+        return offload.runs_on(self.module_of(site))
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of all parameters; of tied ones the first."""
+        return offload.names(self.model)
+
+    def _values(self, name: str) -> Tensor:
+        return offload.fetched(self.model, name).detach()
 
     @property
     def working_dtype(self) -> torch.dtype:
@@ -177,26 +189,31 @@ class Lm:
 
     def weight(self, site: Site) -> Tensor:
         """The parameter of *site* as a view (d_out, d_in), whatever its storage."""
-        parameter = self.model.get_parameter(site.parameter).detach()
-        if parameter.dim() == 1:
-            return parameter.unsqueeze(1)
-        return parameter.T if site.transposed else parameter
+        return _as_matrix(self._values(site.parameter), site)
+
+    def embeddings(self, side: Literal["input", "output"]) -> Tensor:
+        """The table (V, H) of the input embeddings, or of the output embeddings (the head's)."""
+        module = {
+            "input": self.model.get_input_embeddings, "output": self.model.get_output_embeddings
+        }[side]()  # fmt: skip
+        (path,) = (name for name, each in self.model.named_modules() if each is module)
+        return self._values(f"{path}.weight").to(offload.runs_on(module))
 
     def snapshot(self, site: Site) -> Tensor:
         """A copy of the parameter of *site*, in its storage layout."""
-        return self.model.get_parameter(site.parameter).detach().clone()
+        return self._values(site.parameter).clone()
 
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
         """Add *change* (d_out, d_in): summed in float32 or finer, rounded to storage once."""
-        weight = self.weight(site)
+        weight = _as_matrix(offload.held(self.model, site.parameter).detach(), site)
         finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
         weight.copy_(weight.to(finer) + change.to(weight.device, finer))
 
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:
         """Copy *values*, as `snapshot` gave them, back into the parameter of *site*."""
-        self.model.get_parameter(site.parameter).copy_(values)
+        offload.held(self.model, site.parameter).copy_(values)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*, with the special tokens the tokenizer adds by itself."""
@@ -237,3 +254,10 @@ class Lm:
     def next_probabilities(self, prompt: str) -> Tensor:
         """The probability of every token after *prompt*, (V,), in float32."""
         return self.logits(self.batch([self.encode(prompt)]))[0, -1].float().softmax(-1)
+
+
+def _as_matrix(parameter: Tensor, site: Site) -> Tensor:
+    """A view (d_out, d_in) of *parameter*; a bias is one column."""
+    if parameter.dim() == 1:
+        return parameter.unsqueeze(1)
+    return parameter.T if site.transposed else parameter

@@ -12,6 +12,7 @@ import torch
 
 from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models.lm import Lm
+from lmedit.models.offload import lacks_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ def worlds() -> dict[str, World]:
 
 
 SPREAD = "map"
-"""As a device: accelerate spreads the blocks over all there are (``device_map="auto"``)."""
+"""As a device: all there are, filled up by accelerate in turn, memory and disk behind them."""
 
 
 def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
@@ -37,8 +38,8 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
 
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64; *device* a name of
     torch's, or ``map``: spread over all devices by accelerate. Raises `ModelError` with culprit
-    and remedy, also where a matrix could not be edited in place: of a quantised model, or one
-    that was left outside the devices. Remote code is never run.
+    and remedy, also where a matrix could not be edited in place, as of a quantised model. Remote
+    code is never run.
     """
     world = worlds().get(name)
     folder = world.model if world else Path(name)
@@ -49,10 +50,10 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
     model.requires_grad_(False)
     if device != SPREAD:
         model.to(device_of(device))
-    elif any(parameter.is_meta for parameter in model.parameters()):
+    elif lacks_weights(model):
         raise ModelError(
-            f"{source!r} does not fit: a part of it was left outside the devices, where it cannot "
-            "be edited; give --dtype bfloat16, or --device cpu"
+            f"{source!r} does not fit: a part of it was left out where it cannot be edited; give "
+            "--dtype bfloat16, or --device cpu"
         )
     return Lm(
         model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,

@@ -79,7 +79,9 @@ def _trained(
     """Each request's own Adam on its own Deltas; the forward passes are shared."""
     changes = [
         _Change([
-            torch.zeros_like(lm.weight(site), dtype=lm.working_dtype).requires_grad_()
+            torch.zeros(
+                lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device_of(site)
+            ).requires_grad_()
             for site in location.sites
         ])
         for _ in requests

@@ -56,5 +56,5 @@ def edit_compute(
 
 def network_of(lm: Lm, options: KeOptions) -> KeNetwork:
     """An untrained network for the matrices of the options; its weights depend on the seed."""
-    embeddings = lm.model.get_input_embeddings().weight
+    embeddings = lm.embeddings("input")
     return untrained(lm, options, lambda s, shapes: KeNetwork(s, shapes, embeddings, options))

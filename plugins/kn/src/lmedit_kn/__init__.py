@@ -79,8 +79,7 @@ def _exchange(
     lm: Lm, request: Request, location: Location, options: KnOptions
 ) -> tuple[int, Tensor]:
     """The old answer's token, and d (H,): old embedding out, new embeddings in."""
-    tables = {"output": lm.model.get_output_embeddings, "input": lm.model.get_input_embeddings}
-    E = tables[options.embedding]().weight.detach()  # (V, H)
+    E = lm.embeddings(options.embedding)  # (V, H)
     if E.shape[1] != lm.hidden_size:
         raise RequestError(
             f"kn: the embeddings of {lm.name} have width {E.shape[1]}, its residual stream "

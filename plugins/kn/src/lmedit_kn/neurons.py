@@ -89,7 +89,7 @@ def rescaling(lm: Lm, neurons: Iterable[Neuron], factor: float) -> Update:
     deltas = {}
     for layer, places in by_layer(neurons).items():
         site = lm.mlp_out(layer)
-        values = lm.weight(site)[:, places].to(lm.working_dtype)  # (H, n)
+        values = lm.weight(site)[:, places].to(lm.device, lm.working_dtype)  # (H, n)
         deltas[site] = LowRank((factor - 1) * values, columns(lm, layer, places))
     return Update(deltas)
 

@@ -112,7 +112,7 @@ def _inserted(
     values = optimise_values(lm, layer, texts, [each.bare_out for each in keys], options)
     L = prepared.tensors.get("cholesky")
     (site,) = location.sites
-    L = L.to(lm.weight(site).device) if L is not None else None
+    L = L.to(lm.device_of(site)) if L is not None else None
     updates = []
     for each, value in zip(keys, values, strict=True):
         u, big_lambda = _rank_one(each, value, L, options)

@@ -1,0 +1,83 @@
+"""Parameters that accelerate keeps outside the device a model runs on: in memory, or in a file.
+
+Such a parameter is a placeholder on the meta device; accelerate's hook on its module has a map from
+names to the true tensors and brings them to the device for each call. What is written to the map's
+tensors is what the next call computes with. A tensor that lies in a file is taken into memory when
+it is first written to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+
+def names(model: nn.Module) -> frozenset[str]:
+    """The names of all parameters; of tied ones the first, also where they are placeholders."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return frozenset(
+        name for name, parameter in model.named_parameters()
+        if not (parameter.is_meta and name in tied)
+    )  # fmt: skip
+
+
+def fetched(model: nn.Module, name: str) -> Tensor:
+    """The parameter *name* with its values, wherever they lie.
+
+    Of a model without weights it is the placeholder. Raises `AttributeError` where there is none.
+    """
+    parameter = model.get_parameter(name)
+    found = _place(model, name) if parameter.is_meta else None
+    return parameter if found is None else found[0][found[1]]
+
+
+def held(model: nn.Module, name: str) -> Tensor:
+    """As `fetched`, in memory from now on: what is written to it stays."""
+    values = fetched(model, name)
+    if model.get_parameter(name).is_meta and (found := _place(model, name)) is not None:
+        store, key = found
+        in_memory = getattr(store, "state_dict", store)
+        values = in_memory.setdefault(key, values)
+    return values
+
+
+def runs_on(module: nn.Module) -> torch.device:
+    """The device that *module* computes on."""
+    for hook in _hooks(module):
+        if hook.execution_device is not None:
+            # accelerate counts GPUs: torch.device(1) is the second accelerator
+            return torch.device(hook.execution_device)
+    return next(module.parameters()).device
+
+
+def lacks_weights(model: nn.Module) -> bool:
+    """Whether a parameter's values are nowhere to be found."""
+    return any(
+        parameter.is_meta and _place(model, name) is None
+        for name, parameter in model.named_parameters()
+    )
+
+
+def _place(model: nn.Module, name: str) -> tuple[Any, str] | None:
+    """The map that holds the values of the parameter *name*, and their key in it."""
+    path, _, key = name.rpartition(".")
+    for hook in _hooks(model.get_submodule(path)):
+        if (store := hook.weights_map) is not None:
+            while hasattr(store, "prefix"):
+                store, key = store.dataset, store.prefix + key
+            return store, key
+    return None
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    """accelerate's hooks on *module* that move its tensors."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):
+        if hasattr(each, "weights_map"):
+            yield each
