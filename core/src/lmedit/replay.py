@@ -13,15 +13,15 @@ windows, grouped queries and parallel residuals are right by construction. Rows 
 from __future__ import annotations
 
 import inspect
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lmedit.trace import captured, wrapped
+from lmedit.trace import captured, changed, first, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +77,14 @@ class Kept:
             logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
         return logits
 
+    def entered_by(self, change: Callable[[Tensor], Tensor]) -> Kept:
+        """The same with ``change(hidden)`` (B, S, H) entering the block in place of hidden."""
+        if self.entering is None:
+            raise ValueError("nothing enters block 0 that could be changed")
+        if isinstance(self.entering, tuple):
+            return replace(self, entering=(change(self.entering[0]), *self.entering[1:]))
+        return replace(self, entering=change(self.entering))
+
     def repeated(self, count: int) -> Kept:
         """The rows of a replay from block 0, *count* times one after the other."""
         if self.layer:
@@ -87,17 +95,28 @@ class Kept:
         }
         return Kept(self.lm, 0, inputs, (count * self.shape[0], self.shape[1]), None)
 
-    def gathered(self, rows: Tensor, positions: Tensor) -> Tensor:
+    def gathered(self, rows: Tensor, positions: Tensor, *, whole_mlp: bool = True) -> Tensor:
         """Next-token logits (n, V) at the places (row, position), (n,) each.
 
-        The head is applied there alone, whatever the rows' lengths.
+        The head is applied there alone, whatever the rows' lengths; so is the last block's MLP,
+        where nobody changes what that takes in or gives out and so needs its *whole_mlp*.
         """
         head = self.lm.model.get_output_embeddings()
 
         def at_places(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
             return forward(hidden[rows, positions][None])
 
-        with self.lower_blocks_skipped(), wrapped(head, at_places):
+        def of_places(forward: Callable[..., Tensor], *streams: Tensor) -> Tensor:
+            each = torch.stack([rows, positions]).unique(dim=1)  # a gradient reaches each once
+            found = forward(*(stream[tuple(each)][None] for stream in streams))
+            return torch.zeros_like(streams[0]).index_put(tuple(each), found[0])
+
+        with ExitStack() as lean:
+            lean.enter_context(self.lower_blocks_skipped())
+            lean.enter_context(wrapped(head, at_places))
+            if not whole_mlp and self.layer < self.lm.n_layers:
+                last = self.lm.mlp_module(self.lm.n_layers - 1)
+                lean.enter_context(wrapped(last, of_places) if last else nullcontext())
             logits: Tensor = self.lm.model(**self.inputs).logits
         return logits[0]
 
@@ -196,6 +215,37 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
     with captured(lm.block(layer - 1), stop=True) as box:
         lm.model(**inputs)
     return Kept(lm, layer, inputs, shape, box.whole)
+
+
+@torch.no_grad()
+def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
+    """Whether what is added to the MLP's output in *layer* is all that its block gives out more.
+
+    So it is where the MLP is the last thing in a block, or stands beside the attention, and no norm
+    or factor follows; then the block itself need not be run again. Tried out on *row* with noise
+    as large as the block's own output, at the row's first token.
+    """
+    outputs = []
+    noise = torch.zeros(())
+
+    def add(_: Tensor, out: Tensor) -> Tensor:
+        rows = out.reshape(-1, out.shape[-1])
+        return torch.cat([rows[:1] + noise.to(out), rows[1:]]).reshape(out.shape)
+
+    for _ in range(2):
+        with (
+            changed(lm.mlp_out_module(layer), add),
+            captured(lm.block(layer), stop=True) as box,
+        ):
+            lm.logits(lm.batch([row]))
+        outputs.append(first(box.whole)[0].clone())
+        size = outputs[0].shape[-1]
+        random = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        noise = random.to(outputs[0]) * outputs[0].abs().max()
+    more = outputs[1] - outputs[0]
+    more[0] -= noise
+    rounding = 8 * torch.finfo(more.dtype).eps
+    return bool(more.abs().max() <= rounding * noise.abs().max())
 
 
 def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, Tensor]:

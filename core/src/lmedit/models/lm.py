@@ -137,6 +137,11 @@ class Lm:
         """The module of a block's MLP output matrix: keys come in, values go out."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
+    def mlp_module(self, layer: int) -> nn.Module | None:
+        """The module that is a block's whole MLP; None where its parts lie in the block itself."""
+        path = self.family.mlp_out.rpartition(".")[0]
+        return self.block(layer).get_submodule(path) if path else None
+
     def attention_out_module(self, layer: int) -> nn.Module:
         """The module of a block's attention output matrix.
 

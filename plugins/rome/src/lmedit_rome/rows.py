@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lmedit.replay import keep
+from lmedit.replay import adds_straight, keep
 from lmedit.trace import changed
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
         templates = ["{}"]
     found = [lm.subject_last(request.prompt, request.subject, t) for t in templates]
     essence, at = lm.subject_last(ESSENCE, request.subject)
+    if options.kl_position == "subject_last":
+        essence = essence[: at + 1]  # nothing that comes later is read
     return Rows(
         ids=[*(ids + target[:-1] for ids, _ in found), essence],
         start=[*(index for _, index in found), at],
@@ -115,8 +117,11 @@ class _Piece:
     """Some rows, run once up to their starts and the edited layer; called for the rest."""
 
     def __init__(self, lm: Lm, layer: int, rows: Sequence[_Row]) -> None:
-        self.module = lm.mlp_out_module(layer)
-        self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], layer)
+        straight = adds_straight(lm, layer, rows[0].ids)
+        # Where nothing follows the MLP in its block, delta enters the next block.
+        self.module = None if straight else lm.mlp_out_module(layer)
+        first = layer + straight
+        self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], first)
         self.request_of = [row.request for row in rows]
         places = [(number, at) for number, row in enumerate(rows) for at in row.at]
         self.rows, self.at = torch.tensor(places, device=lm.device).T
@@ -125,10 +130,13 @@ class _Piece:
         """Logits (n, V) at the places that are read, with *deltas* (R, H) at the subjects."""
         of_rows = deltas[self.request_of][:, None]  # (B, 1, H)
 
-        def add_delta(_: Tensor, out: Tensor) -> Tensor:
+        def add_delta(out: Tensor) -> Tensor:
             rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
             moved = rows[:, :1] + of_rows.to(rows)
             return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
 
-        with changed(self.module, add_delta):
+        if self.module is None:
+            entered = self.kept.entered_by(add_delta)
+            return entered.gathered(self.rows, self.at, whole_mlp=False)
+        with changed(self.module, lambda _, out: add_delta(out)):
             return self.kept.gathered(self.rows, self.at)
