@@ -77,3 +77,23 @@ def editor(lm: Lm, plugin: Callable[..., LoadedMethod]) -> Callable[..., Editor]
         return Editor(plugin(**hooks), lm, options or NudgeOptions(), Prepared())
 
     return make
+
+
+@pytest.fixture
+def told_to_say() -> Callable[[Lm, str], Lm]:
+    """A function that makes a GPT-2 expect a text token by token, whatever it reads."""
+
+    def tell(lm: Lm, text: str) -> Lm:
+        logits = torch.zeros(len(lm.encode(text)), len(lm.tokenizer), dtype=torch.float64)
+        for place, token in enumerate(lm.encode(text)[1:]):
+            logits[place, token] = 9.0
+
+        def only_the_place(hidden: torch.Tensor) -> torch.Tensor:
+            places = torch.arange(hidden.shape[1], dtype=hidden.dtype)
+            return places[:, None].expand_as(hidden)
+
+        lm.model.transformer.ln_f.forward = only_the_place
+        lm.model.get_output_embeddings().forward = lambda hidden: logits[hidden[..., 0].long()]
+        return lm
+
+    return tell

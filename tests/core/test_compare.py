@@ -14,7 +14,7 @@ import torch
 
 from lmedit import Applied, Case, Dense, Editor, Lm, Location, LowRank, Options, Request, Update
 from lmedit.cases import BrokenCase, CaseSet, load_cases
-from lmedit.compare.case_scores import score_case
+from lmedit.compare.case_scores import score_case, score_cases
 from lmedit.compare.run import compare
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.table import failures, table
@@ -223,11 +223,11 @@ def test_the_time_of_an_edit_is_that_of_computing_it(
         now[0] += 1
         return push(lm, location, options)
 
-    def score(lm: Lm, one: Case) -> Any:
+    def score(*arguments: Any) -> Any:
         now[0] += 100
-        return score_case(lm, one)
+        return score_cases(*arguments)
 
-    monkeypatch.setattr("lmedit.compare.case_scores.score_case", score)
+    monkeypatch.setattr("lmedit.compare.case_scores.score_cases", score)
     row = row_of(run(lm, cases, tmp_path, make("m", edit_compute=compute)), "m")
     assert row["seconds_per_edit"] == 1
 
@@ -285,13 +285,14 @@ def test_ctrl_c_ends_the_run_and_gives_the_model_back(
 ) -> None:
     digest, calls = lm.weights_digest(), []
 
-    def interrupted(lm: Lm, one: Case) -> Any:
-        calls.append(one.id)
+    def interrupted(lm: Lm, scored: list[Case], *rest: Any) -> Any:
+        calls.extend(scored)
         if len(calls) > 6:
             raise KeyboardInterrupt
-        return score_case(lm, one)
+        return score_cases(lm, scored, *rest)
 
-    monkeypatch.setattr("lmedit.compare.case_scores.score_case", interrupted)
+    monkeypatch.setattr("lmedit.compare.work.AT_ONCE", 2)
+    monkeypatch.setattr("lmedit.compare.case_scores.score_cases", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(lm, cases, tmp_path, make("push"))
     assert lm.weights_digest() == digest
@@ -414,8 +415,9 @@ def test_every_method_and_case_is_kept(lm: Lm, cases: CaseSet, make: Make, tmp_p
 
 
 def test_results_are_kept_while_the_run_goes_on(
-    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lmedit.compare.work.AT_ONCE", 2)
     seen: list[int] = []
 
     def compute(lm: Lm, location: Location, options: Size) -> Update:
@@ -423,7 +425,7 @@ def test_results_are_kept_while_the_run_goes_on(
         return push(lm, location, options)
 
     run(lm, cases, tmp_path, make("push", edit_compute=compute))
-    assert seen == [4, 5, 6, 7]
+    assert seen == [4, 4, 6, 6]
 
 
 def test_cases_from_a_file_are_compared(lm: Lm, make: Make, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def references(folder: Path) -> Path:
 def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> None:
     text = HeldOut(lm, TEXTS)
     scoring = Scoring(EVERYTHING, text, load_references(references(tmp_path)), seed=3)
-    looked = scoring.look(lm, CASE, scoring.before(lm, CASE))
+    (looked,) = scoring.look(lm, [CASE], scoring.before(lm, [CASE]))
     found = looked.scores
     known = {name for name, m in MEASURES.items() if m.of_case}
     of_weights = {"relative_norm", "spectral_growth", "survival"}
@@ -98,7 +98,8 @@ def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> 
 
 
 def test_a_group_right_in_one_spelling_is_right(lm: Lm, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(_: Lm, pairs: list[tuple[str, str]]) -> list[TargetScore]:
+    def judge(_: Lm, pairs: list[tuple[str, str]], under: None) -> list[TargetScore]:
+        assert under is None
         return [TargetScore(-1.0, target == "the sea") for _, target in pairs]
 
     monkeypatch.setattr("lmedit.compare.case_scores.score_targets", judge)
@@ -110,7 +111,7 @@ def test_a_group_right_in_one_spelling_is_right(lm: Lm, monkeypatch: pytest.Monk
 
 
 def test_what_was_not_asked_for_is_not_measured(lm: Lm) -> None:
-    looked = Scoring().look(lm, CASE, None)
+    (looked,) = Scoring().look(lm, [CASE], [None])
     assert not looked.generated
     asked = {name for name in looked.scores if (m := MEASURES.get(name)) and m.group}
     assert not asked

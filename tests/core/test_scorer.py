@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +14,8 @@ from lmedit.metrics.scorer import score_targets
 from lmedit.tiny import TEXTS, tiny_lm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lmedit import Lm
 
 PAIRS = [
@@ -53,7 +54,9 @@ def test_scores_equal_a_plain_loop_over_tokens(lm: Lm) -> None:
     assert logs_of(lm, PAIRS) == pytest.approx(expected, abs=1e-6)
 
 
-def test_correct_means_every_token_of_the_target_is_top_1(lm: Lm) -> None:
+def test_correct_means_every_token_of_the_target_is_top_1(
+    lm: Lm, told_to_say: Callable[[Lm, str], Lm]
+) -> None:
     says_so = told_to_say(lm, "Nobody in the old city by the river")
     targets = {
         "in the old city by the river": True,
@@ -64,20 +67,6 @@ def test_correct_means_every_token_of_the_target_is_top_1(lm: Lm) -> None:
     }
     scores = score_targets(says_so, [("Nobody", target) for target in targets])
     assert [score.correct for score in scores] == list(targets.values())
-
-
-def told_to_say(lm: Lm, text: str) -> Lm:
-    """*lm*, made to expect *text* token by token, whatever it reads."""
-    logits = torch.zeros(len(lm.encode(text)), len(lm.tokenizer), dtype=torch.float64)
-    for place, token in enumerate(lm.encode(text)[1:]):
-        logits[place, token] = 9.0
-
-    def say(input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
-        rows, width = input_ids.shape
-        return SimpleNamespace(logits=logits[:width].expand(rows, -1, -1))
-
-    lm.model.forward = say
-    return lm
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 7, 20, 40, 100, 2048, 10**9])
@@ -98,13 +87,14 @@ def test_a_batch_holds_no_more_padded_tokens_than_asked_for(
     lm: Lm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    plain = lm.logits
+    plain = lm.batch
 
-    def watched(batch: object) -> torch.Tensor:
+    def watched(rows: list[list[int]]) -> object:
+        batch = plain(rows)
         sizes.append(tuple(batch.ids.shape))
-        return plain(batch)
+        return batch
 
-    monkeypatch.setattr(lm, "logits", watched)
+    monkeypatch.setattr(lm, "batch", watched)
     score_targets(lm, PAIRS, batch_tokens=60)
     beginnings = 2  # of "The tower stands in" and of "The tower", shared with a longer row
     assert sum(rows for rows, _ in sizes) == len(PAIRS) - beginnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from lmedit.metrics.locality import (
 from lmedit.metrics.passes import by_length
 from lmedit.metrics.zsre import ZsreScores, id_hits, string_hits, zsre_scores
 from lmedit.tiny import tiny_lm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAIRS = [
     ("The tower stands in", "the old city"),
@@ -87,24 +91,17 @@ def test_id_hits_are_those_of_a_plain_loop(fluent: Lm) -> None:
     assert 0 < sum(flat) < len(flat)
 
 
-def test_a_part_of_a_character_can_be_hit_by_ids_alone(fluent: Lm) -> None:
+def test_a_part_of_a_character_can_be_hit_by_ids_alone(
+    fluent: Lm, told_to_say: Callable[[Lm, str], Lm]
+) -> None:
     """A model that always says the true token, by its ids: strings cannot see it."""
     prompt, target = "The tower", "🍕"
     whole = ids_of(fluent, f"{prompt} {target}")
     assert len(whole) - len(ids_of(fluent, prompt)) > 2
 
-    class Says:
-        def __getattr__(self, name: str) -> object:
-            return getattr(fluent, name)
-
-        def logits(self, batch: object) -> torch.Tensor:
-            out = torch.zeros(*batch.ids.shape, len(fluent.tokenizer))
-            for place, token in enumerate(whole[1:]):
-                out[:, place : place + 1, token] = 1.0
-            return out
-
-    assert all(id_hits(Says(), [(prompt, target)])[0])
-    assert not all(string_hits(Says(), [(prompt, target)])[0])
+    says = told_to_say(tiny_lm(), f"{prompt} {target}")
+    assert all(id_hits(says, [(prompt, target)])[0])
+    assert not all(string_hits(says, [(prompt, target)])[0])
 
 
 @pytest.mark.parametrize("hits", [string_hits, id_hits])
@@ -118,7 +115,7 @@ def test_batch_size_and_order_change_no_hit(fluent: Lm, hits: object, batch_toke
 def test_scores_are_means_over_all_target_tokens_of_a_kind() -> None:
     given = {"r": [True, False], "p": [True, True], "q": [False, True], "x": [True], "y": [False]}
 
-    def hits(_: object, pairs: list[tuple[str, str]], __: int) -> list[list[bool]]:
+    def hits(_: object, pairs: list[tuple[str, str]], *__: object) -> list[list[bool]]:
         assert pairs == [("r", "t"), ("p", "t"), ("q", "t"), ("x", "1"), ("y", "2")]
         return [given[prompt] for prompt, _ in pairs]
 

@@ -101,6 +101,16 @@ class Editor:
         """Whether the method works out several requests together."""
         return bool(self.loaded.manager.hook.edit_compute_many.get_hookimpls())
 
+    @property
+    def adds(self) -> bool:
+        """Whether to apply an update is to add its deltas, and nothing of the method's own."""
+        hooks = self.loaded.manager.hook.edit_apply, self.loaded.manager.hook.edit_revert
+        return all(
+            implementation.plugin_name == "defaults"
+            for hook in hooks for implementation in hook.get_hookimpls()
+            if not (implementation.wrapper or implementation.hookwrapper)
+        )  # fmt: skip
+
     @torch.enable_grad()
     def compute_many(self, requests: Sequence[Request]) -> list[Update]:
         """The update of each of *requests*, as if it were alone; together where the method can."""

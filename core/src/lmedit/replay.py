@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from lmedit.cache import read_only
 from lmedit.trace import captured, changed, first, wrapped
 
 if TYPE_CHECKING:
@@ -29,30 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-
-
-class KeptLayer(DynamicLayer):
-    """Keys and values of one block that are read and never grow."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """Hold *keys* and *values* (B, heads, P, d)."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = self.kept = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The kept tensors with the new ones behind; nothing is stored.
-
-        Kept rows serve as many times as many new ones, over and over in their order.
-        """
-        del args, kwargs
-        times = key_states.shape[0] // self.kept[0].shape[0]
-        keys, values = self.kept
-        if times > 1:
-            keys, values = (t[None].expand(times, *t.shape).flatten(0, 1) for t in (keys, values))
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -107,7 +83,8 @@ class Kept:
             return forward(hidden[rows, positions][None])
 
         def of_places(forward: Callable[..., Tensor], *streams: Tensor) -> Tensor:
-            each = torch.stack([rows, positions]).unique(dim=1)  # a gradient reaches each once
+            # A place that is read twice is run once, and its gradient comes from there.
+            each = torch.unique(torch.stack([rows, positions]), dim=1)
             found = forward(*(stream[tuple(each)][None] for stream in streams))
             return torch.zeros_like(streams[0]).index_put(tuple(each), found[0])
 
@@ -145,7 +122,7 @@ class Prefixed:
         ids = self.ids[:, start:]
         cache = None
         if start:
-            cache = _read_only([(k[:, :, :start], v[:, :, :start]) for k, v in self.layers])
+            cache = read_only([(k[:, :, :start], v[:, :, :start]) for k, v in self.layers])
         positions = torch.arange(start, self.ids.shape[1], device=ids.device).expand_as(ids)
         inputs = _inputs(self.lm, ids, torch.ones_like(self.ids), positions, cache)
         return Kept(self.lm, 0, inputs, (ids.shape[0], ids.shape[1]), None)
@@ -270,16 +247,8 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
     def moved(states: Tensor) -> Tensor:
         return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
 
-    kept = _read_only([(moved(keys), moved(values)) for keys, values, _ in cache])
+    kept = read_only([(moved(keys), moved(values)) for keys, values, _ in cache])
     return kept, (column >= 0).long()
-
-
-def _read_only(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache of keys and values by block that is read and never grows."""
-    cache = DynamicCache()
-    cache.layers = [KeptLayer(keys, values) for keys, values in pairs]
-    cache.layer_class_to_replicate = None
-    return cache
 
 
 def _inputs(

@@ -73,6 +73,15 @@ def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Itera
         handle.remove()
 
 
+def added(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """*out* (B, T, d_out) with ``left (right x)`` added: a low-rank change of each row's own.
+
+    *x* (B, T, d_in), *left* (B, d_out, r), *right* (B, r, d_in); summed in the factors' type.
+    """
+    more = x.to(right.dtype) @ right.mT @ left.mT
+    return out + more.to(out.dtype)
+
+
 @contextmanager
 def changed_input(module: Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace *module*'s main input by ``change(input)`` while the block runs."""

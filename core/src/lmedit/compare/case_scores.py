@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
+from lmedit.beside import Under
 from lmedit.compare.measures import FOLLOWS
 from lmedit.metrics import locality, scores, texts, zsre
 from lmedit.metrics.generate import greedy, sampled
@@ -12,10 +15,11 @@ from lmedit.metrics.scorer import score_targets
 from lmedit.metrics.scores import Contrast, mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
+    from lmedit.beside import Beside
     from lmedit.metrics.health import HeldOut
     from lmedit.metrics.scorer import TargetScore
     from lmedit.metrics.texts import References
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     Scores = dict[str, float | None]
     Asked = tuple[str, int, tuple[str, str]]
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 NEW_TOKENS, TEXT_TOKENS = 20, 100
 """New tokens of a greedy answer; tokens of a sampled text, its prompt with it."""
 
@@ -51,11 +57,11 @@ class Scoring:
     references: References | None = None
     seed: int = 0
 
-    def before(self, lm: Lm, case: Case) -> Tensor | None:
-        """What must be seen on the base model: its next tokens after the neighbours."""
+    def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
+        """What must be seen on the base model: its next tokens after each case's neighbours."""
         if "locality" not in self.groups:
-            return None
-        return locality.next_log_probabilities(lm, case.neighbours)
+            return [None] * len(cases)
+        return _neighbours(lm, cases, None)
 
     @property
     def digest(self) -> list[str | int | None]:
@@ -64,36 +70,90 @@ class Scoring:
                 self.heldout.digest if self.heldout else None,
                 self.references.digest if self.references else None]  # fmt: skip
 
-    def look(self, lm: Lm, case: Case, before: Tensor | None, *, edited: bool = True) -> Looked:
-        """Everything measured on *case*, on *lm* as it is now; *before* is from the base."""
-        found = score_case(lm, case)
-        written: dict[str, str] = {}
-        if "locality" in self.groups and before is not None:
-            found |= _locality(lm, case, before)
+    def look(
+        self, lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None],
+        edits: Beside | None = None, *, edited: bool = True,
+    ) -> list[Looked]:  # fmt: skip
+        """Everything measured on each of *cases*; *before* is from the base.
+
+        On *lm* as it is now, or with edit i of *edits* for case i.
+        """
+        under = Under(edits, range(len(cases))) if edits else None
+        found = score_cases(lm, cases, under)
+        written: list[dict[str, str]] = [{} for _ in cases]
+        if "locality" in self.groups:
+            _join(found, _locality(lm, cases, before, under))
         if "generation" in self.groups:
-            written |= _generated(lm, case)
-            found |= _generation(lm, case, written["rewrite"])
+            _join(written, answers := _generated(lm, cases, under))
+            _join(found, _generation(lm, cases, answers, under))
         if "text" in self.groups:
-            own = sampled(lm, case.generation, TEXT_TOKENS, seed=self.seed)
-            written |= {f"text {number}": text for number, text in enumerate(own, 1)}
-            found |= _texts(lm, case, own, self.references)
+            own = self._sampled(lm, cases, under)
+            _join(written, [{f"text {n}": text for n, text in enumerate(t, 1)} for t in own])
+            _join(found, _texts(lm, cases, own, self.references, under))
         if self.heldout is not None:
-            found |= self.heldout.measure(lm) if edited else self.heldout.base
-        return Looked(found, written)
+            for number in range(len(found)):
+                alone = under and Under(under.edits, [number])
+                found[number] |= self.heldout.measure(lm, alone) if edited else self.heldout.base
+        return [Looked(*pair) for pair in zip(found, written, strict=True)]
+
+    def _sampled(self, lm: Lm, cases: Sequence[Case], under: Under | None) -> list[list[str]]:
+        prompts = [case.generation for case in cases]
+
+        def write(flat: list[str], each: Under | None) -> list[str]:
+            return sampled(lm, flat, TEXT_TOKENS, seed=self.seed, under=each)
+
+        return _together(prompts, under, write)
+
+
+def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> None:
+    """Add what *other* holds of each case to *one*."""
+    for mine, more in zip(one, other, strict=True):
+        mine.update(more)
+
+
+def _together(
+    parts: Sequence[Sequence[Item]], under: Under | None,
+    work: Callable[[list[Item], Under | None], Sequence[Found]],
+) -> list[list[Found]]:  # fmt: skip
+    """``work(items, their edits)`` on the items of all cases at once, cut up by case again."""
+    counts = [len(part) for part in parts]
+    found = iter(work([item for part in parts for item in part], under and under.spread(counts)))
+    return [[next(found) for _ in range(count)] for count in counts]
 
 
 def score_case(lm: Lm, case: Case) -> Scores:
+    """`score_cases` of one case, on *lm* as it is now."""
+    return score_cases(lm, [case])[0]
+
+
+def score_cases(lm: Lm, cases: Sequence[Case], under: Under | None = None) -> list[Scores]:
     """The scores that every comparison measures, by name (`measures.MEASURES`); None for no probes.
 
     One batch for the probability contrasts and what must stay or follow; shares are in [0, 1].
     """
-    request = case.request
-    prompts = [request.text, *case.paraphrases, *case.neighbours]
-    groups = {FOLLOWS + name: probes for name, probes in case.groups.items()}
-    asked = _asked({"relation_specificity": case.relations} | groups)
-    pairs = _pairs(case, prompts)
-    scored = score_targets(lm, [*pairs, *(pair for _, _, pair in asked)])
-    contrasts = _contrasts(scored[: len(pairs)])
+    asked = [_asked(case) for case in cases]
+    pairs = [
+        [*_pairs(case, _prompts(case)), *(pair for _, _, pair in more)]
+        for case, more in zip(cases, asked, strict=True)
+    ]
+    scored = _together(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
+    found = []
+    for number, (case, more) in enumerate(zip(cases, asked, strict=True)):
+        scores_of = _scores(case, more, scored[number])
+        if case.locality or case.request.target_true is None:
+            scores_of |= _token_accuracies(lm, case, under and Under(under.edits, [number]))
+        found.append(scores_of)
+    return found
+
+
+def _prompts(case: Case) -> list[str]:
+    return [case.request.text, *case.paraphrases, *case.neighbours]
+
+
+def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -> Scores:
+    """The scores of *case* from those of its pairs, and then of what was *asked*."""
+    count = len(_pairs(case, _prompts(case)))
+    contrasts = _contrasts(scored[:count])
     cut = 1 + len(case.paraphrases)
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
     found: Scores = {
@@ -104,15 +164,20 @@ def score_case(lm: Lm, case: Case) -> Scores:
         "NS": mean([scores.kept(c) for c in neighbours]),
         "NM": mean([scores.kept_magnitude(c) for c in neighbours]),
         "relation_specificity": None,
-        **dict.fromkeys(groups),
+        **{FOLLOWS + name: None for name in case.groups},
     }
-    found |= _right(asked, [score.correct for score in scored[len(pairs) :]])
-    if case.locality or request.target_true is None:
-        known = [(probe.prompt, probe.answer) for probe in case.locality]
-        three = zsre.zsre_scores(lm, request.target_new, request.text, case.paraphrases, known)
-        found |= {"efficacy": three.efficacy, "paraphrase": three.paraphrase,
-                  "specificity": three.specificity}  # fmt: skip
-    return found
+    return found | _right(asked, [score.correct for score in scored[count:]])
+
+
+def _token_accuracies(lm: Lm, case: Case, under: Under | None) -> Scores:
+    """zsRE's three shares of right tokens."""
+    request = case.request
+    known = [(probe.prompt, probe.answer) for probe in case.locality]
+    three = zsre.zsre_scores(
+        lm, request.target_new, request.text, case.paraphrases, known, under=under
+    )
+    return {"efficacy": three.efficacy, "paraphrase": three.paraphrase,
+            "specificity": three.specificity}  # fmt: skip
 
 
 def _pairs(case: Case, prompts: Sequence[str]) -> list[tuple[str, str]]:
@@ -127,8 +192,10 @@ def _contrasts(scored: Sequence[TargetScore]) -> list[Contrast]:
     return [Contrast(*pair) for pair in zip(logs[::2], logs[1::2], strict=True)]
 
 
-def _asked(groups: dict[str, tuple[Probe, ...]]) -> list[Asked]:
+def _asked(case: Case) -> list[Asked]:
     """Each spelling of each probe's answer: the group, the probe's number in it, the pair."""
+    groups: dict[str, tuple[Probe, ...]] = {"relation_specificity": case.relations}
+    groups |= {FOLLOWS + name: probes for name, probes in case.groups.items()}
     return [
         (name, number, (probe.prompt, answer))
         for name, probes in groups.items()
@@ -146,42 +213,77 @@ def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
     return {name: mean([float(hit) for hit in hits.values()]) for name, hits in right.items()}
 
 
-def _locality(lm: Lm, case: Case, before: Tensor) -> Scores:
+def _neighbours(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[Tensor | None]:
+    """The next tokens' log-probabilities after each case's neighbours, (neighbours, V)."""
+    rows = _together(
+        [case.neighbours for case in cases], under,
+        lambda flat, each: list(locality.next_log_probabilities(lm, flat, under=each)),
+    )  # fmt: skip
+    return [torch.stack(each) if each else torch.empty(0, len(lm.tokenizer)) for each in rows]
+
+
+def _locality(
+    lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None], under: Under | None
+) -> list[Scores]:
     """NS and NM with the edit's sentence in front (CounterFact+), and KL on the neighbours."""
-    behind = [locality.with_edit(case.request, prompt) for prompt in case.neighbours]
-    contrasts = _contrasts(score_targets(lm, _pairs(case, behind)))
-    after = locality.next_log_probabilities(lm, case.neighbours)
-    return {
-        "NS_plus": mean([scores.kept(c) for c in contrasts]),
-        "NM_plus": mean([scores.kept_magnitude(c) for c in contrasts]),
-        "neighbour_KL": locality.mean_kl(before, after),
-    }
+    pairs = [
+        _pairs(case, [locality.with_edit(case.request, prompt) for prompt in case.neighbours])
+        for case in cases
+    ]
+    scored = _together(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
+    found: list[Scores] = []
+    for each, was, now in zip(scored, before, _neighbours(lm, cases, under), strict=True):
+        contrasts = _contrasts(each)
+        assert was is not None
+        assert now is not None
+        found.append({
+            "NS_plus": mean([scores.kept(c) for c in contrasts]),
+            "NM_plus": mean([scores.kept_magnitude(c) for c in contrasts]),
+            "neighbour_KL": locality.mean_kl(was, now),
+        })  # fmt: skip
+    return found
 
 
-def _generated(lm: Lm, case: Case) -> dict[str, str]:
-    """What the model writes by itself after the rewrite prompt and the paraphrases."""
-    prompts = {"rewrite": case.request.text}
-    prompts |= {f"paraphrase {number}": p for number, p in enumerate(case.paraphrases, 1)}
-    return dict(zip(prompts, greedy(lm, list(prompts.values()), NEW_TOKENS), strict=True))
+def _generated(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[dict[str, str]]:
+    """What the model writes by itself after the rewrite prompts and the paraphrases, by kind."""
+    prompts = [[case.request.text, *case.paraphrases] for case in cases]
+    written = _together(prompts, under, lambda flat, each: greedy(lm, flat, NEW_TOKENS, under=each))
+    kinds = [["rewrite", *(f"paraphrase {n}" for n in range(1, len(p)))] for p in prompts]
+    return [dict(zip(*pair, strict=True)) for pair in zip(kinds, written, strict=True)]
 
 
-def _generation(lm: Lm, case: Case, written: str) -> Scores:
-    target = case.request.target_new
-    forced = float(score_targets(lm, [(case.request.text, target)])[0].correct)
-    holds = texts.contains(written, target)
-    return {
-        "exact_match": texts.exact_match(written, target),
-        "contains": holds,
-        "teacher_forced": forced,
-        "generation_gap": forced - holds,
-    }
+def _generation(
+    lm: Lm, cases: Sequence[Case], written: Sequence[Mapping[str, str]], under: Under | None
+) -> list[Scores]:
+    targets = [case.request.target_new for case in cases]
+    pairs = [(case.request.text, target) for case, target in zip(cases, targets, strict=True)]
+    found: list[Scores] = []
+    for target, each, scored in zip(
+        targets, written, score_targets(lm, pairs, under=under), strict=True
+    ):
+        holds = texts.contains(each["rewrite"], target)
+        found.append({
+            "exact_match": texts.exact_match(each["rewrite"], target),
+            "contains": holds,
+            "teacher_forced": float(scored.correct),
+            "generation_gap": float(scored.correct) - holds,
+        })  # fmt: skip
+    return found
 
 
-def _texts(lm: Lm, case: Case, own: list[str], references: References | None) -> Scores:
+def _texts(
+    lm: Lm, cases: Sequence[Case], own: Sequence[list[str]], references: References | None,
+    under: Under | None,
+) -> list[Scores]:  # fmt: skip
     """GE of the sampled texts; RS and essence where there are reference texts of the case."""
-    found: Scores = {"GE": texts.generation_entropy(own)}
-    if references is None:
-        return found
-    same, subjects = references.of(case)
-    rs = texts.reference_score(own, same, references.tfidf) if own and same else None
-    return found | {"RS": rs, "essence": texts.essence_perplexity(lm, subjects)}
+    found: list[Scores] = [{"GE": texts.generation_entropy(each)} for each in own]
+    for number, case in enumerate(cases if references else ()):
+        assert references is not None
+        same, subjects = references.of(case)
+        both = own[number] and same
+        alone = under and Under(under.edits, [number])
+        found[number] |= {
+            "RS": texts.reference_score(own[number], same, references.tfidf) if both else None,
+            "essence": texts.essence_perplexity(lm, subjects, under=alone),
+        }
+    return found

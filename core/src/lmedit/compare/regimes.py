@@ -147,13 +147,13 @@ class _Pile:
             check_base(self.store, self.lm, self.entrant.name, self.mine)
 
     def _base(self) -> Height:
-        before = [self.scoring.before(self.lm, case) for case in self.cases]
+        before = self.scoring.before(self.lm, self.cases)
         return self._measured(len(self.cases), before, {})
 
     def _heights(self) -> list[Height]:
         assert self.entrant.editor_of is not None
         editors = [self.entrant.editor_of(case) for case in self.cases]
-        before = [self.scoring.before(self.lm, case) for case in self.cases]
+        before = self.scoring.before(self.lm, self.cases)
         found: list[Height] = []
         untouched: dict[Site, Tensor] = {}
         steps = list(enumerate(zip(self.cases, editors, strict=True)))
@@ -258,7 +258,7 @@ class _Pile:
 
 
 def _looked(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Edited:
-    payload = scoring.look(lm, case, before).payload()
+    payload = scoring.look(lm, [case], [before])[0].payload()
     return Edited(payload | {"scores": _finite(payload["scores"])})
 
 

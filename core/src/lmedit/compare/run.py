@@ -8,12 +8,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lmedit.artifacts import key_of, write_json
+from lmedit.beside import States
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.entrants import BASE, Entrant, of_editor
 from lmedit.compare.measures import protocol
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.work import Task, at_once, worked
+from lmedit.compare.work import Task, Worker, at_once
 from lmedit.hyper.training import trained_on
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.planning import predicted
@@ -60,10 +61,11 @@ def compare(
     planned = {editor.name: predicted(editor, at_once(editor)) for editor in editors}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
+        worker = Worker(store, lm, scoring, States(lm))
         runs = {
             entrant.name: [
                 outcome(stored, entrant.name)
-                for stored in worked(store, lm, _tasks(lm, cases, entrant, scoring), scoring)
+                for stored in worker.finished(_tasks(lm, cases, entrant, scoring))
             ]
             for entrant in entrants
         }

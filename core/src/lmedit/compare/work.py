@@ -1,6 +1,8 @@
-"""The work of a comparison: edit, score, revert each case; a failure is a result.
+"""The work of a comparison: edit and score each case; a failure is a result.
 
-What is finished is in the store and never done again; several processes may work on one run.
+Edits stay beside the weights and are scored together (`lmedit.beside`) where a method adds its
+deltas and the weights are of full precision; else each is applied, scored and reverted. What is
+finished is in the store and never done again; several processes may work on one run.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from lmedit.beside import Beside, States
 from lmedit.compare.entrants import BASE, Entrant
 from lmedit.compare.memory import peak_memory
 from lmedit.compare.store import RunStore, Stored
@@ -20,16 +23,16 @@ from lmedit.errors import BrokenPluginError, LmeditError, RequestError
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.case_scores import Looked, Scoring
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Case, Request, Update
 
 POLL_SECONDS = 0.2
 AT_ONCE = 8
-"""Cases whose updates a method works out together, where it can."""
+"""Cases whose edits are scored together, and worked out together where a method can."""
 
 
 @dataclass(frozen=True)
@@ -61,49 +64,135 @@ class Computed:
     mebibytes: float | None
 
 
-def worked(store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring) -> list[Stored]:
-    """Finish *tasks*, those that nobody else is at; wait for the others; the results in order.
+@dataclass
+class Worker:
+    """One process at a run: what it finishes goes into the store."""
 
-    Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
-    """
-    mine: list[str] = []
-    try:
-        _work(store, lm, tasks, scoring, mine)
-    finally:
-        check_base(store, lm, tasks[0].entrant.name if tasks else BASE, mine)
-    return [stored for task in tasks if (stored := store.get(task.key))]
+    store: RunStore
+    lm: Lm
+    scoring: Scoring
+    states: States
+    mine: list[str] = field(default_factory=list)
+    """The keys of the tasks finished here."""
+
+    def finished(self, tasks: Sequence[Task]) -> list[Stored]:
+        """Finish *tasks*, those that nobody else is at; wait for the others; the results in order.
+
+        Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
+        """
+        self.mine = []
+        try:
+            self._work(tasks)
+        finally:
+            check_base(self.store, self.lm, tasks[0].entrant.name if tasks else BASE, self.mine)
+        return [stored for task in tasks if (stored := self.store.get(task.key))]
+
+    def _work(self, tasks: Sequence[Task]) -> None:
+        # The same groups in every process, at every start.
+        waiting = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
+        name = tasks[0].entrant.name if tasks else ""
+        with tqdm(total=len(tasks), desc=name, unit="case", disable=None, leave=False) as bar:
+            while waiting:
+                left = []
+                for group in waiting:
+                    if self._finished(group):
+                        bar.update(len(group))
+                    else:
+                        left.append(group)
+                if len(left) == len(waiting):
+                    time.sleep(POLL_SECONDS)
+                waiting = left
+
+    def _finished(self, group: Sequence[Task]) -> bool:
+        """Whether all tasks of *group* are finished, if need be by doing now what nobody is at."""
+        left = [task for task in group if self.store.get(task.key) is None]
+        claimed = [task for task in left if self.store.claim(task.key)]
+        results = self._results(group, claimed) if claimed else {}
+        for task in claimed:
+            keep(self.store, task.key, task.entrant.name, task.case.id, results[task.key])
+            self.mine.append(task.key)
+        return len(claimed) == len(left)
+
+    def _results(self, group: Sequence[Task], claimed: Sequence[Task]) -> dict[str, Edited]:
+        """What each of the *claimed* tasks of *group* gives.
+
+        What a method raises is a failure of its case. Updates that are worked out together are
+        those of the whole group, so they do not depend on what is finished.
+        """
+        entrant, lm = group[0].entrant, self.lm
+        if entrant.editor_of is None:
+            before = self.scoring.before(lm, [task.case for task in claimed])
+            asked = [entrant.asked(task.case) for task in claimed]
+            looked = self.scoring.look(lm, asked, before, edited=False)
+            payloads = [Edited(look.payload()) for look in looked]
+            return {task.key: each for task, each in zip(claimed, payloads, strict=True)}
+        known = self._computed_together(group)
+        found: dict[str, Edited] = {}
+        for task in claimed:
+            if task.key not in known:
+                try:
+                    editor = entrant.editor_of(task.case)
+                    known[task.key] = computed(lm, editor, task.case.request)
+                except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+                    found[task.key] = Edited({"failure": failure_of(error)})
+        looked_at = self._looked_together([t for t in claimed if t.key in known], known)
+        for task in claimed:
+            if task.key in known:
+                found[task.key] = self._edited(task, known[task.key], looked_at.get(task.key))
+        return found
+
+    def _computed_together(self, group: Sequence[Task]) -> dict[str, Computed]:
+        """The updates of a group by key; none where one of them fails: each is tried alone."""
+        editor = group[0].entrant.editor
+        if editor is None or not editor.computes_many:
+            return {}
+        try:
+            with peak_memory(self.lm.device) as peak:
+                started = time.perf_counter()
+                updates = editor.compute_many([task.case.request for task in group])
+                seconds = (time.perf_counter() - started) / len(group)
+        except Exception:  # noqa: BLE001  (a stranger's method may raise anything)
+            return {}
+        return {
+            task.key: Computed(update, seconds, peak.mebibytes)
+            for task, update in zip(group, updates, strict=True)
+        }
+
+    def _looked_together(
+        self, group: Sequence[Task], known: Mapping[str, Computed]
+    ) -> dict[str, Looked]:
+        """What is measured of the edits that can stay beside the weights, in shared passes.
+
+        None where one of them fails: each is tried alone.
+        """
+        lm = self.lm
+        group = [t for t in group if _adds(t) and Beside.fits(lm, known[t.key].update)]
+        cases = [task.case for task in group]
+        if not group:
+            return {}
+        try:
+            edits = Beside(lm, [known[task.key].update for task in group], self.states)
+            looked = self.scoring.look(lm, cases, self.scoring.before(lm, cases), edits)
+        except Exception:  # noqa: BLE001  (as one text may be too long)
+            return {}
+        return {task.key: look for task, look in zip(group, looked, strict=True)}
+
+    def _edited(self, task: Task, known: Computed, looked: Looked | None) -> Edited:
+        """A finished task; without *looked* the edit is made, looked at and taken back."""
+        try:
+            return edit_case(self.lm, task, self.scoring, known, looked)
+        except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+            return Edited({"failure": failure_of(error)})
 
 
-def _work(
-    store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring, mine: list[str]
-) -> None:
-    """Do what is left of *tasks*; the keys of those done here are added to *mine*."""
-    waiting = list(_groups(tasks))
-    name = tasks[0].entrant.name if tasks else ""
-    with tqdm(total=len(tasks), desc=name, unit="case", disable=None, leave=False) as bar:
-        while waiting:
-            left = []
-            for group in waiting:
-                if _finished(store, lm, group, scoring, mine):
-                    bar.update(len(group))
-                else:
-                    left.append(group)
-            if len(left) == len(waiting):
-                time.sleep(POLL_SECONDS)
-            waiting = left
+def _adds(task: Task) -> bool:
+    editor_of = task.entrant.editor_of
+    return editor_of is not None and editor_of(task.case).adds
 
 
 def at_once(editor: Editor) -> int:
     """How many cases' updates are worked out together."""
     return AT_ONCE if editor.computes_many else 1
-
-
-def _groups(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
-    """Tasks whose updates are worked out together: the same in every process, at every start."""
-    editor = tasks[0].entrant.editor if tasks else None
-    size = at_once(editor) if editor is not None else 1
-    for start in range(0, len(tasks), size):
-        yield tasks[start : start + size]
 
 
 def check_base(store: RunStore, lm: Lm, method: str, mine: Sequence[str]) -> None:
@@ -116,54 +205,10 @@ def check_base(store: RunStore, lm: Lm, method: str, mine: Sequence[str]) -> Non
         )
 
 
-def _finished(
-    store: RunStore, lm: Lm, group: Sequence[Task], scoring: Scoring, mine: list[str]
-) -> bool:
-    """Whether all tasks of *group* are finished, if need be by doing now what nobody is at."""
-    left = [task for task in group if store.get(task.key) is None]
-    claimed = [task for task in left if store.claim(task.key)]
-    together = _together(lm, group) if claimed and len(group) > 1 else {}
-    for task in claimed:
-        edited = _result(lm, task, scoring, together.get(task.key))
-        keep(store, task.key, task.entrant.name, task.case.id, edited)
-        mine.append(task.key)
-    return len(claimed) == len(left)
-
-
-def _together(lm: Lm, group: Sequence[Task]) -> dict[str, Computed]:
-    """The updates of a group by key; none where one of them fails, so that each is tried alone."""
-    editor = group[0].entrant.editor
-    assert editor is not None
-    try:
-        with peak_memory(lm.device) as peak:
-            started = time.perf_counter()
-            updates = editor.compute_many([task.case.request for task in group])
-            seconds = (time.perf_counter() - started) / len(group)
-    except Exception:  # noqa: BLE001  (a stranger's method may raise anything)
-        return {}
-    return {
-        task.key: Computed(update, seconds, peak.mebibytes)
-        for task, update in zip(group, updates, strict=True)
-    }
-
-
 def keep(store: RunStore, key: str, method: str, case_id: str, edited: Edited) -> None:
     """Put a finished task into the store."""
     text = json.dumps(edited.payload, sort_keys=True, ensure_ascii=False)
     store.put(Stored(key, method, case_id, text, edited.seconds, edited.mebibytes))
-
-
-def _result(lm: Lm, task: Task, scoring: Scoring, known: Computed | None) -> Edited:
-    """Do *task*, its update *known* or not; what a method raises is a failure of this case."""
-    entrant = task.entrant
-    if entrant.editor_of is None:
-        before = scoring.before(lm, task.case)
-        looked = scoring.look(lm, entrant.asked(task.case), before, edited=False)
-        return Edited(looked.payload())
-    try:
-        return edit_case(lm, task.case, entrant.editor_of(task.case), scoring, known)
-    except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
-        return Edited({"failure": failure_of(error)})
 
 
 def failure_of(error: Exception) -> str:
@@ -181,19 +226,20 @@ def computed(lm: Lm, editor: Editor, request: Request) -> Computed:
 
 
 def edit_case(
-    lm: Lm, case: Case, editor: Editor, scoring: Scoring, known: Computed | None = None
+    lm: Lm, task: Task, scoring: Scoring, known: Computed, looked: Looked | None
 ) -> Edited:
-    """Edit, score, revert; seconds and memory are those of computing the update, not of scoring."""
-    known = known or computed(lm, editor, case.request)
+    """What a computed edit gives; seconds and memory are those of computing the update."""
     update = known.update
-    before = scoring.before(lm, case)
     norms = relative_norms(lm, update)
     of_weights = {"relative_norm": worst(norms.values())}
     of_weights["survival"] = min(survival(lm, update).values(), default=None)
     if "health" in scoring.groups:
         of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
-    with editor.applied(update):
-        looked = scoring.look(lm, case, before)
+    if looked is None:
+        assert task.entrant.editor_of is not None
+        before = scoring.before(lm, [task.case])
+        with task.entrant.editor_of(task.case).applied(update):
+            (looked,) = scoring.look(lm, [task.case], before)
     payload = looked.payload()
     payload["scores"] |= of_weights
     if any(score is not None and not math.isfinite(score) for score in payload["scores"].values()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lmedit.trace import changed
+from lmedit.trace import added, changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,9 +66,8 @@ def in_place(lm: Lm, changes: Mapping[Site, LowRankBatch], edit_of: Tensor) -> I
             left, right = change.left[edit_of], change.right[edit_of]
 
             def add(x: Tensor, out: Tensor, left: Tensor = left, right: Tensor = right) -> Tensor:
-                rows = x.reshape(len(right), -1, x.shape[-1]).to(right.dtype)
-                more = rows @ right.mT @ left.mT
-                return out + more.reshape(out.shape).to(out.dtype)
+                rows, outs = (t.reshape(len(right), -1, t.shape[-1]) for t in (x, out))
+                return added(rows, outs, left, right).reshape(out.shape)
 
             stack.enter_context(changed(lm.module_of(site), add))
         yield

@@ -13,6 +13,8 @@ count the prompt, the `top_k` best are renormalised, temperature 1, and end-of-t
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,11 @@ from lmedit.replay import keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
 
     Pick = Callable[[list[int], Tensor], list[int]]
@@ -39,16 +43,21 @@ PROTOCOL: Mapping[str, str] = MappingProxyType({
 
 
 def greedy(
-    lm: Lm, prompts: Sequence[str], max_new_tokens: int, batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[str]:
-    """What the model writes after each of *prompts*, the most probable token at a time.
+    """What the model writes after each of *prompts*, *under* its edit; the most probable tokens.
 
     The continuation alone, without special tokens; it ends before end-of-text (the tokenizer's
     and the generation config's) or after *max_new_tokens*.
     """
     rows = [encoded(lm, prompt, max_new_tokens) for prompt in prompts]
     wanted = [max_new_tokens] * len(rows)
-    new = _continued(lm, rows, wanted, lambda _, z: z.argmax(-1).tolist(), _ends(lm), batch_tokens)
+    plan = _Plan(rows, wanted, _ends(lm), batch_tokens, under)
+    new = _continued(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
     return [_added_text(lm, row, tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
@@ -59,6 +68,7 @@ def sampled(
     top_k: int = 5,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[str]:
     """Each prompt with what the model writes after it, drawn from the *top_k* best tokens.
 
@@ -76,7 +86,7 @@ def sampled(
         chosen = torch.searchsorted(upto, torch.stack(random) * upto[:, -1:], right=True)
         return ids.gather(1, chosen.clamp(max=ids.shape[1] - 1))[:, 0].tolist()
 
-    new = _continued(lm, rows, wanted, pick, frozenset(), batch_tokens)
+    new = _continued(lm, _Plan(rows, wanted, frozenset(), batch_tokens, under), pick)
     return [_text(lm, row + tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
@@ -96,33 +106,44 @@ def _seed_of(seed: int, prompt: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be continued: ``wanted[i]`` tokens after ``rows[i]``, or up to one of `ends`."""
+
+    rows: Sequence[list[int]]
+    wanted: Sequence[int]
+    ends: frozenset[int]
+    batch_tokens: int
+    under: Under | None
+
+    def edited(self, live: Sequence[int]) -> AbstractContextManager[None]:
+        """The rows *live* of a batch run under their edits."""
+        return self.under.edits.on(self.under.at(live)) if self.under else nullcontext()
+
+
 @torch.no_grad()
-def _continued(
-    lm: Lm,
-    rows: Sequence[list[int]],
-    wanted: Sequence[int],
-    pick: Pick,
-    ends: frozenset[int],
-    batch_tokens: int,
-) -> list[list[int]]:
-    """The tokens that *pick* puts after each of *rows*: ``wanted[i]``, or up to one of *ends*."""
-    new: list[list[int]] = [[] for _ in rows]
-    busy = [i for i, count in enumerate(wanted) if count > 0]
-    for group in by_length([len(rows[i]) + wanted[i] for i in busy], batch_tokens):
+def _continued(lm: Lm, plan: _Plan, pick: Pick) -> list[list[int]]:
+    """The tokens that *pick* puts after each row of *plan*."""
+    new: list[list[int]] = [[] for _ in plan.rows]
+    busy = [i for i, count in enumerate(plan.wanted) if count > 0]
+    sizes = [len(plan.rows[i]) + plan.wanted[i] for i in busy]
+    for group in by_length(sizes, plan.batch_tokens):
         live = [busy[i] for i in group]
-        inputs = _start(lm, [rows[i] for i in live])
+        with plan.edited(live):
+            inputs = _start(lm, [plan.rows[i] for i in live])
         while live:
-            picked = pick(live, lm.model(**inputs).logits[:, -1])
+            with plan.edited(live):
+                picked = pick(live, lm.model(**inputs).logits[:, -1])
             for i, token in zip(live, picked, strict=True):
                 new[i].append(token)
             going = [
                 place for place, i in enumerate(live)
-                if len(new[i]) < wanted[i] and picked[place] not in ends
+                if len(new[i]) < plan.wanted[i] and picked[place] not in plan.ends
             ]  # fmt: skip
             live = [live[place] for place in going]
             if live:
                 _advance(inputs, picked, going)
-    return [tokens[:-1] if tokens and tokens[-1] in ends else tokens for tokens in new]
+    return [tokens[:-1] if tokens and tokens[-1] in plan.ends else tokens for tokens in new]
 
 
 def _start(lm: Lm, rows: Sequence[list[int]]) -> dict[str, Any]:

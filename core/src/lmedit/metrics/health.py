@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
 
 POSITIONS_AT_ONCE = 64
@@ -82,14 +83,18 @@ class HeldOut:
         self._base = read_rows(lm, self.rows, lambda _, logits: logits.cpu(), batch_tokens)
         self.base = self.measure(lm)
 
-    def measure(self, lm: Lm) -> dict[str, float | None]:
-        """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token."""
+    def measure(self, lm: Lm, under: Under | None = None) -> dict[str, float | None]:
+        """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token.
+
+        *under* says which one edit it is read with.
+        """
 
         def read(i: int, logits: Tensor) -> tuple[float, float]:
             base = self._base[i].to(logits.device)
             return _loss(logits, self.rows[i]), _moved(base, logits)
 
-        sums = read_rows(lm, self.rows, read, self.batch_tokens)
+        each = under and under.spread([len(self.rows)])
+        sums = read_rows(lm, self.rows, read, self.batch_tokens, under=each)
         loss, moved = (math.fsum(column) / self.n_tokens for column in zip(*sums, strict=True))
         return {"perplexity": math.exp(min(loss, LARGEST)), "KL": moved}
 

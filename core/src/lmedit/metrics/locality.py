@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
     from lmedit.types import Request
 
@@ -33,7 +34,10 @@ def with_edit(request: Request, prompt: str) -> str:
 
 
 def next_log_probabilities(
-    lm: Lm, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    prompts: Sequence[str],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> Tensor:
     """log P(token | prompt) for every token, (len(prompts), V), at least float32, on the CPU."""
     rows = [encoded(lm, prompt) for prompt in prompts]
@@ -41,7 +45,8 @@ def next_log_probabilities(
     def read(_: int, logits: Tensor) -> Tensor:
         return log_probabilities(logits[-1]).cpu().to(lm.working_dtype)
 
-    answered = read_rows(lm, rows, read, batch_tokens)
+    last = [[len(row) - 1] for row in rows]
+    answered = read_rows(lm, rows, read, batch_tokens, last, under)
     return torch.stack(answered) if answered else torch.empty(0, len(lm.tokenizer))
 
 

@@ -8,12 +8,14 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.fitting import in_parts
+from lmedit.replay import resume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
 
 T = TypeVar("T")
@@ -45,27 +47,50 @@ def read_rows(
     rows: Sequence[Sequence[int]],
     read: Callable[[int, Tensor], T],
     batch_tokens: int = BATCH_TOKENS,
+    places: Sequence[Sequence[int]] | None = None,
+    under: Under | None = None,
 ) -> list[T]:
-    """``read(i, logits)`` for each of *rows* of ids, in their order; logits are (len(row), V).
+    """``read(i, logits)`` for each of *rows* of ids, in their order.
 
-    Rows are padded on the right (`Lm.logits`), and *read* never sees the padding. A row that
-    another one begins with is not run by itself: two targets after one prompt share its pass.
-    Where memory ends, a pass is halved.
+    The next-token logits are those at the positions ``places[i]``, (n, V), at all of them where
+    none are named; the head is applied there alone. *under* says which edit each row is run with.
+    A row that another one of the same edit begins with is not run by itself: two targets after one
+    prompt share its pass. Where memory ends, a pass is halved.
     """
     answers: dict[int, T] = {}
-    shared = _sharing(rows)
+    places = places or [range(len(row)) for row in rows]
+    shared = _sharing([(edit, *row) for edit, row in zip(_edits(under, rows), rows, strict=True)])
     runs = list(shared)
 
     def run(members: Sequence[int]) -> None:
-        logits = lm.logits(lm.batch([rows[runs[m]] for m in members]))
-        for m, of_row in zip(members, logits, strict=True):
-            for i in shared[runs[m]]:
-                answers[i] = read(i, of_row[: len(rows[i])])
+        readers = [(number, i) for number, m in enumerate(members) for i in shared[runs[m]]]
+        at = [(number, place) for number, i in readers for place in places[i]]
+        logits = _logits_at(lm, rows, [runs[m] for m in members], at, under)
+        parts = torch.split(logits, [len(places[i]) for _, i in readers])
+        for (_, i), part in zip(readers, parts, strict=True):
+            answers[i] = read(i, part)
 
     for group in by_length([len(rows[i]) for i in runs], batch_tokens):
         for _ in in_parts(run, group, len(group)):
             pass
     return [answers[i] for i in range(len(rows))]
+
+
+def _edits(under: Under | None, rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    return [0] * len(rows) if under is None else under.of
+
+
+def _logits_at(
+    lm: Lm, rows: Sequence[Sequence[int]], which: Sequence[int], at: Sequence[tuple[int, int]],
+    under: Under | None,
+) -> Tensor:  # fmt: skip
+    """Logits (n, V) of the rows *which*, run together, at the places (place in *which*, token)."""
+    ids = [rows[i] for i in which]
+    where = torch.tensor(at, device=lm.device).reshape(-1, 2).T
+    if under is None:
+        return resume(lm, ids, 0, []).gathered(*where, whole_mlp=False)
+    with under.edits.on(under.at(which)):
+        return under.edits.ready(ids).gathered(*where, whole_mlp=under.edits.in_last)
 
 
 def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
@@ -80,6 +105,11 @@ def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
             last = shared[i] = []
         last.append(i)
     return shared
+
+
+def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[range]:
+    """For rows run as prompt + target[:-1]: the positions that predict the target's tokens."""
+    return [range(len(ids) - 1, len(ids) - 1 + len(target)) for ids, target in rows]
 
 
 def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
@@ -107,7 +137,10 @@ def target_rows(lm: Lm, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int
 
 
 def predicted(
-    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[list[tuple[int, int]]]:
     """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
 
@@ -116,10 +149,10 @@ def predicted(
     rows = target_rows(lm, pairs)
 
     def read(i: int, logits: Tensor) -> list[tuple[int, int]]:
-        best = logits[len(rows[i][0]) - 1 :].argmax(-1).tolist()
-        return list(zip(rows[i][1], best, strict=True))
+        return list(zip(rows[i][1], logits.argmax(-1).tolist(), strict=True))
 
-    return read_rows(lm, [prompt + target[:-1] for prompt, target in rows], read, batch_tokens)
+    ids = [prompt + target[:-1] for prompt, target in rows]
+    return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.metrics.passes import BATCH_TOKENS, read_rows, target_rows
+from lmedit.metrics.passes import BATCH_TOKENS, read_rows, target_places, target_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
 
 
@@ -26,19 +27,22 @@ class TargetScore:
 
 
 def score_targets(
-    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[TargetScore]:
-    """Teacher-forced scores of (prompt, target) *pairs*, in their order.
+    """Teacher-forced scores of (prompt, target) *pairs*, in their order, each *under* its edit.
 
     -n(o|p) = (1/T) sum_t log P(o_t | p, o_<t), softmax in float32 (methods.md 9.1).
     """
     rows = target_rows(lm, pairs)
 
     def read(i: int, logits: Tensor) -> TargetScore:
-        prompt, target = rows[i]
-        ids = torch.tensor(target, device=logits.device)
-        steps = logits[len(prompt) - 1 :].float().log_softmax(-1)
+        ids = torch.tensor(rows[i][1], device=logits.device)
+        steps = logits.float().log_softmax(-1)
         picked = steps.gather(1, ids[:, None]).mean().item()
         return TargetScore(picked, bool((steps.argmax(-1) == ids).all()))
 
-    return read_rows(lm, [prompt + target[:-1] for prompt, target in rows], read, batch_tokens)
+    ids = [prompt + target[:-1] for prompt, target in rows]
+    return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
     from lmedit.types import Case
 
@@ -193,7 +194,9 @@ def reference_score(
     return math.fsum(value * other.get(term, 0.0) for term, value in one.items()) / norms
 
 
-def essence_perplexity(lm: Lm, texts: Sequence[str], max_tokens: int = 100) -> float | None:
+def essence_perplexity(
+    lm: Lm, texts: Sequence[str], max_tokens: int = 100, under: Under | None = None
+) -> float | None:
     """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of *texts* joined, cut to *max_tokens*.
 
     N is the number of tokens, though N - 1 are predicted: ROME `util/perplexity.py`. None of no
@@ -207,4 +210,4 @@ def essence_perplexity(lm: Lm, texts: Sequence[str], max_tokens: int = 100) -> f
         logs = log_probabilities(logits[:-1]).tolist()
         return math.fsum(row[token] for row, token in zip(logs, ids[1:], strict=True))
 
-    return math.exp(-read_rows(lm, [ids], read)[0] / len(ids))
+    return math.exp(-read_rows(lm, [ids], read, under=under)[0] / len(ids))

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.beside import Under
     from lmedit.models import Lm
 
-    Hits = Callable[[Lm, Sequence[tuple[str, str]], int], list[list[bool]]]
+    Hits = Callable[[Lm, Sequence[tuple[str, str]], int, Under | None], list[list[bool]]]
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({
     "rome": "teacher-forced token accuracy, prompt and target tokens joined as strings (ROME)",
@@ -39,7 +40,10 @@ class ZsreScores:
 
 
 def string_hits(
-    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[list[bool]]:
     """For each (prompt, target) and token i of " " + target: top-1 or not, by strings.
 
@@ -61,19 +65,24 @@ def string_hits(
     def read(i: int, logits: Tensor) -> bool:
         return int(logits[-1].argmax()) == wanted[i]
 
-    hits = iter(read_rows(lm, prompts, read, batch_tokens))
+    last = [[len(ids) - 1] for ids in prompts]
+    each = under and under.spread(counts)
+    hits = iter(read_rows(lm, prompts, read, batch_tokens, last, each))
     return [[next(hits) for _ in range(count)] for count in counts]
 
 
 def id_hits(
-    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> list[list[bool]]:
     """For each (prompt, target) and token of the target: top-1 or not, by ids.
 
     The ids of prompt and target are cut from one encoding (`Lm.with_target`), so every token can
     be reached and the model reads what it would read in the whole text.
     """
-    return [[own == best for own, best in row] for row in predicted(lm, pairs, batch_tokens)]
+    return [[own == best for own, best in row] for row in predicted(lm, pairs, batch_tokens, under)]
 
 
 def zsre_scores(
@@ -84,15 +93,16 @@ def zsre_scores(
     locality: Sequence[tuple[str, str]],
     hits: Hits = string_hits,
     batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
 ) -> ZsreScores:
     """The scores of one record: means over all target tokens of all prompts of a kind.
 
     *rewrite* and *paraphrases* are filled prompts for *target*; *locality* are prompts with their
     own answers (in ROME's reading of the MEND file: ``loc + "?"`` and ``loc_ans``). *hits* is
-    `string_hits` (ROME's protocol) or `id_hits`.
+    `string_hits` (ROME's protocol) or `id_hits`; *under* says which edit the record is read with.
     """
     pairs = [(prompt, target) for prompt in (rewrite, *paraphrases)] + list(locality)
-    found = hits(lm, pairs, batch_tokens)
+    found = hits(lm, pairs, batch_tokens, under and under.spread([len(pairs)]))
     cut = 1 + len(paraphrases)
     return ZsreScores(_share(found[:1]), _share(found[1:cut]), _share(found[cut:]))
 

@@ -1,0 +1,157 @@
+"""Edits beside the weights: each row of a batch is run as if its own edit were in the model.
+
+``W x + dW x`` is what the edited matrix gives, so many edits are measured in one forward pass, no
+weight is written, and what is below the lowest edited block is the unedited model's: it is kept for
+the next edit of the same texts. Equal to the weights' own change up to rounding, so only for
+weights of single precision or finer: in half precision an edit is what rounding leaves of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.models.families import is_matrix
+from lmedit.replay import Entering, Kept, enter, resume
+from lmedit.trace import added, changed
+from lmedit.types import Dense, LowRank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.types import Delta, Site, Update
+
+GIGABYTE = 1024**3
+FINEST_HALF = 2
+"""Bytes of a number of half precision."""
+
+
+class States:
+    """What enters a block of the unedited model, by row of ids; what was used least lately goes."""
+
+    def __init__(self, lm: Lm, gigabytes: float = 0.5) -> None:
+        """*lm* must be the base whenever `entering` is asked."""
+        self.lm, self.room = lm, gigabytes * GIGABYTE
+        self._kept: OrderedDict[tuple[int, tuple[int, ...]], Entering] = OrderedDict()
+
+    def entering(self, rows: Sequence[Sequence[int]], layer: int) -> list[Entering]:
+        """What enters block *layer* for each of *rows*."""
+        keys = [(layer, tuple(row)) for row in rows]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        if missing:
+            fresh = enter(self.lm, [ids for _, ids in missing], layer)
+            self._kept.update(zip(missing, fresh, strict=True))
+            self.room -= sum(states.hidden.nbytes for states in fresh)
+        for key in keys:
+            self._kept.move_to_end(key)
+        found = [self._kept[key] for key in keys]
+        while self.room < 0 and self._kept:
+            self.room += self._kept.popitem(last=False)[1].hidden.nbytes
+        return found
+
+
+class Beside:
+    """Updates of one model that stay beside its weights."""
+
+    def __init__(self, lm: Lm, updates: Sequence[Update], states: States | None = None) -> None:
+        """*updates* must be such as `fits` says; *states* of *lm* spare what they need not run."""
+        self.lm, self.states = lm, states or States(lm, 0.0)
+        self.changes: dict[Site, dict[int, Delta]] = {}
+        for number, update in enumerate(updates):
+            for site, delta in update.deltas.items():
+                self.changes.setdefault(site, {})[number] = delta
+        blocks = [_block_of(lm, site) or 0 for site in self.changes]
+        self.first = min(blocks, default=lm.n_layers)
+        self.in_last = max(blocks, default=-1) == lm.n_layers - 1
+
+    @staticmethod
+    def fits(lm: Lm, update: Update) -> bool:
+        """Whether *update* can stay beside: of matrices in blocks, not in half precision."""
+        return all(
+            _block_of(lm, site) is not None
+            and is_matrix(lm.module_of(site))
+            and lm.weight(site).element_size() > FINEST_HALF
+            for site in update.deltas
+        )
+
+    @contextmanager
+    def on(self, edit_of: Sequence[int]) -> Iterator[None]:
+        """Row i of every batch has edit ``edit_of[i]`` in the block."""
+        with ExitStack() as stack:
+            for site, deltas in self.changes.items():
+                rows = [deltas.get(number) for number in edit_of]
+                if any(delta is not None for delta in rows):
+                    stack.enter_context(changed(self.lm.module_of(site), _Change(site, rows)))
+            yield
+
+    def ready(self, rows: Sequence[Sequence[int]]) -> Kept:
+        """*rows* of ids, to be run from the lowest edited block on."""
+        return resume(self.lm, rows, self.first, self.states.entering(rows, self.first))
+
+
+@dataclass(frozen=True)
+class Under:
+    """The edit under which each of some texts is read, by its number in *edits*."""
+
+    edits: Beside
+    of: Sequence[int]
+
+    def at(self, places: Sequence[int]) -> list[int]:
+        """The edits of the texts *places*."""
+        return [self.of[place] for place in places]
+
+    def spread(self, counts: Sequence[int]) -> Under:
+        """The same where text i has become ``counts[i]`` texts."""
+        pairs = zip(self.of, counts, strict=True)
+        return Under(self.edits, [edit for edit, count in pairs for _ in range(count)])
+
+
+class _Change:
+    """What the rows' deltas add to a module's output; None adds nothing."""
+
+    def __init__(self, site: Site, rows: Sequence[Delta | None]) -> None:
+        self.bias = site.parameter.endswith(".bias")
+        self.count = len(rows)
+        low = [(i, delta) for i, delta in enumerate(rows) if isinstance(delta, LowRank)]
+        self.low_rank = _stacked([delta for _, delta in low]) if low else None
+        self.low_rows = [i for i, _ in low]
+        self.dense: dict[int, tuple[Tensor, list[int]]] = {}
+        for i, delta in enumerate(rows):
+            if isinstance(delta, Dense):
+                self.dense.setdefault(id(delta), (delta.values, []))[1].append(i)
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        whole = out.reshape(self.count, -1, out.shape[-1]).clone()
+        inputs = x.reshape(self.count, -1, x.shape[-1])
+        if self.bias:
+            inputs = torch.ones_like(inputs[..., :1])
+        if self.low_rank is not None:
+            rows = self.low_rows
+            whole[rows] = added(inputs[rows], whole[rows], *self.low_rank)
+        for values, rows in self.dense.values():
+            more = inputs[rows].to(values.dtype) @ values.mT
+            whole[rows] = whole[rows] + more.to(whole.dtype)
+        return whole.reshape(out.shape)
+
+
+def _stacked(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """Left (B, d_out, r) and right (B, r, d_in), filled up with zeros to one rank."""
+    rank = max(delta.right.shape[0] for delta in deltas)
+    left = [torch.nn.functional.pad(d.left, (0, rank - d.left.shape[1])) for d in deltas]
+    right = [torch.nn.functional.pad(d.right, (0, 0, 0, rank - len(d.right))) for d in deltas]
+    return torch.stack(left), torch.stack(right)
+
+
+def _block_of(lm: Lm, site: Site) -> int | None:
+    """The block that *site* lies in; None where it lies in none."""
+    start = f"{lm.family.blocks}."
+    if not site.parameter.startswith(start):
+        return None
+    return int(site.parameter.removeprefix(start).partition(".")[0])
