@@ -78,15 +78,16 @@ class Kept:
         where nobody changes what that takes in or gives out and so needs its *whole_mlp*.
         """
         head = self.lm.model.get_output_embeddings()
+        # A place that is read twice is run once, and its gradient comes from there.
+        each, number = torch.unique(torch.stack([rows, positions]), dim=1, return_inverse=True)
+        places = tuple(each)
 
         def at_places(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-            return forward(hidden[rows, positions][None])
+            return forward(hidden[places][None])
 
         def of_places(forward: Callable[..., Tensor], *streams: Tensor) -> Tensor:
-            # A place that is read twice is run once, and its gradient comes from there.
-            each = torch.unique(torch.stack([rows, positions]), dim=1)
-            found = forward(*(stream[tuple(each)][None] for stream in streams))
-            return torch.zeros_like(streams[0]).index_put(tuple(each), found[0])
+            found = forward(*(stream[places][None] for stream in streams))
+            return torch.zeros_like(streams[0]).index_put(places, found[0])
 
         with ExitStack() as lean:
             lean.enter_context(self.lower_blocks_skipped())
@@ -95,7 +96,7 @@ class Kept:
                 last = self.lm.mlp_module(self.lm.n_layers - 1)
                 lean.enter_context(wrapped(last, of_places) if last else nullcontext())
             logits: Tensor = self.lm.model(**self.inputs).logits
-        return logits[0]
+        return logits[0, number]
 
     @contextmanager
     def lower_blocks_skipped(self) -> Iterator[None]:

@@ -21,24 +21,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BATCH_TOKENS = 2048
 """Padded tokens in one forward pass; it bounds memory and changes no score."""
-SPREAD, SHORT = 1.5, 8
-"""Rows of one pass differ in length by this factor at most; all up to SHORT count as that long."""
+PASS_TOKENS = 64
+"""Tokens whose run takes as long as one more pass takes beside its tokens."""
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows, shortest first, in groups of at most *budget* padded tokens.
 
-    A row that is longer than the budget stands alone, and none is much longer than the shortest of
-    its group (`SPREAD`), where most of what is run would be padding.
+    The groups cost least, in padded tokens and `PASS_TOKENS` for each; a row that is longer than
+    the budget stands alone.
     """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        fits = groups and lengths[i] * (len(groups[-1]) + 1) <= budget
-        if fits and lengths[i] <= SPREAD * max(lengths[groups[-1][0]], SHORT):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ends = [
+        n for n in range(1, len(order) + 1)
+        if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]
+    ]  # fmt: skip
+    best: dict[int, tuple[float, list[list[int]]]] = {0: (0.0, [])}
+    for end in ends:  # the cheapest groups of the rows up to here
+        width = max(1, lengths[order[end - 1]])
+        size = max(1, budget // width)
+        ways = []
+        for start, (before, groups) in best.items():
+            parts = [order[at : min(at + size, end)] for at in range(start, end, size)]
+            cost = before + (end - start) * width + PASS_TOKENS * len(parts)
+            ways.append((cost, groups + parts))
+        best[end] = min(ways, key=lambda way: way[0])
+    return best[len(order)][1]
 
 
 @torch.no_grad()
