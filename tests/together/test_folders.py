@@ -172,7 +172,10 @@ def test_weights_that_others_changed_are_noticed(
     assert "is damaged" in lmedit("log", folder).stderr
 
 
-@pytest.mark.parametrize("moment", ["save_patch", "save_tensors", "write_json", "_exchange"])
+@pytest.mark.parametrize(
+    "moment",
+    ["folders.save_patch", "folders.save_tensors", "folders.write_json", "parts._exchange"],
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_a_crash_leaves_the_old_folder(
     lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch,
@@ -186,7 +189,7 @@ def test_a_crash_leaves_the_old_folder(
 
     edited = opened(str(folder))
     folders.with_edits(edited, folders.read_patches(edited, patches[1:2]))
-    monkeypatch.setattr(folders, moment, crash)
+    monkeypatch.setattr(f"lmedit.{moment}", crash)
     with pytest.raises((KeyboardInterrupt, ArtifactError)):
         written(edited, folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
@@ -196,7 +199,7 @@ def test_a_crash_leaves_the_old_folder(
 def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
     lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders.sys, "platform", "other")
+    monkeypatch.setattr("lmedit.parts.sys.platform", "other")
     folder = applied(lmedit, model, "edited", *patches)
     assert lmedit("revert", folder, patches[0]).exit_code == 0
     assert lmedit("verify", folder).exit_code == 0

@@ -8,22 +8,23 @@ the lost share told.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from lmedit.artifacts import write_json
+from lmedit.artifacts import parse_json, write_json
 from lmedit.errors import ArtifactError
-from lmedit.folders import replacing_folder
 from lmedit.ledger import applied, check_fits
-from lmedit.types import Dense, LowRank, Site, Update
+from lmedit.parts import replacing_folder
+from lmedit.patches import NUMBERS
+from lmedit.types import Dense, LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -170,34 +171,69 @@ def read_adapter(lm: Lm, folder: Path) -> Update:
 
     Raises `ArtifactError` where it is damaged, does not fit, or is more than plain LoRA.
     """
-    config, tensors = _read(folder)
+    config, shapes = _read(folder)
     for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
         if config.get(name):
             raise ArtifactError(f"{folder} uses {name}, which is no plain LoRA; merge it with peft")
     if config.get("bias", "none") != "none":
         raise ArtifactError(f"{folder} changes biases, which is no plain LoRA; merge it with peft")
-    r, alpha = config["r"], config["lora_alpha"]
+    r, alpha = config["r"], float(config["lora_alpha"])
+    sites = _sites(lm, folder, shapes, r)
     scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-    deltas = {}
-    for name, right in tensors.items():
-        if not name.endswith(A):
-            continue
-        module = name.removeprefix(PREFIX).removesuffix(A)
-        left = tensors.get(f"{PREFIX}{module}{B}")
-        if left is None or f"{module}.weight" not in lm.parameters:
-            raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
-        deltas[lm.site_of(module)] = LowRank(scale * left.float(), right.float())
+    tensors = load_file(folder / WEIGHTS)
+    deltas = {
+        site: LowRank(scale * tensors[left].float(), tensors[right].float())
+        for site, (left, right) in sites.items()
+    }
     update = Update(deltas, {"adapter": folder.name})
     check_fits(lm, update)
     return update
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _sites(
+    lm: Lm, folder: Path, shapes: Mapping[str, tuple[int, ...]], r: int
+) -> dict[Site, tuple[str, str]]:
+    """What the tensors of these *shapes* change, and the names of B and A; of rank *r* all."""
+    sites = {}
+    for name in shapes:
+        module = name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
+        pair = f"{PREFIX}{module}{B}", f"{PREFIX}{module}{A}"
+        if name not in pair or f"{module}.weight" not in lm.parameters:
+            raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
+        site = lm.site_of(module)
+        rows, columns = lm.weight(site).shape
+        if [shapes.get(each) for each in pair] != [(rows, r), (r, columns)]:
+            raise ArtifactError(
+                f"{folder} changes {module} by no matrices of {rows} x {r} and {r} x {columns}; it "
+                "is of another model"
+            )
+        sites[site] = pair
+    return sites
+
+
+class _Config(BaseModel):
+    """What every LoRA adapter of peft says."""
+
+    model_config = ConfigDict(strict=True)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(gt=0)
+    lora_alpha: float = Field(allow_inf_nan=False)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The configuration, and the shapes of the tensors."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-        if config["peft_type"] != "LORA" or not config["r"] > 0 or "lora_alpha" not in config:
-            raise ValueError("it is no LoRA")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        _Config.model_validate(config)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if not {view.get_dtype() for view in found.values()} <= NUMBERS:
+                raise ValueError("its tensors are no plain numbers")
+            shapes = {name: tuple(view.get_shape()) for name, view in found.items()}
+    except ValidationError as error:
+        what = f"{folder} is no LoRA adapter of peft ({first_complaint(error)})"
+        raise ArtifactError(what) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is no LoRA adapter of peft ({error})") from error
-    return config, tensors
+    return config, shapes

@@ -9,26 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lmedit.errors import ArtifactError
 from lmedit.models.digest import digest_tensors
-from lmedit.types import DELTAS, Dense, LowRank, Prepared, Site, Update
+from lmedit.parts import part_of
+from lmedit.patches import Facts, shapes_of
+from lmedit.types import DELTAS, Dense, LowRank, Prepared, Site, Update, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
     from lmedit.models import Lm
+    from lmedit.patches import Layout
 
 CACHE_VARIABLE = "LMEDIT_CACHE"
 
@@ -49,26 +52,29 @@ def key_of(**parts: Any) -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside *path*; renamed to *path* if the block ends well, else removed.
+    """A place beside *path* for a file; renamed to *path* if the block ends well, else removed.
 
     Raises `ArtifactError` where the folder cannot be written.
     """
+    with part_of(path) as part:
+        try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # safetensors makes files that only their owner can read
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
+
+
+def parse_json(text: str) -> Any:
+    """The value that *text* says; raises `ValueError` also where it is too deep, or no text."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        part.touch(exist_ok=False)
-        mode = part.stat().st_mode
-    except OSError as error:
-        what = f"cannot write {path}: {error.strerror}; choose another place"
-        raise ArtifactError(what) from error
-    try:
-        yield part
-        part.chmod(mode)  # safetensors makes files that only their owner can read
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
-    finally:
-        part.unlink(missing_ok=True)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # halves of characters cannot be printed
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep") from None
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,34 +110,46 @@ def _order_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
-    """Read what `save_tensors` wrote; raises `ArtifactError` for any other file."""
-    if not path.is_file():
+def load_tensors(
+    path: Path, kind: str, check: Callable[[Any, Layout], None] | None = None
+) -> tuple[dict[str, Tensor], Any]:
+    """Read what `save_tensors` wrote; raises `ArtifactError` for any other file.
+
+    The tensors are views of the file: who keeps them longer than it makes copies. *check* is given
+    the facts and what tensors there are, before one is read; it raises `ValueError` or
+    `ArtifactError`.
+    """
+    if not os.path.isfile(path):  # which, unlike Path's, takes any name
         raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
-    if metadata.get("kind") != kind:
-        raise ArtifactError(f"{path} is not a {kind} file of lmedit; name the right file")
-    facts = metadata.get("facts", "")
-    if metadata.get("sha256") != _checksum(kind, tensors, facts):
-        raise ArtifactError(f"{path} fails its checksum; delete it and make it again")
-    return tensors, json.loads(facts)
+    with _opened(path, kind) as (file, metadata):
+        facts = parse_json(metadata.get("facts", ""))
+        if check:
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            check(facts, {n: (v.get_dtype(), tuple(v.get_shape())) for n, v in views.items()})
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if metadata.get("sha256") != _checksum(kind, tensors, metadata["facts"]):
+            raise ArtifactError(f"{path} fails its checksum; delete it and make it again")
+    return tensors, facts
 
 
 def read_facts(path: Path, kind: str) -> Any:
     """The facts of a file of *kind*, without its tensors; raises `ArtifactError`."""
+    with _opened(path, kind) as (_, metadata):
+        return parse_json(metadata.get("facts", ""))
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """The safetensors file *path* of *kind*, and its metadata; what is wrong in it is told."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
+            if metadata.get("kind") != kind:
+                what = f"{path} is not a {kind} file of lmedit; name the right file"
+                raise ArtifactError(what)
+            yield file, metadata
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
-    if metadata.get("kind") != kind:
-        raise ArtifactError(f"{path} is not a {kind} file of lmedit; name the right file")
-    return json.loads(metadata["facts"])
 
 
 def _checksum(kind: str, tensors: Mapping[str, Tensor], facts: str) -> str:
@@ -179,25 +197,50 @@ class Checkpoint:
 
 
 def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
-    """Write *update* as a patch file with its provenance *facts* (JSON)."""
+    """Write *update* as a patch file with its provenance *facts* (JSON).
+
+    Raises `ArtifactError` where the known ones among them are not what `lmedit.patches` says.
+    """
     tensors: dict[str, Tensor] = {}
     sites = []
     for number, (site, delta) in enumerate(sorted(update.deltas.items())):
         kind = next(kind for kind, cls in DELTAS.items() if isinstance(delta, cls))
         sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
         tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
-    save_tensors(path, PATCH, tensors, {**facts, "sites": sites, "notes": dict(update.notes)})
+    told = {**facts, "sites": sites, "notes": dict(update.notes)}
+    _checked(path, told)
+    save_tensors(path, PATCH, tensors, told)
 
 
-def load_patch(path: Path) -> tuple[Update, dict[str, Any]]:
-    """Read a patch file: the update, and the facts it was saved with."""
-    tensors, facts = load_tensors(path, PATCH)
+def load_patch(
+    path: Path, check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None
+    = None,
+) -> tuple[Update, dict[str, Any]]:  # fmt: skip
+    """Read a patch file: the update, and the facts it was saved with.
+
+    *check* is given the facts and the shape (d_out, d_in) of every change before a tensor is read,
+    and raises `ArtifactError`, as this does for a file that is damaged or no patch.
+    """
+
+    def expect(facts: Any, layout: Layout) -> None:
+        shapes = shapes_of(_checked(path, facts), layout)
+        if check:
+            check(facts, shapes)
+
+    tensors, facts = load_tensors(path, PATCH, expect)
     deltas: dict[Site, LowRank | Dense] = {}
     for number, site in enumerate(facts.pop("sites")):
         parts = {
-            name.partition(".")[2]: tensor
+            name.partition(".")[2]: tensor.clone()  # else a view of the file, and of its changes
             for name, tensor in tensors.items()
             if name.startswith(f"{number}.")
         }
         deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
     return Update(deltas, facts.pop("notes")), facts
+
+
+def _checked(path: Path, facts: Any) -> Facts:
+    try:
+        return Facts.model_validate(facts)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_complaint(error)}; make the patch again") from None

@@ -7,38 +7,61 @@ exchanged for the old one in one step.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
-import shutil
-import sys
-import uuid
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from lmedit.artifacts import (
     BASE,
+    key_of,
     load_patch,
     load_tensors,
+    parse_json,
     save_patch,
     save_tensors,
     write_json,
 )
 from lmedit.errors import ArtifactError, LedgerError
-from lmedit.ledger import SHORT, Entry, Ledger, check_fits, identity_of
+from lmedit.ledger import SHORT, Entry, Ledger, check_fits, check_shapes, identity_of
 from lmedit.models import Lm, load_lm
-from lmedit.types import Site
+from lmedit.models.digest import digest_tensors
+from lmedit.parts import replacing_folder
+from lmedit.types import Frozen, Site, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from lmedit.patches import Layout
     from lmedit.types import Update
 
 LEDGER, EDITS, ORIGINALS = "lmedit-ledger.json", "lmedit-edits", "base.safetensors"
-CURRENT, EXCHANGE = -100, 2
-"""AT_FDCWD and RENAME_EXCHANGE of Linux' renameat2."""
+
+
+class _Base(Frozen):
+    name: str
+    digest: str
+
+
+class _Edit(BaseModel):
+    """An edit in the ledger: its id, and what its patch says of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str = Field(pattern="^[0-9a-f]{64}$")
+    request: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Head(Frozen):
+    """What `lmedit-ledger.json` must say."""
+
+    base: _Base
+    number_type: str
+    weights: str
+    touched: list[tuple[str, bool]]
+    edits: list[_Edit]
 
 
 @dataclass(frozen=True)
@@ -55,10 +78,16 @@ class Edited:
         """What `lmedit-ledger.json` says."""
         return {
             "base": dict(self.base), "number_type": self.lm.dtype_name,
-            "weights": self.lm.weights_digest(),
-            "touched": [[site.parameter, site.transposed] for site in self.ledger.touched],
-            "edits": [{"id": e.id, **e.facts} for e in self.ledger.entries],
+            "weights": self.lm.weights_digest(), **_told(self.ledger),
         }  # fmt: skip
+
+
+def _told(ledger: Ledger) -> dict[str, Any]:
+    """What `lmedit-ledger.json` says of the edits."""
+    return {
+        "touched": [[site.parameter, site.transposed] for site in ledger.touched],
+        "edits": [{**entry.facts, "id": entry.id} for entry in ledger.entries],
+    }
 
 
 def opened(name: str, **how: Any) -> Edited:
@@ -72,14 +101,6 @@ def opened(name: str, **how: Any) -> Edited:
     if not path.is_file():
         return Edited(lm, Ledger(lm), {"name": lm.name, "digest": digest})
     head = _read(path)
-    entries = []
-    for edit in head["edits"]:
-        update, facts = load_patch(path.parent / EDITS / f"{edit['id']}.safetensors")
-        entries.append(Entry(edit["id"], update, facts))
-    tensors: dict[str, Any] = {}
-    if entries:
-        tensors, _ = load_tensors(path.parent / EDITS / ORIGINALS, BASE)
-    base = {Site(name, transposed): tensors[name] for name, transposed in head["touched"]}
     if digest != head["weights"]:
         how_loaded = f"; it was written in {head['number_type']}, loaded in {lm.dtype_name}"
         raise ArtifactError(
@@ -87,15 +108,47 @@ def opened(name: str, **how: Any) -> Edited:
             f"{how_loaded if head['number_type'] != lm.dtype_name else ''}; apply its patches to "
             "the base again"
         )
-    return Edited(lm, Ledger(lm, tuple(entries), base), head["base"])
+    ledger = _ledger(lm, path.parent / EDITS, head)
+    found = {**head, "number_type": lm.dtype_name, **_told(ledger)}
+    if not ledger.entries:
+        found["base"] = {**head["base"], "digest": digest}
+    if key_of(**found) != key_of(**head):
+        raise ArtifactError(
+            f"{path} is damaged (it does not say what its patches say); apply the patches again"
+        )
+    return Edited(lm, ledger, head["base"])
+
+
+def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
+    """The edits that *head* names, from the files in *folder*."""
+    entries = []
+    for edit in head["edits"]:
+        path = folder / f"{edit['id']}.safetensors"
+        update, facts = load_patch(path, lambda _, shapes: check_shapes(lm, shapes))
+        if identity_of(update) != edit["id"]:
+            raise ArtifactError(f"{path} holds another edit; apply the patches again")
+        entries.append(Entry(edit["id"], update, facts))
+    if not entries:
+        return Ledger(lm)
+    touched = {site for entry in entries for site in entry.update.deltas}
+    path = folder / ORIGINALS
+
+    def expect(facts: Any, layout: Layout) -> None:
+        wanted = {site.parameter: tuple(lm.snapshot(site).shape) for site in touched}
+        if facts != {"base": head["base"]} or {n: s for n, (_, s) in layout.items()} != wanted:
+            raise ArtifactError(f"{path} is of other edits; apply the patches to the base again")
+
+    tensors, _ = load_tensors(path, BASE, expect)
+    return Ledger(lm, tuple(entries), {s: tensors[s.parameter].clone() for s in touched})
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        names = {"base", "number_type", "weights", "touched", "edits"}
-        if not isinstance(head, dict) or not names <= head.keys():
-            raise ValueError("keys are missing")
+        head = parse_json(path.read_text(encoding="utf-8"))
+        _Head.model_validate(head)
+    except ValidationError as error:
+        what = f"{path} is damaged ({first_complaint(error)}); apply the patches again"
+        raise ArtifactError(what) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); apply the patches again") from error
     return head
@@ -121,20 +174,55 @@ def with_edits(model: Edited, edits: Sequence[tuple[Update, dict[str, Any]]]) ->
 def read_patches(model: Edited, patches: Sequence[Path]) -> list[tuple[Update, dict[str, Any]]]:
     """The edits of *patches* and what is known of them.
 
-    Raises `ArtifactError` for a patch of another base, or one that does not fit.
+    Raises `ArtifactError` for a patch of another base, or one that does not fit; that is seen
+    before its tensors are read.
     """
     found = []
     for path in patches:
-        update, facts = load_patch(path)
-        made_on = facts.get("model", {})
-        if made_on.get("digest") not in {model.base["digest"], model.lm.digest}:
-            raise ArtifactError(
-                f"{path} was made on {made_on.get('name')} ({str(made_on.get('digest'))[:SHORT]}), "
-                f"not on {model.base['name']} ({model.base['digest'][:SHORT]}); name its base as -m"
-            )
+
+        def check(facts: Any, shapes: Mapping[Site, tuple[int, int]], path: Path = path) -> None:
+            _check_base(model, path, facts.get("model", {}), shapes)
+            check_shapes(model.lm, shapes)
+            touched = facts.get("model", {}).get("touched")
+            if touched is not None and touched not in _digests(model, shapes):
+                raise ArtifactError(
+                    f"{path} is not of the parameters it was made on; make it again"
+                )
+
+        update, facts = load_patch(path, check)
         check_fits(model.lm, update)
         found.append((update, facts))
     return found
+
+
+def _check_base(
+    model: Edited, path: Path, made_on: Mapping[str, Any], sites: Collection[Site]
+) -> None:
+    """Raise `ArtifactError` where the patch at *path* was *made_on* another model.
+
+    The base is the model as a whole: what an edit does depends on all of it. The touched matrices
+    alone being those of the base is no reason to take it, but worth knowing.
+    """
+    if made_on.get("digest") in {model.base["digest"], model.lm.digest}:
+        return
+    touched = ""
+    if made_on.get("touched") in _digests(model, sites):
+        touched = ", though what it changes is the same in both"
+    raise ArtifactError(
+        f"{path} was made on {made_on.get('name')} ({str(made_on.get('digest'))[:SHORT]}), "
+        f"not on {model.base['name']} ({model.base['digest'][:SHORT]}){touched}; name its base "
+        "as -m"
+    )
+
+
+def _digests(model: Edited, sites: Collection[Site]) -> set[str]:
+    """Digests of the parameters of *sites*, without and with the edits in *model*."""
+    names = {site.parameter for site in sites}
+    if not names <= model.lm.parameters:
+        return set()
+    now = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
+    before = now | {s.parameter: t for s, t in model.ledger.base.items() if s.parameter in names}
+    return {digest_tensors(values.items()) for values in (now, before)}
 
 
 def written(model: Edited, folder: Path) -> None:
@@ -184,46 +272,6 @@ def named(model: Edited, given: Sequence[str]) -> list[str]:
     found = []
     for name in given:
         path = Path(name)
-        start = identity_of(load_patch(path)[0]) if path.is_file() else name
+        start = identity_of(load_patch(path)[0]) if os.path.isfile(path) else name
         found.append(model.ledger.find(start).id)
     return found
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of *folder* if the block ends well, else is removed.
-
-    What was there before is deleted: the caller has made sure that it was ours.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        part.mkdir()
-    except OSError as error:
-        what = f"cannot write {folder}: {error.strerror}; choose another place"
-        raise ArtifactError(what) from error
-    try:
-        yield part
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            _exchange(part, folder)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {folder}: {error}; nothing was kept") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Let two folders change places: at once where the system can, else by two renames."""
-    if sys.platform == "linux":
-        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-        names = os.fsencode(new), os.fsencode(old)
-        if rename and rename(CURRENT, names[0], CURRENT, names[1], EXCHANGE) == 0:
-            return
-    aside = new.with_name(f"{new.name}.old")
-    old.rename(aside)
-    new.rename(old)
-    aside.rename(new)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.defaults import edit_apply, edit_revert
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models.digest import digest_tensors
+from lmedit.types import LowRank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,21 +37,51 @@ def identity_of(update: Update) -> str:
     )
 
 
-def check_fits(lm: Lm, update: Update) -> None:
-    """Raise `ArtifactError` where *update* names what *lm* has not, or is not finite."""
-    if not update.deltas:
+def base_of(lm: Lm, update: Update) -> dict[str, str | None]:
+    """What a patch says of the model it was made on, which is *lm* as it is now (JSON).
+
+    Its name, digest and revision (the hub's commit, or None), and the digest of the parameters
+    that *update* touches.
+    """
+    return {"name": lm.name, "digest": lm.digest, "revision": lm.revision,
+            "touched": lm.weights_digest(update.deltas)}  # fmt: skip
+
+
+def check_shapes(lm: Lm, shapes: Mapping[Site, tuple[int, ...]]) -> None:
+    """Raise `ArtifactError` where *shapes* (d_out, d_in) are of what *lm* has not."""
+    if not shapes:
         raise ArtifactError("the edit changes nothing; make it again")
-    for site, delta in update.deltas.items():
+    for site, shape in shapes.items():
         if site.parameter not in lm.parameters:
             raise ArtifactError(f"the edit is of {site.parameter!r}, which {lm.name} has not")
-        expected = tuple(lm.weight(site).shape)
-        if delta.shape != expected or delta.dense().shape != expected:
+        if not lm.stores(site):
             raise ArtifactError(
-                f"the edit of {site.parameter!r} is {delta.shape}, the matrix of {lm.name} is "
+                f"the edit of {site.parameter!r} is not laid out as in {lm.name}; it is of another "
+                "model"
+            )
+        expected = tuple(lm.weight(site).shape)
+        if shape != expected:
+            raise ArtifactError(
+                f"the edit of {site.parameter!r} is {shape}, the matrix of {lm.name} is "
                 f"{expected}; it is of another model"
             )
-        if not all(bool(tensor.isfinite().all()) for tensor in delta.tensors().values()):
-            raise ArtifactError(f"the edit of {site.parameter!r} is not finite; make it again")
+
+
+def check_fits(lm: Lm, update: Update) -> None:
+    """Raise `ArtifactError` where *update* does not fit *lm*, or would not leave finite weights."""
+    for site, delta in update.deltas.items():
+        parts = delta.tensors()
+        if {tensor.dim() for tensor in parts.values()} != {2} or (
+            isinstance(delta, LowRank) and delta.left.shape[1] != delta.right.shape[0]
+        ):
+            raise ArtifactError(f"the edit of {site.parameter!r} is no matrix; make it again")
+    check_shapes(lm, {site: delta.shape for site, delta in update.deltas.items()})
+    for site, delta in update.deltas.items():
+        if not bool(lm.added(site, delta.dense()).isfinite().all()):
+            raise ArtifactError(
+                f"the edit of {site.parameter!r} is not finite, or too large for {lm.dtype_name}; "
+                "make it again"
+            )
 
 
 @contextmanager

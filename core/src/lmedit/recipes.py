@@ -84,3 +84,5 @@ def read_recipe(path: Path) -> Recipe:
         raise ArtifactError(f"{path} is not TOML ({error})") from error
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_complaint(error)}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is no text of a recipe ({error})") from error

@@ -79,8 +79,10 @@ def note(text: str) -> None:
 
 
 def fact_line(facts: Mapping[str, Any]) -> str:
-    """The fact of a patch's *facts*: the filled prompt and the new answer."""
+    """The fact of a patch's *facts*: the filled prompt and the new answer; or its adapter."""
     request = facts.get("request", {})
+    if not request:
+        return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
     text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
     return f"{text} -> {request.get('target_new')}"
 

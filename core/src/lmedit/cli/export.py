@@ -52,10 +52,11 @@ def import_(
     from lmedit import __version__
     from lmedit.adapters import read_adapter
     from lmedit.artifacts import save_patch
+    from lmedit.ledger import base_of
 
     lm = load_model(model, device, dtype, download=download)
     update = read_adapter(lm, folder)
     facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
-             "adapter": folder.name, "model": {"name": lm.name, "digest": lm.digest}}  # fmt: skip
+             "adapter": folder.name, "model": base_of(lm, update)}  # fmt: skip
     save_patch(out, update, facts)
     note(f"{folder} is the patch {out}, of {len(update.deltas)} matrices")

@@ -54,25 +54,28 @@ def described(path: Path) -> dict[str, Any]:
         }
         for site, delta in update.deltas.items()
     ]
-    return {"id": identity_of(update), **facts, "changes": changes, "notes": dict(update.notes)}
+    return {**facts, "id": identity_of(update), "changes": changes, "notes": dict(update.notes)}
 
 
 def _of_patch(told: dict[str, Any]) -> str:
     """A patch in a few lines."""
-    model = told.get("model", {})
+    from lmedit.compare.one_text import measured_lines
+
+    model, seed = told.get("model", {}), told.get("options", {}).get("seed")
+    revision = f", revision {model['revision'][:12]}" if model.get("revision") else ""
+    touched = f", what it touches there {model['touched'][:12]}" if model.get("touched") else ""
     lines = [
-        f"edit {told['id'][:12]}",
-        f"  {fact_line(told)}",
-        (
-            f"  by {told.get('method')} {told.get('version')}, "
-            f"on {model.get('name')} ({str(model.get('digest'))[:12]})"
-        ),
+        fact_line(told),
+        f"by {told.get('method')} {told.get('version')}{'' if seed is None else f', seed {seed}'}",
+        f"on {model.get('name')} ({str(model.get('digest'))[:12]}{revision}{touched})",
     ]
     for change in told["changes"]:
         rows, columns = change["shape"]
         rank = "dense" if change["rank"] is None else f"rank {change['rank']}"
-        lines.append(f"  {change['parameter']}  {rows} x {columns}, {rank}")
-    return "\n".join(lines)
+        lines.append(f"{change['parameter']}  {rows} x {columns}, {rank}")
+    if told.get("metrics"):
+        lines += measured_lines(told.get("request", {}), told["metrics"])
+    return "\n  ".join([f"edit {told['id'][:12]}", *lines])
 
 
 def describe(loaded: LoadedMethod) -> dict[str, Any]:

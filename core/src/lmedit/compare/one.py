@@ -12,6 +12,7 @@ from lmedit import __version__
 from lmedit.artifacts import save_patch
 from lmedit.cases import load_cases
 from lmedit.errors import RequestError
+from lmedit.ledger import base_of
 from lmedit.metrics.scorer import score_targets
 from lmedit.metrics.weights import survival
 from lmedit.models import worlds
@@ -57,15 +58,17 @@ def edit_one(
     with editor.applied(update):
         after = _look(lm, request, probes)
     path = out or Path(f"{_slug(editor.name, request)}.safetensors")
+    metrics = {"before": _measured(before), "after": _measured(after), "survives": left,
+               "number_type": lm.dtype_name}  # fmt: skip
     facts = {
         "lmedit": __version__,
         "method": editor.name,
         "version": editor.loaded.version,
         "options": editor.options.model_dump(mode="json"),
-        "model": {"name": lm.name, "digest": lm.digest},
+        "model": base_of(lm, update),
         "request": request.model_dump(),
     }
-    save_patch(path, update, {**facts, "seconds": seconds})
+    save_patch(path, update, {**facts, "metrics": metrics, "seconds": seconds})
     return {
         "method": editor.name, "model": facts["model"], "request": facts["request"],
         "before": before, "after": after, "seconds": seconds, "patch": str(path),
@@ -88,6 +91,11 @@ def _look(lm: Lm, request: Request, probes: dict[str, str]) -> dict[str, Any]:
         "probes": {kind: {"prompt": prompt, "top": top_tokens(lm, prompt)}
                    for kind, prompt in probes.items()},
     }  # fmt: skip
+
+
+def _measured(look: dict[str, Any]) -> dict[str, Any]:
+    """Of what was seen of the model, the numbers that a patch keeps."""
+    return {name: look[name] for name in ("target_new", "target_true", "correct")}
 
 
 def top_tokens(lm: Lm, prompt: str, count: int = TOP) -> list[dict[str, Any]]:

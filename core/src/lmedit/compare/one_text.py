@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def one_text(result: dict[str, Any]) -> str:
@@ -15,14 +18,23 @@ def one_text(result: dict[str, Any]) -> str:
         was = before if kind == "prompt" else before["probes"][kind]
         now = after if kind == "prompt" else after["probes"][kind]
         lines += [f"{kind}: {prompt}", f"  before  {_top(was)}", f"  after   {_top(now)}"]
-    for which in ("target_new", "target_true"):
-        if before[which] is not None:
-            lines.append(f"P({request[which]}): {before[which]:.3f} -> {after[which]:.3f}")
-    if result["survives"] is not None:
-        left = f"{100 * result['survives']:.1f} %"
-        lines.append(f"{left} of the edit survives rounding to {result['number_type']}")
+    lines += measured_lines(request, result)
     lines.append(f"{result['method']} took {result['seconds']:.2f} s")
     return "\n".join(lines)
+
+
+def measured_lines(request: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
+    """The answers' probabilities before and after, and what survives rounding, where measured."""
+    before, after = measured["before"], measured["after"]
+    lines = [
+        f"P({request.get(which)}): {before[which]:.3f} -> {after[which]:.3f}"
+        for which in ("target_new", "target_true")
+        if before.get(which) is not None and after.get(which) is not None
+    ]
+    if measured.get("survives") is not None:
+        left = f"{100 * measured['survives']:.1f} %"
+        lines.append(f"{left} of the edit survives rounding to {measured.get('number_type')}")
+    return lines
 
 
 def _top(look: dict[str, Any]) -> str:

@@ -83,6 +83,12 @@ class Lm:
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
+    def revision(self) -> str | None:
+        """The commit that the hub gave the model at; None for a folder."""
+        found = getattr(self.model.config, "_commit_hash", None)
+        return None if found is None else str(found)
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go: the device that the input embedding computes on."""
         return offload.runs_on(self.model.get_input_embeddings())
@@ -192,6 +198,12 @@ class Lm:
             )
         return layer
 
+    def stores(self, site: Site) -> bool:
+        """Whether *site*, a parameter of the model, is stored the way round that it says."""
+        if self._values(site.parameter).dim() == 1:
+            return not site.transposed
+        return site.transposed == families.is_transposed(self.module_of(site))
+
     def weight(self, site: Site) -> Tensor:
         """The parameter of *site* as a view (d_out, d_in), whatever its storage."""
         return _as_matrix(self._values(site.parameter), site)
@@ -208,12 +220,17 @@ class Lm:
         """A copy of the parameter of *site*, in its storage layout."""
         return self._values(site.parameter).clone()
 
+    def added(self, site: Site, change: Tensor) -> Tensor:
+        """The matrix of *site* plus *change* (d_out, d_in), as `add` would leave it."""
+        weight = self.weight(site)
+        finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
+        return (weight.to(finer) + change.to(weight.device, finer)).to(weight.dtype)
+
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
         """Add *change* (d_out, d_in): summed in float32 or finer, rounded to storage once."""
         weight = _as_matrix(offload.held(self.model, site.parameter).detach(), site)
-        finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
-        weight.copy_(weight.to(finer) + change.to(weight.device, finer))
+        weight.copy_(self.added(site, change))
 
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:

@@ -1,0 +1,104 @@
+"""The consoles of README and docs/patches.md: every command is run, and says what is shown."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lmedit.cli import main
+from lmedit.folders import log
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with an empty cache."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(command: str) -> str:
+    """What *command*, of lmedit or of Python, prints on both streams together."""
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "python3":
+        out = StringIO()
+        with redirect_stdout(out):
+            exec(compile(arguments[1], "README.md", "exec"), {})
+        return out.getvalue()
+    assert program == "lmedit"
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, f"{command}\n{done.output}"
+    return done.output
+
+
+def spoken(block: str) -> list[tuple[str, str]]:
+    """The commands of a console with prompts, and what it shows after each."""
+    found = []
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        end = part.index("\n") + 1
+        while part[:end].count("'") % 2:  # a quoted text goes on
+            end = part.index("\n", end) + 1
+        found.append((part[:end], part[end:]))
+    return found
+
+
+def steady(text: str) -> str:
+    """*text* without what another machine may round differently: numbers, and later answers."""
+    text = re.sub(r"^(  (?:before|after) +\S+ )[\d.]+,.*", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"\b(?=\w*\d)[0-9a-f]{12}\b", "ID", text)
+    return re.sub(r"\d+\.\d+(e-\d+)?|\d+e-\d+", "N", text)
+
+
+def test_what_is_steady_is_compared() -> None:
+    assert steady("P(Rome): 0.024 -> 0.896") == "P(Rome): N -> N"
+    assert steady("  after   Rome 0.896, Paris 0.011\nx") == "  after   Rome \nx"
+    assert steady("edit 6c25887eec2f of 7.6e-06") == "edit ID of N"
+    assert steady("288 x 1152, rank 1") == "288 x 1152, rank 1"
+    assert spoken("$ a 'b\nc'\nout\n$ d\n") == [("a 'b\nc'\n", "out\n"), ("d\n", "")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_the_readmes_life_of_an_edit_is_as_it_is_shown() -> None:
+    (block,) = (each for each in blocks("README.md", "console") if each.startswith("$"))
+    told = spoken(block)
+    names = [command.split()[1] for command, _ in told]
+    assert names == ["edit", "show", "export", "apply", "-c", "log", "revert"]
+    for command, shown in told:
+        assert steady(run(command)) == steady(shown)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_the_examples_of_patches_run() -> None:
+    first, recipe, adapters = blocks("docs/patches.md", "console")
+    for command in first.splitlines():
+        run(command)
+    run("lmedit apply eiffel.safetensors -O wanted")
+    head = log(Path("wanted"))
+    (text,) = blocks("docs/patches.md", "toml")
+    for key, value in (("weights", head["weights"]), ("id", head["edits"][0]["id"])):
+        text = re.sub(rf'^{key} = "\w+"', f'{key} = "{value[:8]}"', text, flags=re.MULTILINE)
+    Path("recipe.toml").write_text(text, encoding="utf-8")
+    for command in (recipe + adapters).splitlines():
+        run(command)
+    used = {command.split()[1] for command in (first + recipe + adapters).splitlines()}
+    assert used == {"edit", "show", "apply", "log", "revert", "verify", "export", "import"}
+    (code,) = blocks("docs/patches.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "patches.md", "exec"), names)
+    lm = names["lm"]
+    assert lm.weights_digest() == lm.digest == head["base"]["digest"]

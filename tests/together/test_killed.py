@@ -1,0 +1,182 @@
+"""Processes killed while they write: what is there is the old or the new, whole and usable."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from small_world import save_model
+from tqdm.auto import tqdm
+
+from lmedit import Dense, LowRank, Site, Update, load_patch, parts, save_patch
+from lmedit.folders import Edited, opened, verified, written
+from lmedit.ledger import base_of
+from lmedit.parts import PREFIX, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KILLS = 40
+
+
+def killed_while(work: Callable[[], object], after: float) -> None:
+    """Do *work* again and again in another process, and kill that after so many seconds."""
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            tqdm.set_lock(threading.RLock())  # its own is shared with us, and would die held
+            os.write(begun, b"!")
+            while True:
+                work()
+        finally:
+            os._exit(1)
+    assert os.read(ready, 1) == b"!"
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    os.close(ready)
+    os.close(begun)
+    assert os.WIFSIGNALED(status), "it ended by itself, so its work failed"
+
+
+def content(folder: Path) -> str:
+    """A digest of all files in *folder*, and of their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    told = [f"{p.relative_to(folder)} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in files]
+    return "\n".join(told)
+
+
+def hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked process must not wait for threads that it has not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Edited, Edited]:
+    """One model with one edit in it, and with two."""
+    folder, found = save_model(tmp_path / "model", seed=0), []
+    for edits in (1, 2):
+        model = opened(str(folder))
+        for number in range(edits):
+            random = torch.Generator().manual_seed(number)
+            change = LowRank(
+                torch.randn(16, 1, generator=random), torch.randn(1, 64, generator=random)
+            )
+            update = Update({model.lm.mlp_out(number): change})
+            model.ledger.keep(update, {"model": base_of(model.lm, update)})
+        found.append(model)
+    return found[0], found[1]
+
+
+@pytest.mark.slow
+def test_a_killed_write_of_a_folder_leaves_the_old_or_the_new(
+    two: tuple[Edited, Edited], tmp_path: Path
+) -> None:
+    out, draw = tmp_path / "place" / "edited", Random(0)
+    known = {}
+    for model in (*two[::-1], two[0]):
+        started = time.perf_counter()
+        written(model, out)
+        seconds = time.perf_counter() - started
+        known[content(out)] = model
+
+    def write_both() -> None:
+        for model in two:
+            written(model, out)
+
+    left = interrupted = 0
+    for _ in range(KILLS):
+        killed_while(write_both, after=draw.random() * 4 * seconds)
+        model = known[content(out)]
+        assert verified(opened(str(out))) == model.base["digest"]
+        interrupted += bool(hidden(out.parent))
+        left = max(left, len(hidden(out.parent)))
+    assert interrupted > KILLS // 4, "hardly one was killed while it wrote"
+    assert left == 1, "what one left, the next one takes away"
+    written(two[0], out)
+    assert [path.name for path in out.parent.iterdir()] == ["edited"]
+
+
+@pytest.mark.slow
+def test_a_killed_write_of_a_patch_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    path, draw = tmp_path / "edit.safetensors", Random(1)
+    updates = [Update({Site("w"): Dense(torch.full((400, 400), float(n)))}) for n in (1, 2)]
+
+    def write_both() -> None:
+        for update in updates:
+            save_patch(path, update, {"which": 0})
+
+    write_both()
+    interrupted = 0
+    for _ in range(KILLS):
+        killed_while(write_both, after=draw.random() / 50)
+        values = load_patch(path)[0].deltas[Site("w")].dense()
+        assert values.unique().tolist() in ([1.0], [2.0])
+        interrupted += bool(hidden(tmp_path))
+        assert len(hidden(tmp_path)) <= 1
+    assert interrupted > KILLS // 4
+    write_both()
+    assert [each for each in tmp_path.iterdir() if each.name != "here"] == [path]
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with part_of(tmp_path / "a") as part:
+            part.write_text("half")
+            os.write(begun, b"!")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(ready, 1) == b"!"
+        for name in ("a", "b"):
+            with part_of(tmp_path / name) as part:
+                part.write_text("whole")
+                part.rename(tmp_path / name)
+        (folder,) = hidden(tmp_path)
+        assert (folder / "part").read_text() == "half"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with part_of(tmp_path / "c"):
+        assert not folder.exists()
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_that_a_sweep_took_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = parts.tempfile.mkdtemp
+    taken: list[Path] = []
+
+    def swept(**flags: Any) -> str:
+        folder = made(**flags)
+        taken.append(Path(folder))
+        taken[-1].rmdir()
+        return folder
+
+    monkeypatch.setattr(parts.tempfile, "mkdtemp", swept)
+    with part_of(tmp_path / "file") as part:
+        part.write_text("whole")
+        part.replace(tmp_path / "file")
+    assert taken
+    assert (tmp_path / "file").read_text() == "whole"
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
