@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up and run: `python3 dev.py demo|test|check`; needs python3, pip and venv alone.
+"""Set up and run: `python3 dev.py demo|test|check|bench`; needs python3, pip and venv alone.
 
 It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
 with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
@@ -65,6 +65,11 @@ def demo(*arguments: str) -> None:
         "--workers", workers, *arguments)  # fmt: skip
 
 
+def bench(*arguments: str) -> None:
+    """Plain against ours: all ratios in one table."""
+    run("python", "benchmarks/all.py", *arguments)
+
+
 def check(*_: str) -> None:
     """Lint, types and import contracts."""
     run("ruff", "check", ".")
@@ -82,7 +87,7 @@ def test(*arguments: str) -> None:
 
 def main() -> None:
     """Read the task's name, set up, run it."""
-    tasks = {"demo": demo, "test": test, "check": check}
+    tasks = {"demo": demo, "test": test, "check": check, "bench": bench}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs="*", help="behind --: for compare, or for pytest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -15,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lmedit import Lm
 from lmedit.artifacts import write_json
+from lmedit.compare.memory import peak_memory
 from lmedit.tiny import byte_tokenizer
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ def flops(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
+def flops_and_peak(work: Callable[[], Any]) -> tuple[int, float | None]:
+    """Operations of *work*, and the most memory in MiB, the model's included (None: unknown)."""
+    gc.collect()
+    with peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")) as peak:
+        counted = flops(work)
+    return counted, peak.mebibytes
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """How long *work* takes, the accelerator's queue included."""
     started = time.perf_counter()
@@ -51,7 +61,8 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def compared(plain: Callable[[], Any], ours: Callable[[], Any], pairs: int) -> dict[str, Any]:
     """Times in turns (median of the pairs' ratios) and operations of both."""
-    our_flops, plain_flops = flops(ours), flops(plain)
+    our_flops, our_peak = flops_and_peak(ours)
+    plain_flops, plain_peak = flops_and_peak(plain)
     times = [(seconds(plain), seconds(ours)) for _ in range(pairs)]
     return {
         "plain_seconds": statistics.median(a for a, _ in times),
@@ -60,6 +71,8 @@ def compared(plain: Callable[[], Any], ours: Callable[[], Any], pairs: int) -> d
         "plain_gflop": plain_flops / 1e9,
         "our_gflop": our_flops / 1e9,
         "times_fewer_flops": plain_flops / our_flops,
+        "plain_peak_mebibytes": plain_peak,
+        "our_peak_mebibytes": our_peak,
         "pairs": pairs,
     }
 

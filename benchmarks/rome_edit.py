@@ -2,9 +2,11 @@
 
     python benchmarks/rome_edit.py
 
-GPT-2 small's shape with random weights, the released code's 21 contexts. Prints a row for one edit,
-and one for each number of requests that are optimised together against one after the other;
-writes `benchmarks/results/rome_edit.json`.
+GPT-2 small's shape with random weights, the released code's 21 contexts (written by the embedded
+model, in its tokens). One row for each of four prompts, with 2 to 6 tokens from the subject's last
+on, and their sum; one for each number of requests that are optimised together, against one after
+the other; and the share of the machine's measured matrix-product rate that the optimisation
+reaches. Writes `benchmarks/results/rome_edit.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from paired import SMALL, XL, compared, gpt2, report
 
 from lmedit import Request, build_options, load, load_lm
+from lmedit.planning import speed
 from lmedit_rome.contexts import contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import Value, optimise_values, select_keys
@@ -28,6 +31,9 @@ import plain
 if TYPE_CHECKING:
     from lmedit import Lm
 
+PROMPTS = ("The language of {} is", "{} is made by", "{} has its headquarters in",
+           "{} is in the city of")  # fmt: skip
+"""After CounterFact's: so much stands behind the subject there."""
 PLACES = ("Rome", "Oslo", "Lima", "Cairo", "Delhi", "Quito", "Paris", "Tokyo")
 
 
@@ -46,7 +52,12 @@ class Bench:
         given = {"layer": lm.n_layers // 3, "stop_loss": -1.0, "tolerance": None}
         options: Any = build_options(load("rome").method, given, lm)
         self.lm, self.options, self.layer = lm, options, options.layer
-        self.templates = contexts(lm, options)
+        self.templates = contexts(load_lm("demo", device=str(lm.device)), options)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What every row tells."""
+        return {"shape": self.lm.name, "contexts": len(self.templates), "layer": self.layer}
 
     def ours(self, together: list[Request]) -> list[Value]:
         """Optimised at once, only what delta can reach is run."""
@@ -74,21 +85,49 @@ def main() -> None:
     lm = gpt2(XL if flags.xl else SMALL, flags.device)
     lm.tokenizer = load_lm("demo").tokenizer  # words, not bytes; the weights are random anyway
     bench = Bench(lm)
-    (one,) = requests(1)
-    row = compared(lambda: bench.theirs(one), lambda: bench.ours([one]), flags.pairs)
-    delta, expected = bench.ours([one])[0].delta, bench.theirs(one).double().cpu()
-    cosine = float(torch.nn.functional.cosine_similarity(delta.cpu(), expected, dim=0))
-    shape = {"shape": bench.lm.name, "contexts": len(bench.templates), "layer": bench.layer}
-    rows = [{**shape, "what": "replay", "requests": 1, **row, "cosine": cosine}]
-    for count in flags.together:
-        several = requests(count)
-        row = compared(
-            lambda several=several: [bench.ours([r]) for r in several],  # type: ignore[misc]
-            lambda several=several: bench.ours(several),  # type: ignore[misc]
-            flags.pairs,
-        )
-        rows.append({**shape, "what": "together", "requests": count, **row})
+    rows = [one_edit(bench, prompt, flags.pairs) for prompt in PROMPTS]
+    rows.append(whole(rows))
+    rows += [together(bench, count, flags.pairs) for count in flags.together]
     report("rome_edit" + ("_xl" if flags.xl else ""), rows)
+
+
+def one_edit(bench: Bench, prompt: str, pairs: int) -> dict[str, Any]:
+    """One edit, both ways."""
+    one = Request(prompt=prompt, subject="The old tower", target_new="Rome")
+    ids, last = bench.lm.subject_last(prompt, one.subject)
+    row = compared(lambda: bench.theirs(one), lambda: bench.ours([one]), pairs)
+    delta, expected = bench.ours([one])[0].delta.cpu(), bench.theirs(one).double().cpu()
+    cosine = float(torch.nn.functional.cosine_similarity(delta, expected, dim=0))
+    return {
+        **bench.shape, "what": "replay", "tokens": len(ids), "from_subject": len(ids) - last, **row,
+        "cosine": cosine,
+        "share_of_matmul_rate": row["our_gflop"] * 1e9 / row["our_seconds"] / rate_of(bench.lm),
+    }  # fmt: skip
+
+
+def whole(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All prompts' edits together."""
+    parts = ("plain_seconds", "our_seconds", "plain_gflop", "our_gflop")
+    found = {part: sum(row[part] for row in rows) for part in parts}
+    return {
+        "what": "replay, all prompts", **found,
+        "times_faster": found["plain_seconds"] / found["our_seconds"],
+        "times_fewer_flops": found["plain_gflop"] / found["our_gflop"],
+    }  # fmt: skip
+
+
+def together(bench: Bench, count: int, pairs: int) -> dict[str, Any]:
+    """Several requests at once against one after the other."""
+    several = requests(count)
+    row = compared(
+        lambda: [bench.ours([request]) for request in several], lambda: bench.ours(several), pairs
+    )
+    return {**bench.shape, "what": "together", "requests": count, **row}
+
+
+def rate_of(lm: Lm) -> float:
+    """Operations per second of a product of square matrices, as `lmedit plan` measures it."""
+    return speed(lm.device, lm.working_dtype)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ regime_flags = flags(
 def compare(**given: Any) -> None:
     """Compare methods on cases; no METHOD named: every installed one that works.
 
-    Each case is edited, scored and reverted; the weights are checked by hash after each.
+    Each case is edited and scored by itself; the weights are checked by hash.
     """
     from lmedit.artifacts import write_json
     from lmedit.compare.published import published
