@@ -120,11 +120,15 @@ def test_edits_of_a_spread_model_are_kept_and_written(place: str | None, tmp_pat
         for site in (lm.mlp_out(layer), lm.mlp_out(0))
     )
     base, ledgers = lm.digest, (Ledger(plain), Ledger(lm))
+    states = [lm.state()]
+    assert lm.state() == states[0]
     for ledger in ledgers:
         one, _ = ledger.keep(first), ledger.keep(second)
         ledger.take_out(one.id)
         ledger.keep(first)
+        states.append(lm.state())
     assert lm.weights_digest() == plain.weights_digest() != base
+    assert states[0] == states[1] != states[2]
     loss = proved_adapter(lm, second, tmp_path / "adapter")
     assert loss < 1e-5  # the factors are of float32
     with replacing_folder(tmp_path / "out") as out:

@@ -47,6 +47,12 @@ def held(model: nn.Module, name: str) -> Tensor:
     return values
 
 
+def lies_in_file(model: nn.Module, name: str) -> bool:
+    """Whether the values of the parameter *name* are read from a file for each call."""
+    found = _place(model, name) if model.get_parameter(name).is_meta else None
+    return found is not None and found[1] not in getattr(found[0], "state_dict", found[0])
+
+
 def runs_on(module: nn.Module) -> torch.device:
     """The device that *module* computes on."""
     for hook in _hooks(module):
