@@ -13,6 +13,7 @@ import click
 from lmedit import __version__
 from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.cases import cases
+from lmedit.cli.check import check
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
@@ -59,6 +60,6 @@ def main() -> None:
 
 for command in (
     methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
-    import_, compare, report, cases, doctor,
+    import_, compare, report, cases, check, doctor,
 ):  # fmt: skip
     main.add_command(command)

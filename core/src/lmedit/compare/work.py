@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -16,11 +19,11 @@ from tqdm import tqdm
 from lmedit.compare.entrants import BASE, Entrant
 from lmedit.compare.memory import peak_memory
 from lmedit.compare.store import RunStore, Stored
-from lmedit.errors import BrokenPluginError, LmeditError, RequestError
+from lmedit.errors import LmeditError, ModelChangedError, RequestError
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from lmedit.compare.case_scores import Scoring
     from lmedit.models import Lm
@@ -61,22 +64,59 @@ class Computed:
     mebibytes: float | None
 
 
+Results = Callable[[Sequence[Task], Sequence[Task]], Iterable[Edited]]
+"""Of a group and those of its tasks that were claimed: the results of these, in order."""
+
+
 def worked(store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring) -> list[Stored]:
     """Finish *tasks*, those that nobody else is at; wait for the others; the results in order.
 
-    Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
+    An entrant that changes the model has failed in all its cases: what it did here is dropped, and
+    the model is loaded again. Raises `ModelChangedError` where that cannot be.
     """
+    name = tasks[0].entrant.name if tasks else BASE
     mine: list[str] = []
     try:
-        _work(store, lm, tasks, scoring, mine)
-    finally:
-        check_base(store, lm, tasks[0].entrant.name if tasks else BASE, mine)
+        with base_kept(store, lm, name, mine):
+            _work(store, tasks, partial(_results, lm, scoring), mine)
+    except ModelChangedError as error:
+        renewed(lm, error)
+        failed = Edited({"failure": error.what})
+        _work(store, tasks, lambda _, claimed: [failed] * len(claimed), mine)
     return [stored for task in tasks if (stored := store.get(task.key))]
 
 
+@contextmanager
+def base_kept(store: RunStore, lm: Lm, method: str, mine: list[str]) -> Iterator[None]:
+    """Drop the results *mine*, and raise `ModelChangedError`, where *lm* is not the base after it.
+
+    Its weights are all read for that, also where the block is interrupted.
+    """
+    known: ModelChangedError | None = None
+    try:
+        yield
+    except ModelChangedError as error:
+        known = error
+    finally:
+        changed = known is not None or lm.weights_digest() != lm.digest
+        if changed:
+            store.drop(mine)
+            mine.clear()
+    if changed:
+        raise known or ModelChangedError(
+            f"method {method!r} changed the model outside apply and revert; its results are dropped"
+        )
+
+
+def renewed(lm: Lm, error: ModelChangedError) -> None:
+    """Load *lm* again, or else raise *error*."""
+    if not lm.renew():
+        raise error
+
+
 def _work(
-    store: RunStore, lm: Lm, tasks: Sequence[Task], scoring: Scoring, mine: list[str]
-) -> None:
+    store: RunStore, tasks: Sequence[Task], results: Results, mine: list[str]
+) -> None:  # fmt: skip
     """Do what is left of *tasks*; the keys of those done here are added to *mine*."""
     waiting = list(_groups(tasks))
     name = tasks[0].entrant.name if tasks else ""
@@ -84,7 +124,7 @@ def _work(
         while waiting:
             left = []
             for group in waiting:
-                if _finished(store, lm, group, scoring, mine):
+                if _finished(store, group, results, mine):
                     bar.update(len(group))
                 else:
                     left.append(group)
@@ -106,39 +146,39 @@ def _groups(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
         yield tasks[start : start + size]
 
 
-def check_base(store: RunStore, lm: Lm, method: str, mine: Sequence[str]) -> None:
-    """Drop the results *mine* and raise `BrokenPluginError` where *lm* is not the base."""
-    if lm.weights_digest() != lm.digest:
-        store.drop(mine)
-        raise BrokenPluginError(
-            f"method {method!r} changed the model outside apply and revert; its results are "
-            "dropped, load the model again"
-        )
-
-
 def _finished(
-    store: RunStore, lm: Lm, group: Sequence[Task], scoring: Scoring, mine: list[str]
-) -> bool:
+    store: RunStore, group: Sequence[Task], results: Results, mine: list[str]
+) -> bool:  # fmt: skip
     """Whether all tasks of *group* are finished, if need be by doing now what nobody is at."""
     left = [task for task in group if store.get(task.key) is None]
     claimed = [task for task in left if store.claim(task.key)]
-    together = _together(lm, group) if claimed and len(group) > 1 else {}
-    for task in claimed:
-        edited = _result(lm, task, scoring, together.get(task.key))
+    for task, edited in zip(claimed, results(group, claimed), strict=True):
         keep(store, task.key, task.entrant.name, task.case.id, edited)
         mine.append(task.key)
     return len(claimed) == len(left)
+
+
+def _results(
+    lm: Lm, scoring: Scoring, group: Sequence[Task], claimed: Sequence[Task]
+) -> Iterator[Edited]:
+    """Do those tasks of *group* that were *claimed*, one after the other."""
+    together = _together(lm, group) if claimed and len(group) > 1 else {}
+    for task in claimed:
+        yield _result(lm, scoring, task, together.get(task.key))
 
 
 def _together(lm: Lm, group: Sequence[Task]) -> dict[str, Computed]:
     """The updates of a group by key; none where one of them fails, so that each is tried alone."""
     editor = group[0].entrant.editor
     assert editor is not None
+    lm.state()  # as in `computed`
     try:
         with peak_memory(lm.device) as peak:
             started = time.perf_counter()
             updates = editor.compute_many([task.case.request for task in group])
             seconds = (time.perf_counter() - started) / len(group)
+    except ModelChangedError:
+        raise
     except Exception:  # noqa: BLE001  (a stranger's method may raise anything)
         return {}
     return {
@@ -153,7 +193,7 @@ def keep(store: RunStore, key: str, method: str, case_id: str, edited: Edited) -
     store.put(Stored(key, method, case_id, text, edited.seconds, edited.mebibytes))
 
 
-def _result(lm: Lm, task: Task, scoring: Scoring, known: Computed | None) -> Edited:
+def _result(lm: Lm, scoring: Scoring, task: Task, known: Computed | None) -> Edited:
     """Do *task*, its update *known* or not; what a method raises is a failure of this case."""
     entrant = task.entrant
     if entrant.editor_of is None:
@@ -162,6 +202,8 @@ def _result(lm: Lm, task: Task, scoring: Scoring, known: Computed | None) -> Edi
         return Edited(looked.payload())
     try:
         return edit_case(lm, task.case, entrant.editor_of(task.case), scoring, known)
+    except ModelChangedError:
+        raise
     except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
         return Edited({"failure": failure_of(error)})
 
@@ -173,6 +215,7 @@ def failure_of(error: Exception) -> str:
 
 def computed(lm: Lm, editor: Editor, request: Request) -> Computed:
     """The update of *request* alone."""
+    lm.state()  # so that reading all weights for the first time is not counted
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
         update = editor.compute(request)

@@ -15,7 +15,7 @@ from lmedit.models.digest import digest_tensors
 from lmedit.types import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -39,8 +39,11 @@ class Lm:
         text: Path | None = None,
         training: Path | None = None,
         folder: Path | None = None,
+        again: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         """Wrap *model*; *tuned* are its measured options by method, *folder* is where it lies.
+
+        *again* loads the same model once more.
 
         Without a *tokenizer* it is an outline that reads no text.
 
@@ -55,6 +58,7 @@ class Lm:
         self.text = text
         self.training = training
         self.folder = folder
+        self._again = again
         self._read: dict[str, tuple[int, int, str]] = {}
         self.family = families.family_of(model)
 
@@ -81,6 +85,19 @@ class Lm:
                 self._read[name] = (*written, digest_tensors([(name, parameter)]))
         parts = "".join(digest for *_, digest in self._read.values())
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def renew(self) -> bool:
+        """Load the model again, in place of one that somebody changed; everything on it is new.
+
+        False where it was not loaded from anywhere, or what is there now is another.
+        """
+        digest = self.digest
+        if self._again is None:
+            return False
+        del self.model  # memory for one is enough
+        self.model = self._again().eval()
+        self._read.clear()
+        return self.weights_digest() == digest
 
     @property
     def device(self) -> torch.device:
