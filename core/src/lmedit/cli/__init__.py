@@ -20,6 +20,7 @@ from lmedit.cli.edit import edit
 from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
+from lmedit.cli.new import new
 from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
 from lmedit.cli.report import report
@@ -60,6 +61,6 @@ def main() -> None:
 
 for command in (
     methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
-    import_, compare, report, cases, check, doctor,
+    import_, compare, report, cases, new, check, doctor,
 ):  # fmt: skip
     main.add_command(command)
