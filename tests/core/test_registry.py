@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from made_plugins import good
 
 from lmedit.errors import BrokenPluginError, UnknownNameError
 from lmedit.registry import BLOCK_VARIABLE, check, entries, load, load_file, resolve
@@ -15,66 +14,7 @@ from lmedit.registry import BLOCK_VARIABLE, check, entries, load, load_file, res
 if TYPE_CHECKING:
     from pathlib import Path
 
-GOOD = """
-    import torch
-    from lmedit import Dense, Lm, Location, Method, Options, Update, hookimpl
-
-    class ToyOptions(Options):
-        layer: int = 0
-
-    @hookimpl
-    def edit_describe() -> Method:
-        return Method("NAME", "no paper", ToyOptions)
-
-    @hookimpl
-    def edit_locate(lm: Lm, options: ToyOptions) -> Location:
-        return Location((lm.mlp_out(options.layer),))
-
-    @hookimpl
-    def edit_compute(lm: Lm, location: Location) -> Update:
-        (site,) = location.sites
-        return Update({site: Dense(torch.ones_like(lm.weight(site)))})
-"""
-Install = Callable[..., None]
-
-
-def good(name: str, **changes: str) -> str:
-    """The source of a good plugin, with pieces replaced."""
-    source = textwrap.dedent(GOOD).replace("NAME", name)
-    for old, new in changes.items():
-        assert old in source
-        source = source.replace(old, new)
-    return source
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Fake installed distributions: a dist-info folder each, and a module where source is given."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.delenv(BLOCK_VARIABLE, raising=False)
-    before = set(sys.modules)
-
-    def add(
-        name: str, source: str | None, *, distribution: str = "", module: str = "",
-        value: str | None = None, metadata: str | None = "",
-    ) -> None:  # fmt: skip
-        distribution, module = distribution or f"lmedit-{name}", module or f"toy_{name}"
-        info = site / f"{distribution.replace('-', '_')}-1.5.dist-info"
-        info.mkdir()
-        if metadata is not None:
-            head = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n"
-            (info / "METADATA").write_text(head + metadata)
-        points = f"[lmedit.methods]\n{name} = {module if value is None else value}\n"
-        (info / "entry_points.txt").write_text(points)
-        if source is not None:
-            (site / f"{module}.py").write_text(source)
-
-    yield add
-    for imported in set(sys.modules) - before:
-        if imported.startswith("toy_"):
-            del sys.modules[imported]
+    from made_plugins import Install
 
 
 def entry(name: str) -> object:
@@ -121,7 +61,9 @@ def test_a_missing_module_makes_a_broken_entry(install: Install) -> None:
     found = entry("toy")
     assert found.state == "broken"
     assert found.reason == "its module 'toy_toy' does not exist"
-    with pytest.raises(BrokenPluginError, match=r"method 'toy' is broken: .*toy_toy"):
+    with pytest.raises(
+        BrokenPluginError, match=r"method 'toy' of lmedit-toy 1\.5 is broken: .*toy_toy"
+    ):
         load("toy")
 
 
@@ -293,7 +235,7 @@ def test_a_file_comes_before_an_installed_method_of_its_name(
 @pytest.mark.parametrize(
     ("name", "source", "reason"),
     [
-        ("gone.py", None, r"no plugin file .*gone\.py.*takes a Python file"),
+        ("gone.py", None, r"no plugin file .*gone\.py.*name a Python file"),
         ("notes.txt", "text", r"notes\.txt.* is not Python"),
         ("bad.py", "raise RuntimeError('oh')", r"'bad\.py': RuntimeError: oh"),
         ("bad.py", "def broken(:", r"'bad\.py': SyntaxError"),

@@ -99,3 +99,14 @@ def test_the_demos_wheel_holds_the_world(wheels: Path) -> None:
         "model/lmedit-prepared/ke.safetensors",
     ):
         assert f"lmedit_demo/{file}" in listed
+
+
+@pytest.mark.slow
+def test_the_cores_wheel_holds_the_template(wheels: Path) -> None:
+    (wheel,) = wheels.glob("lmedit-0*.whl")
+    listed = run(sys.executable, "-m", "zipfile", "-l", wheel)
+    template = ROOT / "core" / "src" / "lmedit" / "template"
+    files = [p for p in template.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert len(files) == 9
+    for file in files:
+        assert f"lmedit/{file.relative_to(template.parent).as_posix()}" in listed

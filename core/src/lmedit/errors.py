@@ -29,6 +29,19 @@ class BrokenPluginError(LmeditError):
     """A plugin that cannot be loaded, or that breaks a law while it works."""
 
 
+class HookError(BrokenPluginError):
+    """A hook that raised something of its own; that is the cause."""
+
+
+class ModelChangedError(BrokenPluginError):
+    """A plugin wrote to the model outside apply and revert, or did not bring it back."""
+
+    def __init__(self, what: str) -> None:
+        """*what* happened."""
+        super().__init__(f"{what}; load the model again")
+        self.what = what
+
+
 class OptionError(LmeditError):
     """An option value that its method refuses."""
 

@@ -3,8 +3,9 @@
     prepare (once per model, cached) -> compute = locate + compute -> applied (and reverted)
 
 It checks the laws that can be checked while working: what a hook returns, that sites exist, that
-deltas fit and are finite, and that reverted weights are back, by hash. Hooks that compute may take
-gradients, whatever the caller's setting.
+deltas fit and are finite, that the model was left alone, and that reverted weights are back, by
+hash. What a hook left behind on the model (hooks, gradients, modes) is taken off again. Hooks that
+compute may take gradients, whatever the caller's setting.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit import defaults
 from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
-from lmedit.errors import BrokenPluginError, NotPreparedError, OptionError, RequestError
+from lmedit.errors import (
+    BrokenPluginError,
+    NotPreparedError,
+    OptionError,
+    RequestError,
+)  # fmt: skip
+from lmedit.guard import implements
+from lmedit.marks import changed, left_alone
+from lmedit.returned import Returned
 from lmedit.types import (
     Applied,
     Corpus,
-    Dense,
     Location,
-    LowRank,
     Prepared,
     Probed,
-    Site,
     TrainingCases,
     Update,
 )  # fmt: skip
@@ -34,8 +41,6 @@ from lmedit.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
@@ -58,121 +63,102 @@ class Editor:
         """The method's name."""
         return self.loaded.name
 
-    @torch.enable_grad()
     def locate(self, request: Request) -> Location:
         """Where *request* would be edited."""
+        with self._working():
+            return self._locate(request)
+
+    @property
+    def _returned(self) -> Returned:
+        return Returned(self.loaded, self.lm)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Gradients may be taken in the block, and the model is left alone."""
+        with left_alone(self.loaded, self.lm), torch.enable_grad():
+            yield
+
+    def _locate(self, request: Request) -> Location:
         hook = self.loaded.manager.hook.edit_locate
-        location = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
-        self._expect(location, Location, "edit_locate")
-        sites = location.sites
-        if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
-            self._broke(f"located {sites!r}, which is no tuple of sites")
-        parameters = self.lm.parameters
-        for site in sites:
-            if site.parameter not in parameters:
-                self._broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
-        return location
+        found = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
+        return self._returned.location(found)
 
     def probe(self, request: Request, location: Location) -> Probed:
         """What the method measures to try out *location*; raises `RequestError` where nothing."""
-        found = self.loaded.manager.hook.edit_probe(
-            lm=self.lm, request=request, location=location, options=self.options,
-            prepared=self.prepared,
-        )  # fmt: skip
+        with left_alone(self.loaded, self.lm):
+            found = self.loaded.manager.hook.edit_probe(
+                lm=self.lm, request=request, location=location, options=self.options,
+                prepared=self.prepared,
+            )  # fmt: skip
         if found is None:
             raise RequestError(f"{self.name} has nothing to probe; leave --probe out")
-        self._expect(found, Probed, "edit_probe")
-        return found
+        return self._returned.probed(found)
 
-    @torch.enable_grad()
     def compute(self, request: Request) -> Update:
         """Locate, then compute the update for *request*; the model is left alone."""
-        location = self.locate(request)
-        update = self.loaded.manager.hook.edit_compute(
-            lm=self.lm, request=request, location=location, options=self.options,
-            prepared=self.prepared,
-        )  # fmt: skip
-        self._expect(update, Update, "edit_compute")
-        self._check_deltas(update, location)
-        return update
+        with self._working():
+            location = self._locate(request)
+            update = self.loaded.manager.hook.edit_compute(
+                lm=self.lm, request=request, location=location, options=self.options,
+                prepared=self.prepared,
+            )  # fmt: skip
+        return self._returned.update(update, location, "edit_compute")
 
     @property
     def computes_many(self) -> bool:
         """Whether the method works out several requests together."""
-        return bool(self.loaded.manager.hook.edit_compute_many.get_hookimpls())
+        return implements(self.loaded.manager, "edit_compute_many")
 
     @property
     def adds(self) -> bool:
         """Whether to apply an update is to add its deltas, and nothing of the method's own."""
         hooks = self.loaded.manager.hook.edit_apply, self.loaded.manager.hook.edit_revert
         return all(
-            implementation.plugin_name == "defaults"
+            implementation.plugin is defaults
             for hook in hooks for implementation in hook.get_hookimpls()
             if not (implementation.wrapper or implementation.hookwrapper)
         )  # fmt: skip
 
-    @torch.enable_grad()
     def compute_many(self, requests: Sequence[Request]) -> list[Update]:
         """The update of each of *requests*, as if it were alone; together where the method can."""
         if not self.computes_many:
             return [self.compute(request) for request in requests]
-        locations = [self.locate(request) for request in requests]
-        updates = self.loaded.manager.hook.edit_compute_many(
-            lm=self.lm, requests=requests, locations=locations, options=self.options,
-            prepared=self.prepared,
-        )  # fmt: skip
+        with self._working():
+            locations = [self._locate(request) for request in requests]
+            updates = self.loaded.manager.hook.edit_compute_many(
+                lm=self.lm, requests=requests, locations=locations, options=self.options,
+                prepared=self.prepared,
+            )  # fmt: skip
         if not isinstance(updates, list | tuple) or len(updates) != len(requests):
-            self._broke(f"edit_compute_many must return {len(requests)} updates")
-        for update, location in zip(updates, locations, strict=True):
-            self._expect(update, Update, "edit_compute_many")
-            self._check_deltas(update, location)
-        return list(updates)
-
-    def _check_deltas(self, update: Update, location: Location) -> None:
-        for site, delta in update.deltas.items():
-            if site not in location.sites:
-                self._broke(f"changes {site.parameter!r}, which it did not locate")
-            change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
-            if tuple(change.shape) != shape:
-                found = tuple(change.shape)
-                self._broke(f"delta of {site.parameter!r} is {found}, the matrix is {shape}")
-            if not bool(change.isfinite().all()):
-                raise RequestError(
-                    f"{self.name}: the update of {site.parameter!r} is not finite; the edit was "
-                    "dropped, try other options"
-                )
-
-    def _dense(self, site: Site, delta: object) -> Tensor:
-        """The change as a matrix, where it is one."""
-        try:
-            if isinstance(delta, LowRank | Dense) and (change := delta.dense()).dim() == 2:
-                return change
-        except (RuntimeError, AttributeError, TypeError):
-            pass
-        return self._broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is no matrix")
+            self._returned.broke(f"edit_compute_many must return {len(requests)} updates")
+        return [
+            self._returned.update(update, location, "edit_compute_many")
+            for update, location in zip(updates, locations, strict=True)
+        ]
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
         """The model with *update* in it; bit for bit as before when the block ends, come what may.
 
-        Raises `BrokenPluginError` where a method's own revert does not bring the weights back.
+        Raises `ModelChangedError` where a method's own hooks do not bring the weights back.
         """
         before = self.lm.weights_digest(update.deltas)
-        applied = self.loaded.manager.hook.edit_apply(lm=self.lm, update=update)
-        self._expect(applied, Applied, "edit_apply")
+        try:
+            applied = self.loaded.manager.hook.edit_apply(lm=self.lm, update=update)
+            self._returned.kind(applied, Applied, "edit_apply")
+        except BrokenPluginError as error:
+            if self.lm.weights_digest(update.deltas) != before:
+                raise changed(self.loaded, f"edit_apply failed half-way ({error})") from error
+            raise
         try:
             yield applied
         finally:
-            done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
+            try:
+                done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
+            except BrokenPluginError as error:
+                raise changed(self.loaded, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
-                self._broke("edit_revert did not bring the weights back; load the model again")
-
-    def _expect(self, value: object, kind: type, hook: str) -> None:
-        if not isinstance(value, kind):
-            self._broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
-
-    def _broke(self, what: str) -> NoReturn:
-        raise BrokenPluginError(f"method {self.name!r} of {self.loaded.distribution}: {what}")
+                raise changed(self.loaded, "edit_revert did not bring the weights back")
 
 
 Material = Corpus | TrainingCases
@@ -220,9 +206,10 @@ def prepare(
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
-        prepared = loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, beside=beside
-        )
+        with left_alone(loaded, lm):
+            prepared = loaded.manager.hook.edit_prepare(
+                lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, beside=beside
+            )
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
         seconds = time.perf_counter() - started

@@ -1,8 +1,9 @@
 """Names without importing; `load(name)`; a broken plugin is a value, not a crash.
 
 Discovery reads the metadata of installed distributions only. A method is imported when it is
-loaded, into a plugin manager of its own: defaults, that method, observers. So a call cannot
-reach the wrong method, and a broken plugin cannot break another.
+loaded, into a plugin manager of its own: defaults, that method, a guard around it, and observers
+(`lmedit.observers`). So a call cannot reach the wrong method, and a broken plugin cannot break
+another.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from lmedit import __version__
 from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
+from lmedit.guard import guard_of, last_line, prints_aside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
 """Unset: all methods; empty: none; a comma list: only those."""
+RESERVED = ("base", "in-context")
+"""Rows of a comparison that no method may bear the name of."""
+BUILT_IN = "lmedit:"
+"""What the names of the core's own plugins in a manager begin with."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def _entry(
     metadata = distribution.metadata
     urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
     papers = [parts[-1].strip() for parts in urls if parts[0].strip().lower() == "paper"]
-    reason, state = _why_broken(point.value), "ok"
+    reason, state = _why_broken(point.value) or _why_unfit(distribution), "ok"
     if reason:
         state = "broken"
     elif not _allowed(point.name):
@@ -89,6 +100,20 @@ def _why_broken(module: str) -> str:
     return "" if importlib.util.find_spec(top) else f"its module {top!r} does not exist"
 
 
+def _why_unfit(distribution: importlib.metadata.Distribution) -> str:
+    """Which core the distribution needs, where that is not this one."""
+    for line in distribution.requires or ():
+        try:
+            need = Requirement(line)
+        except InvalidRequirement:
+            return f"its requirement {line!r} cannot be read"
+        applies = need.marker is None or need.marker.evaluate({"extra": ""})
+        fits = need.specifier.contains(__version__, prereleases=True)
+        if canonicalize_name(need.name) == "lmedit" and applies and not fits:
+            return f"it needs {need}, this is lmedit {__version__}; install one that fits"
+    return ""
+
+
 def _allowed(name: str) -> bool:
     only = os.environ.get(BLOCK_VARIABLE)
     return only is None or name in {part.strip() for part in only.split(",")}
@@ -100,7 +125,8 @@ def _one_of(name: str, claims: Sequence[Entry]) -> Entry:
     if len(owners) == 1:
         return claims[0]
     reason = f"the name {name!r} is claimed by {' and '.join(owners)}; uninstall one"
-    return Entry(name, ", ".join(owners), "", "", "", "broken", reason)
+    versions = ", ".join(c.version for c in sorted(claims, key=lambda claim: claim.distribution))
+    return Entry(name, ", ".join(owners), versions, "", "", "broken", reason)
 
 
 def load(name: str) -> LoadedMethod:
@@ -110,9 +136,11 @@ def load(name: str) -> LoadedMethod:
     if entry is None:
         raise UnknownNameError("method", name, by_name)
     if entry.state != "ok":
-        raise BrokenPluginError(f"method {name!r} is {entry.state}: {entry.reason}")
+        whose = f" of {entry.distribution} {entry.version}" if entry.state == "broken" else ""
+        raise BrokenPluginError(f"method {name!r}{whose} is {entry.state}: {entry.reason}")
     try:
-        module = importlib.metadata.EntryPoint(name, entry.module, GROUP).load()
+        with prints_aside():
+            module = importlib.metadata.EntryPoint(name, entry.module, GROUP).load()
     except (Exception, SystemExit) as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
     return register(module, name=name, distribution=entry.distribution, version=entry.version)
@@ -120,17 +148,26 @@ def load(name: str) -> LoadedMethod:
 
 def load_file(path: Path) -> LoadedMethod:
     """Load a method from one Python file, without packaging."""
+    return register(module_of(path), name=None, distribution=path.name, version="")
+
+
+def module_of(path: Path) -> ModuleType:
+    """The plugin file *path* as a module; raises `BrokenPluginError` with culprit and remedy."""
     if not path.is_file():
-        raise BrokenPluginError(f"no plugin file {str(path)!r}; --plugin takes a Python file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+        raise BrokenPluginError(f"no plugin file {str(path)!r}; name a Python file")
+    name = str(path.resolve())  # no other module's
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BrokenPluginError(f"plugin file {str(path)!r} is not Python; name a .py file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pydantic look names up
     try:
-        spec.loader.exec_module(module)
+        with prints_aside():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise BrokenPluginError(f"plugin file {path.name!r}: {_last_line(error)}") from error
-    return register(module, name=None, distribution=path.name, version="")
+        del sys.modules[name]
+        raise BrokenPluginError(f"plugin file {path.name!r}: {last_line(error)}") from error
+    return module
 
 
 def register(
@@ -146,15 +183,18 @@ def register(
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(defaults, "defaults")
+    manager.register(defaults, f"{BUILT_IN}defaults")
     culprit = f"method {name!r} of {distribution}" if name else f"plugin {distribution}"
     try:
         manager.register(module, name or distribution)
         manager.check_pending()
-        method = manager.hook.edit_describe()
-    except Exception as error:
-        raise BrokenPluginError(f"{culprit}: {_last_line(error)}") from error
+        with prints_aside():
+            method = manager.hook.edit_describe()
+    except (Exception, SystemExit) as error:
+        raise BrokenPluginError(f"{culprit}: {last_line(error)}") from error
     _check_method(method, name, culprit)
+    guard = guard_of(f"method {method.name!r} of {distribution}", module)
+    manager.register(guard, f"{BUILT_IN}guard")
     return LoadedMethod(method, manager, distribution, version)
 
 
@@ -169,19 +209,38 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
         raise BrokenPluginError(
             f"{culprit}: calls itself {method.name!r}; it must bear its entry point's name"
         )
+    if method.name in RESERVED:
+        raise BrokenPluginError(f"{culprit}: the name {method.name!r} is taken by the core")
     try:
         method.options()
     except Exception as error:
         raise BrokenPluginError(f"{culprit}: every option needs a default: {error}") from error
 
 
-def resolve(names: Sequence[str], files: Sequence[Path] = ()) -> list[LoadedMethod]:
-    """Load *names*, where methods out of *files* come first; no names: all that are ok."""
-    extra = {loaded.name: loaded for loaded in map(load_file, files)}
-    if not names:
-        installed = [entry.name for entry in entries() if entry.state == "ok"]
-        names = [*extra, *(name for name in installed if name not in extra)]
-    return [extra[name] if name in extra else load(name) for name in names]
+def resolve(
+    names: Sequence[str], files: Sequence[Path] = (),
+    left_out: Callable[[str], object] = lambda _: None,
+) -> list[LoadedMethod]:  # fmt: skip
+    """Load *names*, where methods out of *files* come first; no names: all that work.
+
+    Then *left_out* is told of each that does not.
+    """
+    extra: dict[str, LoadedMethod] = {}
+    for loaded in map(load_file, files):
+        if loaded.name in extra:
+            both = f"{extra[loaded.name].distribution} and {loaded.distribution}"
+            raise BrokenPluginError(f"the name {loaded.name!r} is claimed by {both}; name one")
+        extra[loaded.name] = loaded
+    if names:
+        return [extra[name] if name in extra else load(name) for name in names]
+    found = list(extra.values())
+    for entry in entries():
+        if entry.name not in extra and entry.state != "blocked":
+            try:
+                found.append(load(entry.name))
+            except BrokenPluginError as error:
+                left_out(str(error))
+    return found
 
 
 def check(entry: Entry) -> Entry:
@@ -198,10 +257,5 @@ def check(entry: Entry) -> Entry:
 def _cannot_load(entry: Entry, error: BaseException) -> str:
     return (
         f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
-        f"{_last_line(error)}; mend or uninstall {entry.distribution}"
+        f"{last_line(error)}; mend or uninstall {entry.distribution}"
     )
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -13,12 +13,14 @@ import click
 from lmedit import __version__
 from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.cases import cases
+from lmedit.cli.check import check
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
 from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
+from lmedit.cli.new import new
 from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
 from lmedit.cli.report import report
@@ -59,6 +61,6 @@ def main() -> None:
 
 for command in (
     methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
-    import_, compare, report, cases, doctor,
+    import_, compare, report, cases, new, check, doctor,
 ):  # fmt: skip
     main.add_command(command)

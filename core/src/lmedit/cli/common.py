@@ -53,6 +53,8 @@ method_flags = flags(
                  "or @FILE, which lmedit tune wrote."),
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
                  type=click.Path(path_type=Path), help="A method from one file; repeatable."),
+    click.option("--observe", "observers", multiple=True, metavar="NAME|FILE.py",
+                 help="An observer that watches the hooks (docs/hooks.md); repeatable."),
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Of everything random."),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
@@ -104,11 +106,19 @@ def load_model(model: str, device: str, dtype: str, *, download: bool) -> Lm:
     return load_lm(model, device=device, dtype=dtype, download=download)
 
 
-def load_methods(names: Sequence[str], plugins: Sequence[Path]) -> list[LoadedMethod]:
-    """The named methods, those of plugin files among them; none named: all that work."""
+def load_methods(
+    names: Sequence[str], plugins: Sequence[Path], observers: Sequence[str] = ()
+) -> list[LoadedMethod]:
+    """The named methods, those of plugin files among them; none named: all that work.
+
+    A note says which do not. Each is watched by *observers*.
+    """
+    from lmedit.observers import observed
     from lmedit.registry import resolve
 
-    return resolve(names, plugins)
+    methods = resolve(names, plugins, lambda why: note(f"left out: {why}"))
+    observed(methods, observers)
+    return methods
 
 
 def editors_for(

@@ -55,6 +55,7 @@ class Chosen:
     dtype: str
     pairs: tuple[tuple[str, str], ...]
     plugins: tuple[Path, ...]
+    observers: tuple[str, ...]
     seed: int
     corpora: tuple[str, ...]
     download: bool
@@ -106,7 +107,7 @@ class Contest:
 
 def contest_of(chosen: Chosen) -> Contest:
     """Load the methods, the model and the cases, and prepare what needs it."""
-    methods = load_methods(chosen.names, chosen.plugins)
+    methods = load_methods(chosen.names, chosen.plugins, chosen.observers)
     lm = load_model(chosen.model, chosen.device, chosen.dtype, download=chosen.download)
     cases = chosen.cases(lm)
     regime = _regime(chosen, cases)
@@ -153,7 +154,7 @@ def _baselines(chosen: Chosen, lm: Lm, prepared: partial[list[Editor]]) -> list[
 
     found = []
     if chosen.random_layer:
-        (loaded,) = load_methods((chosen.random_layer,), chosen.plugins)
+        (loaded,) = load_methods((chosen.random_layer,), chosen.plugins, chosen.observers)
         found.append(at_random_layer(lm, loaded, chosen.pairs, prepared, chosen.seed))
     if chosen.in_context:
         found.append(Entrant(IN_CONTEXT, asked=in_context))

@@ -35,8 +35,8 @@ from lmedit.cli.common import (
 @json_flag
 def edit(
     method: str, out: Path | None, model: str, device: str, dtype: str,
-    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], seed: int,
-    corpora: tuple[str, ...], *, force: bool, download: bool, as_json: bool, **fact: Any,
+    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], observers: tuple[str, ...],
+    seed: int, corpora: tuple[str, ...], *, force: bool, download: bool, as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
 
@@ -45,7 +45,7 @@ def edit(
     from lmedit.compare.one import edit_one
     from lmedit.compare.one_text import one_text
 
-    methods = load_methods([method], plugins)
+    methods = load_methods([method], plugins, observers)
     lm = load_model(model, device, dtype, download=download)
     request = fact_of(lm, **fact)
     (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)

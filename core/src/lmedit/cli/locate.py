@@ -58,15 +58,16 @@ LONG = 12
 @json_flag
 def locate(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], plot: Path | None,
-    facts: str | None, limit: int, *, download: bool, probe: bool, as_json: bool, **fact: Any,
+    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...],
+    plot: Path | None, facts: str | None, limit: int, *, download: bool, probe: bool,
+    as_json: bool, **fact: Any,
 ) -> None:  # fmt: skip
     """Show which parameters METHOD would change for a fact, with the evidence."""
     if plot is not None:
         from lmedit import drawing
 
         drawing.check(plot)
-    methods = load_methods([method], plugins)
+    methods = load_methods([method], plugins, observers)
     lm = load_model(model, device, dtype, download=download)
     request = None if facts else fact_of(lm, **fact)
     (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)

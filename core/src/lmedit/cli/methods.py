@@ -23,7 +23,7 @@ def methods(*, check: bool, as_json: bool) -> None:
         click.echo(json.dumps([entry.__dict__ for entry in found], indent=1))
         return
     for entry in found:
-        why = f"  {entry.reason}" if entry.reason else ""
-        click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {entry.paper}{why}")
+        said = entry.paper if entry.state == "ok" else f"{entry.distribution}: {entry.reason}"
+        click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {said}")
     if not found:
         click.echo("no methods installed; pip install lmedit-rome", err=True)

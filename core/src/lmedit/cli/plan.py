@@ -25,8 +25,8 @@ GIGABYTE = 1e9
 @json_flag
 def plan(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], *, download: bool,
-    as_json: bool,
+    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...], *,
+    download: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict memory and time of METHOD on a model, reading its config and no weights.
 
@@ -40,7 +40,7 @@ def plan(
     from lmedit.planning import plan as planned
 
     del corpora
-    (loaded,) = load_methods([method], plugins)
+    (loaded,) = load_methods([method], plugins, observers)
     lm = outline(model, dtype=dtype, download=download)
     options = build_options(loaded.method, for_methods(pairs, [method])[method], lm, seed)
     where = torch.device(device_of(device))

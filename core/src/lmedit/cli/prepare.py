@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 @json_flag
 def prepare(
     method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], seed: int, corpora: tuple[str, ...], limit: int | None,
-    layers: str | None, plot: Path | None, *, download: bool, as_json: bool,
+    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...],
+    limit: int | None, layers: str | None, plot: Path | None, *, download: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare METHOD for a model: shows progress, can be stopped and resumed, is cached."""
     from lmedit import drawing
@@ -52,7 +52,7 @@ def prepare(
 
     if plot is not None:
         drawing.check(plot)
-    (loaded,) = load_methods([method], plugins)
+    (loaded,) = load_methods([method], plugins, observers)
     if loaded.method.prepares_on is None:
         note(f"{method} needs no preparation")
     lm = load_model(model, device, dtype, download=download)

@@ -80,9 +80,11 @@ def _of_patch(told: dict[str, Any]) -> str:
 
 def describe(loaded: LoadedMethod) -> dict[str, Any]:
     """What is known of a method, as JSON values."""
+    from lmedit.registry import BUILT_IN
+
     options = loaded.method.options
     own = [plugin for plugin in loaded.manager.get_plugins()
-           if loaded.manager.get_name(plugin) != "defaults"]  # fmt: skip
+           if not str(loaded.manager.get_name(plugin)).startswith(BUILT_IN)]  # fmt: skip
     hooks = {call.name for plugin in own for call in loaded.manager.get_hookcallers(plugin) or []}
     return {
         "name": loaded.name,

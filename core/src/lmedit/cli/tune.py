@@ -41,6 +41,7 @@ class Sweep:
     dtype: str
     pairs: tuple[tuple[str, str], ...]
     plugins: tuple[Path, ...]
+    observers: tuple[str, ...]
     seed: int
     corpora: tuple[str, ...]
     download: bool
@@ -52,7 +53,7 @@ class Sweep:
         from lmedit.options import build_options, for_methods, typed
         from lmedit.pipeline import prepare, ready
 
-        (loaded,) = load_methods([self.method], self.plugins)
+        (loaded,) = load_methods([self.method], self.plugins, self.observers)
         lm = load_model(self.model, self.device, self.dtype, download=self.download)
         cases = load_cases(self.cases_name, download=self.download)
         cases = replace(cases, items=cases.items[-self.limit :])

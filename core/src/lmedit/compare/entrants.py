@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.artifacts import key_of
 from lmedit.metrics.locality import with_edit
+from lmedit.registry import RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lmedit.pipeline import Editor
     from lmedit.types import Case
 
-BASE, IN_CONTEXT = "base", "in-context"
+BASE, IN_CONTEXT = RESERVED
 
 
 @dataclass(frozen=True)

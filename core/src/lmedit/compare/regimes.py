@@ -25,11 +25,13 @@ from lmedit.compare.store import RunStore
 from lmedit.compare.work import (
     POLL_SECONDS,
     Edited,
-    check_base,
+    base_kept,
     computed,
     failure_of,
     keep,
+    renewed,
 )
+from lmedit.errors import ModelChangedError
 from lmedit.metrics.weights import drift, patch_bytes, relative_norms
 
 if TYPE_CHECKING:
@@ -138,13 +140,19 @@ class _Pile:
     folder: Path
     edits: list[Stored] = field(default_factory=list)
     mine: list[str] = field(default_factory=list)
+    failed: str | None = None
+    """Why none of its edits counts: it changed the model."""
 
     def heights(self) -> list[Height]:
         """The pile at each size; the model is the base again afterwards, by hash."""
         try:
-            return self._heights() if self.entrant.editor_of else [self._base()]
-        finally:
-            check_base(self.store, self.lm, self.entrant.name, self.mine)
+            with base_kept(self.store, self.lm, self.entrant.name, self.mine):
+                return self._heights() if self.entrant.editor_of else [self._base()]
+        except ModelChangedError as error:
+            renewed(self.lm, error)
+            self.failed = error.what
+            self.edits = []
+            return self._heights()
 
     def _base(self) -> Height:
         before = self.scoring.before(self.lm, self.cases)
@@ -190,8 +198,12 @@ class _Pile:
         return stored
 
     def _edit(self, key: str, case: Case, editor: Editor) -> Edited:
+        if self.failed:
+            return Edited({"failure": self.failed})
         try:
             found = computed(self.lm, editor, case.request)
+        except ModelChangedError:
+            raise
         except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
             return Edited({"failure": failure_of(error)})
         facts = {"method": editor.name, "version": editor.loaded.version,
@@ -206,7 +218,7 @@ class _Pile:
 
     def _update(self, edit: Stored) -> Update | None:
         """The finished *edit* as every process reads it; None where it failed."""
-        if outcome(edit, self.entrant.name).failure is not None:
+        if self.failed or outcome(edit, self.entrant.name).failure is not None:
             return None
         return load_patch(self._patch(edit.key))[0]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,11 @@ from lmedit.beside import Beside, States
 from lmedit.compare.entrants import BASE, Entrant
 from lmedit.compare.memory import peak_memory
 from lmedit.compare.store import RunStore, Stored
-from lmedit.errors import BrokenPluginError, LmeditError, RequestError
+from lmedit.errors import LmeditError, ModelChangedError, RequestError
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator
 
     from lmedit.compare.case_scores import Looked, Scoring
     from lmedit.models import Lm
@@ -64,6 +66,10 @@ class Computed:
     mebibytes: float | None
 
 
+Results = Callable[[Sequence[Task], Sequence[Task]], Mapping[str, Edited]]
+"""Of a group and those of its tasks that were claimed: the results of these, by key."""
+
+
 @dataclass
 class Worker:
     """One process at a run: what it finishes goes into the store."""
@@ -78,16 +84,22 @@ class Worker:
     def finished(self, tasks: Sequence[Task]) -> list[Stored]:
         """Finish *tasks*, those that nobody else is at; wait for the others; the results in order.
 
-        Raises `BrokenPluginError`, and drops this process' results, where the model was changed.
+        An entrant that changes the model has failed in all its cases: what it did here is dropped,
+        and the model is loaded again. Raises `ModelChangedError` where that cannot be.
         """
+        name = tasks[0].entrant.name if tasks else BASE
         self.mine = []
         try:
-            self._work(tasks)
-        finally:
-            check_base(self.store, self.lm, tasks[0].entrant.name if tasks else BASE, self.mine)
+            with base_kept(self.store, self.lm, name, self.mine):
+                self._work(tasks, self._results)
+        except ModelChangedError as error:
+            renewed(self.lm, error)
+            self.states = States(self.lm)  # those that are kept may be of the changed model
+            failed = Edited({"failure": error.what})
+            self._work(tasks, lambda _, claimed: {task.key: failed for task in claimed})
         return [stored for task in tasks if (stored := self.store.get(task.key))]
 
-    def _work(self, tasks: Sequence[Task]) -> None:
+    def _work(self, tasks: Sequence[Task], results: Results) -> None:
         # The same groups in every process, at every start.
         waiting = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
         name = tasks[0].entrant.name if tasks else ""
@@ -95,7 +107,7 @@ class Worker:
             while waiting:
                 left = []
                 for group in waiting:
-                    if self._finished(group):
+                    if self._finished(group, results):
                         bar.update(len(group))
                     else:
                         left.append(group)
@@ -103,13 +115,13 @@ class Worker:
                     time.sleep(POLL_SECONDS)
                 waiting = left
 
-    def _finished(self, group: Sequence[Task]) -> bool:
+    def _finished(self, group: Sequence[Task], results: Results) -> bool:
         """Whether all tasks of *group* are finished, if need be by doing now what nobody is at."""
         left = [task for task in group if self.store.get(task.key) is None]
         claimed = [task for task in left if self.store.claim(task.key)]
-        results = self._results(group, claimed) if claimed else {}
+        found = results(group, claimed) if claimed else {}
         for task in claimed:
-            keep(self.store, task.key, task.entrant.name, task.case.id, results[task.key])
+            keep(self.store, task.key, task.entrant.name, task.case.id, found[task.key])
             self.mine.append(task.key)
         return len(claimed) == len(left)
 
@@ -133,6 +145,8 @@ class Worker:
                 try:
                     editor = entrant.editor_of(task.case)
                     known[task.key] = computed(lm, editor, task.case.request)
+                except ModelChangedError:
+                    raise
                 except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
                     found[task.key] = Edited({"failure": failure_of(error)})
         looked_at = self._looked_together([t for t in claimed if t.key in known], known)
@@ -146,11 +160,14 @@ class Worker:
         editor = group[0].entrant.editor
         if editor is None or not editor.computes_many:
             return {}
+        self.lm.state()  # as in `computed`
         try:
             with peak_memory(self.lm.device) as peak:
                 started = time.perf_counter()
                 updates = editor.compute_many([task.case.request for task in group])
                 seconds = (time.perf_counter() - started) / len(group)
+        except ModelChangedError:
+            raise
         except Exception:  # noqa: BLE001  (a stranger's method may raise anything)
             return {}
         return {
@@ -181,6 +198,8 @@ class Worker:
         """A finished task; without *looked* the edit is made, looked at and taken back."""
         try:
             return edit_case(self.lm, task, self.scoring, known, looked)
+        except ModelChangedError:
+            raise
         except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
             return Edited({"failure": failure_of(error)})
 
@@ -195,14 +214,32 @@ def at_once(editor: Editor) -> int:
     return AT_ONCE if editor.computes_many else 1
 
 
-def check_base(store: RunStore, lm: Lm, method: str, mine: Sequence[str]) -> None:
-    """Drop the results *mine* and raise `BrokenPluginError` where *lm* is not the base."""
-    if lm.weights_digest() != lm.digest:
-        store.drop(mine)
-        raise BrokenPluginError(
-            f"method {method!r} changed the model outside apply and revert; its results are "
-            "dropped, load the model again"
+@contextmanager
+def base_kept(store: RunStore, lm: Lm, method: str, mine: list[str]) -> Iterator[None]:
+    """Drop the results *mine*, and raise `ModelChangedError`, where *lm* is not the base after it.
+
+    Its weights are all read for that, also where the block is interrupted.
+    """
+    known: ModelChangedError | None = None
+    try:
+        yield
+    except ModelChangedError as error:
+        known = error
+    finally:
+        changed = known is not None or lm.weights_digest() != lm.digest
+        if changed:
+            store.drop(mine)
+            mine.clear()
+    if changed:
+        raise known or ModelChangedError(
+            f"method {method!r} changed the model outside apply and revert; its results are dropped"
         )
+
+
+def renewed(lm: Lm, error: ModelChangedError) -> None:
+    """Load *lm* again, or else raise *error*."""
+    if not lm.renew():
+        raise error
 
 
 def keep(store: RunStore, key: str, method: str, case_id: str, edited: Edited) -> None:
@@ -218,6 +255,7 @@ def failure_of(error: Exception) -> str:
 
 def computed(lm: Lm, editor: Editor, request: Request) -> Computed:
     """The update of *request* alone."""
+    lm.state()  # so that reading all weights for the first time is not counted
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
         update = editor.compute(request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +10,11 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.models import families, offload, tokens
-from lmedit.models.digest import digest_tensors
+from lmedit.models.digest import KnownTensors, digest_tensors
 from lmedit.types import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -39,12 +38,12 @@ class Lm:
         text: Path | None = None,
         training: Path | None = None,
         folder: Path | None = None,
+        again: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         """Wrap *model*; *tuned* are its measured options by method, *folder* is where it lies.
 
-        Without a *tokenizer* it is an outline that reads no text.
-
-        *text* is its own corpus, *training* its own cases for editors that are trained.
+        Without a *tokenizer* it is an outline that reads no text. *text* is its own corpus,
+        *training* its own cases for editors that are trained; *again* loads the model once more.
 
         Raises `UnknownArchitectureError` where a part of the model is not found.
         """
@@ -55,7 +54,8 @@ class Lm:
         self.text = text
         self.training = training
         self.folder = folder
-        self._read: dict[str, tuple[int, int, str]] = {}
+        self._again = again
+        self._known = KnownTensors()
         self.family = families.family_of(model)
 
     @cached_property
@@ -74,15 +74,20 @@ class Lm:
         For caches of what depends on the weights. It trusts torch's count of writes, which a write
         through ``.data`` leaves as it is; `weights_digest` trusts nothing.
         """
-        for name in self.parameters:
-            written = (-1, -1)  # in a file, where nobody writes
-            if not offload.lies_in_file(self.model, name):
-                parameter = self._values(name)
-                written = parameter._version, parameter.data_ptr()
-            if self._read.get(name, (None, None))[:2] != written:
-                self._read[name] = (*written, digest_tensors([(name, self._values(name))]))
-        parts = "".join(digest for *_, digest in self._read.values())
-        return hashlib.sha256(parts.encode()).hexdigest()
+        return self._known.digest(self.parameters, self._written, self._values)
+
+    def renew(self) -> bool:
+        """Load the model again, in place of one that somebody changed; everything on it is new.
+
+        False where it was not loaded from anywhere, or what is there now is another.
+        """
+        digest = self.digest
+        if self._again is None:
+            return False
+        del self.model  # memory for one is enough
+        self.model = self._again().eval()
+        self._known = KnownTensors()
+        return self.weights_digest() == digest
 
     @property
     def revision(self) -> str | None:
@@ -103,6 +108,12 @@ class Lm:
     def parameters(self) -> frozenset[str]:
         """The names of all parameters; of tied ones the first."""
         return offload.names(self.model)
+
+    def _written(self, name: str) -> tuple[int, int]:
+        if offload.lies_in_file(self.model, name):
+            return -1, -1  # where nobody writes
+        values = self._values(name)
+        return values._version, values.data_ptr()
 
     def _values(self, name: str) -> Tensor:
         return offload.fetched(self.model, name).detach()

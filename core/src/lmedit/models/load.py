@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,18 +47,12 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
     source = str(folder) if folder.exists() else name
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
-    model, tokenizer = _load(source, dtype, device, local=folder.exists() or not download)
-    model.requires_grad_(False)
-    if device != SPREAD:
-        model.to(device_of(device))
-    elif lacks_weights(model):
-        raise ModelError(
-            f"{source!r} does not fit: a part of it was left out where it cannot be edited; give "
-            "--dtype bfloat16, or --device cpu"
-        )
+    again = partial(_placed, source, dtype, device, local=folder.exists() or not download)
+    model, tokenizer = again()
     return Lm(
         model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,
         text=world.text if world else None, training=world.training if world else None,
+        again=lambda: again()[0],
     )  # fmt: skip
 
 
@@ -80,6 +75,20 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
     except Exception as error:
         raise ModelError(_complaint(source, error, local=local)) from error
     return Lm(model, None, name=name, tuned=_tuned(folder), folder=folder)
+
+
+def _placed(source: str, dtype: str, device: str, *, local: bool) -> tuple[Any, Any]:
+    """Model and tokenizer; the model is where it computes, and takes no gradients."""
+    model, tokenizer = _load(source, dtype, device, local=local)
+    model.requires_grad_(False)
+    if device != SPREAD:
+        model.to(device_of(device))
+    elif lacks_weights(model):
+        raise ModelError(
+            f"{source!r} does not fit: a part of it was left out where it cannot be edited; give "
+            "--dtype bfloat16, or --device cpu"
+        )
+    return model, tokenizer
 
 
 def _load(source: str, dtype: str, device: str, *, local: bool) -> tuple[Any, Any]:

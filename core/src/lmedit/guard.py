@@ -1,0 +1,83 @@
+"""What stands around every hook of a method: its prints and its errors are kept in their place.
+
+Stdout belongs to the command that runs, so what a plugin prints goes to stderr. What a hook raises,
+other than an error of ours, becomes a `HookError` that names the method, the hook and the line.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lmedit import hookspecs
+from lmedit.errors import HookError, LmeditError
+from lmedit.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+    import pluggy
+
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("edit_"))
+
+
+@contextmanager
+def prints_aside() -> Iterator[None]:
+    """What is printed in the block goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def implements(manager: pluggy.PluginManager, hook: str) -> bool:
+    """Whether a plugin of *manager* has an implementation of *hook*; wrappers do not count."""
+    found = getattr(manager.hook, hook).get_hookimpls()
+    return any(not (each.wrapper or each.hookwrapper) for each in found)
+
+
+def guard_of(culprit: str, plugin: object) -> ModuleType:
+    """A plugin that wraps all hooks of the method *plugin*; *culprit* is what errors call it."""
+
+    def around(hook: str) -> Callable[[], Generator[None, Any, Any]]:
+        @hookimpl(wrapper=True, tryfirst=True)
+        def wrapper() -> Generator[None, Any, Any]:
+            with prints_aside():
+                try:
+                    return (yield)
+                except LmeditError:
+                    raise
+                except (Exception, SystemExit) as error:
+                    what = f"{hook} raised {last_line(error)}{_place(error, plugin)}"
+                    raise HookError(f"{culprit}: {what}") from error
+
+        return wrapper
+
+    return plugin_of("guard", {hook: around(hook) for hook in HOOKS})
+
+
+def plugin_of(name: str, hooks: Mapping[str, Any]) -> ModuleType:
+    """A plugin with these *hooks*; pluggy wants one that can be hashed."""
+    module = ModuleType(name)
+    vars(module).update(hooks)
+    return module
+
+
+def last_line(error: BaseException) -> str:
+    """The kind of *error* and the last line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def _place(error: BaseException, plugin: object) -> str:
+    """Where in the files of *plugin* the error came up, in brackets; empty where unknown."""
+    top = str(getattr(plugin, "__name__", "")).partition(".")[0]
+    file = getattr(sys.modules.get(top, plugin), "__file__", None)
+    if file is None:
+        return ""
+    own = Path(file)
+    within = str(own.parent) if own.name == "__init__.py" else file
+    places = [f for f in extract_tb(error.__traceback__) if f.filename.startswith(within)]
+    return f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""

@@ -1,0 +1,279 @@
+"""The laws of `hookspecs.py` tried on a method: what `EditorContract` and `lmedit check` run.
+
+A law that does not hold raises `LawBrokenError` with the reason; one that cannot be tried because
+another is broken raises `NotTriedError`.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from lmedit.errors import LmeditError
+from lmedit.guard import last_line
+from lmedit.marks import left_behind, marks_of, put_back
+from lmedit.pipeline import Editor
+from lmedit.types import Request, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lmedit.marks import Marks
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Location, Options, Prepared, Site
+
+REQUEST = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
+OTHER = Request(prompt="{} came down by", subject="A small boat", target_new="the old river")
+
+
+class LawBrokenError(AssertionError):
+    """A law does not hold; the message says what was found."""
+
+
+class NotTriedError(Exception):
+    """A law cannot be tried; the message says why."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method, the model it is tried on, and what it is asked for."""
+
+    loaded: LoadedMethod
+    lm: Lm
+    options: Options
+    prepare: Callable[[], Prepared]
+    """Calls `edit_prepare`; once, when it is first needed."""
+    name: str | None = None
+    """The entry point's; None where there is none."""
+    request: Request = REQUEST
+    other: Request = OTHER
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """What `edit_prepare` gave."""
+        return self.prepare()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every hook that computes is given."""
+        return {
+            "lm": self.lm, "request": self.request, "options": self.options,
+            "prepared": self.prepared,
+        }  # fmt: skip
+
+    def raw_update(self) -> tuple[Any, Update]:
+        """Location and update straight from the hooks, without the pipeline's own checks."""
+        hook, arguments = self.loaded.manager.hook, self.arguments
+        location = hook.edit_locate(**arguments)
+        return location, hook.edit_compute(location=location, **arguments)
+
+
+def law_1(trial: Trial) -> None:
+    """The name is the entry point's, and every option has a default."""
+    name = trial.loaded.method.name
+    _hold(trial.name in {None, name}, f"it calls itself {name!r}, its entry point {trial.name!r}")
+    trial.loaded.method.options()
+
+
+def law_2(trial: Trial) -> None:
+    """Prepare, locate, probe and compute leave weights, flags, modes and random state alone."""
+    with half_with_gradients(trial.lm):
+        before = State.of(trial.lm)
+        location, _ = trial.raw_update()
+        trial.loaded.manager.hook.edit_probe(location=location, **trial.arguments)
+        left = before.differs_from(State.of(trial.lm))
+        _hold(not left, f"left behind: {', '.join(left)}")
+
+
+def law_3(trial: Trial) -> None:
+    """Located sites are parameters of the model."""
+    location = trial.loaded.manager.hook.edit_locate(**trial.arguments)
+    _hold(bool(location.sites), "no site was located")
+    for site in _nowhere(trial.lm, location):
+        raise LawBrokenError(f"{site.parameter!r} is no parameter")
+
+
+def law_4(trial: Trial) -> None:
+    """Every delta belongs to a located site, has its shape, and is finite."""
+    location, update = trial.raw_update()
+    _hold(bool(update.deltas), "the update changes nothing")
+    for reason in _unfit(trial.lm, location, update):
+        raise LawBrokenError(reason)
+
+
+def law_5(trial: Trial) -> None:
+    """The same arguments and seed give the same update, to the bit."""
+    updates = []
+    with torch.random.fork_rng():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            updates.append(trial.raw_update()[1])
+    first, second = updates
+    _hold(set(first.deltas) == set(second.deltas), "it changed other sites the second time")
+    for site, delta in first.deltas.items():
+        for name, tensor in delta.tensors().items():
+            same = torch.equal(tensor, second.deltas[site].tensors()[name])
+            _hold(same, f"{name} of {site.parameter!r} was another the second time")
+
+
+def law_6(trial: Trial) -> None:
+    """Apply, then revert, is exact to the bit, also when what is in between fails."""
+    lm, hook = trial.lm, trial.loaded.manager.hook
+    location, update = trial.raw_update()
+    if _nowhere(lm, location) or _unfit(lm, location, update):
+        raise NotTriedError("the update breaks law 3 or 4, so it cannot be applied")
+    before = lm.weights_digest()
+    applied = hook.edit_apply(lm=lm, update=update)
+    _hold(lm.weights_digest() != before, "apply changed nothing")
+    _hold(hook.edit_revert(lm=lm, applied=applied) is True, "revert did not return True")
+    _hold(lm.weights_digest() == before, "revert did not bring the weights back")
+    try:
+        with Editor(trial.loaded, lm, trial.options, trial.prepared).applied(update):
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    _hold(lm.weights_digest() == before, "an interrupted edit was not taken out")
+
+
+def law_7(trial: Trial) -> None:
+    """Updates worked out together are those worked out alone, to rounding."""
+    hook = trial.loaded.manager.hook
+    requests = [trial.request, trial.other, trial.request]
+    of = [{**trial.arguments, "request": request} for request in requests]
+    locations = [hook.edit_locate(**arguments) for arguments in of]
+    shared = {name: trial.arguments[name] for name in ("lm", "options", "prepared")}
+    found = hook.edit_compute_many(requests=requests, locations=locations, **shared)
+    if found is None:
+        return
+    _hold(len(found) == len(requests), f"{len(found)} updates for {len(requests)} requests")
+    for arguments, location, update in zip(of, locations, found, strict=True):
+        alone = hook.edit_compute(location=location, **arguments)
+        _hold(_alike(update, alone), f"another for {arguments['request'].subject!r} in company")
+
+
+LAWS = (law_1, law_2, law_3, law_4, law_5, law_6, law_7)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of trying a law."""
+
+    law: int
+    says: str
+    state: Literal["pass", "fail", "not tried"]
+    reason: str = ""
+
+
+def verdicts(trial: Trial) -> Iterator[Verdict]:
+    """Try all laws in turn, each on the model as it was; a method may raise what it likes."""
+    lm = trial.lm
+    base, marks = lm.digest, marks_of(lm.model)
+    whole = True
+    for number, law in enumerate(LAWS, 1):
+        verdict = partial(Verdict, number, str(law.__doc__))
+        if not whole:
+            yield verdict("not tried", "the model was changed and cannot be loaded again")
+            continue
+        try:
+            law(trial)
+            yield verdict("pass")
+        except NotTriedError as why:
+            yield verdict("not tried", str(why))
+        except (LawBrokenError, LmeditError) as error:
+            yield verdict("fail", str(error))
+        except Exception as error:  # noqa: BLE001  (nonsense that a hook returned may raise it)
+            yield verdict("fail", last_line(error))
+        put_back(lm.model, marks)
+        if lm.weights_digest() != base:
+            whole = lm.renew()
+            marks = marks_of(lm.model)
+
+
+def _hold(holds: bool, reason: str) -> None:
+    if not holds:
+        raise LawBrokenError(reason)
+
+
+def _nowhere(lm: Lm, location: Location) -> list[Site]:
+    """The sites that are no parameters."""
+    return [site for site in location.sites if site.parameter not in lm.parameters]
+
+
+def _unfit(lm: Lm, location: Location, update: Update) -> list[str]:
+    """How law 4 is broken; empty where it is kept."""
+    found = []
+    for site, delta in update.deltas.items():
+        if site not in location.sites:
+            found.append(f"{site.parameter!r} is changed, but was not located")
+        elif delta.dense().shape != lm.weight(site).shape:
+            shapes = f"{tuple(delta.shape)}, the matrix is {tuple(lm.weight(site).shape)}"
+            found.append(f"the delta of {site.parameter!r} is {shapes}")
+        elif not bool(delta.dense().isfinite().all()):
+            found.append(f"the delta of {site.parameter!r} is not finite")
+    return found
+
+
+def _alike(one: Update, other: Update) -> bool:
+    """Whether two updates differ by rounding alone: 1e-6 in double precision, else 1e-2."""
+    if set(one.deltas) != set(other.deltas):
+        return False
+    for site, delta in one.deltas.items():
+        expected = other.deltas[site].dense()
+        double = expected.dtype == torch.float64
+        apart = (delta.dense() - expected).norm()
+        if not bool(apart <= (1e-6 if double else 1e-2) * expected.norm()):
+            return False
+    return True
+
+
+@contextmanager
+def half_with_gradients(lm: Lm) -> Iterator[None]:
+    """In the block every other parameter asks for gradients, so that changed flags are seen."""
+    before = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    for parameter in list(lm.model.parameters())[::2]:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in lm.model.named_parameters():
+            parameter.requires_grad_(before.get(name, False))
+
+
+@dataclass(frozen=True)
+class State:
+    """All that law 2 protects."""
+
+    weights: str
+    buffers: dict[str, Any]
+    marks: Marks
+    random: dict[str, Any]
+
+    @classmethod
+    def of(cls, lm: Lm) -> State:
+        """That of *lm* now, and of the global sources of randomness."""
+        return cls(
+            lm.weights_digest(),
+            {name: buffer.tolist() for name, buffer in lm.model.named_buffers()},
+            marks_of(lm.model),
+            {
+                "torch": torch.get_rng_state().tolist(), "python": random.getstate(),
+                "numpy": str(np.random.get_state()),
+            },
+        )  # fmt: skip
+
+    def differs_from(self, after: State) -> list[str]:
+        """What is not as it was, in words."""
+        left = left_behind(self.marks, after.marks)
+        if self.weights != after.weights:
+            left.append("changed weights")
+        if self.buffers != after.buffers and not any("buffers" in each for each in left):
+            left.append("changed buffers")
+        changed = [name for name, state in self.random.items() if state != after.random[name]]
+        return [*left, *(f"another random state of {name}" for name in changed)]

@@ -1,0 +1,142 @@
+"""Observers: plugins that watch the hooks of methods, and can neither change nor break an edit.
+
+An observer has hooks of the same names as a method's, each a wrapper with one bare ``yield``::
+
+    @hookimpl(wrapper=True)
+    def edit_compute(request):
+        started = time.perf_counter()
+        result = yield                  # the method works
+        ...                             # time.perf_counter() - started
+        return result
+
+It is started before the method's hook, and is sent the result, or thrown the error. What it returns
+is dropped; what it raises is told on stderr, once for each hook, and the edit goes on. One that
+writes into a result's tensors is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from functools import wraps
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from lmedit import hookspecs
+from lmedit.errors import BrokenPluginError, UnknownNameError
+from lmedit.guard import HOOKS, last_line, plugin_of, prints_aside
+from lmedit.hookspecs import hookimpl
+from lmedit.registry import BUILT_IN, module_of
+from lmedit.types import Applied, Prepared, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from lmedit.registry import LoadedMethod
+
+GROUP = "lmedit.observers"
+"""The entry points of installed observers; they watch only where they are named."""
+
+
+def observer(name: str) -> object:
+    """The observer *name*: an installed one, or a Python file.
+
+    Raises `UnknownNameError` or `BrokenPluginError`.
+    """
+    if name.endswith(".py"):
+        return module_of(Path(name))
+    found = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    if name not in found:
+        raise UnknownNameError("observer", name, found)
+    try:
+        with prints_aside():
+            return found[name].load()
+    except (Exception, SystemExit) as error:
+        raise BrokenPluginError(f"observer {name!r}: {last_line(error)}") from error
+
+
+def observe(loaded: LoadedMethod, plugin: object, name: str = "observer") -> None:
+    """Let the observer *plugin* watch *loaded*; *name* is what complaints call it.
+
+    Raises `BrokenPluginError` where it is no observer.
+    """
+    own = pluggy.PluginManager(hookspecs.PROJECT)
+    own.add_hookspecs(hookspecs)
+    try:
+        own.register(plugin, name)
+        own.check_pending()
+    except Exception as error:
+        raise BrokenPluginError(f"observer {name!r}: {last_line(error)}") from error
+    watched = {}
+    for hook in HOOKS:
+        for implementation in getattr(own.hook, hook).get_hookimpls():
+            if not implementation.wrapper:
+                raise BrokenPluginError(
+                    f"observer {name!r}: {hook} must be a @hookimpl(wrapper=True)"
+                )
+            watched[hook] = _watching(implementation.function, name)
+    if not watched:
+        raise BrokenPluginError(f"observer {name!r}: it has no hook to watch")
+    loaded.manager.register(plugin_of(name, watched), f"{BUILT_IN}observer {name}")
+
+
+def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """*function* as a wrapper whose results and errors stay without effect."""
+    complained: list[str] = []
+    hook = function.__name__
+
+    def safely(step: Callable[..., Any], *arguments: Any, ends: bool) -> None:
+        try:
+            step(*arguments)
+            complaint = "it must yield once" if ends else ""
+        except StopIteration:
+            complaint = "" if ends else "it must yield once"
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger may raise anything)
+            complaint = "" if error in arguments else last_line(error)
+        if complaint and not complained:
+            complained.append(complaint)
+            text = f"observer {name!r}, {hook}: {complaint}; the edit goes on\n"
+            sys.stderr.write(text)
+
+    @hookimpl(wrapper=True)
+    @wraps(function)
+    def wrapper(*arguments: Any) -> Generator[None, Any, Any]:
+        watching = function(*arguments)
+        safely(next, watching, ends=False)
+        try:
+            result = yield
+        except BaseException as error:
+            safely(watching.throw, error, ends=True)
+            raise
+        before = _written(result)
+        safely(watching.send, result, ends=True)
+        if _written(result) != before:
+            raise BrokenPluginError(f"observer {name!r}: it wrote to what {hook} returned")
+        return result
+
+    return wrapper
+
+
+def _written(result: Any) -> list[int]:
+    """Torch's counts of writes to the tensors of *result*."""
+    if isinstance(result, list | tuple):
+        return [count for each in result for count in _written(each)]
+    found: Iterable[Any] = ()
+    if isinstance(result, Update):
+        found = chain.from_iterable(vars(delta).values() for delta in result.deltas.values())
+    elif isinstance(result, Prepared):
+        found = result.tensors.values()
+    elif isinstance(result, Applied):
+        found = result.before.values()
+    return [getattr(tensor, "_version", 0) for tensor in found]
+
+
+def observed(methods: Sequence[LoadedMethod], names: Sequence[str]) -> None:
+    """Let each of the observers *names* watch all *methods*."""
+    for name in names:
+        plugin = observer(name)
+        for loaded in methods:
+            observe(loaded, plugin, Path(name).name)
