@@ -20,14 +20,12 @@ from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, sa
 from lmedit.errors import BrokenPluginError, NotPreparedError, OptionError, RequestError
 from lmedit.types import (
     Applied,
-    Corpus,
     Dense,
     Location,
     LowRank,
     Prepared,
     Probed,
     Site,
-    TrainingCases,
     Update,
 )  # fmt: skip
 
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Options, Request
+    from lmedit.types import Material, Options, Request
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,6 @@ class Editor:
 
     def _broke(self, what: str) -> NoReturn:
         raise BrokenPluginError(f"method {self.name!r} of {self.loaded.distribution}: {what}")
-
-
-Material = Corpus | TrainingCases
 
 
 def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:
