@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up and run: `python3 dev.py demo|test|check`; needs python3, pip and venv alone.
+"""Set up and run: `python3 dev.py demo|test|check|isolated`; needs python3, pip and venv alone.
 
 It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
 with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
@@ -80,9 +80,14 @@ def test(*arguments: str) -> None:
     run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
 
 
+def isolated(*_: str) -> None:
+    """Each plugin alone beside the core, from wheels; a line each."""
+    run("python", "tests/together/isolated.py")
+
+
 def main() -> None:
     """Read the task's name, set up, run it."""
-    tasks = {"demo": demo, "test": test, "check": check}
+    tasks = {"demo": demo, "test": test, "check": check, "isolated": isolated}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs="*", help="behind --: for compare, or for pytest")
