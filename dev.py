@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Set up and run: `python3 dev.py demo|test|check|bench`; needs python3, pip and venv alone.
+"""Set up and run a task, `python3 dev.py demo|test|check|bench|isolated`.
 
-It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
+Only python3, pip and venv need be there. It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
 with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
 a `pyproject.toml` or the constraints changed.
 """
@@ -85,9 +85,15 @@ def test(*arguments: str) -> None:
     run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
 
 
+def isolated(*_: str) -> None:
+    """Each plugin alone beside the core, from wheels; a line each."""
+    run("python", "tests/together/isolated.py")
+
+
 def main() -> None:
     """Read the task's name, set up, run it."""
-    tasks = {"demo": demo, "test": test, "check": check, "bench": bench}
+    tasks = {"demo": demo, "test": test, "check": check, "bench": bench,
+             "isolated": isolated}  # fmt: skip
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs="*", help="behind --: for compare, or for pytest")

@@ -95,9 +95,13 @@ def one_edit(bench: Bench, prompt: str, pairs: int) -> dict[str, Any]:
     """One edit, both ways."""
     one = Request(prompt=prompt, subject="The old tower", target_new="Rome")
     ids, last = bench.lm.subject_last(prompt, one.subject)
-    row = compared(lambda: bench.theirs(one), lambda: bench.ours([one]), pairs)
-    delta, expected = bench.ours([one])[0].delta.cpu(), bench.theirs(one).double().cpu()
-    cosine = float(torch.nn.functional.cosine_similarity(delta, expected, dim=0))
+    found: dict[str, torch.Tensor] = {}
+    row = compared(
+        lambda: found.update(plain=bench.theirs(one).double().cpu()),
+        lambda: found.update(ours=bench.ours([one])[0].delta.cpu()),
+        pairs,
+    )
+    cosine = float(torch.nn.functional.cosine_similarity(found["ours"], found["plain"], dim=0))
     return {
         **bench.shape, "what": "replay", "tokens": len(ids), "from_subject": len(ids) - last, **row,
         "cosine": cosine,

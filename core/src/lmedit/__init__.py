@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmedit.artifacts import Checkpoint, load_patch, save_patch
     from lmedit.charts import Bars, Heat, Lines
+    from lmedit.comparing import Comparison, comparison
+    from lmedit.editors import editor
     from lmedit.hookspecs import hookimpl
     from lmedit.ledger import Ledger, applied
     from lmedit.models import Lm, load_lm
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "lmedit.artifacts": ("Checkpoint", "load_patch", "save_patch"),
     "lmedit.charts": ("Bars", "Heat", "Lines"),
+    "lmedit.comparing": ("Comparison", "comparison"),
+    "lmedit.editors": ("editor",),
     "lmedit.hookspecs": ("hookimpl",),
     "lmedit.ledger": ("Ledger", "applied"),
     "lmedit.models": ("Lm", "load_lm"),
@@ -57,11 +61,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Applied", "Bars", "Case", "Checkpoint", "Corpus", "Delta", "Dense", "Editor", "Heat",
-    "Ledger", "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared", "Probed",
-    "Request", "Site", "Update", "Work", "World",
-    "applied", "build_options", "hookimpl", "load", "load_lm", "load_patch", "prepare",
-    "save_patch",
+    "Applied", "Bars", "Case", "Checkpoint", "Comparison", "Corpus", "Delta", "Dense", "Editor",
+    "Heat", "Ledger", "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared",
+    "Probed", "Request", "Site", "Update", "Work", "World",
+    "applied", "build_options", "comparison", "editor", "hookimpl", "load", "load_lm",
+    "load_patch", "prepare", "save_patch",
 ]  # fmt: skip
 
 

@@ -30,11 +30,9 @@ from lmedit.marks import changed, left_alone
 from lmedit.returned import Returned
 from lmedit.types import (
     Applied,
-    Corpus,
     Location,
     Prepared,
     Probed,
-    TrainingCases,
     Update,
 )  # fmt: skip
 
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Options, Request
+    from lmedit.types import Material, Options, Request
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,6 @@ class Editor:
                 raise changed(self.loaded, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
                 raise changed(self.loaded, "edit_revert did not bring the weights back")
-
-
-Material = Corpus | TrainingCases
 
 
 def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmedit.errors import RequestError
+from lmedit.markup import change, described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,40 +25,30 @@ if TYPE_CHECKING:
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Corpus(Protocol):
-    """Texts to prepare on: a name, a digest of the content, and the documents in order."""
+class Material(Protocol):
+    """What a method is prepared on."""
 
     @property
     def name(self) -> str:
         """What the user called it."""
-        ...
 
     @property
     def digest(self) -> str:
         """The content's digest, part of the cache key of what is prepared on it."""
-        ...
+
+
+class Corpus(Material, Protocol):
+    """Texts to prepare on: a name, a digest of the content, and the documents in order."""
 
     def __iter__(self) -> Iterator[str]:
         """Yield the documents in order."""
-        ...
 
 
-class TrainingCases(Protocol):
+class TrainingCases(Material, Protocol):
     """Cases to train on: a name, a digest of the content, and the cases in order."""
-
-    @property
-    def name(self) -> str:
-        """What the user called it."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """The content's digest."""
-        ...
 
     def __iter__(self) -> Iterator[Case]:
         """Yield the cases in order."""
-        ...
 
 
 class Frozen(BaseModel):
@@ -217,9 +208,7 @@ class Dense:
 
 
 Delta = LowRank | Dense
-DELTAS: Mapping[str, type[LowRank] | type[Dense]] = MappingProxyType(
-    {"low_rank": LowRank, "dense": Dense}
-)
+DELTAS: Mapping[str, type[Delta]] = MappingProxyType({"low_rank": LowRank, "dense": Dense})
 
 
 @dataclass(frozen=True)
@@ -238,6 +227,10 @@ class Location:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
 
+    def _repr_html_(self) -> str:
+        sites = [site.parameter for site in self.sites]
+        return described({"sites": sites, **self.evidence}, self.charts)
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -248,6 +241,9 @@ class Probed:
     averages: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """What can be averaged over facts: by chart and series one number for each block."""
 
+    def _repr_html_(self) -> str:
+        return described(self.values, self.charts)
+
 
 @dataclass(frozen=True)
 class Update:
@@ -255,6 +251,10 @@ class Update:
 
     deltas: Mapping[Site, Delta]
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        changes = {site.parameter: change(delta) for site, delta in self.deltas.items()}
+        return described({**changes, **self.notes})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,20 @@
 """Cases to judge edits by, and corpora to prepare on, from files; the only importer of datasets."""
 
-from lmedit.cases.corpus import corpus_of
+from lmedit.cases.corpus import corpus_of, texts_given
 from lmedit.cases.knowns import Known, KnownSet
-from lmedit.cases.load import CaseSet, load_cases, load_facts, load_knowns
+from lmedit.cases.load import (
+    CaseSet,
+    CasesGiven,
+    cases_given,
+    load_cases,
+    load_facts,
+    load_knowns,
+)
 from lmedit.cases.pull import pull
 from lmedit.cases.records import BrokenCase
 from lmedit.cases.sources import SOURCES, stored
 
-__all__ = ["SOURCES", "BrokenCase", "CaseSet", "Known", "KnownSet", "corpus_of", "load_cases",
-           "load_facts",           "load_knowns", "pull", "stored"]  # fmt: skip
+__all__ = [
+    "SOURCES", "BrokenCase", "CaseSet", "CasesGiven", "Known", "KnownSet", "cases_given",
+    "corpus_of", "load_cases", "load_facts", "load_knowns", "pull", "stored", "texts_given",
+]  # fmt: skip

@@ -14,7 +14,7 @@ from lmedit.errors import CasesError
 from lmedit.models import worlds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HUB = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
@@ -87,6 +87,31 @@ class HubCorpus:
                     yield row["text"]
         except (OSError, ValueError, KeyError) as error:
             raise CasesError(f"cannot read corpus {self.name!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class GivenCorpus:
+    """Documents that the caller holds."""
+
+    documents: tuple[str, ...]
+    name: str = "given texts"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the documents, each with its end."""
+        return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents that are not blank, in order."""
+        return (document for document in self.documents if document.strip())
+
+
+def texts_given(texts: Iterable[str]) -> GivenCorpus:
+    """A corpus of *texts*; raises `CasesError` where there are none."""
+    found = GivenCorpus(tuple(texts))
+    if not any(found):
+        raise CasesError("the given texts are blank; give a file's path, or strings with text")
+    return found
 
 
 def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> Any:

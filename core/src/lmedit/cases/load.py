@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from lmedit.artifacts import key_of
 from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
@@ -19,7 +21,7 @@ from lmedit.models import worlds
 from lmedit.types import Case, Request, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class CaseSet:
         return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
+CasesGiven = str | Path | Iterable[Case | Request | Mapping[str, Any]]
+"""What stands for cases in Python: what `load_cases` takes, a `CaseSet`, or records at hand."""
+
+
 def load_cases(name: str, limit: int | None = None, *, download: bool = False) -> CaseSet:
     """The first *limit* cases of *name*, a layout and a colon before it if need be.
 
@@ -64,6 +70,23 @@ def load_cases(name: str, limit: int | None = None, *, download: bool = False) -
         layout = layout or layout_of(record for _, record in records_of(text, path))
         layout = layout or (LAYOUTS["counterfact"] if is_list(text) else None)
     return CaseSet(name, digest, _items(lines, layout, limit, path or rest))
+
+
+def cases_given(given: CasesGiven, limit: int | None = None, *, download: bool = False) -> CaseSet:
+    """The first *limit* cases of *given*; raises `CasesError` where there are none.
+
+    Records at hand are cases, requests, or objects in one of the layouts.
+    """
+    if isinstance(given, str | Path):
+        return load_cases(str(given), limit, download=download)
+    if isinstance(given, CaseSet):
+        return CaseSet(given.name, given.digest, given.items[:limit])
+    rows = list(given)
+    name = "given cases"
+    layout = layout_of(rows) or LAYOUTS["facts"]
+    items = _items(enumerate(rows), layout, limit, name)
+    written = [str(i) if isinstance(i, BrokenCase) else i.model_dump(mode="json") for i in items]
+    return CaseSet(name, key_of(cases=written), items)
 
 
 def load_knowns(name: str = "known_1000", limit: int | None = None) -> KnownSet:
@@ -132,8 +155,10 @@ def _items(
 
 
 def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCase:
-    if isinstance(record, BrokenCase):
+    if isinstance(record, BrokenCase | Case):
         return record
+    if isinstance(record, Request):
+        return Case(id=str(index), request=record)
     if not isinstance(record, dict):
         return BrokenCase("?", line, f"a {type(record).__name__}; a record was expected")
     try:

@@ -14,9 +14,7 @@ from lmedit.errors import NotPreparedError, RequestError, UnknownNameError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lmedit.compare.case_scores import Scoring
     from lmedit.compare.entrants import Entrant
-    from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
@@ -181,6 +179,7 @@ def materials(
     one. Raises `UnknownNameError` for a method that is not among them.
     """
     from lmedit.cases import load_cases
+    from lmedit.editors import text_of
 
     kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
     named: dict[str, str] = {}
@@ -192,20 +191,10 @@ def materials(
         named |= {method: name} if equals else dict.fromkeys(fitting, text)
     return {
         m: None if kind is None
-        else _text(named.get(m), lm, download=download) if kind == "text"
+        else text_of(named.get(m), lm, download=download) if kind == "text"
         else load_cases(named[m], download=download) if m in named else None
         for m, kind in kinds.items()
     }  # fmt: skip
-
-
-def _text(name: str | None, lm: Lm, *, download: bool) -> Any:
-    """A corpus, or statistics that were counted before (``stats:ID``)."""
-    from lmedit.cases import corpus_of
-    from lmedit.stats import PREFIX, statistics_named
-
-    if name is not None and name.startswith(PREFIX):
-        return statistics_named(name)
-    return corpus_of(name, lm.text, download=download)
 
 
 def at_random_layer(
@@ -225,39 +214,6 @@ def at_random_layer(
         return prepared([loaded], [*own, (f"{loaded.name}.layer", str(layer))])[0]
 
     return random_layer(loaded.name, lm, at_layer, seed)
-
-
-def scoring_of(
-    lm: Lm, groups: frozenset[str], heldout: Path | None, lines: int, references: Path | None,
-    seed: int,
-) -> Scoring:  # fmt: skip
-    """What the flags of a comparison ask to measure; an error names what is missing."""
-    from lmedit.compare.case_scores import Scoring
-    from lmedit.metrics.texts import load_references
-
-    texts = None
-    if "health" in groups:
-        texts = held_out(lm, heldout, lines)
-    given = load_references(references) if references and "text" in groups else None
-    return Scoring(groups, texts, given, seed)
-
-
-def held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
-    """The first *lines* lines of *path*, or of the world's own held-out text."""
-    from itertools import islice
-
-    from lmedit.metrics.health import HeldOut
-    from lmedit.models import worlds
-
-    if path is None:
-        if lm.name not in worlds():
-            raise RequestError(f"{lm.name} comes without held-out text; give --heldout FILE")
-        path = worlds()[lm.name].heldout
-    try:
-        with path.open(encoding="utf-8") as text:
-            return HeldOut(lm, islice((line for line in text if line.strip()), lines))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read {path}: {error}; give a text file") from error
 
 
 def fact_of(

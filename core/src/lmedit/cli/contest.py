@@ -13,7 +13,6 @@ from lmedit.cli.common import (
     editors_for,
     load_methods,
     load_model,
-    scoring_of,
 )
 from lmedit.compare.measures import GROUPS
 
@@ -107,6 +106,8 @@ class Contest:
 
 def contest_of(chosen: Chosen) -> Contest:
     """Load the methods, the model and the cases, and prepare what needs it."""
+    from lmedit.compare.scoring import scoring_of
+
     methods = load_methods(chosen.names, chosen.plugins, chosen.observers)
     lm = load_model(chosen.model, chosen.device, chosen.dtype, download=chosen.download)
     cases = chosen.cases(lm)

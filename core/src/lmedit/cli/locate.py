@@ -19,6 +19,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
 )
+from lmedit.markup import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from lmedit.charts import Chart
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-
-LONG = 12
-"""A list with more entries than that is cut in the terminal; --json shows it whole."""
 
 
 @click.command()
@@ -150,18 +148,8 @@ def _told(found: Mapping[str, Any]) -> str:
     ]
     evidence = found["evidence"] | {f"probe: {k}": v for k, v in found.get("probe", {}).items()}
     width = max([10, *map(len, evidence)])
-    lines += [f"{name:<{width}} {_short(value)}" for name, value in evidence.items()]
+    lines += [f"{name:<{width}} {short(value)}" for name, value in evidence.items()]
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    """A value as a terminal has room for it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        more = f", ... {len(value)} in all" if len(value) > LONG else ""
-        return f"[{', '.join(_short(part) for part in value[:LONG])}{more}]"
-    return str(value)
 
 
 def _peaks(found: Mapping[str, Any]) -> list[str]:

@@ -25,15 +25,11 @@ def report(run: Path, html: Path | None, format_: str) -> None:
 
     The page is one file that needs no network: plots, failures, and a browser of single cases.
     """
-    from lmedit.report.read import read_run
+    from lmedit.comparing import Comparison
     from lmedit.report.texts import FORMATS
 
-    found = read_run(run)
+    found = Comparison.read(run)
     if html is not None:
-        from lmedit.artifacts import written_whole
-        from lmedit.report.page import page
-
-        with written_whole(html) as part:
-            part.write_text(page(found), encoding="utf-8", errors="replace")
+        found.page(html)
         note(f"the page is {html}")
-    click.echo(FORMATS[format_](found))
+    click.echo(FORMATS[format_](found.run))

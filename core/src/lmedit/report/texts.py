@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
 from lmedit.report.columns import best, cell, columns, filled, shown
+from lmedit.report.svg import tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from lmedit.report.read import Run
 
@@ -31,17 +33,37 @@ def as_table(run: Run) -> str:
 
 def as_markdown(run: Run) -> str:
     """A table for a page, the best value of each column in bold."""
+    head, rows = _cells(run)
+    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
+    lines += [_line([f"**{text}**" if won else text for text, won in row]) for row in rows]
+    return "\n".join(lines)
+
+
+def as_html(run: Run, remarks: Sequence[str] = ()) -> str:
+    """The same table as markup, without a style, and *remarks* below."""
+    head, rows = _cells(run)
+    lines = ["".join(tag("th", escape(text)) for text in head)]
+    lines += [
+        "".join(tag("td", tag("b", escape(text)) if won else escape(text)) for text, won in row)
+        for row in rows
+    ]
+    told = tag("p", "<br>".join(map(escape, remarks))) if remarks else ""
+    return tag("table", "".join(tag("tr", line) for line in lines)) + told
+
+
+def _cells(run: Run) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """The headings, and for each row its texts, each with whether it is its column's best."""
     wanted = columns(run)
     head = ["method", "n", "failed", *(column.label for column in wanted)]
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
     winners = {column.name: best(run, column) for column in wanted}
+    rows = []
     for row in run.results.rows:
-        cells = [row.title, str(row.n), str(row.n_failed)]
+        cells = [(row.title, False), (str(row.n), False), (str(row.n_failed), False)]
         for column in wanted:
             text = shown(*cell(run, row, column), digits=column.digits)
-            cells.append(f"**{text}**" if row.method in winners[column.name] else text)
-        lines.append(_line(cells))
-    return "\n".join(lines)
+            cells.append((text, row.method in winners[column.name]))
+        rows.append(cells)
+    return head, rows
 
 
 def _line(cells: list[str]) -> str:

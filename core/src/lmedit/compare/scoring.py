@@ -1,0 +1,42 @@
+"""What a comparison shall measure, and what that needs: held-out text, reference texts."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from lmedit.compare.case_scores import Scoring
+from lmedit.errors import RequestError
+from lmedit.metrics.health import HeldOut
+from lmedit.metrics.texts import load_references
+from lmedit.models import worlds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmedit.models import Lm
+
+
+def scoring_of(
+    lm: Lm, groups: frozenset[str], heldout: Path | None, lines: int, references: Path | None,
+    seed: int,
+) -> Scoring:  # fmt: skip
+    """What a comparison is asked to measure; an error names what is missing."""
+    texts = None
+    if "health" in groups:
+        texts = held_out(lm, heldout, lines)
+    given = load_references(references) if references and "text" in groups else None
+    return Scoring(groups, texts, given, seed)
+
+
+def held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
+    """The first *lines* lines of *path*, or of the world's own held-out text."""
+    if path is None:
+        if lm.name not in worlds():
+            raise RequestError(f"{lm.name} comes without held-out text; give --heldout FILE")
+        path = worlds()[lm.name].heldout
+    try:
+        with path.open(encoding="utf-8") as text:
+            return HeldOut(lm, islice((line for line in text if line.strip()), lines))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot read {path}: {error}; give a text file") from error
