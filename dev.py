@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Set up and run a task, `python3 dev.py demo|test|check|bench|isolated`.
+"""Set up and run a task: `python3 dev.py demo|test|check|bench|isolated`.
 
-Only python3, pip and venv need be there. It makes `.venv` beside this file, installs the core, all plugins and the demo from their folders,
-with the versions of `constraints.txt`, and runs the task. A second call installs nothing unless
-a `pyproject.toml` or the constraints changed.
+It needs python3, pip and venv alone. It makes `.venv` beside this file, installs the core, all
+plugins and the demo from their folders, with the versions of `constraints.txt`, and runs the
+task. A second call installs nothing unless a `pyproject.toml` or the constraints changed.
 """
 
 from __future__ import annotations
