@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,9 +19,11 @@ from lmedit.compare.case_scores import score_case, score_cases
 from lmedit.compare.run import compare
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.table import failures, table
+from lmedit.defaults import edit_apply
 from lmedit.errors import BrokenPluginError, ModelChangedError, RequestError
 from lmedit.metrics.scores import harmonic_mean
 from lmedit.registry import LoadedMethod
+from lmedit.tiny import tiny_family
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -575,3 +578,43 @@ def test_a_batch_of_another_size_is_refused(lm: Lm, make: Make, wrong: Any) -> N
     editor = make("push", edit_compute_many=lambda requests: wrong or [])
     with pytest.raises(BrokenPluginError, match="must return 2 updates"):
         editor.compute_many([case(0).request, case(1).request])
+
+
+# ---- beside the weights, or in them
+
+
+def test_rows_are_the_same_beside_the_weights_and_in_them(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = row_of(run(lm, cases, tmp_path, make("push")), "push")
+    monkeypatch.setattr("lmedit.compare.work.Beside.fits", lambda *_: False)
+    within = row_of(run(lm, cases, tmp_path, make("push")), "push")
+    for name in ("ES", "EM", "PS", "PM", "NS", "NM", "S", "relative_norm", "n", "n_failed"):
+        assert beside[name] == pytest.approx(within[name])
+
+
+def test_a_method_that_applies_by_itself_is_scored_in_the_weights(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    seen = []
+
+    def apply(lm: Lm, update: Update) -> Any:
+        seen.append(lm.weights_digest())
+        return edit_apply(lm, update)
+
+    row = row_of(run(lm, cases, tmp_path, make("own", edit_apply=apply)), "own")
+    assert row["n_failed"] == 0
+    assert seen == [lm.digest] * 4
+
+
+def test_half_precision_is_scored_as_rounding_leaves_it(
+    cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise AssertionError("an edit of half precision must not stay beside the weights")
+
+    monkeypatch.setattr("lmedit.beside.Beside.__init__", refused)
+    half = tiny_family("gpt2", dtype=torch.bfloat16)
+    row = row_of(run(half, cases, tmp_path, replace(make("push"), lm=half)), "push")
+    assert row["n_failed"] == 0
+    assert row["survival"] is not None
