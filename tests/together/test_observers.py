@@ -127,6 +127,12 @@ def test_a_broken_observer_changes_and_breaks_nothing(
         )
 
 
+def test_the_same_observer_may_watch_twice(lmedit: Run, model: Path) -> None:
+    done = lmedit("edit", "ft", *FACT, "-m", model, "--observe", TIMER, "--observe", TIMER)
+    assert done.exit_code == 0
+    assert done.stderr.count("edit_compute:") == 2
+
+
 def test_it_complains_once(lmedit: Run, tmp_path: Path, model: Path, cases: Path) -> None:
     (tmp_path / "bad.py").write_text(observer("yield", "1 / 0", hook="edit_locate", arguments=""))
     done = lmedit("compare", "ft", "--cases", cases, "-m", model, "--observe", tmp_path / "bad.py")

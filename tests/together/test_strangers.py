@@ -76,7 +76,7 @@ def test_a_method_that_cannot_be_loaded_is_shown_with_the_reason(
     assert found["fine"]["state"] == found["ft"]["state"] == "ok"
     (line,) = (x for x in lmedit("methods", "--check").stdout.splitlines() if x.startswith("bad "))
     assert line.split()[1:3] == ["1.5", "broken"]
-    assert "lmedit-bad: " in line
+    assert line.count("lmedit-bad") == 1 or "mend or uninstall lmedit-bad" in line
     assert reason in line
     done = lmedit("compare", "--cases", cases, "-m", model, "--json")
     others_work(rows(done))

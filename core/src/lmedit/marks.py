@@ -29,11 +29,13 @@ OUTSIDE = "it changed the model outside apply and revert"
 
 @dataclass(frozen=True)
 class Marks:
-    """By module or parameter what is noted of it; equal where nothing was left behind."""
+    """By module or parameter what is noted of it."""
 
     modules: Mapping[str, nn.Module]
     parts: Mapping[str, Mapping[str, Any]]
     buffers: Mapping[str, tuple[str, ...]]
+    tensors: Mapping[str, Mapping[str, Any]]
+    """The buffers themselves, to put back one that was removed; models exchange some of theirs."""
     hooks: Mapping[str, Mapping[str, Mapping[Any, Any]]]
     forwards: Mapping[str, Any]
     """The forward that was put in the class's place, None where none was."""
@@ -50,6 +52,7 @@ def marks_of(model: nn.Module) -> Marks:
         modules=modules,
         parts={name: dict(m._modules) for name, m in modules.items()},
         buffers={name: tuple(m._buffers) for name, m in modules.items()},
+        tensors={name: dict(m._buffers) for name, m in modules.items()},
         hooks={name: {k: dict(getattr(m, k)) for k in HOOKS} for name, m in modules.items()},
         forwards={name: vars(m).get("forward") for name, m in modules.items()},
         modes={name: m.training for name, m in modules.items()},
@@ -70,7 +73,7 @@ def left_behind(before: Marks, after: Marks) -> list[str]:
     found = []
     for kind, words in WORDS.items():
         old, new = getattr(before, kind), getattr(after, kind)
-        names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
+        names = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             found.append(f"{words} {names[0] or 'the model'}{more}")
@@ -87,8 +90,8 @@ def put_back(model: nn.Module, before: Marks) -> list[str]:
         _refill(module._modules, before.parts[name])
         for kind in HOOKS:
             _refill(getattr(module, kind), before.hooks[name][kind])
-        for buffer in set(module._buffers) - set(before.buffers[name]):
-            del module._buffers[buffer]
+        if tuple(module._buffers) != before.buffers[name]:
+            _refill(module._buffers, before.tensors[name])
         vars(module).pop("forward", None)
         if before.forwards[name] is not None:
             vars(module)["forward"] = before.forwards[name]

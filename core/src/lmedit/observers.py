@@ -80,7 +80,8 @@ def observe(loaded: LoadedMethod, plugin: object, name: str = "observer") -> Non
             watched[hook] = _watching(implementation.function, name)
     if not watched:
         raise BrokenPluginError(f"observer {name!r}: it has no hook to watch")
-    loaded.manager.register(plugin_of(name, watched), f"{BUILT_IN}observer {name}")
+    number = len(loaded.manager.list_name_plugin())  # the same one may watch twice
+    loaded.manager.register(plugin_of(name, watched), f"{BUILT_IN}observer {number}")
 
 
 def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ LAYER, D = 1, 64
 WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """What stops the reading: `KeyboardInterrupt` would end a failing test run as a whole."""
 
 

@@ -23,7 +23,9 @@ def methods(*, check: bool, as_json: bool) -> None:
         click.echo(json.dumps([entry.__dict__ for entry in found], indent=1))
         return
     for entry in found:
-        said = entry.paper if entry.state == "ok" else f"{entry.distribution}: {entry.reason}"
+        named = entry.distribution in entry.reason
+        why = entry.reason if named else f"{entry.distribution}: {entry.reason}"
+        said = entry.paper if entry.state == "ok" else why
         click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {said}")
     if not found:
         click.echo("no methods installed; pip install lmedit-rome", err=True)
