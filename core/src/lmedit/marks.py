@@ -73,7 +73,7 @@ def left_behind(before: Marks, after: Marks) -> list[str]:
     found = []
     for kind, words in WORDS.items():
         old, new = getattr(before, kind), getattr(after, kind)
-        names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
+        names = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             found.append(f"{words} {names[0] or 'the model'}{more}")
