@@ -50,12 +50,16 @@ Patched = Callable[..., tuple[Result, bytes]]
 
 
 def test_the_timer_tells_seconds_of_every_hook(lmedit: Run, model: Path, cases: Path) -> None:
-    done = lmedit("compare", "ft", "--cases", cases, "-m", model, "--json", "--observe", TIMER)
-    assert json.loads(done.stdout)["rows"][1]["n_failed"] == 0
-    told = re.findall(r"^(edit_\w+): \d+\.\d{3} s$", done.stderr, re.MULTILINE)
-    assert {name: told.count(name) for name in told} == {
-        "edit_locate": 3, "edit_compute_many": 1, "edit_apply": 3, "edit_revert": 3
-    }  # fmt: skip
+    def counts(*flags: object) -> dict[str, int]:
+        done = lmedit("compare", "ft", "--cases", cases, "-m", model, "--json", *flags,
+                      "--observe", TIMER)  # fmt: skip
+        assert json.loads(done.stdout)["rows"][1]["n_failed"] == 0
+        told = re.findall(r"^(edit_\w+): \d+\.\d{3} s$", done.stderr, re.MULTILINE)
+        return {name: told.count(name) for name in told}
+
+    computed = {"edit_locate": 3, "edit_compute_many": 1}
+    assert counts() == computed  # scored beside the weights
+    assert counts("--dtype", "bfloat16") == {**computed, "edit_apply": 3, "edit_revert": 3}
 
 
 def test_the_documents_observer_works(patched: Patched) -> None:
