@@ -4,6 +4,8 @@
 It needs python3, pip and venv alone. It makes `.venv` beside this file, installs the core, all
 plugins and the demo from their folders, with the versions of `constraints.txt`, and runs the
 task. A second call installs nothing unless a `pyproject.toml` or the constraints changed.
+`test --oldest` does so in `.venv-oldest`, with the oldest versions that are supported
+(`constraints-oldest.txt`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
+OLDEST = "--oldest" in sys.argv
+VENV = ROOT / (".venv-oldest" if OLDEST else ".venv")
+CONSTRAINTS = "constraints-oldest.txt" if OLDEST else "constraints.txt"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / "lmedit-installed"
 
@@ -29,7 +33,7 @@ def members() -> list[Path]:
 
 def wanted() -> str:
     """A digest of all that decides what is installed."""
-    files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    files = [ROOT / "pyproject.toml", ROOT / CONSTRAINTS]
     files += [member / "pyproject.toml" for member in members()]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -48,13 +52,13 @@ def set_up() -> None:
     if STAMP.is_file() and STAMP.read_text() == wanted():
         return
     if not (BIN / "python").exists():
-        print("dev.py: making .venv", file=sys.stderr)
+        print(f"dev.py: making {VENV.name}", file=sys.stderr)
         venv.create(VENV, with_pip=True)
     print("dev.py: installing (a minute or two)", file=sys.stderr)
     pip = (BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, "--upgrade", "pip")
     editable = [part for member in members() for part in ("--editable", str(member))]
-    run(*pip, "--constraint", "constraints.txt", "--group", "dev", *editable)
+    run(*pip, "--constraint", CONSTRAINTS, "--group", "dev", *editable)
     STAMP.write_text(wanted())
 
 
@@ -79,8 +83,9 @@ def check(*_: str) -> None:
 
 
 def test(*arguments: str) -> None:
-    """All checks, then all tests."""
-    check()
+    """All checks, then all tests; with the oldest versions the tests alone."""
+    if not OLDEST:
+        check()
     # One thread a process: two computing processes with two threads each stall one another.
     run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
 
@@ -94,12 +99,17 @@ def main() -> None:
     """Read the task's name, set up, run it."""
     tasks = {"demo": demo, "test": test, "check": check, "bench": bench,
              "isolated": isolated}  # fmt: skip
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="What stands behind -- is for lmedit compare, pytest or benchmarks/all.py.",
+    )
     parser.add_argument("task", choices=tasks)
-    parser.add_argument("arguments", nargs="*", help="behind --: for compare, or for pytest")
-    given = parser.parse_args()
+    parser.add_argument("--oldest", action="store_true", help="with the oldest supported versions")
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    task = parser.parse_args(given[:cut]).task
     set_up()
-    tasks[given.task](*given.arguments)
+    tasks[task](*given[cut + 1 :])
 
 
 if __name__ == "__main__":

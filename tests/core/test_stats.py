@@ -307,7 +307,7 @@ def test_settling_is_the_same_after_an_interruption(
 ) -> None:
     monkeypatch.setattr(counting, "SAVE_SECONDS", -1.0)
     undisturbed = moment(Documents(3000), state="one", tolerance=0.25)
-    for at in (40, 120):
+    for at in (20, 60):
         with pytest.raises(Interrupted):
             moment(Documents(3000, fails_at=at), state="two", tolerance=0.25)
     resumed = moment(Documents(3000), state="two", tolerance=0.25)

@@ -39,18 +39,18 @@ class NudgeOptions(Options):
 class Nudge:
     """The design's whole plugin, as a class: the wrong ones change one hook of it."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_describe() -> Method:
         return Method("nudge", "no paper", NudgeOptions)
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
         return Location((lm.mlp_out(options.layer),))
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location, options: NudgeOptions) -> Update:
         site = location.sites[0]
         return Update({site: Dense(options.step * torch.ones_like(lm.weight(site)))})
@@ -72,8 +72,8 @@ class TestGoodWithOptions(EditorContract):
 class RankOne(Nudge):
     """A good one that draws, but from a generator of its own, seeded by the options."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(
         lm: Lm, request: Request, location: Location, options: NudgeOptions, prepared: Prepared
     ) -> Update:
@@ -91,8 +91,8 @@ class TestGoodRankOne(EditorContract):
 class Together(Nudge):
     """A good one that works out several requests at once."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute_many(
         lm: Lm, requests: Any, locations: Any, options: NudgeOptions
     ) -> list[Update]:
@@ -107,8 +107,8 @@ class TestGoodTogether(EditorContract):
 
 
 class OtherName(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_describe() -> Method:
         return Method("shove", "no paper", NudgeOptions)
 
@@ -124,8 +124,8 @@ def wrong_in_compute(deed: Any) -> type:
     """A nudge that does *deed* to the model while it computes."""
 
     class Wrong(Nudge):
-        @hookimpl
         @staticmethod
+        @hookimpl
         def edit_compute(lm: Lm, location: Location, options: NudgeOptions) -> Update:
             deed(lm)
             return Nudge.edit_compute(lm, location, options)
@@ -157,16 +157,16 @@ def replace_a_module(lm: Lm) -> None:
 
 
 class WrongInLocate(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
         change_a_weight(lm)
         return Nudge.edit_locate(lm, options)
 
 
 class WrongInPrepare(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_prepare(lm: Lm) -> Prepared:
         torch.rand(1)
         lm.model.train()
@@ -174,8 +174,8 @@ class WrongInPrepare(Nudge):
 
 
 class WrongInProbe(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_probe(lm: Lm) -> Probed:
         change_a_weight(lm)
         return Probed({})
@@ -263,8 +263,8 @@ class TestLaw2Forward(EditorContract):
 class Nowhere(Nudge):
     """Locates a module besides the matrix it edits."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_locate(lm: Lm, options: NudgeOptions) -> Location:
         return Location((lm.mlp_out(options.layer), Site("transformer.h.1.mlp")))
 
@@ -279,8 +279,8 @@ class TestLaw3Nowhere(EditorContract):
 class Elsewhere(Nudge):
     """Changes a second matrix that it did not locate."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         sites = (*location.sites, lm.mlp_out(2))
         return Update({site: Dense(torch.ones_like(lm.weight(site))) for site in sites})
@@ -289,15 +289,15 @@ class Elsewhere(Nudge):
 class TooSmall(Nudge):
     """Gives one number for the whole matrix, which torch would spread over it."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(location: Location) -> Update:
         return Update({location.sites[0]: Dense(torch.ones(1, 1))})
 
 
 class Infinite(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         change = torch.ones_like(lm.weight(location.sites[0]))
         change[1, 2] = torch.inf
@@ -307,8 +307,8 @@ class Infinite(Nudge):
 class Overflowing(Nudge):
     """Both factors are finite, their product is not."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         rows, columns = lm.weight(location.sites[0]).shape
         left = torch.full((rows, 1), 1e200, dtype=torch.float64)
@@ -340,8 +340,8 @@ class Counting(Nudge):
 
     calls = 0
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         Counting.calls += 1
         site = location.sites[0]
@@ -351,8 +351,8 @@ class Counting(Nudge):
 class Unseeded(Nudge):
     """Draws from a generator that the machine seeds."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         draw = random.SystemRandom()
         site = location.sites[0]
@@ -370,8 +370,8 @@ class TestLaw5Unseeded(EditorContract):
 class HiddenDraw(Nudge):
     """Draws from the global generator and puts its state back, so that law 2 holds."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute(lm: Lm, location: Location) -> Update:
         with torch.random.fork_rng():
             return Update({s: Dense(torch.randn_like(lm.weight(s))) for s in location.sites})
@@ -387,15 +387,15 @@ class TestLaw5HiddenDraw(EditorContract):
 class Subtracting(Nudge):
     """Reverts by subtraction: (w + d) - d != w."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_apply(lm: Lm, update: Update) -> Applied:
         for site, delta in update.deltas.items():
             lm.add(site, delta.dense())
         return Applied({site: -delta.dense() for site, delta in update.deltas.items()})
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_revert(lm: Lm, applied: Applied) -> bool:
         for site, change in applied.before.items():
             lm.add(site, change)
@@ -405,8 +405,8 @@ class Subtracting(Nudge):
 class Forgetful(Nudge):
     """Says it reverted."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_revert() -> bool:
         return True
 
@@ -414,8 +414,8 @@ class Forgetful(Nudge):
 class Idle(Nudge):
     """Applies nothing."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_apply() -> Applied:
         return Applied({})
 
@@ -423,8 +423,8 @@ class Idle(Nudge):
 class Sloppy(Nudge):
     """Changes one more parameter while it applies, and leaves that so."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_apply(lm: Lm, update: Update) -> None:
         change_a_weight(lm)
 
@@ -432,8 +432,8 @@ class Sloppy(Nudge):
 class OnlyWhenAllIsWell(Nudge):
     """Reverts, but not while an exception is under way."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_revert(lm: Lm, applied: Applied) -> bool | None:
         import sys
 
@@ -468,8 +468,8 @@ class NeedsALayer(Options):
 
 
 class NoDefault(Nudge):
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_describe() -> Method:
         return Method("nudge", "no paper", NeedsALayer)
 
@@ -484,8 +484,8 @@ class TestUnloadable(EditorContract):
 class SummedTogether(Nudge):
     """A batch whose updates depend on how many there are."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute_many(
         lm: Lm, requests: Any, locations: Any, options: NudgeOptions
     ) -> list[Update]:
@@ -501,8 +501,8 @@ class TestLaw7SummedTogether(EditorContract):
 class OneForAll(Nudge):
     """Fewer updates than requests."""
 
-    @hookimpl
     @staticmethod
+    @hookimpl
     def edit_compute_many(
         lm: Lm, requests: Any, locations: Any, options: NudgeOptions
     ) -> list[Update]:

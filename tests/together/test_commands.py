@@ -102,13 +102,13 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
     lm = load_lm(str(model))
     facts, known = [], 0
     for number, subject in enumerate(f"The {word} of the city" for word in WORDS):
-        prompt = f"{subject} came down"
+        prompt = f"{subject} was"
         token = int(lm.next_probabilities(prompt).argmax())
         answer = lm.decode([token]).strip() or "river"
         known += lm.with_target(prompt, answer)[1][0] == token
         facts.append({
             "known_id": number, "subject": subject, "attribute": answer,
-            "template": "{} came down", "prompt": prompt, "prediction": answer,
+            "template": "{} was", "prompt": prompt, "prediction": answer,
         })  # fmt: skip
     assert known
     path, picture = tmp_path / "known.json", tmp_path / "average.svg"

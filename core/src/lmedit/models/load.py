@@ -72,6 +72,7 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
         chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=chosen)
+        model.tie_weights()
     except Exception as error:
         raise ModelError(_complaint(source, error, local=local)) from error
     return Lm(model, None, name=name, tuned=_tuned(folder), folder=folder)
