@@ -68,7 +68,7 @@ def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module._Piece, "__call__", fits)
     found = optimise_values(lm, 1, [text], [v_0], options)[0]
-    assert calls[:3] == [8, 8, 8]
+    assert calls[:3] == [7, 7, 7]  # six contexts and the bare prompt, which begins with the essence
     assert 2 in calls
     torch.testing.assert_close(found.delta, expected.delta, rtol=1e-9, atol=1e-12)
     assert found.losses == pytest.approx(expected.losses, rel=1e-9)

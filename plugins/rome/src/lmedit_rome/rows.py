@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,30 +61,47 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
 
 @dataclass(frozen=True)
 class _Row:
-    """One row: its ids, where it starts to be run, the places that are read, its request."""
+    """One row: its ids, where it starts to be run, its request, the places that are read."""
 
     ids: list[int]
     start: int
-    at: list[int]
     request: int
+    at: list[int] = field(default_factory=list)
+
+    def holds(self, ids: list[int], start: int, request: int) -> bool:
+        """Whether another row is this one's beginning."""
+        return (start, request) == (self.start, self.request) and self.ids[: len(ids)] == ids
+
+
+def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
+    """All requests' rows; one that begins another is not run, but read there.
+
+    And for each request the places that are read, first every context's target tokens, then the
+    one after the essence prompt: their numbers among the places of all rows.
+    """
+    rows: list[_Row] = []
+    reads: list[list[tuple[int, int]]] = []
+    for number, text in enumerate(texts):
+        reads.append([])
+        places = [*text.target_at, [text.essence_at]]
+        for ids, start, at in zip(text.ids, text.start, places, strict=True):
+            held = (i for i, row in enumerate(rows) if row.holds(ids, start, number))
+            i = next(held, len(rows))
+            if i == len(rows):
+                rows.append(_Row(ids, start, number))
+            rows[i].at.extend(at)
+            reads[-1] += [(i, place) for place in at]
+    every = [(i, place) for i, row in enumerate(rows) for place in row.at]
+    numbers = {place: number for number, place in enumerate(every)}
+    return rows, [[numbers[place] for place in of] for of in reads]
 
 
 class Run:
-    """All requests' rows, in one piece or several.
-
-    Read are of each request first every context's target tokens, then the one after the essence
-    prompt.
-    """
+    """All requests' rows, in one piece or several."""
 
     def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows], pieces: int = 1) -> None:
         """Several *pieces* are run one after the other, and once more for the gradient."""
-        rows = [
-            _Row(ids, start, at, number)
-            for number, text in enumerate(texts)
-            for ids, start, at in zip(
-                text.ids, text.start, [*text.target_at, [text.essence_at]], strict=True
-            )
-        ]
+        rows, found = _once(texts)
         size = -(-len(rows) // pieces)
         self.pieces = [
             _Piece(lm, layer, rows[start : start + size]) for start in range(0, len(rows), size)
@@ -93,6 +110,9 @@ class Run:
             torch.tensor(text.target, device=lm.device).expand(len(text.target_at), -1)  # (N, T)
             for text in texts
         ]
+        places = [torch.tensor(each, device=lm.device) for each in found]
+        self.at = [each[:-1].view_as(of) for each, of in zip(places, self.targets, strict=True)]
+        self.essence_at = torch.stack([each[-1] for each in places])
 
     def log_probabilities(self, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """With the *deltas* at the subjects: log P of the targets (N, T), and of all after essence.
@@ -104,13 +124,9 @@ class Run:
             logits = self.pieces[0](stacked)
         else:
             logits = torch.cat([checkpoint(p, stacked, use_reentrant=False) for p in self.pieces])
-        sizes = [target.numel() + 1 for target in self.targets]
-        parts = torch.split(logits.to(stacked.dtype).log_softmax(-1), sizes)
-        found = []
-        for log_p, target in zip(parts, self.targets, strict=True):
-            of_target = log_p[:-1].reshape(*target.shape, -1)  # (N, T, V)
-            found.append((of_target.gather(2, target[..., None]).squeeze(2), log_p[-1]))
-        return found
+        log_p = logits.to(stacked.dtype).log_softmax(-1)  # (n, V)
+        of_target = [log_p[at, target] for at, target in zip(self.at, self.targets, strict=True)]
+        return list(zip(of_target, log_p[self.essence_at], strict=True))
 
 
 class _Piece:

@@ -36,14 +36,16 @@ class Keys:
 @torch.no_grad()
 def select_keys(lm: Lm, layer: int, request: Request, templates: Sequence[str]) -> Keys:
     """k* = 1/N sum_j k(x_j + p) at the subject's last token (equation 3), in float64."""
-    found = [lm.subject_last(request.prompt, request.subject, t) for t in ("{}", *templates)]
-    batch = lm.batch([ids for ids, _ in found])
+    once = list(dict.fromkeys(("{}", *templates)))
+    found = [lm.subject_last(request.prompt, request.subject, template) for template in once]
+    batch = lm.batch([ids[: index + 1] for ids, index in found])
     with captured(lm.mlp_out_module(layer), stop=True) as box:
         lm.logits(batch)
     rows, at = range(len(found)), [index for _, index in found]
     keys = box.input.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, D)
     outs = box.output.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, H)
-    return Keys(keys[0], keys[1:].mean(0), outs[0], outs[1:].mean(0))
+    of_mean = [once.index(template) for template in templates]
+    return Keys(keys[0], keys[of_mean].mean(0), outs[0], outs[of_mean].mean(0))
 
 
 @dataclass
