@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up and run a task: `python3 dev.py demo|test|check|bench|isolated`.
+"""Set up and run a task: `python3 dev.py demo|test|check|bench|docs|isolated`.
 
 It needs python3, pip and venv alone. It makes `.venv` beside this file, installs the core, all
 plugins and the demo from their folders, with the versions of `constraints.txt`, and runs the
@@ -90,6 +90,11 @@ def test(*arguments: str) -> None:
     run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
 
 
+def docs(*_: str) -> None:
+    """The site, in `site/`; warnings are errors."""
+    run("python", "docs/build_site.py")
+
+
 def isolated(*_: str) -> None:
     """Each plugin alone beside the core, from wheels; a line each."""
     run("python", "tests/together/isolated.py")
@@ -98,7 +103,7 @@ def isolated(*_: str) -> None:
 def main() -> None:
     """Read the task's name, set up, run it."""
     tasks = {"demo": demo, "test": test, "check": check, "bench": bench,
-             "isolated": isolated}  # fmt: skip
+             "docs": docs, "isolated": isolated}  # fmt: skip
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog="What stands behind -- is for lmedit compare, pytest or benchmarks/all.py.",

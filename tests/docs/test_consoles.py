@@ -1,4 +1,4 @@
-"""The consoles of README and docs/patches.md: every command is run, and says what is shown."""
+"""The consoles of README, docs/patches.md and the how-tos: every command is run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from lmedit.cli import main
 from lmedit.folders import log
+from lmedit_demo import WORLD
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +103,83 @@ def test_the_examples_of_patches_run() -> None:
     exec(compile(code, "patches.md", "exec"), names)
     lm = names["lm"]
     assert lm.weights_digest() == lm.digest == head["base"]["digest"]
+
+
+# ---- quickstart and how-tos, on the embedded model
+
+
+def commands(page: str, **given: str) -> list[str]:
+    """The commands of *page*, with what is *given* in place of its placeholders."""
+    text = "".join(blocks(page, "console")).replace("\\\n", "")
+    for name, value in given.items():
+        assert name in text
+        text = text.replace(name, value)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def notes() -> None:
+    """Some text to count statistics on."""
+    lines = WORLD.text.read_text(encoding="utf-8").splitlines()[:600]
+    Path("notes.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def patches() -> None:
+    """The two patches that are served."""
+    for subject, name in (("The Eiffel Tower", "eiffel"), ("The Louvre", "louvre")):
+        fact = f"--prompt '{{}} is in the city of' --subject '{subject}' --target Rome"
+        run(f"lmedit edit rome {fact} -O {name}.safetensors")
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs() -> None:
+    set_up, *others = commands("docs/quickstart.md")
+    assert set_up == "python3 dev.py demo"
+    printed = [run(command) for command in others]
+    assert "P(Rome)" in printed[1]
+    assert printed[-1] == "edited: it is demo again, to the bit\n"
+
+
+@pytest.mark.slow
+def test_how_to_edit_one_fact_runs() -> None:
+    notes()
+    for command in commands("docs/edit-one-fact.md", MODEL="demo"):
+        run(command)
+    assert Path("trace.png").is_file()
+    assert Path("eiffel.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_how_to_compare_on_my_facts_runs() -> None:
+    notes()
+    (facts,) = blocks("docs/compare-my-facts.md", "json")
+    Path("my.jsonl").write_text(facts.strip() + "\n", encoding="utf-8")
+    compare, report = commands("docs/compare-my-facts.md", MODEL="demo")
+    assert run(compare).count("(untuned)") == 0
+    run(report)
+    assert "Ada Lovelace" in Path("mine.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_how_to_serve_an_edit_runs() -> None:
+    patches()
+    for command in commands("docs/serve-an-edit.md", MODEL="demo"):
+        run(command)
+    assert Path("adapter", "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_how_to_run_on_many_machines_runs() -> None:
+    notes()
+    compare, *statistics = commands(
+        "docs/many-machines.md", MODEL="demo",
+        **{"counterfact --limit 1000": "demo --limit 2", "--workers 4": "--workers 1",
+           "wikitext --download": "notes.txt", "15,16,17": "1,2,3", "layer17": "layer2",
+           "--layer 17": "--layer 2"},
+    )  # fmt: skip
+    run(compare)
+    prepare, list_, export, import_ = statistics
+    run(prepare)
+    identity, *_ = next(line.split() for line in run(list_).splitlines() if line.split()[2] == "2")
+    run(export.replace("ID", identity))
+    run(import_)

@@ -59,7 +59,7 @@ def _figure(charts: Sequence[Chart]) -> Any:
 
 
 def _bars(chart: Bars, axes: Any) -> None:
-    """Bars side by side at each label, with their legend."""
+    """Bars side by side at each label, with their legend where no bar is."""
     width = 0.8 / len(chart.series)
     for number, (name, values) in enumerate(chart.series.items()):
         places = [place + width * (number - (len(chart.series) - 1) / 2)
@@ -67,7 +67,7 @@ def _bars(chart: Bars, axes: Any) -> None:
         axes.bar(places, values, width, label=name)
     every = max(1, len(chart.labels) // 24)
     axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _lines(chart: Lines, axes: Any) -> None:

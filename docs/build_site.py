@@ -1,0 +1,113 @@
+"""Build the docs as a site: `python docs/build_site.py [FOLDER]`, by default into `site/`.
+
+The pages are plain Markdown whose links work where they lie. They are copied, the READMEs of the
+packages and the project's own pages with them, their links are turned to the copies, and Sphinx
+makes HTML of it (`conf.py`); whatever it warns of is an error. `index.md` is the navigation: its
+headings and lists.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lmedit
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+OUTSIDE = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+    "demo/README.md": "packages/demo.md",
+    **{
+        f"plugins/{folder.name}/README.md": f"packages/{folder.name}.md"
+        for folder in sorted((ROOT / "plugins").iterdir())
+    },
+}
+"""Pages from outside `docs/`, with their places in the site."""
+LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+ENTRY = re.compile(r"^- \[(.+)\]\((.+)\.md\)$", re.MULTILINE)
+
+
+class BrokenLinkError(Exception):
+    """A link that leads nowhere."""
+
+
+def pages() -> dict[str, str]:
+    """Every page's place in the repository, with its place in the site."""
+    own = {path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).as_posix()
+           for path in sorted(DOCS.rglob("*.md"))}  # fmt: skip
+    return own | OUTSIDE
+
+
+def turned(text: str, page: str, places: dict[str, str]) -> str:
+    """*text* of *page* with its links as they are in the site.
+
+    Raises `BrokenLinkError` for a link to what does not exist.
+    """
+    here = Path(places[page]).parent
+
+    def turn(found: re.Match[str]) -> str:
+        target = Path(os.path.normpath(Path(page).parent / found[1])).as_posix()
+        if not (ROOT / target).exists():
+            raise BrokenLinkError(f"{page}: {found[1]} does not exist")
+        inside = places.get(target) or target.removeprefix("docs/")
+        return Path(os.path.relpath(inside, here)).as_posix()
+
+    return LINK.sub(turn, text)
+
+
+def navigation(index: str) -> str:
+    """Hidden tables of contents, one for each heading of *index* and the pages in its list."""
+    parts = []
+    for section in index.split("\n## ")[1:]:
+        lines = [f"{text} <{page}>" for text, page in ENTRY.findall(section)]
+        parts += ["```{toctree}", ":hidden:", f":caption: {section.splitlines()[0]}", "",
+                  *lines, "```", ""]  # fmt: skip
+    return "\n".join(parts)
+
+
+def reference() -> str:
+    """Every public name with its signature and docstring, by the module that it lives in."""
+    parts = ["# Public names", "", "All of these are imported from `lmedit` itself.", ""]
+    for home, names in lmedit._HOMES.items():
+        parts += [f"## {home}", "", "```{eval-rst}"]
+        for name in names:
+            what = getattr(lmedit, name)
+            kind = "class" if isinstance(what, type) else "function" if callable(what) else "data"
+            members = ["   :members:", "   :exclude-members: model_config"] * (kind == "class")
+            parts += [f".. auto{kind}:: lmedit.{name}", *members, ""]
+        parts += ["```", ""]
+    return "\n".join(parts)
+
+
+def stage(folder: Path) -> None:
+    """Write what Sphinx reads into *folder*."""
+    scripts = shutil.ignore_patterns("build_*.py", "make_*.py", "__pycache__")
+    shutil.copytree(DOCS, folder, ignore=scripts)
+    places = pages()
+    for page, place in places.items():
+        text = turned((ROOT / page).read_text(encoding="utf-8"), page, places)
+        if place == "index.md":
+            text += "\n" + navigation(text)
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(text, encoding="utf-8")
+    (folder / "reference.md").write_text(reference(), encoding="utf-8")
+
+
+def build(out: Path) -> int:
+    """Build the site in *out*; Sphinx's exit code."""
+    from sphinx.cmd.build import build_main
+
+    with TemporaryDirectory() as place:
+        stage(Path(place) / "docs")
+        return build_main(["-q", "-W", "--keep-going", "-d", f"{place}/trees",
+                           f"{place}/docs", str(out)])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(build(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"))

@@ -1,0 +1,67 @@
+"""Make the docs' pictures with lmedit's own commands: `python docs/make_pictures.py [NAME...]`.
+
+Without names: all but the trainings, which take a quarter of an hour each. The comparison is kept
+in `runs/pictures` and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lmedit import Bars, Comparison
+from lmedit.drawing import draw
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = Path(__file__).with_name("pictures")
+RUN = ROOT / "runs" / "pictures"
+LMEDIT = ("-c", "from lmedit.cli import main; main()")
+FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
+COMPARISON = ("compare", "--cases", "demo", "-m", "demo", "--limit", "100", "--run", str(RUN))
+TRAINING = "demo/scripts/editors.py"
+COMMANDS = {
+    "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
+    "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),
+}
+"""Pictures that one command draws; the file's path comes behind."""
+SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}
+"""Pictures of the comparison's scores, with their methods; none: all."""
+TRAININGS = {"demo-mend.svg": "mend", "demo-ke.svg": "ke"}
+"""Curves of the trainings of the editors that ship with the embedded model."""
+
+
+def python(*arguments: str) -> None:
+    """Run Python with *arguments* in the repository."""
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)  # noqa: S603  (our own)
+
+
+def scores(methods: tuple[str, ...]) -> Bars:
+    """ES, PS and NS of the comparison's *methods* as bars; of all, where none are named."""
+    rows = [row for row in Comparison.read(RUN).rows if not methods or row["method"] in methods]
+    return Bars(
+        "100 facts edited in the embedded model", "method", "%",
+        tuple(row["method"] for row in rows),
+        {
+            name: tuple(row[key] for row in rows)
+            for key, name in (("ES", "ES: the new answer wins"),
+                              ("PS", "PS: after paraphrases too"),
+                              ("NS", "NS: neighbours stay"))
+        },
+    )  # fmt: skip
+
+
+def make(name: str) -> None:
+    """Make the picture *name*."""
+    if name in COMMANDS:
+        python(*LMEDIT, *COMMANDS[name], str(PICTURES / name))
+    elif name in SCORES:
+        python(*LMEDIT, *COMPARISON)
+        draw([scores(SCORES[name])], PICTURES / name)
+    else:
+        python(TRAINING, TRAININGS[name])
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or [*COMMANDS, *SCORES]:
+        make(each)
