@@ -1,10 +1,11 @@
-"""All ratios in one table: plain against ours, the same inputs, one run.
+"""All ratios in one table: plain against ours, the same inputs, one run; then what edits cost.
 
-    python3 dev.py bench            # about twelve minutes on two cores
+    python3 dev.py bench            # about twenty minutes on two cores
     python3 dev.py bench -- --xl    # GPT-2 XL's shape too: an accelerator, or hours
 
 Runs the scripts beside this one, each in a process of its own, one after the other, then prints
-what each wrote to `benchmarks/results/` as one table, and writes it to `results/bench.json`.
+what each wrote to `benchmarks/results/`: the comparisons as one table, seconds of an edit by method
+and by size as another. Writes both to `results/bench.json`.
 """
 
 from __future__ import annotations
@@ -29,26 +30,31 @@ SCRIPTS = {
     "hyper_training": [],
 }
 """Scripts that compare two ways, and what they are given for a short run."""
-WITH_XL = ("rome_edit", "evaluation", "kn_staircase")
+COSTS = {"edit_seconds": [], "growth": ["--edits", "1", "10", "100"]}
+"""Scripts that measure seconds of edits, likewise."""
+WITH_XL = ("rome_edit", "evaluation", "kn_staircase", "edit_seconds")
 TOLD = ("shape", "model", "method", "what", "points", "prompt_tokens", "tokens", "from_subject",
-        "requests", "records")  # fmt: skip
+        "requests", "records", "grows", "edits", "layers", "words", "where")  # fmt: skip
 """What tells the rows of one script apart."""
-COLUMNS = ("times_faster", "times_fewer_flops", "plain_seconds", "our_seconds",
-           "plain_peak_mebibytes", "our_peak_mebibytes")  # fmt: skip
+RATIOS = ("times_faster", "times_fewer_flops", "plain_seconds", "our_seconds",
+           "plain_peak_mebibytes", "our_peak_mebibytes", "share_of_matmul_rate")  # fmt: skip
+
+
+COST = ("seconds", "seconds_single", "seconds_batch", "gflop", "peak_mebibytes")
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
-    """The comparing rows of a script's results."""
+    """The rows of a script's results that compare or tell a cost."""
     rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    return [{"benchmark": name, **row} for row in rows if "times_faster" in row]
+    return [{"benchmark": name, **row} for row in rows if any(c in row for c in RATIOS + COST)]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     """The rows as text."""
-    lines = [["what", *COLUMNS]]
+    lines = [["what", *columns]]
     for row in rows:
         told = " ".join(f"{name}={row[name]}" for name in TOLD if name in row)
-        cells = [row.get(column) for column in COLUMNS]
+        cells = [row.get(column) for column in columns]
         lines.append(
             [f"{row['benchmark']} {told}", *("-" if c is None else f"{c:.3g}" for c in cells)]
         )
@@ -68,17 +74,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="measured pairs of each ratio")
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape too")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    names = [*SCRIPTS, *COSTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     flags = parser.parse_args()
     rows = []
     for name in flags.only:
+        given = COSTS[name] if name in COSTS else ["--pairs", str(flags.pairs), *SCRIPTS[name]]
         more = [["--xl", "--device", flags.device]] if flags.xl and name in WITH_XL else []
         for extra in ([], *more):
-            command = [sys.executable, HERE / f"{name}.py", "--pairs", flags.pairs, *SCRIPTS[name]]
             print(f"bench: {name} {' '.join(extra)}", file=sys.stderr, flush=True)
-            subprocess.run([*map(str, command), *extra], check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, str(HERE / f"{name}.py"), *given, *extra]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             rows += rows_of(name + ("_xl" if extra else ""))
-    print(table(rows))
+    ratios = [row for row in rows if "times_faster" in row]
+    costs = [row for row in rows if "times_faster" not in row]
+    print("\n\n".join(table(*part) for part in ((ratios, RATIOS), (costs, COST)) if part[0]))
     write_json(RESULTS / "bench.json", {"machine": machine(), "pairs": flags.pairs, "rows": rows})
 
 
