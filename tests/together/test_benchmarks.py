@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from small_world import record
 
+from lmedit import Editor, Prepared, build_options, load
 from lmedit.beside import States
 from lmedit.cases import load_cases
-from lmedit.tiny import tiny_lm
+from lmedit.tiny import byte_tokenizer, tiny_family, tiny_lm
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +37,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> object:
         return module
 
     yield load
-    for name in ("paired", "rome_edit", "plain"):
+    for name in ("paired", "rome_edit", "hyper_training", "plain"):
         sys.modules.pop(name, None)
 
 
@@ -64,16 +66,35 @@ def test_the_table_has_every_row_and_no_number_that_was_not_measured(script: obj
         {"benchmark": "one", "shape": "gpt2", "times_faster": 2.0, "our_seconds": 0.5},
         {"benchmark": "two", "what": "again", "times_faster": 12.345, "plain_seconds": 3.0},
     ]
-    first, *lines = collected.table(rows).splitlines()
-    assert first.split() == ["what", *collected.COLUMNS]
+    first, *lines = collected.table(rows, collected.RATIOS).splitlines()
+    assert first.split() == ["what", *collected.RATIOS]
     assert [line.split() for line in lines] == [
-        ["one", "shape=gpt2", "2", "-", "-", "0.5", "-", "-"],
-        ["two", "what=again", "12.3", "-", "3", "-", "-", "-"],
+        ["one", "shape=gpt2", "2", "-", "-", "0.5", "-", "-", "-"],
+        ["two", "what=again", "12.3", "-", "3", "-", "-", "-", "-"],
     ]
 
 
 def test_the_short_runs_are_of_scripts_that_are_there(script: object) -> None:
     collected = script("all")  # type: ignore[operator]
-    for name in collected.SCRIPTS:
+    names = {*collected.SCRIPTS, *collected.COSTS}
+    for name in names:
         assert (FOLDER / f"{name}.py").is_file()
-    assert set(collected.WITH_XL) <= set(collected.SCRIPTS)
+    assert set(collected.WITH_XL) <= names
+
+
+def test_an_edit_by_each_method_takes_time_and_operations(script: object) -> None:
+    costs, lm = script("edit_seconds"), tiny_family("gpt2", torch.float32)  # type: ignore[operator]
+    lm.tokenizer = byte_tokenizer()
+    rows = [costs.measured(lm, method, 1) for method in ("ft", "kn", "mend", "ke")]
+    assert [row["method"] for row in rows] == ["ft", "kn", "mend", "ke"]
+    assert all(row["seconds"] > 0 and row["gflop"] > 0 for row in rows)
+    assert lm.weights_digest() == lm.digest
+
+
+def test_growth_has_a_row_for_each_size(script: object) -> None:
+    growth, lm = script("growth"), tiny_lm()  # type: ignore[operator]
+    loaded = load("ft")
+    editor = Editor(loaded, lm, build_options(loaded.method, {"steps": 2}, lm), Prepared())
+    rows = growth.by_edits(editor, [1, 3])
+    assert [row["edits"] for row in rows] == [1, 3]
+    assert all(row["seconds_single"] > 0 and row["seconds_batch"] > 0 for row in rows)
