@@ -29,7 +29,10 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("edit_"))
 def prints_aside() -> Iterator[None]:
     """What is printed in the block goes to stderr."""
     with redirect_stdout(sys.stderr):
-        yield
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
 
 
 def implements(manager: pluggy.PluginManager, hook: str) -> bool:

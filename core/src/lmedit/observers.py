@@ -101,6 +101,7 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             complained.append(complaint)
             text = f"observer {name!r}, {hook}: {complaint}; the edit goes on\n"
             sys.stderr.write(text)
+            sys.stderr.flush()
 
     @hookimpl(wrapper=True)
     @wraps(function)
