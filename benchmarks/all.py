@@ -38,8 +38,6 @@ TOLD = ("shape", "model", "method", "what", "points", "prompt_tokens", "tokens",
 """What tells the rows of one script apart."""
 RATIOS = ("times_faster", "times_fewer_flops", "plain_seconds", "our_seconds",
            "plain_peak_mebibytes", "our_peak_mebibytes", "share_of_matmul_rate")  # fmt: skip
-
-
 COST = ("seconds", "seconds_single", "seconds_batch", "gflop", "peak_mebibytes")
 
 

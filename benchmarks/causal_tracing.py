@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from paired import SMALL, compared, gpt2, report
+from paired import SMALL, compared, report, worded
 
 from lmedit import load_lm
 from lmedit_rome.tracing import STATE, Setup, trace
@@ -27,11 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     flags = parser.parse_args()
-    demo = load_lm("demo")
-    small = gpt2(SMALL)
-    small.tokenizer = demo.tokenizer  # words of the demo's world; the weights are random anyway
-    rows = []
-    for lm in (demo, small):
+    demo, rows = load_lm("demo"), []
+    for lm in (demo, worded(SMALL)):
         setup = Setup(noise=0.1, samples=10)
 
         def ours(lm: object = lm, setup: Setup = setup) -> torch.Tensor:

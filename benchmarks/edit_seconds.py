@@ -14,14 +14,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from hyper_training import NETWORKS
-from paired import SMALL, XL, flops_and_peak, gpt2, report, seconds
+from paired import SMALL, XL, flops_and_peak, report, seconds, worded
 from rome_edit import Bench
 
-from lmedit import Editor, Prepared, Request, build_options, load, load_lm
+from lmedit import Editor, Prepared, Request, build_options, load
 from lmedit.cases import load_cases
 from lmedit.hyper import examples_from
 from lmedit.hyper.frozen import Frozen
 from lmedit.hyper.training import PRIMING
+from lmedit_demo import WORLD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ def editor_of(lm: Lm, method: str) -> Editor:
     if method not in NETWORKS:
         return Editor(loaded, lm, options, Prepared())
     network = NETWORKS[method](lm, options)
-    examples = examples_from(lm, load_cases(str(load_lm("demo").training), 40), 40, 0)
+    examples = examples_from(lm, load_cases(str(WORLD.training), 40), 40, 0)
     frozen = Frozen(lm, options.sites(lm), 0, options.cache_gigabytes)
     network.prime(frozen.factors(examples.training[:PRIMING]))
     return Editor(loaded, lm, options, Prepared({k: t.detach() for k, t in
@@ -74,8 +75,7 @@ def main() -> None:
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
-    lm = gpt2(XL if flags.xl else SMALL, flags.device)
-    lm.tokenizer = load_lm("demo").tokenizer  # words, not bytes; the weights are random anyway
+    lm = worded(XL if flags.xl else SMALL, flags.device)
     rows = [measured(lm, method, flags.times) for method in flags.methods]
     report("edit_seconds" + ("_xl" if flags.xl else ""), rows)
 

@@ -15,7 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import torch
-from paired import SMALL, XL, compared, gpt2, report
+from paired import SMALL, XL, compared, report, worded
 
 from lmedit import LowRank, Update, load_lm
 from lmedit.beside import Beside, States, Under
@@ -84,8 +84,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
     demo = load_lm("demo", device=flags.device)
-    shaped = gpt2(XL if flags.xl else SMALL, flags.device)
-    shaped.tokenizer = demo.tokenizer  # words, not bytes; the weights are random anyway
+    shaped = worded(XL if flags.xl else SMALL, flags.device)
     pairs = [pairs_of(case) for case in load_cases("demo").good[: flags.records]]
     rows = []
     for lm in (demo, shaped):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from paired import SMALL, gpt2, report, seconds
+from paired import SMALL, report, seconds, worded
 from rome_edit import Bench
 
 from lmedit import Request, build_options, load, load_lm
@@ -22,7 +22,6 @@ from lmedit.compare.work import AT_ONCE
 from lmedit.pipeline import prepare, ready
 
 if TYPE_CHECKING:
-    from lmedit.models import Lm
     from lmedit.pipeline import Editor
 
 TEXT = "Nobody in the old city by the river knew how old it was nor who had built it and "
@@ -46,20 +45,20 @@ def by_edits(editor: Editor, counts: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def by_layers(demo: Lm, counts: list[int]) -> list[dict[str, Any]]:
+def by_layers(counts: list[int]) -> list[dict[str, Any]]:
     """One ROME value on GPT-2 small's width with so many layers, edited at a third of them."""
     request = Request(prompt="{} is in the city of", subject="The old tower", target_new="Rome")
     rows = []
     for count in counts:
-        bench = shaped(demo, count)
+        bench = Bench(worded(SMALL | {"n_layer": count}))
         took = seconds(lambda bench=bench: bench.ours([request]))  # type: ignore[misc]
         rows.append({"grows": "layers", "layers": count, "layer": bench.layer, "seconds": took})
     return rows
 
 
-def by_length(demo: Lm, lengths: list[int]) -> list[dict[str, Any]]:
+def by_length(lengths: list[int]) -> list[dict[str, Any]]:
     """One ROME value with so many words before the subject, and as many behind it."""
-    bench, rows = shaped(demo, SMALL["n_layer"]), []
+    bench, rows = Bench(worded(SMALL)), []
     for length in lengths:
         words = " ".join((TEXT * length).split()[:length])
         for where, prompt in (("before", f"{words} {{}} is in"), ("behind", f"{{}} {words} is in")):
@@ -67,13 +66,6 @@ def by_length(demo: Lm, lengths: list[int]) -> list[dict[str, Any]]:
             took = seconds(lambda request=request: bench.ours([request]))  # type: ignore[misc]
             rows.append({"grows": "prompt", "words": length, "where": where, "seconds": took})
     return rows
-
-
-def shaped(demo: Lm, layers: int) -> Bench:
-    """A model of GPT-2 small's width with the embedded model's tokens."""
-    lm = gpt2(SMALL | {"n_layer": layers})
-    lm.tokenizer = demo.tokenizer
-    return Bench(lm)
 
 
 def main() -> None:
@@ -90,7 +82,7 @@ def main() -> None:
         ready(mend, demo, build_options(mend.method, {}, demo)),
     ]
     rows = [row for editor in editors for row in by_edits(editor, flags.edits)]
-    rows += by_layers(demo, flags.layers) + by_length(demo, flags.lengths)
+    rows += by_layers(flags.layers) + by_length(flags.lengths)
     report("growth", rows)
 
 

@@ -13,7 +13,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paired import SMALL, compared, gpt2, report, seconds
+from paired import SMALL, compared, report, seconds, worded
 from torch.func import functional_call
 
 from lmedit import Editor, Prepared, Request, build_options, load, load_lm
@@ -123,9 +123,8 @@ def main() -> None:
     flags = parser.parse_args()
     demo = load_lm("demo")
     cases = load_cases(str(demo.training), 400)
-    small = gpt2(SMALL)
-    small.tokenizer = demo.tokenizer  # words of the demo's world; the weights are random anyway
-    rows = [measured(lm, method, cases, flags.pairs) for lm in (demo, small) for method in NETWORKS]
+    models = (demo, worded(SMALL))
+    rows = [measured(lm, method, cases, flags.pairs) for lm in models for method in NETWORKS]
     report("hyper_training", rows)
 
 

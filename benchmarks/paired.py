@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lmedit import Lm
 from lmedit.artifacts import write_json
 from lmedit.compare.memory import peak_memory
 from lmedit.tiny import byte_tokenizer
+from lmedit_demo import WORLD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,13 @@ def gpt2(shape: dict[str, int], device: str = "cpu") -> Lm:
     with torch.device(device):
         model = GPT2LMHeadModel(GPT2Config(**shape))
     return Lm(model.requires_grad_(False), byte_tokenizer(), name="gpt2-shaped")
+
+
+def worded(shape: dict[str, int], device: str = "cpu") -> Lm:
+    """The same with the embedded model's tokens: words, not bytes; its weights are random."""
+    lm = gpt2(shape, device)
+    lm.tokenizer = AutoTokenizer.from_pretrained(WORLD.model)
+    return lm
 
 
 def flops(work: Callable[[], Any]) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paired import SMALL, XL, compared, gpt2, report
+from paired import SMALL, XL, compared, report, worded
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.planning import speed
@@ -85,10 +85,11 @@ def main() -> None:
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
-    demo = load_lm("demo", device=flags.device)
-    rows = [] if flags.xl else [one_edit(Bench(demo), PROMPTS[-1], flags.pairs)]
-    lm = gpt2(XL if flags.xl else SMALL, flags.device)
-    lm.tokenizer = demo.tokenizer  # words, not bytes; the weights are random anyway
+    rows = []
+    if not flags.xl:
+        demo = load_lm("demo", device=flags.device)
+        rows.append(one_edit(Bench(demo), PROMPTS[-1], flags.pairs))
+    lm = worded(XL if flags.xl else SMALL, flags.device)
     bench = Bench(lm)
     of_prompts = [one_edit(bench, PROMPTS[number], flags.pairs) for number in flags.prompts]
     rows += of_prompts

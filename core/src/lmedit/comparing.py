@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.artifacts import write_json, written_whole
 from lmedit.cases import cases_given
-from lmedit.compare.measures import GROUPS
+from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.run import compare
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.table import contests, failures
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from lmedit.cases import CasesGiven
     from lmedit.pipeline import Editor
-
-HELDOUT_LINES = 40
 
 
 @dataclass(frozen=True)

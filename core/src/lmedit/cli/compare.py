@@ -13,7 +13,7 @@ import click
 from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note
 from lmedit.cli.contest import LIMIT, Chosen, contest_of, take_part
 from lmedit.cli.workers import helpers
-from lmedit.compare.measures import GROUPS
+from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
 """Those of `compare.published`, which is not imported to answer --help."""
@@ -39,8 +39,8 @@ metric_flags = flags(
                  + "; ".join(f"{name}: {what}" for name, what in GROUPS.items()) + "."),
     click.option("--heldout", type=click.Path(path_type=Path),
                  help="Text for the metrics of health, a line a document; default: the model's."),
-    click.option("--heldout-lines", type=click.IntRange(1), default=40, show_default=True,
-                 help="How many of its lines."),
+    click.option("--heldout-lines", type=click.IntRange(1), default=HELDOUT_LINES,
+                 show_default=True, help="How many of its lines."),
     click.option("--references", type=click.Path(path_type=Path),
                  help="Folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
                  "and essence."),

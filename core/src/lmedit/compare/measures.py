@@ -122,6 +122,8 @@ _COSTS = (
 _ALL = (*_SCORES, *_COSTS)
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _ALL})
 """By name, in the order of the columns."""
+HELDOUT_LINES = 40
+"""Of held-out text that are read for the metrics of health, unless asked otherwise."""
 GROUPS: Mapping[str, str] = MappingProxyType({
     "generation": "greedy generation beside teacher forcing: exact, contains, the gap",
     "locality": "CounterFact+ (NS+, NM+) and KL on neighbours",
