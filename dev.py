@@ -28,7 +28,7 @@ STAMP = VENV / "lmedit-installed"
 
 def members() -> list[Path]:
     """The folders of all distributions, the core first."""
-    return [ROOT / "core", *sorted((ROOT / "plugins").iterdir()), ROOT / "demo"]
+    return [ROOT / "core", *sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("worlds/*"))]
 
 
 def wanted() -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from paired import RESULTS, machine
 
-from lmedit.artifacts import write_json
+from lmedit.storage.json_files import write_json
 
 HERE = Path(__file__).parent
 SCRIPTS = {

@@ -18,11 +18,11 @@ import torch
 from paired import SMALL, XL, compared, report, worded
 
 from lmedit import LowRank, Update, load_lm
-from lmedit.beside import Beside, States, Under
 from lmedit.cases import load_cases
-from lmedit.compare.work import AT_ONCE
-from lmedit.ledger import applied
-from lmedit.metrics.scorer import score_targets
+from lmedit.compare.worker import AT_ONCE
+from lmedit.edits.ledger import applied
+from lmedit.metrics.teacher_forcing import score_targets
+from lmedit.replay.unmerged import Beside, States, Under
 
 if TYPE_CHECKING:
     from lmedit import Lm

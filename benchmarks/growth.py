@@ -18,7 +18,7 @@ from rome_edit import Bench
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.cases import corpus_of, load_cases
-from lmedit.compare.work import AT_ONCE
+from lmedit.compare.worker import AT_ONCE
 from lmedit.pipeline import prepare, ready
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lmedit import Lm
-from lmedit.artifacts import write_json
-from lmedit.compare.memory import peak_memory
+from lmedit.memory import peak_memory
+from lmedit.storage.json_files import write_json
 from lmedit.tiny import byte_tokenizer
 from lmedit_demo import WORLD
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit import build_options, load, load_lm, prepare
-from lmedit.artifacts import write_json
 from lmedit.cases import corpus_of, load_cases
-from lmedit.compare.run import compare
+from lmedit.compare.comparison import compare
 from lmedit.compare.table import table
 from lmedit.models import TUNED_FILE, world
+from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ ROOT = DOCS.parent
 OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
-    "demo/README.md": "packages/demo.md",
+    "worlds/demo/README.md": "packages/demo.md",
     **{
         f"plugins/{folder.name}/README.md": f"packages/{folder.name}.md"
         for folder in sorted((ROOT / "plugins").iterdir())

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from lmedit import Bars, Comparison
-from lmedit.drawing import draw
+from lmedit.charts.files import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = Path(__file__).with_name("pictures")
@@ -19,7 +19,7 @@ RUN = ROOT / "runs" / "pictures"
 LMEDIT = ("-c", "from lmedit.cli import main; main()")
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
 COMPARISON = ("compare", "--cases", "demo", "-m", "demo", "--limit", "100", "--run", str(RUN))
-TRAINING = "demo/scripts/editors.py"
+TRAINING = "worlds/demo/scripts/editors.py"
 COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
     "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN_FOLDERS = sorted(file.parent for file in (ROOT / "plugins").glob("*/pyproject.toml"))
-MEMBERS = [ROOT / "core", *PLUGIN_FOLDERS, ROOT / "demo"]
+WORLD_FOLDERS = sorted(file.parent for file in (ROOT / "worlds").glob("*/pyproject.toml"))
+MEMBERS = [ROOT / "core", *PLUGIN_FOLDERS, *WORLD_FOLDERS]
 SOURCES = sorted(file for member in MEMBERS for file in (member / "src").rglob("*.py"))
-OF_TOOL = [file for file in SOURCES if ROOT / "demo" not in file.parents]
+OF_TOOL = [file for file in SOURCES if ROOT / "worlds" not in file.parents]
 HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy")
 PLUGINS = sorted(
     package.parent.name for folder in PLUGIN_FOLDERS

@@ -10,17 +10,12 @@ import pytest
 import torch
 
 from lmedit import Checkpoint, Dense, Lm, LowRank, Prepared, Site, Update, load_patch, save_patch
-from lmedit.artifacts import (
-    cache_folder,
-    key_of,
-    load_prepared,
-    load_tensors,
-    save_prepared,
-    save_tensors,
-    write_json,
-    written_whole,
-)
 from lmedit.errors import ArtifactError
+from lmedit.preparation import load_prepared, save_prepared
+from lmedit.storage.atomic import written_whole
+from lmedit.storage.cache import cache_folder, key_of
+from lmedit.storage.json_files import write_json
+from lmedit.storage.tensors import load_tensors, save_tensors
 from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:

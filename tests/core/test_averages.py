@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmedit.averages import averaged, charts_of
+from lmedit.actions.facts import averaged, charts_of
 
 
 def test_each_place_is_averaged_over_the_facts_that_have_the_series() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lmedit import Dense, LowRank, Request, Update
-from lmedit.beside import Beside, States, Under
 from lmedit.compare.case_scores import Scoring
-from lmedit.ledger import applied
+from lmedit.edits.ledger import applied
 from lmedit.metrics.generate import greedy, sampled
 from lmedit.metrics.health import HeldOut
-from lmedit.metrics.scorer import score_targets
+from lmedit.metrics.teacher_forcing import score_targets
+from lmedit.replay.unmerged import Beside, States, Under
 from lmedit.tiny import FAMILIES, TEXTS, tiny_family, tiny_lm
 from lmedit.types import Case, Probe
 

@@ -16,7 +16,7 @@ from lmedit.metrics.bootstrap import (
     paired_score_difference,
     score_interval,
 )
-from lmedit.metrics.scores import harmonic_mean, mean
+from lmedit.metrics.counterfact import harmonic_mean, mean
 
 draw = random.Random(0)
 ONE = [draw.random() for _ in range(80)]

@@ -16,12 +16,12 @@ import torch
 from lmedit import Applied, Case, Dense, Editor, Lm, Location, LowRank, Options, Request, Update
 from lmedit.cases import BrokenCase, CaseSet, load_cases
 from lmedit.compare.case_scores import score_case, score_cases
-from lmedit.compare.run import compare
+from lmedit.compare.comparison import compare
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.table import failures, table
 from lmedit.defaults import edit_apply
 from lmedit.errors import BrokenPluginError, ModelChangedError, RequestError
-from lmedit.metrics.scores import harmonic_mean
+from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.registry import LoadedMethod
 from lmedit.tiny import tiny_family
 from lmedit.types import Prepared
@@ -297,7 +297,7 @@ def test_ctrl_c_ends_the_run_and_gives_the_model_back(
             raise KeyboardInterrupt
         return score_cases(lm, scored, *rest)
 
-    monkeypatch.setattr("lmedit.compare.work.AT_ONCE", 2)
+    monkeypatch.setattr("lmedit.compare.worker.AT_ONCE", 2)
     monkeypatch.setattr("lmedit.compare.case_scores.score_cases", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(lm, cases, tmp_path, make("push"))
@@ -424,7 +424,7 @@ def test_every_method_and_case_is_kept(lm: Lm, cases: CaseSet, make: Make, tmp_p
 def test_results_are_kept_while_the_run_goes_on(
     lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmedit.compare.work.AT_ONCE", 2)
+    monkeypatch.setattr("lmedit.compare.worker.AT_ONCE", 2)
     seen: list[int] = []
 
     def compute(lm: Lm, location: Location, options: Size) -> Update:
@@ -552,7 +552,7 @@ def test_an_interrupted_group_is_worked_out_as_a_whole_again(
     lm: Lm, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So an update does not depend on what had been finished before."""
-    from lmedit.compare import work
+    from lmedit.compare import worker as work
 
     keep, kept = work.keep, []
 
@@ -587,7 +587,7 @@ def test_rows_are_the_same_beside_the_weights_and_in_them(
     lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = row_of(run(lm, cases, tmp_path, make("push")), "push")
-    monkeypatch.setattr("lmedit.compare.work.Beside.fits", lambda *_: False)
+    monkeypatch.setattr("lmedit.compare.worker.Beside.fits", lambda *_: False)
     within = row_of(run(lm, cases, tmp_path, make("push")), "push")
     for name in ("ES", "EM", "PS", "PM", "NS", "NM", "S", "relative_norm", "n", "n_failed"):
         assert beside[name] == pytest.approx(within[name])
@@ -613,7 +613,7 @@ def test_half_precision_is_scored_as_rounding_leaves_it(
     def refused(*_: Any) -> None:
         raise AssertionError("an edit of half precision must not stay beside the weights")
 
-    monkeypatch.setattr("lmedit.beside.Beside.__init__", refused)
+    monkeypatch.setattr("lmedit.replay.unmerged.Beside.__init__", refused)
     half = tiny_family("gpt2", dtype=torch.bfloat16)
     row = row_of(run(half, cases, tmp_path, replace(make("push"), lm=half)), "push")
     assert row["n_failed"] == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from lmedit.fitting import in_parts, is_out_of_memory
+from lmedit.memory import in_parts, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -39,7 +39,7 @@ def states(length: int = 3) -> torch.Tensor:
 # ---- transformers: the cache
 
 
-@guard("cache.py", "lazy_initialization")
+@guard("replay/kv_cache.py", "lazy_initialization")
 def dynamic_layer() -> None:
     """DynamicLayer: lazy_initialization(keys, values), keys, values, get_seq_length."""
     from transformers.cache_utils import DynamicLayer
@@ -51,12 +51,12 @@ def dynamic_layer() -> None:
     assert layer.get_seq_length() == 3
 
 
-@guard("cache.py", "def update")
+@guard("replay/kv_cache.py", "def update")
 def layers_update() -> None:
     """A cache calls its layer's update(key_states, value_states) and passes on what it gives."""
     from transformers import DynamicCache
 
-    from lmedit.cache import KeptLayer
+    from lmedit.replay.kv_cache import KeptLayer
 
     cache, keys, new = DynamicCache(), states(), states(1)
     cache.layers = [KeptLayer(keys, keys)]
@@ -65,7 +65,7 @@ def layers_update() -> None:
     assert cache.get_seq_length() == 3
 
 
-@guard("cache.py", "layer_class_to_replicate")
+@guard("replay/kv_cache.py", "layer_class_to_replicate")
 def no_more_layers() -> None:
     """A cache with layer_class_to_replicate None makes no layers of its own."""
     from transformers import DynamicCache
@@ -75,7 +75,7 @@ def no_more_layers() -> None:
     assert "layer_class_to_replicate" in source
 
 
-@guard("replay.py", "for keys, values, _ in cache")
+@guard("replay/__init__.py", "for keys, values, _ in cache")
 def a_cache_is_read_in_threes() -> None:
     """Iterating over a cache gives (keys, values, something) for each layer."""
     from transformers import DynamicCache
@@ -97,7 +97,7 @@ def rows_of_a_cache() -> None:
     assert torch.equal(cache.layers[0].keys, keys[1:])
 
 
-@guard("replay.py", "past_key_values")
+@guard("replay/__init__.py", "past_key_values")
 def a_model_fills_the_cache_it_is_given() -> None:
     """A model writes past_key_values in place, one layer a block."""
     from transformers import DynamicCache
@@ -158,7 +158,7 @@ def text_config() -> None:
         assert config.model_type == family
 
 
-@guard("replay.py", '"position_ids" in')
+@guard("replay/__init__.py", '"position_ids" in')
 def positions() -> None:
     """Models that take position_ids name them in forward's signature."""
     for family, takes in (("gpt2", True), ("llama", True), ("bloom", False)):
@@ -197,7 +197,7 @@ def offloaded_to_files() -> None:
     assert store.state_dict["a"] is store["a"]
 
 
-@guard("adapters.py", "base_model.model.")
+@guard("edits/lora.py", "base_model.model.")
 def names_in_adapters() -> None:
     """peft: an adapter's tensors are base_model.model.MODULE.lora_A.weight and lora_B."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -210,7 +210,7 @@ def names_in_adapters() -> None:
     assert shapes == {f"{at}.lora_A.weight": (1, 64), f"{at}.lora_B.weight": (16, 1)}
 
 
-@guard("adapters.py", "wrapped.unload")
+@guard("edits/lora.py", "wrapped.unload")
 def adapters_are_taken_off() -> None:
     """peft: unload() leaves the model with its own modules."""
     from peft import LoraConfig, get_peft_model
@@ -235,10 +235,10 @@ def versions_of_tensors() -> None:
     assert weight._version > before
 
 
-@guard("marks.py", "_forward_pre_hooks")
+@guard("guards/untouched.py", "_forward_pre_hooks")
 def hooks_of_modules() -> None:
     """torch: modules hold their hooks in _forward_hooks and six more tables."""
-    from lmedit.marks import HOOKS
+    from lmedit.guards.untouched import HOOKS
 
     module = nn.Linear(1, 1)
     module.register_forward_pre_hook(lambda *_: None)

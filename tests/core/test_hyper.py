@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lmedit.artifacts import Checkpoint
 from lmedit.errors import NotPreparedError
 from lmedit.hyper import (
     EditBatch,
@@ -26,11 +25,13 @@ from lmedit.hyper import (
     train,
     trained_on,
 )
-from lmedit.hyper.examples import apart_texts, example_of, fingerprint, front_of
+from lmedit.hyper.examples import apart_texts, example_of, front_of
 from lmedit.hyper.frozen import Frozen
 from lmedit.hyper.losses import all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import in_place
 from lmedit.hyper.training import _Trainer, curves, pick
+from lmedit.metrics.contamination import fingerprint
+from lmedit.storage.tensors import Checkpoint
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 from lmedit.types import Case, Probe, Request
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lmedit import Dense, Lm, LowRank, Site, Update
+from lmedit.edits.ledger import Ledger, applied, identity_of
 from lmedit.errors import ArtifactError, LedgerError
-from lmedit.ledger import Ledger, applied, identity_of
 from lmedit.tiny import tiny_family
 
 if TYPE_CHECKING:

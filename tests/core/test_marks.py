@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmedit.marks import left_behind, marks_of, put_back
+from lmedit.guards.untouched import left_behind, marks_of, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable

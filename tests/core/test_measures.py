@@ -14,20 +14,20 @@ from lmedit import Case, Lm, Request
 from lmedit.cases import CaseSet
 from lmedit.cli.compare import PAPER_TABLES
 from lmedit.cli.contest import sizes_of
-from lmedit.compare import published as tables
+from lmedit.compare import paper_tables as tables
+from lmedit.compare.candidates import Entrant, in_context, random_layer
 from lmedit.compare.case_scores import Scoring, score_case
-from lmedit.compare.entrants import Entrant, in_context, random_layer
+from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, MEASURES, measure, ordered, protocol
-from lmedit.compare.memory import peak_memory
-from lmedit.compare.run import compare
 from lmedit.compare.table import beside, contests, table
 from lmedit.errors import CasesError
+from lmedit.memory import peak_memory
+from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.metrics.generate import greedy, sampled
+from lmedit.metrics.generated_text import fluency, load_references
 from lmedit.metrics.health import HeldOut, perplexity
 from lmedit.metrics.locality import with_edit
-from lmedit.metrics.scorer import TargetScore, score_targets
-from lmedit.metrics.scores import harmonic_mean
-from lmedit.metrics.texts import fluency, load_references
+from lmedit.metrics.teacher_forcing import TargetScore, score_targets
 from lmedit.testing import TEXTS
 from lmedit.types import Probe
 

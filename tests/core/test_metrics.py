@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from lmedit import Case, Lm, Request
 from lmedit.compare.case_scores import score_case
-from lmedit.metrics.scorer import score_targets
-from lmedit.metrics.scores import (
+from lmedit.metrics.counterfact import (
     Contrast,
     harmonic_mean,
     interval,
@@ -22,6 +21,7 @@ from lmedit.metrics.scores import (
     mean,
     success,
 )
+from lmedit.metrics.teacher_forcing import score_targets
 
 # S, ES, PS, NS as printed in Meng et al. 2022, table 4 (methods.md 10.1) and table 5 (10.2)
 PRINTED = {

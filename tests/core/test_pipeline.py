@@ -32,7 +32,8 @@ from lmedit.errors import (
     NotPreparedError,
     RequestError,
 )
-from lmedit.pipeline import prepared_path, ready
+from lmedit.pipeline import ready
+from lmedit.preparation import prepared_path
 from lmedit.registry import LoadedMethod
 from lmedit.tiny import tiny_lm
 

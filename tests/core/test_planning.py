@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from lmedit import planning
+from lmedit.actions.plan import ACHIEVED, Plan, plan
+from lmedit.compare.comparison import predicted
 from lmedit.models import load_lm, outline
-from lmedit.options import build_options
-from lmedit.planning import Plan, block_flops, head_flops, plan, predicted, weights
+from lmedit.options import Options, build_options
+from lmedit.planning import block_flops, head_flops, weights
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
-from lmedit.types import Options, Work
+from lmedit.types import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,7 @@ def planned(plugin: Callable[..., LoadedMethod]) -> Callable[..., Plan]:
 def test_a_plan_adds_up_and_says_whether_it_fits(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "free", lambda _: 5e9)
+    monkeypatch.setattr("lmedit.actions.plan.free", lambda _: 5e9)
     work = {"prepare": Work({"a": 1e9, "b": 2e9}, 1e15), "edit": Work({"c": 7.0}, 1.0)}
     found = planned(work)
     fixed = sum(found.fixed.values())
@@ -99,7 +100,7 @@ def test_where_the_system_cannot_tell_nothing_is_made_up(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     editor: Callable[..., Editor],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(planning, "from_proc", lambda *_: None)
+    monkeypatch.setattr("lmedit.memory.from_proc", lambda *_: None)
     found = planned({"edit": Work({"a": 1.0})})
     assert (found.free, found.fits) == (None, None)
     assert list(found.fixed) == ["weights"]
@@ -109,7 +110,7 @@ def test_where_the_system_cannot_tell_nothing_is_made_up(
 def test_a_prediction_is_what_is_held_and_what_comes_on_top(
     editor: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "in_use", lambda _: 3 * 2.0**20)
+    monkeypatch.setattr("lmedit.compare.comparison.in_use", lambda _: 3 * 2.0**20)
     asked: list[int] = []
 
     def says(requests: int) -> dict[str, Work]:
@@ -122,9 +123,7 @@ def test_a_prediction_is_what_is_held_and_what_comes_on_top(
 
 
 def test_time_classes_follow_the_operations() -> None:
-    made = Plan(
-        {str(n): Work({}, n * planning.ACHIEVED) for n in (1, 100, 10_000, 10**6)}, {}, None, 1.0
-    )
+    made = Plan({str(n): Work({}, n * ACHIEVED) for n in (1, 100, 10_000, 10**6)}, {}, None, 1.0)
     assert [made.time_class(name) for name in made.work] == ["seconds", "minutes", "hours", "days"]
 
 

@@ -12,8 +12,8 @@ import torch
 from lmedit import Case, Dense, Editor, Lm, Location, LowRank, Method, Options, Request, Update
 from lmedit.cases import BrokenCase, CaseSet
 from lmedit.compare import regimes
+from lmedit.compare.candidates import Entrant
 from lmedit.compare.case_scores import Scoring, score_case
-from lmedit.compare.entrants import Entrant
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.store import RunStore
 from lmedit.errors import BrokenPluginError
@@ -237,7 +237,7 @@ def test_a_method_that_changes_the_model_beside_apply_loses_its_results(
 def test_patches_in_the_folder_are_the_edits(
     lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
 ) -> None:
-    from lmedit.artifacts import load_patch
+    from lmedit.edits.patches import load_patch
 
     editor = make("push")
     run(lm, cases, tmp_path, Regime("batch", (2,)), editor)

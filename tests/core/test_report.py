@@ -11,15 +11,15 @@ from made_run import FAILURE, made_run
 
 from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
-from lmedit.metrics.scores import mean
+from lmedit.metrics.counterfact import mean
 from lmedit.report.browser import harmless
 from lmedit.report.columns import best, columns, named
-from lmedit.report.heat import colour, group_score
+from lmedit.report.heatmap import colour, group_score
+from lmedit.report.histograms import counts
 from lmedit.report.page import page
 from lmedit.report.read import read_run
-from lmedit.report.spread import counts
 from lmedit.report.svg import Labels, Scale, log_scale, log_ticks, looks
-from lmedit.report.texts import as_csv, as_table
+from lmedit.report.tables import as_csv, as_table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ import torch
 
 from lmedit import Case, Dense, Location, Method, Request, Update, hookimpl
 from lmedit.cases import CaseSet
-from lmedit.compare.run import compare
+from lmedit.compare.comparison import compare
 from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
 from lmedit.pipeline import Editor

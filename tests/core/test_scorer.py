@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmedit.errors import LmeditError
-from lmedit.metrics.scorer import score_targets
+from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.tiny import TEXTS, tiny_lm
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from lmedit.artifacts import Checkpoint
 from lmedit.errors import ArtifactError, CasesError
 from lmedit.stats import (
     Counting,
@@ -27,6 +26,7 @@ from lmedit.stats import (
     solving,
     statistics_named,
 )
+from lmedit.storage.tensors import Checkpoint
 from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lmedit.errors import CasesError
-from lmedit.metrics import texts
-from lmedit.metrics.texts import (
+from lmedit.metrics import generated_text as texts
+from lmedit.metrics.generated_text import (
     TfIdf,
     contains,
     entropy,

@@ -20,8 +20,8 @@ from lmedit.metrics.locality import (
     next_log_probabilities,
     with_edit,
 )
-from lmedit.metrics.passes import PASS_TOKENS, by_length
 from lmedit.metrics.zsre import ZsreScores, id_hits, string_hits, zsre_scores
+from lmedit.replay.batches import PASS_TOKENS, by_length
 from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lmedit.cli import main
-from lmedit.folders import log
+from lmedit.edits.model_folders import log
 from lmedit_demo import WORLD
 
 ROOT = Path(__file__).parents[2]

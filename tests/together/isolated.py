@@ -63,7 +63,8 @@ def flags(options: Mapping[str, str]) -> list[str]:
 
 def build(out: Path) -> None:
     """The wheels of all members, in *out*."""
-    for folder in (ROOT / "core", ROOT / "demo", *(ROOT / "plugins" / name for name in PLUGINS)):
+    plugins = [ROOT / "plugins" / name for name in PLUGINS]
+    for folder in (ROOT / "core", ROOT / "worlds" / "demo", *plugins):
         run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", out, folder)
 
 

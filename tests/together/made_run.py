@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.store import RunStore, Stored
-from lmedit.metrics.scores import harmonic_mean, interval, mean
+from lmedit.metrics.counterfact import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
     from pathlib import Path

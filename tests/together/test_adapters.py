@@ -14,10 +14,10 @@ from small_world import FACT, save_model
 from transformers import AutoModelForCausalLM
 
 from lmedit import Dense, Lm, LowRank, Update, load_lm, load_patch
-from lmedit import adapters as module
-from lmedit.adapters import adapter_of, proved, read_adapter, write_adapter
+from lmedit.edits import lora as module
+from lmedit.edits.ledger import applied
+from lmedit.edits.lora import adapter_of, proved, read_adapter, write_adapter
 from lmedit.errors import ArtifactError
-from lmedit.ledger import applied
 from lmedit.tiny import FAMILIES, tiny_family
 
 if TYPE_CHECKING:

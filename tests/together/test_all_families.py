@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmedit import build_options, load
-from lmedit.artifacts import Checkpoint
 from lmedit.pipeline import Editor, prepare
 from lmedit.stats import Counting, second_moments
+from lmedit.storage.tensors import Checkpoint
 from lmedit.testing import Records, Texts
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.types import Request

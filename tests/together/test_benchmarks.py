@@ -13,8 +13,8 @@ import torch
 from small_world import record
 
 from lmedit import Editor, Prepared, build_options, load
-from lmedit.beside import States
 from lmedit.cases import load_cases
+from lmedit.replay.unmerged import States
 from lmedit.tiny import byte_tokenizer, tiny_family, tiny_lm
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from damage import bytes_changed, content_changed, header_changed, value_changed
 from small_world import save_model
 
 from lmedit import Dense, Ledger, Lm, LowRank, Update, load_lm, load_patch, save_patch
-from lmedit.adapters import adapter_of, read_adapter, write_adapter
-from lmedit.artifacts import load_tensors, save_tensors
+from lmedit.edits.ledger import applied, base_of, identity_of
+from lmedit.edits.lora import adapter_of, read_adapter, write_adapter
+from lmedit.edits.model_folders import Edited, log, opened, read_patches, with_edits, written
+from lmedit.edits.recipes import read_recipe
 from lmedit.errors import ArtifactError, LmeditError, ModelError
-from lmedit.folders import Edited, log, opened, read_patches, with_edits, written
-from lmedit.ledger import applied, base_of, identity_of
-from lmedit.recipes import read_recipe
+from lmedit.storage.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ def world(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
         known = kept[name]
         return Lm(copy.deepcopy(known.model), known.tokenizer, name=name, folder=Path(name))
 
-    monkeypatch.setattr("lmedit.folders.load_lm", loaded)
+    monkeypatch.setattr("lmedit.edits.model_folders.load_lm", loaded)
     patches = tuple(Path(shutil.copy(path, tmp_path)) for path in made.patches)
     return World(kept[str(made.model)], made.model, (patches[0], patches[1]), own)
 
@@ -223,7 +223,7 @@ def test_what_is_far_too_large_is_refused_before_it_is_read(
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
         with monkeypatch.context() as patch:
-            patch.setattr("lmedit.artifacts._checksum", None)  # what comes after reading
+            patch.setattr("lmedit.storage.tensors._checksum", None)  # what comes after reading
             with pytest.raises(ArtifactError, match=r"has ranks|another model|unable to mmap"):
                 read_patches(model, [path])
         path.unlink()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmedit.cases import load_cases
-from lmedit.hyper.examples import fingerprint
+from lmedit.metrics.contamination import fingerprint
 from lmedit.models import worlds
 
 if TYPE_CHECKING:

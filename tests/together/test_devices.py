@@ -10,10 +10,10 @@ import torch
 from small_world import FACT, save_model
 
 from lmedit import Lm, build_options, load, load_lm
-from lmedit.adapters import adapter_of, proved, write_adapter
+from lmedit.edits.ledger import Ledger, applied
+from lmedit.edits.lora import adapter_of, proved, write_adapter
+from lmedit.edits.model_folders import replacing_folder
 from lmedit.errors import ModelError
-from lmedit.folders import replacing_folder
-from lmedit.ledger import Ledger, applied
 from lmedit.models import load as loading
 from lmedit.pipeline import prepare
 from lmedit.testing import Records, Texts

@@ -11,7 +11,7 @@ import torch
 from test_devices import QUICK, REQUEST
 
 from lmedit import Ledger, Lm, applied, build_options, load
-from lmedit.ledger import identity_of
+from lmedit.edits.ledger import identity_of
 from lmedit.pipeline import prepare
 from lmedit.testing import Records, Texts
 from lmedit.tiny import tiny_lm

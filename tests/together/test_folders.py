@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from small_world import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmedit import folders, load_lm, load_patch
+from lmedit import load_lm, load_patch
+from lmedit.edits import model_folders as folders
+from lmedit.edits.model_folders import opened, written
 from lmedit.errors import ArtifactError
-from lmedit.folders import opened, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,7 +175,10 @@ def test_weights_that_others_changed_are_noticed(
 
 @pytest.mark.parametrize(
     "moment",
-    ["folders.save_patch", "folders.save_tensors", "folders.write_json", "parts._exchange"],
+    [
+        *(f"edits.model_folders.{name}" for name in ("save_patch", "save_tensors", "write_json")),
+        "storage.atomic._exchange",
+    ],
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_a_crash_leaves_the_old_folder(
@@ -199,7 +203,7 @@ def test_a_crash_leaves_the_old_folder(
 def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
     lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmedit.parts.sys.platform", "other")
+    monkeypatch.setattr("lmedit.storage.atomic.sys.platform", "other")
     folder = applied(lmedit, model, "edited", *patches)
     assert lmedit("revert", folder, patches[0]).exit_code == 0
     assert lmedit("verify", folder).exit_code == 0

@@ -171,7 +171,7 @@ def edited(second: Second, method: str, case: Any, base: dict[str, Any]) -> Figu
 
 def test_entropy_is_that_of_a_plain_count() -> None:
     """GE on texts of known n-grams, by a loop of its own."""
-    from lmedit.metrics.texts import fluency
+    from lmedit.metrics.generated_text import fluency
 
     text = "the sea, the sea, the river and the sea"
     cut = ["the", "sea", ",", "the", "sea", ",", "the", "river", "and", "the", "sea"]

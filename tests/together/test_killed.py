@@ -16,10 +16,11 @@ import torch
 from small_world import save_model
 from tqdm.auto import tqdm
 
-from lmedit import Dense, LowRank, Site, Update, load_patch, parts, save_patch
-from lmedit.folders import Edited, opened, verified, written
-from lmedit.ledger import base_of
-from lmedit.parts import PREFIX, part_of
+from lmedit import Dense, LowRank, Site, Update, load_patch, save_patch
+from lmedit.edits.ledger import base_of
+from lmedit.edits.model_folders import Edited, opened, verified, written
+from lmedit.storage import atomic as parts
+from lmedit.storage.atomic import PREFIX, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

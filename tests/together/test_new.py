@@ -14,7 +14,7 @@ from click.testing import Result
 from packaging.requirements import Requirement
 
 import lmedit as package
-from lmedit.scaffold import STANDS_FOR
+from lmedit.actions.scaffold import STANDS_FOR
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -71,7 +71,7 @@ def test_the_documents_observer_works(patched: Patched) -> None:
 
 
 def test_watching_does_not_make_a_hook_out_of_one_that_is_left_out(tmp_path: Path) -> None:
-    from lmedit.guard import implements
+    from lmedit.guards.hooks import implements
 
     (tmp_path / "alone.py").write_text(good("alone"))
     loaded = load_file(tmp_path / "alone.py")

@@ -10,8 +10,8 @@ import pytest
 from small_world import FACT
 
 from lmedit import Site, Update, build_options, load, load_lm, load_patch, save_patch
-from lmedit.adapters import adapter_of, write_adapter
-from lmedit.compare.one import edit_one
+from lmedit.actions.edit import edit_one
+from lmedit.edits.lora import adapter_of, write_adapter
 from lmedit.errors import ArtifactError
 from lmedit.pipeline import prepare
 from lmedit.types import Request

@@ -53,7 +53,7 @@ def test_the_demos_wheel_holds_the_world(material: isolated.Material) -> None:
 
 def test_the_cores_wheel_holds_the_template(material: isolated.Material) -> None:
     listed = isolated.run(sys.executable, "-m", "zipfile", "-l", material.wheel("core"))
-    template = isolated.ROOT / "core" / "src" / "lmedit" / "template"
+    template = isolated.ROOT / "core" / "src" / "lmedit" / "actions" / "template"
     files = [p for p in template.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert len(files) == 9
     for file in files:

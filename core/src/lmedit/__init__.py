@@ -9,17 +9,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lmedit import _moved
+from lmedit.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from lmedit.artifacts import Checkpoint, load_patch, save_patch
+    from lmedit.api.comparisons import Comparison, comparison
+    from lmedit.api.editors import editor
     from lmedit.charts import Bars, Heat, Lines
-    from lmedit.comparing import Comparison, comparison
-    from lmedit.editors import editor
+    from lmedit.edits.ledger import Ledger, applied
+    from lmedit.edits.patches import load_patch, save_patch
     from lmedit.hookspecs import hookimpl
-    from lmedit.ledger import Ledger, applied
     from lmedit.models import Lm, load_lm
-    from lmedit.options import build_options
+    from lmedit.options import Method, Options, build_options
     from lmedit.pipeline import Editor, prepare
     from lmedit.registry import load
+    from lmedit.storage.tensors import Checkpoint
     from lmedit.types import (
         Applied,
         Case,
@@ -28,8 +32,6 @@ if TYPE_CHECKING:
         Dense,
         Location,
         LowRank,
-        Method,
-        Options,
         Prepared,
         Probed,
         Request,
@@ -39,34 +41,65 @@ if TYPE_CHECKING:
         World,
     )
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "lmedit.artifacts": ("Checkpoint", "load_patch", "save_patch"),
+    "lmedit.storage.tensors": ("Checkpoint",),
+    "lmedit.edits.patches": ("load_patch", "save_patch"),
     "lmedit.charts": ("Bars", "Heat", "Lines"),
-    "lmedit.comparing": ("Comparison", "comparison"),
-    "lmedit.editors": ("editor",),
+    "lmedit.api.comparisons": ("Comparison", "comparison"),
+    "lmedit.api.editors": ("editor",),
     "lmedit.hookspecs": ("hookimpl",),
-    "lmedit.ledger": ("Ledger", "applied"),
+    "lmedit.edits.ledger": ("Ledger", "applied"),
     "lmedit.models": ("Lm", "load_lm"),
-    "lmedit.options": ("build_options",),
+    "lmedit.options": ("Method", "Options", "build_options"),
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
         "Applied", "Case", "Corpus", "Delta", "Dense", "Location",
-        "LowRank", "Method", "Options", "Prepared", "Probed", "Request", "Site", "Update",
+        "LowRank", "Prepared", "Probed", "Request", "Site", "Update",
         "Work", "World",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Applied", "Bars", "Case", "Checkpoint", "Comparison", "Corpus", "Delta", "Dense", "Editor",
-    "Heat", "Ledger", "Lines", "Lm", "Location", "LowRank", "Method", "Options", "Prepared",
-    "Probed", "Request", "Site", "Update", "Work", "World",
-    "applied", "build_options", "comparison", "editor", "hookimpl", "load", "load_lm",
-    "load_patch", "prepare", "save_patch",
+    "Applied",
+    "Bars",
+    "Case",
+    "Checkpoint",
+    "Comparison",
+    "Corpus",
+    "Delta",
+    "Dense",
+    "Editor",
+    "Heat",
+    "Ledger",
+    "Lines",
+    "Lm",
+    "Location",
+    "LowRank",
+    "Method",
+    "Options",
+    "Prepared",
+    "Probed",
+    "Request",
+    "Site",
+    "Update",
+    "Work",
+    "World",
+    "applied",
+    "build_options",
+    "comparison",
+    "editor",
+    "hookimpl",
+    "load",
+    "load_lm",
+    "load_patch",
+    "prepare",
+    "save_patch",
 ]  # fmt: skip
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -29,14 +29,13 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
+    from lmedit.options import Method, Options
+    from lmedit.storage.tensors import Checkpoint
     from lmedit.types import (
         Applied,
         Corpus,
         Location,
-        Method,
-        Options,
         Prepared,
         Probed,
         Request,

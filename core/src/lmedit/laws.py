@@ -16,18 +16,19 @@ import numpy as np
 import torch
 
 from lmedit.errors import LmeditError
-from lmedit.guard import last_line
-from lmedit.marks import left_behind, marks_of, put_back
+from lmedit.guards.hooks import last_line
+from lmedit.guards.untouched import left_behind, marks_of, put_back
 from lmedit.pipeline import Editor
 from lmedit.types import Request, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lmedit.marks import Marks
+    from lmedit.guards.untouched import Marks
     from lmedit.models import Lm
+    from lmedit.options import Options
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Location, Options, Prepared, Site
+    from lmedit.types import Location, Prepared, Site
 
 REQUEST = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
 OTHER = Request(prompt="{} came down by", subject="A small boat", target_new="the old river")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr
 
-from lmedit.types import Options
+from lmedit.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

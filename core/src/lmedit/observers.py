@@ -27,7 +27,7 @@ import pluggy
 
 from lmedit import hookspecs
 from lmedit.errors import BrokenPluginError, UnknownNameError
-from lmedit.guard import HOOKS, last_line, plugin_of, prints_aside
+from lmedit.guards.hooks import HOOKS, last_line, plugin_of, prints_aside
 from lmedit.hookspecs import hookimpl
 from lmedit.registry import BUILT_IN, module_of
 from lmedit.types import Applied, Prepared, Update

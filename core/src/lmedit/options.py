@@ -1,21 +1,65 @@
-"""From `-o KEY VALUE` to a method's options, and from a model to its resolved defaults."""
+"""What a method says of itself, its options, and how `-o KEY VALUE` becomes option values."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lmedit.errors import OptionError, UnknownNameError
-from lmedit.types import first_complaint
+from lmedit.types import Frozen, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from typing import Self
 
     from lmedit.models import Lm
-    from lmedit.types import Method, Options
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Options(Frozen):
+    """What a user may set for a method; every option has a default.
+
+    A method subclasses this. ``presets`` maps a name to option values; ``prepares`` names the
+    options that `edit_prepare` depends on (they enter the cache key).
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
+    prepares: ClassVar[tuple[str, ...]] = ()
+
+    seed: int = Field(default=0, ge=0, description="of everything random in the method")
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """The options that `lmedit tune` sweeps, with the values to try on *lm*; empty: none."""
+        del lm
+        return {}
+
+    @property
+    def untuned(self) -> bool:
+        """Whether a default stands where this model needs a value of its own; tables say so."""
+        return False
+
+    def resolved(self, lm: Lm) -> Self:
+        """Fill in what depends on the model (a layer given as None, say); called once."""
+        del lm
+        return self
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's answer to `edit_describe`."""
+
+    name: str
+    paper: str
+    options: type[Options] = Options
+    prepares_on: Literal["text", "cases"] | None = None
+    """What `edit_prepare` is given: texts, cases to train on; None: no preparation is needed."""
 
 
 def build_options(

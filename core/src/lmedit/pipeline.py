@@ -11,38 +11,35 @@ compute may take gradients, whatever the caller's setting.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lmedit import defaults
-from lmedit.artifacts import Checkpoint, cache_folder, key_of, load_prepared, save_prepared
-from lmedit.errors import (
-    BrokenPluginError,
-    NotPreparedError,
-    OptionError,
-    RequestError,
-)  # fmt: skip
-from lmedit.guard import implements
-from lmedit.marks import changed, left_alone
-from lmedit.returned import Returned
-from lmedit.types import (
-    Applied,
-    Location,
-    Prepared,
-    Probed,
-    Update,
-)  # fmt: skip
+from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.guards.hooks import implements
+from lmedit.guards.results import Returned
+from lmedit.guards.untouched import changed, left_alone
+from lmedit.preparation import (
+    chosen_options,
+    find_prepared,
+    load_prepared,
+    prepared_path,
+    save_prepared,
+)
+from lmedit.storage.tensors import Checkpoint
+from lmedit.types import Applied, Location, Prepared, Probed, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from lmedit.models import Lm
+    from lmedit.options import Options
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Material, Options, Request
+    from lmedit.types import Material, Request, Work
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,12 @@ class Editor:
 
     @property
     def _returned(self) -> Returned:
-        return Returned(self.loaded, self.lm)
+        return Returned(self.name, self.loaded.culprit, self.lm)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Gradients may be taken in the block, and the model is left alone."""
-        with left_alone(self.loaded, self.lm), torch.enable_grad():
+        with left_alone(self.loaded.culprit, self.lm), torch.enable_grad():
             yield
 
     def _locate(self, request: Request) -> Location:
@@ -83,7 +80,7 @@ class Editor:
 
     def probe(self, request: Request, location: Location) -> Probed:
         """What the method measures to try out *location*; raises `RequestError` where nothing."""
-        with left_alone(self.loaded, self.lm):
+        with left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
                 lm=self.lm, request=request, location=location, options=self.options,
                 prepared=self.prepared,
@@ -146,7 +143,9 @@ class Editor:
             self._returned.kind(applied, Applied, "edit_apply")
         except BrokenPluginError as error:
             if self.lm.weights_digest(update.deltas) != before:
-                raise changed(self.loaded, f"edit_apply failed half-way ({error})") from error
+                raise changed(
+                    self.loaded.culprit, f"edit_apply failed half-way ({error})"
+                ) from error
             raise
         try:
             yield applied
@@ -154,36 +153,9 @@ class Editor:
             try:
                 done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
             except BrokenPluginError as error:
-                raise changed(self.loaded, f"edit_revert failed ({error})") from error
+                raise changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
-                raise changed(self.loaded, "edit_revert did not bring the weights back")
-
-
-def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:
-    """Where the preparation is cached: its name is a digest of all that determines it."""
-    on = corpus.digest if corpus else ""
-    return _folder() / f"{_stem(loaded, lm, options)}-{key_of(on=on)[:12]}{SUFFIX}"
-
-
-SUFFIX = ".safetensors"
-SHIPPED = "lmedit-prepared"
-"""In a model folder: preparations that come with the model, one file for each method."""
-
-
-def _folder() -> Path:
-    return cache_folder() / "prepared"
-
-
-def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
-    key = key_of(
-        method=loaded.name, version=loaded.version, base=lm.digest, options=_chosen(options)
-    )
-    return f"{loaded.name}-{key[:32]}"
-
-
-def _chosen(options: Options) -> dict[str, Any]:
-    """The options that a preparation depends on, as JSON values."""
-    return options.model_dump(mode="json", include=set(options.prepares))
+                raise changed(self.loaded.culprit, "edit_revert did not bring the weights back")
 
 
 @torch.enable_grad()
@@ -191,7 +163,7 @@ def prepare(
     loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None,
     beside: Sequence[Options] = (),
 ) -> Editor:  # fmt: skip
-    """Prepare *loaded* for *lm*, or take the cached preparation; resumes interrupted work.
+    """Prepare *loaded* for *lm*, or take the stored preparation; resumes interrupted work.
 
     *beside* are options that will be prepared next, which a method may prepare for in one pass.
     """
@@ -201,64 +173,45 @@ def prepare(
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
-        with left_alone(loaded, lm):
+        with left_alone(loaded.culprit, lm):
             prepared = loaded.manager.hook.edit_prepare(
                 lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, beside=beside
             )
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
-        seconds = time.perf_counter() - started
         facts = {
             **prepared.facts,
-            "seconds": seconds,
+            "seconds": time.perf_counter() - started,
             "corpus": corpus.name if corpus else None,
             "base": lm.name,
-            "options": _chosen(options),
+            "options": chosen_options(options),
             "key": path.stem,
         }
         save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
         checkpoint.clear()
-    return _opened(path, loaded, lm, options)
+    return _editor_of(loaded, lm, options, load_prepared(path, lm))
 
 
 def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None) -> Editor:
     """The editor from a preparation that was made before; nothing is prepared now.
 
-    Without *corpus* it is the only one for these options, in the cache or else in the model's
-    own folder. Raises `NotPreparedError` with the command where there is none, and `OptionError`
-    where there are several.
+    Raises what `find_prepared` raises.
     """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
-    if corpus is not None:
-        found = [prepared_path(loaded, lm, options, corpus)]
-    else:
-        found = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
-    editors = [_opened(path, loaded, lm, options) for path in found if path.is_file()]
-    if not editors and corpus is None:
-        editors = _shipped(loaded, lm, options)
-    if not editors:
-        raise NotPreparedError(
-            f"{loaded.name}: not prepared for this model with these options; "
-            f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
-        )
-    if len(editors) > 1:
-        names = ", ".join(str(editor.prepared.facts.get("corpus")) for editor in editors)
-        raise OptionError(
-            f"{loaded.name} was prepared on {names}; choose: --corpus {loaded.name}=NAME"
-        )
-    return editors[0]
+    return _editor_of(loaded, lm, options, find_prepared(loaded, lm, options, corpus))
 
 
-def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Editor]:
-    """The preparation in the model's own folder, if it was made with these options."""
-    path = lm.folder / SHIPPED / f"{loaded.name}{SUFFIX}" if lm.folder else None
-    if path is None or not path.is_file():
-        return []
-    editor = _opened(path, loaded, lm, options)
-    return [editor] if editor.prepared.facts.get("options") == _chosen(options) else []
-
-
-def _opened(path: Path, loaded: LoadedMethod, lm: Lm, options: Options) -> Editor:
-    prepared = load_prepared(path, lm)
+def _editor_of(loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared) -> Editor:
     return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))
+
+
+def work_of(
+    loaded: LoadedMethod, lm: Lm, options: Options, requests: int = 1
+) -> Mapping[str, Work]:
+    """What `prepare` and an `edit` of *requests* requests take; empty where the method is silent.
+
+    *lm* may be an outline without weights.
+    """
+    found = loaded.manager.hook.edit_plan(lm=lm, options=options, requests=requests)
+    return found if isinstance(found, Mapping) else {}

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from lmedit import __version__
 from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
-from lmedit.guard import guard_of, last_line, prints_aside
+from lmedit.guards.hooks import guard_of, last_line, prints_aside
+from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import pluggy
 
-    from lmedit.types import Method
+    from lmedit.options import Method
 
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
@@ -67,6 +67,11 @@ class LoadedMethod:
     def name(self) -> str:
         """The method's name, as on the command line."""
         return self.method.name
+
+    @property
+    def culprit(self) -> str:
+        """The method and its distribution, as errors name them."""
+        return f"method {self.name!r} of {self.distribution}"
 
 
 def entries() -> list[Entry]:
@@ -193,13 +198,13 @@ def register(
     except (Exception, SystemExit) as error:
         raise BrokenPluginError(f"{culprit}: {last_line(error)}") from error
     _check_method(method, name, culprit)
-    guard = guard_of(f"method {method.name!r} of {distribution}", module)
-    manager.register(guard, f"{BUILT_IN}guard")
-    return LoadedMethod(method, manager, distribution, version)
+    loaded = LoadedMethod(method, manager, distribution, version)
+    manager.register(guard_of(loaded.culprit, module), f"{BUILT_IN}guard")
+    return loaded
 
 
 def _check_method(method: object, name: str | None, culprit: str) -> None:
-    from lmedit.types import Method, Options
+    from lmedit.options import Method, Options
 
     if not isinstance(method, Method):
         raise BrokenPluginError(f"{culprit}: edit_describe must return a Method, not {method!r}")

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmedit import laws
-from lmedit.artifacts import Checkpoint
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
 from lmedit.registry import load, register
+from lmedit.storage.tensors import Checkpoint
 from lmedit.tiny import TEXTS, tiny_lm
 from lmedit.types import Case, Request
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lmedit import _moved
+from lmedit.charts.html import described
 from lmedit.errors import RequestError
-from lmedit.markup import change, described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.charts import Chart
-    from lmedit.models import Lm
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Material(Protocol):
@@ -112,46 +110,6 @@ class Case(Frozen):
     """Prompts about something else, which an edit should leave right."""
     groups: Mapping[str, tuple[Probe, ...]] = Field(default_factory=dict)
     """What should follow from the edit (or stay despite it), by the data set's own group name."""
-
-
-class Options(Frozen):
-    """What a user may set for a method; every option has a default.
-
-    A method subclasses this. ``presets`` maps a name to option values; ``prepares`` names the
-    options that `edit_prepare` depends on (they enter the cache key).
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
-    prepares: ClassVar[tuple[str, ...]] = ()
-
-    seed: int = Field(default=0, ge=0, description="of everything random in the method")
-
-    @classmethod
-    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """The options that `lmedit tune` sweeps, with the values to try on *lm*; empty: none."""
-        del lm
-        return {}
-
-    @property
-    def untuned(self) -> bool:
-        """Whether a default stands where this model needs a value of its own; tables say so."""
-        return False
-
-    def resolved(self, lm: Lm) -> Self:
-        """Fill in what depends on the model (a layer given as None, say); called once."""
-        del lm
-        return self
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method's answer to `edit_describe`."""
-
-    name: str
-    paper: str
-    options: type[Options] = Options
-    prepares_on: Literal["text", "cases"] | None = None
-    """What `edit_prepare` is given: texts, cases to train on; None: no preparation is needed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -253,7 +211,7 @@ class Update:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        changes = {site.parameter: change(delta) for site, delta in self.deltas.items()}
+        changes = {site.parameter: _described_change(delta) for site, delta in self.deltas.items()}
         return described({**changes, **self.notes})
 
 
@@ -298,3 +256,16 @@ def first_complaint(error: ValidationError) -> str:
     where = ".".join(str(part) for part in complaint["loc"])
     what = complaint["msg"].removeprefix("Value error, ")
     return f"{where}: {what}" if where else what
+
+
+def _described_change(delta: Delta) -> str:
+    """The shape of a changed matrix, the change's rank where it is known, its Frobenius norm."""
+    rows, columns = delta.shape
+    left = delta.tensors().get("left")
+    rank = "dense" if left is None else f"rank {left.shape[1]}"
+    return f"{rows} x {columns}, {rank}, norm {delta.dense().norm():.4g}"
+
+
+def __getattr__(name: str) -> Any:
+    """`Options` and `Method` of version 0.1 moved to `lmedit.options`."""
+    return _moved.moved_name(__name__, name)

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import GPT2Config
 
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
-from lmedit.artifacts import load_prepared, save_prepared
 from lmedit.errors import ArtifactError, OptionError
 from lmedit.hyper import EditBatch, edit_factors, row_of
+from lmedit.preparation import load_prepared, save_prepared
 from lmedit.testing import Records
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit_mend import edit_prepare, network_of

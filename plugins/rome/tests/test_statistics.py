@@ -10,7 +10,8 @@ import torch
 
 from lmedit.errors import ArtifactError, NotPreparedError
 from lmedit.options import build_options
-from lmedit.pipeline import load_prepared, prepare, prepared_path, ready
+from lmedit.pipeline import load_prepared, prepare, ready
+from lmedit.preparation import prepared_path
 from lmedit.registry import load
 from lmedit.stats import Moment, counting, listed
 from lmedit.tiny import tiny_lm

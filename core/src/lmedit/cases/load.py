@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lmedit.artifacts import key_of
 from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
@@ -18,6 +17,7 @@ from lmedit.cases.records import BrokenCase, is_list, read, records_of
 from lmedit.cases.sources import SOURCES, stored
 from lmedit.errors import CasesError
 from lmedit.models import worlds
+from lmedit.storage.cache import key_of
 from lmedit.types import Case, Request, first_complaint
 
 if TYPE_CHECKING:

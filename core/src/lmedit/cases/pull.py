@@ -19,9 +19,9 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 from tqdm import tqdm
 
-from lmedit.artifacts import cache_folder
 from lmedit.cases.sources import SOURCES, Source, stored
 from lmedit.errors import CasesError, UnknownNameError
+from lmedit.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmedit.artifacts import cache_folder
+from lmedit.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

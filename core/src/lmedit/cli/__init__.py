@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from lmedit import __version__
 from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.cases import cases
 from lmedit.cli.check import check
@@ -28,6 +27,7 @@ from lmedit.cli.show import show
 from lmedit.cli.stats import stats
 from lmedit.cli.tune import tune
 from lmedit.errors import LmeditError
+from lmedit.version import __version__
 
 
 class Cli(click.Group):

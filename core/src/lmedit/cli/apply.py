@@ -13,8 +13,8 @@ from lmedit.cli.common import fact_line, json_flag, model_flags, note, quiet_hub
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.folders import Edited
-    from lmedit.recipes import Recipe
+    from lmedit.edits.model_folders import Edited
+    from lmedit.edits.recipes import Recipe
     from lmedit.types import Update
 
 FOLDER = click.Path(path_type=Path)
@@ -41,8 +41,8 @@ def apply(
     Stock transformers loads it. Its ledger lets each edit be taken out again, in any order
     (lmedit revert). The model given by -m, their base or a folder with other edits, is left alone.
     """
-    from lmedit.folders import opened, with_edits, written
-    from lmedit.folders import read_patches as read
+    from lmedit.edits.model_folders import opened, with_edits, written
+    from lmedit.edits.model_folders import read_patches as read
 
     chosen = _recipe(recipe)
     if bool(patches) == bool(chosen):
@@ -65,7 +65,7 @@ def apply(
 
 
 def _recipe(path: Path | None) -> Recipe | None:
-    from lmedit.recipes import read_recipe
+    from lmedit.edits.recipes import read_recipe
 
     return read_recipe(path) if path else None
 
@@ -79,8 +79,8 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 
     What is left is, bit for bit, the base with the other edits.
     """
-    from lmedit.folders import log as log_of
-    from lmedit.folders import named, opened, written
+    from lmedit.edits.model_folders import log as log_of
+    from lmedit.edits.model_folders import named, opened, written
 
     quiet_hub()
     log_of(folder)
@@ -97,7 +97,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 @json_flag
 def log(folder: Path, *, as_json: bool) -> None:
     """List the edits that are in the model of FOLDER, oldest first."""
-    from lmedit.folders import log as log_of
+    from lmedit.edits.model_folders import log as log_of
 
     head = log_of(folder)
     if as_json:
@@ -113,8 +113,8 @@ def log(folder: Path, *, as_json: bool) -> None:
 @click.option("--recipe", type=FOLDER, metavar="FILE.toml", help="And that it is what this says.")
 def verify(folder: Path, recipe: Path | None) -> None:
     """Check that the weights of FOLDER are its base with the edits of its ledger, to the bit."""
-    from lmedit.folders import log as log_of
-    from lmedit.folders import opened, verified
+    from lmedit.edits.model_folders import log as log_of
+    from lmedit.edits.model_folders import opened, verified
 
     chosen = _recipe(recipe)
     quiet_hub()

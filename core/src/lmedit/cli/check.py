@@ -23,8 +23,9 @@ from lmedit.cli.common import (
 if TYPE_CHECKING:
     from lmedit.laws import Trial
     from lmedit.models import Lm
+    from lmedit.options import Options
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Options, Prepared, Request
+    from lmedit.types import Prepared, Request
 
 
 @click.command()
@@ -75,9 +76,9 @@ def _text(verdict: Any) -> str:
 
 
 def _trial(loaded: LoadedMethod, lm: Lm, options: Options, material: Any) -> Trial:
-    from lmedit.artifacts import Checkpoint
     from lmedit.laws import OTHER, REQUEST, Trial
     from lmedit.pipeline import ready
+    from lmedit.storage.tensors import Checkpoint
 
     def prepare() -> Prepared:
         if loaded.method.prepares_on == "cases":

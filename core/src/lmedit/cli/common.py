@@ -14,7 +14,7 @@ from lmedit.errors import NotPreparedError, RequestError, UnknownNameError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lmedit.compare.entrants import Entrant
+    from lmedit.compare.candidates import Entrant
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
@@ -136,7 +136,8 @@ def editors_for(
     a method is left out, with a note.
     """
     from lmedit.options import build_options, for_methods
-    from lmedit.pipeline import prepare, prepared_path, ready
+    from lmedit.pipeline import prepare, ready
+    from lmedit.preparation import prepared_path
 
     given = for_methods(pairs, [loaded.name for loaded in methods])
     note_other_models(lm, pairs)
@@ -178,8 +179,8 @@ def materials(
     None where nothing was named; but a method that takes text is given the model's own, if it has
     one. Raises `UnknownNameError` for a method that is not among them.
     """
+    from lmedit.api.editors import text_of
     from lmedit.cases import load_cases
-    from lmedit.editors import text_of
 
     kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
     named: dict[str, str] = {}
@@ -205,7 +206,7 @@ def at_random_layer(
     seed: int,
 ) -> Entrant:
     """The baseline that edits each case at a random layer; *prepared* is `editors_for`."""
-    from lmedit.compare.entrants import random_layer
+    from lmedit.compare.candidates import random_layer
 
     own = [(key, value) for key, value in pairs
            if "." not in key or key.startswith(f"{loaded.name}.")]  # fmt: skip

@@ -79,8 +79,8 @@ def compare(**given: Any) -> None:
 
     Each case is edited and scored by itself; the weights are checked by hash.
     """
-    from lmedit.artifacts import write_json
-    from lmedit.compare.published import published
+    from lmedit.compare.paper_tables import published
+    from lmedit.storage.json_files import write_json
 
     chosen = Chosen(**given)
     if chosen.regime != "single" and chosen.in_context:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.compare.candidates import Entrant
     from lmedit.compare.case_scores import Scoring
-    from lmedit.compare.entrants import Entrant
     from lmedit.compare.regimes import Kind, Regime
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
@@ -63,7 +63,7 @@ class Chosen:
     @property
     def groups(self) -> frozenset[str]:
         """The groups of metrics: those named, those of the paper's table, those a pile needs."""
-        from lmedit.compare.published import PRESETS
+        from lmedit.compare.paper_tables import PRESETS
 
         groups = set(GROUPS if "all" in self.metrics else self.metrics)
         groups |= set(PRESETS[self.preset].metrics) if self.preset else set()
@@ -72,7 +72,7 @@ class Chosen:
     def cases(self, lm: Lm) -> CaseSet:
         """The cases: those named, else those of the paper's table, as many as it used."""
         from lmedit.cases import load_cases
-        from lmedit.compare.published import PRESETS
+        from lmedit.compare.paper_tables import PRESETS
 
         name, limit = "demo", LIMIT
         if self.preset:
@@ -95,8 +95,8 @@ class Contest:
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Finish the run in *folder*; its results."""
+        from lmedit.compare.comparison import compare as run
         from lmedit.compare.regimes import pile_up
-        from lmedit.compare.run import compare as run
 
         given = (self.lm, self.cases, self.editors, folder, self.chosen.seed, self.scoring)
         if self.regime is None:
@@ -151,7 +151,7 @@ def sizes_of(text: str | None, most: int) -> tuple[int, ...]:
 
 
 def _baselines(chosen: Chosen, lm: Lm, prepared: partial[list[Editor]]) -> list[Entrant]:
-    from lmedit.compare.entrants import IN_CONTEXT, Entrant, in_context
+    from lmedit.compare.candidates import IN_CONTEXT, Entrant, in_context
 
     found = []
     if chosen.random_layer:

@@ -32,9 +32,9 @@ def findings() -> dict[str, dict[str, Any]]:
     """What `doctor` shows, as JSON values."""
     import torch
 
-    from lmedit.artifacts import cache_folder
     from lmedit.models import worlds
     from lmedit.registry import check, entries
+    from lmedit.storage.cache import cache_folder
 
     cache = cache_folder()
     files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []

@@ -42,8 +42,8 @@ def edit(
 
     The model on disk is left alone; the patch holds the change.
     """
-    from lmedit.compare.one import edit_one
-    from lmedit.compare.one_text import one_text
+    from lmedit.actions.edit import edit_one
+    from lmedit.actions.edit_text import one_text
 
     methods = load_methods([method], plugins, observers)
     lm = load_model(model, device, dtype, download=download)

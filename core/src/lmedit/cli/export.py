@@ -25,8 +25,8 @@ def export(
     Low-rank edits (rome, kn, mend, ke) are exact; of a dense one (ft) the lost share is told.
     The adapter is loaded by peft and compared with the edited model before this ends.
     """
-    from lmedit.adapters import adapter_of, check_peft, proved, write_adapter
-    from lmedit.folders import opened, read_patches
+    from lmedit.edits.lora import adapter_of, check_peft, proved, write_adapter
+    from lmedit.edits.model_folders import opened, read_patches
 
     check_peft()
     quiet_hub()
@@ -49,10 +49,10 @@ def import_(
     folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
 ) -> None:
     """Take a LoRA adapter over as a patch of the model."""
-    from lmedit import __version__
-    from lmedit.adapters import read_adapter
-    from lmedit.artifacts import save_patch
-    from lmedit.ledger import base_of
+    from lmedit.edits.ledger import base_of
+    from lmedit.edits.lora import read_adapter
+    from lmedit.edits.patches import save_patch
+    from lmedit.version import __version__
 
     lm = load_model(model, device, dtype, download=download)
     update = read_adapter(lm, folder)

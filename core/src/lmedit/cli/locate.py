@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmedit.charts.html import short
 from lmedit.cli.common import (
     editors_for,
     fact_flags,
@@ -19,7 +20,6 @@ from lmedit.cli.common import (
     model_flags,
     note,
 )
-from lmedit.markup import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,9 +62,9 @@ def locate(
 ) -> None:  # fmt: skip
     """Show which parameters METHOD would change for a fact, with the evidence."""
     if plot is not None:
-        from lmedit import drawing
+        from lmedit.charts import files
 
-        drawing.check(plot)
+        files.check(plot)
     methods = load_methods([method], plugins, observers)
     lm = load_model(model, device, dtype, download=download)
     request = None if facts else fact_of(lm, **fact)
@@ -96,11 +96,11 @@ def _say(
 ) -> None:  # fmt: skip
     """Draw and print."""
     if plot is not None:
-        from lmedit import drawing
+        from lmedit.charts import files
 
         if not charts:
             raise click.UsageError(f"{method} has no evidence to draw; leave --plot out")
-        drawing.draw(charts, plot)
+        files.draw(charts, plot)
         note(f"the picture is {plot}")
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _told(found))
 
@@ -111,7 +111,7 @@ def _averages(
     """Means over the facts of *name* that the model knows, and their charts."""
     from tqdm import tqdm
 
-    from lmedit.averages import averaged, charts_of
+    from lmedit.actions.facts import averaged, charts_of
     from lmedit.cases import load_facts
     from lmedit.errors import RequestError
 

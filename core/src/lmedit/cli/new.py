@@ -20,7 +20,7 @@ from lmedit.cli.common import note
 )
 def new(name: str, out: Path | None) -> None:
     """Write the project of a new method NAME: it works, passes its tests, and waits for yours."""
-    from lmedit.scaffold import write_project
+    from lmedit.actions.scaffold import write_project
 
     folder = out or Path(f"lmedit-{name}")
     for file in write_project(name, folder):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lmedit.planning import Plan
+    from lmedit.actions.plan import Plan
 
 GIGABYTE = 1e9
 
@@ -34,10 +34,10 @@ def plan(
     """
     import torch
 
+    from lmedit.actions.plan import plan as planned
     from lmedit.models import outline
     from lmedit.models.load import device_of
     from lmedit.options import build_options, for_methods
-    from lmedit.planning import plan as planned
 
     del corpora
     (loaded,) = load_methods([method], plugins, observers)

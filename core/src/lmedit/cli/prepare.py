@@ -45,13 +45,13 @@ def prepare(
     limit: int | None, layers: str | None, plot: Path | None, *, download: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare METHOD for a model: shows progress, can be stopped and resumed, is cached."""
-    from lmedit import drawing
+    from lmedit.charts import files
     from lmedit.options import build_options, for_methods
     from lmedit.pipeline import prepare as prepare_editor
-    from lmedit.pipeline import prepared_path
+    from lmedit.preparation import prepared_path
 
     if plot is not None:
-        drawing.check(plot)
+        files.check(plot)
     (loaded,) = load_methods([method], plugins, observers)
     if loaded.method.prepares_on is None:
         note(f"{method} needs no preparation")
@@ -110,11 +110,11 @@ def _material(lm: Lm, loaded: LoadedMethod, corpora: tuple[str, ...], *, downloa
 
 
 def _draw(facts: dict[str, Any], path: Path) -> None:
-    from lmedit import drawing
+    from lmedit.charts import files
     from lmedit.errors import OptionError
     from lmedit.hyper.training import curves
 
     if "curve" not in facts:
         raise OptionError("nothing was trained, so there is no curve; leave --plot out")
-    drawing.draw(curves(facts["curve"]), path)
+    files.draw(curves(facts["curve"]), path)
     note(f"the curves are {path}")

@@ -25,8 +25,8 @@ def report(run: Path, html: Path | None, format_: str) -> None:
 
     The page is one file that needs no network: plots, failures, and a browser of single cases.
     """
-    from lmedit.comparing import Comparison
-    from lmedit.report.texts import FORMATS
+    from lmedit.api.comparisons import Comparison
+    from lmedit.report.tables import FORMATS
 
     found = Comparison.read(run)
     if html is not None:

@@ -41,8 +41,8 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
 
 def described(path: Path) -> dict[str, Any]:
     """What is known of the patch file *path*, as JSON values."""
-    from lmedit.artifacts import load_patch
-    from lmedit.ledger import identity_of
+    from lmedit.edits.ledger import identity_of
+    from lmedit.edits.patches import load_patch
     from lmedit.types import LowRank
 
     update, facts = load_patch(path)
@@ -59,7 +59,7 @@ def described(path: Path) -> dict[str, Any]:
 
 def _of_patch(told: dict[str, Any]) -> str:
     """A patch in a few lines."""
-    from lmedit.compare.one_text import measured_lines
+    from lmedit.actions.edit_text import measured_lines
 
     model, seed = told.get("model", {}), told.get("options", {}).get("seed")
     revision = f", revision {model['revision'][:12]}" if model.get("revision") else ""

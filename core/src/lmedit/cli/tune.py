@@ -25,8 +25,8 @@ from lmedit.cli.workers import helpers
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lmedit.options import Options
     from lmedit.pipeline import Editor
-    from lmedit.types import Options
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def tune(
     takes it. Causal tracing (lmedit locate rome --probe) shows where a model recalls a fact; it
     does not predict the layer that edits best (Hase et al. 2023), so layers are tried here.
     """
-    from lmedit.artifacts import write_json
     from lmedit.options import read_tuned
+    from lmedit.storage.json_files import write_json
 
     sweep = Sweep(**given)
     path = out or Path(f"{sweep.method}-tuned.json")

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lmedit.beside import Under
 from lmedit.compare.measures import FOLLOWS
-from lmedit.metrics import locality, scores, texts, zsre
+from lmedit.metrics import counterfact, generated_text, locality, zsre
+from lmedit.metrics.counterfact import Contrast, mean
 from lmedit.metrics.generate import greedy, sampled
-from lmedit.metrics.scorer import score_targets
-from lmedit.metrics.scores import Contrast, mean
+from lmedit.metrics.teacher_forcing import score_targets
+from lmedit.replay.unmerged import Under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit.beside import Beside
+    from lmedit.metrics.generated_text import References
     from lmedit.metrics.health import HeldOut
-    from lmedit.metrics.scorer import TargetScore
-    from lmedit.metrics.texts import References
+    from lmedit.metrics.teacher_forcing import TargetScore
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import Beside
     from lmedit.types import Case, Probe
 
     Scores = dict[str, float | None]
@@ -157,12 +157,12 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
     cut = 1 + len(case.paraphrases)
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
     found: Scores = {
-        "ES": mean([scores.success(c) for c in rewrite]),
-        "EM": mean([scores.magnitude(c) for c in rewrite]),
-        "PS": mean([scores.success(c) for c in paraphrases]),
-        "PM": mean([scores.magnitude(c) for c in paraphrases]),
-        "NS": mean([scores.kept(c) for c in neighbours]),
-        "NM": mean([scores.kept_magnitude(c) for c in neighbours]),
+        "ES": mean([counterfact.success(c) for c in rewrite]),
+        "EM": mean([counterfact.magnitude(c) for c in rewrite]),
+        "PS": mean([counterfact.success(c) for c in paraphrases]),
+        "PM": mean([counterfact.magnitude(c) for c in paraphrases]),
+        "NS": mean([counterfact.kept(c) for c in neighbours]),
+        "NM": mean([counterfact.kept_magnitude(c) for c in neighbours]),
         "relation_specificity": None,
         **{FOLLOWS + name: None for name in case.groups},
     }
@@ -237,8 +237,8 @@ def _locality(
         assert was is not None
         assert now is not None
         found.append({
-            "NS_plus": mean([scores.kept(c) for c in contrasts]),
-            "NM_plus": mean([scores.kept_magnitude(c) for c in contrasts]),
+            "NS_plus": mean([counterfact.kept(c) for c in contrasts]),
+            "NM_plus": mean([counterfact.kept_magnitude(c) for c in contrasts]),
             "neighbour_KL": locality.mean_kl(was, now),
         })  # fmt: skip
     return found
@@ -261,9 +261,9 @@ def _generation(
     for target, each, scored in zip(
         targets, written, score_targets(lm, pairs, under=under), strict=True
     ):
-        holds = texts.contains(each["rewrite"], target)
+        holds = generated_text.contains(each["rewrite"], target)
         found.append({
-            "exact_match": texts.exact_match(each["rewrite"], target),
+            "exact_match": generated_text.exact_match(each["rewrite"], target),
             "contains": holds,
             "teacher_forced": float(scored.correct),
             "generation_gap": float(scored.correct) - holds,
@@ -276,14 +276,16 @@ def _texts(
     under: Under | None,
 ) -> list[Scores]:  # fmt: skip
     """GE of the sampled texts; RS and essence where there are reference texts of the case."""
-    found: list[Scores] = [{"GE": texts.generation_entropy(each)} for each in own]
+    found: list[Scores] = [{"GE": generated_text.generation_entropy(each)} for each in own]
     for number, case in enumerate(cases if references else ()):
         assert references is not None
         same, subjects = references.of(case)
         both = own[number] and same
         alone = under and Under(under.edits, [number])
         found[number] |= {
-            "RS": texts.reference_score(own[number], same, references.tfidf) if both else None,
-            "essence": texts.essence_perplexity(lm, subjects, under=alone),
+            "RS": generated_text.reference_score(own[number], same, references.tfidf)
+            if both
+            else None,
+            "essence": generated_text.essence_perplexity(lm, subjects, under=alone),
         }
     return found

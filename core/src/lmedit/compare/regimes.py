@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from lmedit.artifacts import key_of, load_patch, save_patch, write_json
-from lmedit.compare.entrants import BASE, Entrant, of_editor
+from lmedit.compare.candidates import BASE, Entrant, of_editor
+from lmedit.compare.comparison import Outcome, differences, heading, identity, outcome
 from lmedit.compare.measures import protocol
 from lmedit.compare.rows import summary_row
-from lmedit.compare.run import Outcome, differences, heading, identity, outcome
 from lmedit.compare.store import RunStore
-from lmedit.compare.work import (
+from lmedit.compare.worker import (
     POLL_SECONDS,
     Edited,
     base_kept,
@@ -31,8 +30,11 @@ from lmedit.compare.work import (
     keep,
     renewed,
 )
+from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ModelChangedError
 from lmedit.metrics.weights import drift, patch_bytes, relative_norms
+from lmedit.storage.cache import key_of
+from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,12 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.measures import HALF_WIDTH, MEASURES, measure, ordered
-from lmedit.metrics.scores import harmonic_mean, interval, mean
+from lmedit.metrics.counterfact import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.compare.run import Outcome
+    from lmedit.compare.comparison import Outcome
     from lmedit.pipeline import Editor
 
 PARTS = ("ES", "PS", "NS")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lmedit.compare.case_scores import Scoring
 from lmedit.errors import RequestError
+from lmedit.metrics.generated_text import load_references
 from lmedit.metrics.health import HeldOut
-from lmedit.metrics.texts import load_references
 from lmedit.models import worlds
 
 if TYPE_CHECKING:

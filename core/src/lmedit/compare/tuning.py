@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.compare.entrants import random_layer
-from lmedit.compare.run import compare
+from lmedit.compare.candidates import random_layer
+from lmedit.compare.comparison import compare
 from lmedit.errors import OptionError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from lmedit.hyper.frozen import edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork, LowRankBatch
 from lmedit.hyper.options import HyperOptions
 from lmedit.hyper.plan import works
-from lmedit.hyper.training import train, trained_on
+from lmedit.hyper.training import train
+from lmedit.metrics.contamination import trained_on
 
 __all__ = ["EditBatch", "Example", "Examples", "Factors", "HyperOptions", "Hypernetwork",
            "LowRankBatch", "edit_factors", "edited", "examples_from", "located", "row_of", "train",

@@ -9,7 +9,7 @@ import torch
 from lmedit.hyper.examples import row_of
 from lmedit.hyper.frozen import edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork
-from lmedit.hyper.training import TRAINED_ON
+from lmedit.metrics.contamination import TRAINED_ON
 from lmedit.types import Location, LowRank, Update
 
 if TYPE_CHECKING:

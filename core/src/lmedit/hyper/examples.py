@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmedit.errors import NotPreparedError
+from lmedit.metrics.contamination import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lmedit.models import Lm
-    from lmedit.types import Case, Request
+    from lmedit.types import Case
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, Ids]
@@ -80,12 +80,6 @@ def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -
     for fact, case in zip(facts, usable, strict=True):
         sides[fact in held].append(example_of(lm, case))
     return Examples(tuple(sides[False]), tuple(sides[True]), tuple(sorted(cases_of)))
-
-
-def fingerprint(request: Request) -> int:
-    """A fact's number, 63 bits of SHA-256 of its filled prompt, whatever its blanks and case."""
-    text = " ".join(request.text.casefold().split())
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def apart_texts(case: Case) -> list[str]:

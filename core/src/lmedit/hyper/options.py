@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
-from lmedit.types import Options
+from lmedit.options import Options
 
 if TYPE_CHECKING:
     from lmedit.models import Lm

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lmedit.artifacts import Checkpoint
     from lmedit.hyper.network import Hypernetwork
+    from lmedit.storage.tensors import Checkpoint
 
 
 @dataclass

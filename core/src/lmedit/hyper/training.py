@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
-from lmedit.fitting import is_out_of_memory
-from lmedit.hyper.examples import fingerprint
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
 from lmedit.hyper.network import EditBatch, in_place
 from lmedit.hyper.run import Run
+from lmedit.memory import is_out_of_memory
+from lmedit.metrics.contamination import TRAINED_ON
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit.artifacts import Checkpoint
     from lmedit.hyper.examples import Example, Examples, Ids, Row
     from lmedit.hyper.network import Hypernetwork
     from lmedit.hyper.options import HyperOptions
     from lmedit.models import Lm
-    from lmedit.types import Request
+    from lmedit.storage.tensors import Checkpoint
 
 SAVE_SECONDS = 30.0
 FAILURES = 10
@@ -88,16 +87,6 @@ def train(
     }  # fmt: skip
     known = torch.tensor(examples.fingerprints, dtype=torch.long)
     return Prepared({**run.best, TRAINED_ON: known}, facts)
-
-
-TRAINED_ON = "trained_on"
-"""The tensor of an editor's file that holds the fingerprints of all facts it was trained on."""
-
-
-def trained_on(prepared: Prepared, request: Request) -> bool:
-    """Whether *request* asks about a fact that the editor was trained or validated on."""
-    known = prepared.tensors.get(TRAINED_ON)
-    return known is not None and bool((known == fingerprint(request)).any())
 
 
 def curves(curve: Sequence[Mapping[str, float]]) -> tuple[Lines, Lines]:

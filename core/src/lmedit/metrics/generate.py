@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from lmedit.metrics.passes import BATCH_TOKENS, by_length, encoded
 from lmedit.replay import keep
+from lmedit.replay.batches import BATCH_TOKENS, by_length, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit.beside import Under
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
 
     Pick = Callable[[list[int], Tensor], list[int]]
     """(row numbers, next-token logits of these rows) to one token each."""

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.artifacts import key_of
 from lmedit.errors import RequestError
 from lmedit.metrics.locality import kl
-from lmedit.metrics.passes import BATCH_TOKENS, log_probabilities, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, log_probabilities, read_rows
+from lmedit.storage.cache import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit.beside import Under
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
 
 POSITIONS_AT_ONCE = 64
 """Positions of which float64 log-probabilities are held at a time."""

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.metrics.passes import BATCH_TOKENS, encoded, log_probabilities, predicted, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, encoded, log_probabilities, predicted, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit.beside import Under
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
     from lmedit.types import Request
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lmedit.metrics.passes import BATCH_TOKENS, encoded, predicted, read_rows
-from lmedit.metrics.scores import mean
+from lmedit.metrics.counterfact import mean
+from lmedit.replay.batches import BATCH_TOKENS, encoded, predicted, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit.beside import Under
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
 
     Hits = Callable[[Lm, Sequence[tuple[str, str]], int, Under | None], list[list[bool]]]
 

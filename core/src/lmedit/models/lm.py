@@ -10,7 +10,7 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.models import families, offload, tokens
-from lmedit.models.digest import KnownTensors, digest_tensors
+from lmedit.storage.digests import KnownTensors, digest_tensors
 from lmedit.types import Site
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.measures import measure
 from lmedit.report.columns import Column
-from lmedit.report.heat import groups
+from lmedit.report.heatmap import groups
 from lmedit.report.read import BASE
 
 if TYPE_CHECKING:

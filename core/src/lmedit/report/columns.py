@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmedit.compare.measures import HALF_WIDTH, Measure, measure, ordered
-from lmedit.metrics.scores import interval, mean
+from lmedit.metrics.counterfact import interval, mean
 from lmedit.report.read import BASE, Row, Run
 
 PLAIN = frozenset({"method", "n", "n_failed", "failures", "keys", "options", "version", "untuned"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import MEASURES
-from lmedit.report.plots import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, axes, looks_of
+from lmedit.report.scatter import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, axes, looks_of
 from lmedit.report.svg import (
     Labels,
     Scale,

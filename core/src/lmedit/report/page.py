@@ -15,11 +15,11 @@ from lmedit.compare.measures import HALF_WIDTH
 from lmedit.report.browser import browser_data
 from lmedit.report.columns import best, cell, columns, shown
 from lmedit.report.curves import harm, retention
-from lmedit.report.heat import MOST_GROUPS, heat_map
+from lmedit.report.heatmap import MOST_GROUPS, heat_map
+from lmedit.report.histograms import magnitudes, norms
 from lmedit.report.notes import notes, protocols, setups
-from lmedit.report.plots import cost, looks_of, trade_off
 from lmedit.report.read import BASE
-from lmedit.report.spread import magnitudes, norms
+from lmedit.report.scatter import cost, looks_of, trade_off
 from lmedit.report.svg import tag
 
 if TYPE_CHECKING:

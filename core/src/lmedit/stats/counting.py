@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm import tqdm
 
-from lmedit.fitting import in_parts
-from lmedit.metrics.passes import by_length
+from lmedit.memory import in_parts
+from lmedit.replay.batches import by_length
 from lmedit.stats.solving import Convergence, Watch
 from lmedit.trace import captured
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit.artifacts import Checkpoint
     from lmedit.models import Lm
+    from lmedit.storage.tensors import Checkpoint
     from lmedit.types import Corpus
 
 GROUP = 100

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.fitting import is_out_of_memory
+from lmedit.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

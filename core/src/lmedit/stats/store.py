@@ -15,19 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmedit.artifacts import (
-    STATISTICS,
-    Checkpoint,
-    cache_folder,
-    key_of,
-    load_tensors,
-    read_facts,
-    save_tensors,
-    written_whole,
-)
 from lmedit.errors import ArtifactError, CasesError
 from lmedit.stats.counting import Counting, Moment, second_moments
 from lmedit.stats.solving import condition, positive_factor
+from lmedit.storage.atomic import written_whole
+from lmedit.storage.cache import cache_folder, key_of
+from lmedit.storage.tensors import STATISTICS, Checkpoint, load_tensors, read_facts, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

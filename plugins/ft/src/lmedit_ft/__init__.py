@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
-from lmedit.fitting import in_parts
+from lmedit.memory import in_parts
 from lmedit.replay import keep
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within

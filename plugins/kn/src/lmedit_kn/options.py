@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lmedit.types import Options
+from lmedit.options import Options
 
 if TYPE_CHECKING:
     from lmedit import Lm

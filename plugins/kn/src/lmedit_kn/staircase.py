@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.fitting import in_parts
+from lmedit.memory import in_parts
 from lmedit.replay import keep
-from lmedit.staircase import climbing
+from lmedit.replay.staircase import climbing
 from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 

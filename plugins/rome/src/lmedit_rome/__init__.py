@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
-from lmedit.fitting import in_parts
+from lmedit.memory import in_parts
 from lmedit_rome.contexts import contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion

@@ -3,7 +3,7 @@
 The subject's embeddings are disturbed, and then one clean state is put back at a time. What is put
 back at token i in block l changes only tokens from i on and blocks above l, so that is all that is
 run: the tokens before i keep their disturbed keys and values, and for each token all layers are one
-staircase pass (`lmedit.staircase`).
+staircase pass (`lmedit.replay.staircase`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from lmedit.fitting import in_parts
+from lmedit.memory import in_parts
 from lmedit.replay import Prefixed
-from lmedit.staircase import climbing
+from lmedit.replay.staircase import climbing
 from lmedit.trace import captured, changed
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.fitting import InPieces
+from lmedit.memory import InPieces
 from lmedit.trace import captured
 from lmedit_rome.equations import clamped, decay, drift, target_loss
 from lmedit_rome.rows import Run

@@ -1,0 +1,53 @@
+"""What was measured on many facts, averaged: means by block with 95 % bands."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from lmedit.charts import Lines
+from lmedit.metrics.counterfact import interval, mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def averaged(
+    found: Sequence[Mapping[str, Mapping[str, Sequence[float]]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By chart and series: the mean of each place, half of its 95 % interval, and how many facts.
+
+    The interval is 1.96 standard deviations over the root of the number of facts.
+    """
+    gathered: dict[str, dict[str, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
+    for one in found:
+        for chart, series in one.items():
+            for name, values in series.items():
+                gathered[chart][name].append(values)
+    return {
+        chart: {
+            name: {
+                "mean": [mean(list(place)) for place in zip(*rows, strict=True)],
+                "half_width": [interval(list(place)) for place in zip(*rows, strict=True)],
+                "n": len(rows),
+            }
+            for name, rows in series.items()
+        }
+        for chart, series in gathered.items()
+    }
+
+
+def charts_of(averages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[Lines, ...]:
+    """The averages as charts over the blocks."""
+    charts = []
+    for title, series in averages.items():
+        length = max(len(one["mean"]) for one in series.values())
+        charts.append(
+            Lines(
+                title, "layer", "mean effect", tuple(float(i) for i in range(length)),
+                {f"{name} (n={one['n']})": tuple(one["mean"]) for name, one in series.items()},
+                {f"{name} (n={one['n']})": tuple(half or 0.0 for half in one["half_width"])
+                 for name, one in series.items()},
+            )
+        )  # fmt: skip
+    return tuple(charts)

@@ -1,0 +1,94 @@
+"""What a method will take on a model, before anything is loaded: memory, operations, rough time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.memory import free, in_use
+from lmedit.pipeline import work_of
+from lmedit.planning import weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmedit.models import Lm
+    from lmedit.options import Options
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Work
+
+ACHIEVED = 1 / 3
+"""Share of the speed of large matrices that small work reaches."""
+PROBE, PROBES = 1024, 5
+CLASSES = ((60, "seconds"), (3600, "minutes"), (86400, "hours"), (float("inf"), "days"))
+
+
+def speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of large matrix products, measured now."""
+    a = torch.randn(PROBE, PROBE, device=device).to(dtype)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        return time.perf_counter() - started
+
+    return 2 * PROBE**3 / min(seconds() for _ in range(PROBES))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method takes on a model, a device and a number type, and what there is."""
+
+    work: Mapping[str, Work]
+    fixed: Mapping[str, float]
+    """Bytes that are there all the time: the weights, the libraries."""
+    free: float | None
+    speed: float
+
+    def total(self, part: str) -> float:
+        """Bytes of a part at its peak."""
+        return sum(self.fixed.values()) + sum(self.work[part].memory.values())
+
+    def seconds(self, part: str) -> float:
+        """A rough time."""
+        return self.work[part].flops / (ACHIEVED * self.speed)
+
+    def time_class(self, part: str) -> str:
+        """Seconds, minutes, hours or days."""
+        return next(name for limit, name in CLASSES if self.seconds(part) < limit)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every part fits into what is free; None: unknown."""
+        if self.free is None:
+            return None
+        return max((self.total(part) for part in self.work), default=0.0) <= self.free
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values; memory in bytes."""
+        return {
+            "fixed": dict(self.fixed), "free": self.free, "fits": self.fits,
+            "flops_per_second": self.speed,
+            "parts": {
+                name: {
+                    "memory": dict(work.memory), "total": self.total(name), "flops": work.flops,
+                    "time": self.time_class(name),
+                }
+                for name, work in self.work.items()
+            },
+        }  # fmt: skip
+
+
+def plan(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -> Plan:
+    """The plan for an outline *lm* that is to run on *device*."""
+    fixed = {"weights": float(weights(lm))}
+    if device.type == "cpu" and (libraries := in_use(device)) is not None:
+        fixed["Python and libraries"] = libraries
+    dtype = lm.model.get_input_embeddings().weight.dtype
+    there = free(device)
+    if there is not None:
+        there += fixed.get("Python and libraries", 0.0)  # of this process, so taken already
+    return Plan(work_of(loaded, lm, options), fixed, there, speed(device, dtype))

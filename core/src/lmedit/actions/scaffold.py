@@ -1,0 +1,71 @@
+"""A new method's project, written from the files of `template/`, which are a working one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
+
+from lmedit.errors import ArtifactError, OptionError
+from lmedit.registry import RESERVED, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+STANDS_FOR = "newmethod"
+"""What the template calls the method."""
+
+
+def write_project(name: str, folder: Path) -> list[str]:
+    """Write the project of a method *name* to *folder*; the paths of its files, sorted.
+
+    Raises `OptionError` for a name that cannot be, `ArtifactError` where *folder* exists or cannot
+    be written; then nothing is left behind.
+    """
+    _check(name)
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists; give another folder with -O")
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with as_file(files("lmedit.actions") / "template") as template:
+            for file in _files_of(template):
+                place = part / _named(file.relative_to(template).as_posix(), name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(_named(file.read_text(encoding="utf-8"), name), encoding="utf-8")
+        part.rename(folder)
+    except OSError as error:
+        what = f"cannot write {folder}: {error.strerror}; choose another place"
+        raise ArtifactError(what) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return [file.relative_to(folder).as_posix() for file in _files_of(folder)]
+
+
+def _check(name: str) -> None:
+    """Refuse a *name* that is no name, or that somebody has."""
+    if not NAME.fullmatch(name):
+        raise OptionError(f"{name!r} is no name for a method; use lower case, digits and hyphens")
+    taken = {entry.name: entry.distribution for entry in entries()}
+    taken |= dict.fromkeys(RESERVED, "the core")
+    if name in taken:
+        raise OptionError(f"the name {name!r} is taken by {taken[name]}; choose another")
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    return (
+        path for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )  # fmt: skip
+
+
+def _named(text: str, name: str) -> str:
+    """*text* of the template about the method *name*."""
+    words = name.split("-")
+    text = text.replace(STANDS_FOR.title(), "".join(word.title() for word in words))
+    text = text.replace(f"lmedit_{STANDS_FOR}", f"lmedit_{'_'.join(words)}")
+    return text.replace(STANDS_FOR, name)

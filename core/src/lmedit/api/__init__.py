@@ -1,0 +1,1 @@
+"""Python's front door: an editor or a comparison in one call."""

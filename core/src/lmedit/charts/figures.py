@@ -1,0 +1,91 @@
+"""Charts drawn by matplotlib, as PNG or SVG; files are written by `lmedit.charts.files`."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from lmedit.charts import Bars, Heat
+from lmedit.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit.charts import Chart, Lines
+
+WIDTH, HEIGHT = 8.0, 3.2
+"""Of one chart, in inches; several stand one below the other."""
+
+
+def picture(charts: Sequence[Chart], kind: str) -> bytes:
+    """*charts*, one below the other, as a ``png`` or ``svg`` file's content.
+
+    Raises `OptionError` where matplotlib is not installed.
+    """
+    buffer = io.BytesIO()
+    _figure(charts).savefig(buffer, format=kind, dpi=150)
+    return buffer.getvalue()
+
+
+def inline(charts: Sequence[Chart]) -> str:
+    """*charts* as an ``<svg>`` element for a page."""
+    drawn = picture(charts, "svg").decode("utf-8")
+    return drawn[drawn.index("<svg") :]
+
+
+def pyplot() -> Any:
+    """Matplotlib's figures; raises `OptionError` where it is not installed."""
+    try:
+        from matplotlib import figure
+    except ImportError:
+        raise OptionError("drawing needs matplotlib; run: pip install 'lmedit[plots]'") from None
+    return figure
+
+
+def _figure(charts: Sequence[Chart]) -> Any:
+    size = (WIDTH, HEIGHT * len(charts))
+    figure = pyplot().Figure(figsize=size, layout="constrained")
+    for chart, axes in zip(charts, figure.subplots(len(charts), squeeze=False)[:, 0], strict=True):
+        if isinstance(chart, Heat):
+            _heat(chart, axes)
+        elif isinstance(chart, Bars):
+            _bars(chart, axes)
+        else:
+            _lines(chart, axes)
+        axes.set_title(chart.title)
+        axes.set_xlabel(chart.along)
+        axes.set_ylabel(chart.up)
+    return figure
+
+
+def _bars(chart: Bars, axes: Any) -> None:
+    """Bars side by side at each label, with their legend where no bar is."""
+    width = 0.8 / len(chart.series)
+    for number, (name, values) in enumerate(chart.series.items()):
+        places = [place + width * (number - (len(chart.series) - 1) / 2)
+                  for place in range(len(values))]  # fmt: skip
+        axes.bar(places, values, width, label=name)
+    every = max(1, len(chart.labels) // 24)
+    axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _lines(chart: Lines, axes: Any) -> None:
+    """A line for each series, in its band where it has one."""
+    for name, values in chart.series.items():
+        axes.plot(chart.places, values, marker=".", label=name)
+        if name in chart.bands:
+            half = chart.bands[name]
+            low = [value - width for value, width in zip(values, half, strict=True)]
+            high = [value + width for value, width in zip(values, half, strict=True)]
+            axes.fill_between(chart.places, low, high, alpha=0.2)
+    axes.legend()
+
+
+def _heat(chart: Heat, axes: Any) -> None:
+    """A field for each value, the first row on top, with its scale."""
+    picture = axes.imshow(chart.values, aspect="auto", cmap="Purples")
+    every = max(1, len(chart.columns) // 24)
+    axes.set_xticks(range(0, len(chart.columns), every), chart.columns[::every])
+    axes.set_yticks(range(len(chart.rows)), chart.rows)
+    axes.figure.colorbar(picture, ax=axes)

@@ -1,0 +1,40 @@
+"""Charts as files: PNG, SVG, or a page of its own, by the file's ending."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit.charts.figures import inline, picture, pyplot
+from lmedit.errors import OptionError
+from lmedit.storage.atomic import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lmedit.charts import Chart
+
+KINDS = (".png", ".svg", ".html")
+
+
+def check(path: Path) -> None:
+    """Raise `OptionError` where *path* cannot be drawn to: before the long work, not after."""
+    if path.suffix.lower() not in KINDS:
+        raise OptionError(f"{path}: pictures end in {', '.join(KINDS)}")
+    pyplot()
+
+
+def draw(charts: Sequence[Chart], path: Path) -> None:
+    """Write *charts*, one below the other, to *path*."""
+    check(path)
+    kind = path.suffix.lower().removeprefix(".")
+    content = _page(inline(charts)).encode("utf-8") if kind == "html" else picture(charts, kind)
+    with written_whole(path) as part:
+        part.write_bytes(content)
+
+
+def _page(inside: str) -> str:
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>lmedit</title></head>"
+        f"<body>{inside}</body></html>\n"
+    )

@@ -1,0 +1,81 @@
+"""What competes in a comparison: methods, and the baselines that every method should beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lmedit.metrics.locality import with_edit
+from lmedit.registry import RESERVED
+from lmedit.storage.cache import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.types import Case
+
+BASE, IN_CONTEXT = RESERVED
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A name; the editor of each case, None where no weight is touched; the case as it is asked."""
+
+    name: str
+    editor_of: Callable[[Case], Editor] | None = None
+    asked: Callable[[Case], Case] = lambda case: case
+    editor: Editor | None = None
+    """The one editor of all cases, where there is one."""
+
+
+def of_editor(editor: Editor) -> Entrant:
+    """A method."""
+    return Entrant(editor.name, lambda _: editor, editor=editor)
+
+
+def in_context(case: Case) -> Case:
+    """*case* with the new fact as a sentence in front of every prompt (Zheng et al. 2023, IKE).
+
+    "prompt subject target_new. " before each; generation prompts too.
+    """
+
+    def behind(prompt: str) -> str:
+        return with_edit(case.request, prompt)
+
+    def prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(behind, texts))
+
+    request = case.request
+    first = behind("").replace("{", "").replace("}", "")
+    changed = {
+        "request": request.model_copy(update={"prompt": first + request.prompt}),
+        "paraphrases": prompts(case.paraphrases),
+        "neighbours": prompts(case.neighbours),
+        "attributes": prompts(case.attributes),
+        "generation": prompts(case.generation),
+    }
+    for name in ("relations", "locality"):
+        changed[name] = tuple(
+            p.model_copy(update={"prompt": behind(p.prompt)}) for p in getattr(case, name)
+        )
+    changed["groups"] = {
+        name: tuple(p.model_copy(update={"prompt": behind(p.prompt)}) for p in probes)
+        for name, probes in case.groups.items()
+    }
+    return case.model_copy(update=changed)
+
+
+def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int) -> Entrant:
+    """The method at a layer drawn for each case: what its choice of layer is worth.
+
+    *at_layer* makes the editor of one layer; each is made once, when a case draws it.
+    """
+    made = cache(at_layer)
+
+    def editor_of(case: Case) -> Editor:
+        return made(int(key_of(seed=seed, case=case.id), 16) % lm.n_layers)
+
+    return Entrant(f"{name}-random-layer", editor_of)

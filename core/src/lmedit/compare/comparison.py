@@ -1,0 +1,187 @@
+"""A comparison: every method on every case in a run folder that survives anything, summed up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from lmedit.compare.candidates import BASE, Entrant, of_editor
+from lmedit.compare.case_scores import Scoring
+from lmedit.compare.measures import protocol
+from lmedit.compare.rows import PARTS, summary_row
+from lmedit.compare.store import RunStore, Stored
+from lmedit.compare.worker import Task, Worker, at_once
+from lmedit.memory import MEBIBYTE, in_use
+from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
+from lmedit.metrics.contamination import trained_on
+from lmedit.pipeline import work_of
+from lmedit.replay.unmerged import States
+from lmedit.storage.cache import key_of
+from lmedit.storage.json_files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lmedit.cases import CaseSet
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished task. A failed edit has a reason, and counts with the unedited model's scores."""
+
+    method: str
+    case: str
+    scores: Mapping[str, float | None] | None
+    seconds: float | None = None
+    failure: str | None = None
+    key: str | None = None
+    extras: Mapping[str, float | None] = field(default_factory=dict)
+    """Numbers of the edit rather than of the edited model: bytes, memory."""
+
+
+def compare(
+    lm: Lm,
+    cases: CaseSet,
+    editors: Sequence[Editor],
+    folder: Path,
+    seed: int,
+    scoring: Scoring | None = None,
+    baselines: Sequence[Entrant] = (),
+) -> dict[str, Any]:
+    """Compare *editors* on *cases* in the run *folder*; returns design.md's object.
+
+    The unedited model comes first, *baselines* last. Raises `BrokenPluginError` where a method
+    leaves the model changed, and `RunError` where the folder cannot be used.
+    """
+    scoring = scoring or Scoring()
+    entrants = [Entrant(BASE), *map(of_editor, editors), *baselines]
+    planned = {editor.name: predicted(editor, at_once(editor)) for editor in editors}
+    with RunStore(folder) as store:
+        write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
+        worker = Worker(store, lm, scoring, States(lm))
+        runs = {
+            entrant.name: [
+                outcome(stored, entrant.name)
+                for stored in worker.finished(_tasks(lm, cases, entrant, scoring))
+            ]
+            for entrant in entrants
+        }
+    unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
+    full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
+    return {
+        **heading(lm, cases, seed, scoring, entrants),
+        "rows": [
+            summary_row(e.name, full[e.name], e.editor)
+            | {"predicted_mebibytes": planned.get(e.name)}
+            for e in entrants
+        ],
+        "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
+    }
+
+
+def heading(
+    lm: Lm, cases: CaseSet, seed: int, scoring: Scoring, entrants: Sequence[Entrant]
+) -> dict[str, Any]:
+    """What was compared on what, and how: the head of every results object.
+
+    `trained_on` counts, for each method that is trained, the cases that were in its training.
+    """
+    seen = {
+        e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
+        for e in entrants if e.editor and e.editor.loaded.method.prepares_on == "cases"
+    }  # fmt: skip
+    return {
+        "model": {"name": lm.name, "digest": lm.digest},
+        "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
+        "seed": seed,
+        "trained_on": seen,
+        "protocol": protocol(scoring.groups),
+    }
+
+
+def _tasks(lm: Lm, cases: CaseSet, entrant: Entrant, scoring: Scoring) -> list[Task]:
+    """The tasks of one entrant; a key is the digest of all that determines the result."""
+    fixed: dict[str, Any] = {
+        "base": lm.digest, "method": entrant.name, "protocol": protocol(scoring.groups),
+        "resources": scoring.digest,
+    }  # fmt: skip
+    tasks = []
+    for case in cases.good:
+        of_editor: dict[str, Any] = {}
+        if entrant.editor_of is not None:
+            of_editor = identity(entrant.editor_of(case))
+        tasks.append(Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor),
+                          case, entrant))  # fmt: skip
+    return tasks
+
+
+def identity(editor: Editor) -> dict[str, Any]:
+    """All of an editor that decides what its edits are."""
+    return {
+        "version": editor.loaded.version,
+        "options": editor.options.model_dump(mode="json"),
+        "prepared": editor.prepared.facts.get("key"),
+    }
+
+
+def outcome(stored: Stored, method: str) -> Outcome:
+    """What the store keeps of a task, read back."""
+    payload = json.loads(stored.payload)
+    extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
+    return Outcome(
+        method, stored.case_id, payload.get("scores"), stored.seconds, payload.get("failure"),
+        stored.key, extras,
+    )  # fmt: skip
+
+
+def _complete(
+    name: str,
+    outcomes: Sequence[Outcome],
+    unedited: dict[str, Mapping[str, float | None] | None],
+    cases: CaseSet,
+) -> list[Outcome]:
+    """Failed edits with the unedited model's scores, and a failure for each broken record."""
+    full = [replace(o, scores=unedited[o.case], seconds=None) if o.failure else o for o in outcomes]
+    return full + [Outcome(name, item.id, None, failure=str(item)) for item in cases.broken]
+
+
+def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
+    """For each two entrants and each of S, ES, PS and NS: the paired difference, in points.
+
+    With its 95 % interval by bootstrap over cases (`bootstrap.PROTOCOL`).
+    """
+    records = {
+        name: [[(o.scores or {}).get(part) for part in PARTS] for o in outcomes]
+        for name, outcomes in full.items()
+    }
+    found = []
+    for one, other in combinations(records, 2):
+        a, b = records[one], records[other]
+        intervals = {"S": paired_score_difference(a, b, seed)}
+        for place, part in enumerate(PARTS):
+            mine, theirs = ([record[place] for record in side] for side in (a, b))
+            intervals[part] = paired_difference(mine, theirs, seed)
+        found += [
+            {"one": one, "other": other, "score": score, **_points(interval)}
+            for score, interval in intervals.items() if interval is not None
+        ]  # fmt: skip
+    return found
+
+
+def _points(interval: Interval) -> dict[str, float]:
+    return {"estimate": 100 * interval.estimate, "low": 100 * interval.low,
+            "high": 100 * interval.high}  # fmt: skip
+
+
+def predicted(editor: Editor, requests: int) -> float | None:
+    """Peak MiB of computing *requests* edits now: what is held already and what comes on top."""
+    work = work_of(editor.loaded, editor.lm, editor.options, requests).get("edit")
+    held = in_use(editor.lm.device)
+    if work is None or held is None:
+        return None
+    return (held + sum(work.memory.values())) / MEBIBYTE

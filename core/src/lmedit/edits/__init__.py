@@ -1,0 +1,1 @@
+"""Edits as things: patches, stacks of them, model folders, adapters and recipes."""

@@ -1,0 +1,183 @@
+"""What is in a model: edits kept one upon another, each to be taken out again, in any order.
+
+The weights are always, bit for bit, those of the base with the edits that are left added in their
+order: whatever is taken out, the touched matrices are put back as they were before the first edit
+and the others are added again. Subtraction would leave rounding.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lmedit.defaults import edit_apply, edit_revert
+from lmedit.errors import ArtifactError, LedgerError
+from lmedit.storage.digests import digest_tensors
+from lmedit.types import LowRank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.types import Site, Update
+
+SHORT = 12
+"""Digits of an id that are shown."""
+
+
+def identity_of(update: Update) -> str:
+    """SHA-256 of what *update* changes: its parameters and the tensors of their deltas."""
+    return digest_tensors(
+        (f"{site.parameter}.{site.transposed}.{name}", tensor)
+        for site, delta in sorted(update.deltas.items())
+        for name, tensor in sorted(delta.tensors().items())
+    )
+
+
+def base_of(lm: Lm, update: Update) -> dict[str, str | None]:
+    """What a patch says of the model it was made on, which is *lm* as it is now (JSON).
+
+    Its name, digest and revision (the hub's commit, or None), and the digest of the parameters
+    that *update* touches.
+    """
+    return {"name": lm.name, "digest": lm.digest, "revision": lm.revision,
+            "touched": lm.weights_digest(update.deltas)}  # fmt: skip
+
+
+def check_shapes(lm: Lm, shapes: Mapping[Site, tuple[int, ...]]) -> None:
+    """Raise `ArtifactError` where *shapes* (d_out, d_in) are of what *lm* has not."""
+    if not shapes:
+        raise ArtifactError("the edit changes nothing; make it again")
+    for site, shape in shapes.items():
+        if site.parameter not in lm.parameters:
+            raise ArtifactError(f"the edit is of {site.parameter!r}, which {lm.name} has not")
+        if not lm.stores(site):
+            raise ArtifactError(
+                f"the edit of {site.parameter!r} is not laid out as in {lm.name}; it is of another "
+                "model"
+            )
+        expected = tuple(lm.weight(site).shape)
+        if shape != expected:
+            raise ArtifactError(
+                f"the edit of {site.parameter!r} is {shape}, the matrix of {lm.name} is "
+                f"{expected}; it is of another model"
+            )
+
+
+def check_fits(lm: Lm, update: Update) -> None:
+    """Raise `ArtifactError` where *update* does not fit *lm*, or would not leave finite weights."""
+    for site, delta in update.deltas.items():
+        parts = delta.tensors()
+        if {tensor.dim() for tensor in parts.values()} != {2} or (
+            isinstance(delta, LowRank) and delta.left.shape[1] != delta.right.shape[0]
+        ):
+            raise ArtifactError(f"the edit of {site.parameter!r} is no matrix; make it again")
+    check_shapes(lm, {site: delta.shape for site, delta in update.deltas.items()})
+    for site, delta in update.deltas.items():
+        if not bool(lm.added(site, delta.dense()).isfinite().all()):
+            raise ArtifactError(
+                f"the edit of {site.parameter!r} is not finite, or too large for {lm.dtype_name}; "
+                "make it again"
+            )
+
+
+@contextmanager
+def applied(lm: Lm, update: Update) -> Iterator[None]:
+    """The model with *update* in it; bit for bit as before when the block ends, come what may."""
+    check_fits(lm, update)
+    before = edit_apply(lm, update)
+    try:
+        yield
+    finally:
+        edit_revert(lm, before)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An edit that is in the model, and what is known of it (JSON values)."""
+
+    id: str
+    update: Update
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """The edits that are kept in a model, oldest first."""
+
+    def __init__(
+        self, lm: Lm, entries: tuple[Entry, ...] = (), base: Mapping[Site, Tensor] | None = None
+    ) -> None:
+        """*entries* are in *lm* already; *base* holds the touched parameters as they were."""
+        self.lm = lm
+        self.entries = entries
+        self.base: dict[Site, Tensor] = dict(base or {})
+        self._known = lm.weights_digest(self.base)
+
+    @property
+    def touched(self) -> tuple[Site, ...]:
+        """The parameters that the kept edits change."""
+        return tuple(sorted({site for entry in self.entries for site in entry.update.deltas}))
+
+    def find(self, start: str) -> Entry:
+        """The entry whose id begins so; raises `LedgerError` where none or several do."""
+        found = [entry for entry in self.entries if entry.id.startswith(start)] if start else []
+        if len(found) != 1:
+            known = ", ".join(entry.id[:SHORT] for entry in self.entries) or "no edit"
+            what = "several edits begin" if found else "no edit begins"
+            raise LedgerError(f"{what} with {start!r}; in the model: {known}")
+        return found[0]
+
+    def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> Entry:
+        """Add *update* to the model, until it is taken out.
+
+        Raises `LedgerError` where it is in already or the weights were changed by others, and
+        `ArtifactError` where it does not fit; then nothing is changed.
+        """
+        check_fits(self.lm, update)
+        entry = Entry(identity_of(update), update, dict(facts or {}))
+        if any(entry.id == other.id for other in self.entries):
+            raise LedgerError(f"edit {entry.id[:SHORT]} is in the model already")
+        self._check_untouched()
+        new = {site: self.lm.snapshot(site) for site in update.deltas if site not in self.base}
+        self._become((*self.entries, entry), tuple(update.deltas), {**self.base, **new})
+        return entry
+
+    def take_out(self, *ids: str) -> None:
+        """Take the edits with these ids (or beginnings of them) out; all or none of them."""
+        gone = [self.find(start) for start in ids]
+        self._check_untouched()
+        left = tuple(entry for entry in self.entries if entry not in gone)
+        self._become(left, tuple({s for entry in gone for s in entry.update.deltas}), self.base)
+
+    def _check_untouched(self) -> None:
+        if self.lm.weights_digest(self.base) != self._known:
+            raise LedgerError(
+                f"the weights of {self.lm.name} were changed by others since the last edit was "
+                "kept; load the model again"
+            )
+
+    def _become(
+        self, entries: tuple[Entry, ...], sites: Sequence[Site], base: Mapping[Site, Tensor]
+    ) -> None:
+        """Make the weights of *sites* those of *base* with *entries* added in their order.
+
+        Interrupted, the ledger and the weights stay as they were.
+        """
+        before = {site: self.lm.snapshot(site) for site in sites}
+        try:
+            for site in sites:
+                self.lm.restore(site, base[site])
+                for entry in entries:
+                    if site in entry.update.deltas:
+                        self.lm.add(site, entry.update.deltas[site].dense())
+        except BaseException:
+            for site, values in before.items():
+                self.lm.restore(site, values)
+            raise
+        self.entries = entries
+        touched = set(self.touched)
+        self.base = {site: values for site, values in base.items() if site in touched}
+        self._known = self.lm.weights_digest(self.base)

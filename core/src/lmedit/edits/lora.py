@@ -1,0 +1,239 @@
+"""Edits as LoRA adapters in peft's layout, and adapters as edits.
+
+An adapter adds ``scale * B A`` to a matrix, B (d_out, r) and A (r, d_in): the factors of a low-rank
+change as they are, with a scale of 1. Ranks are filled up with zeros to one r for all matrices, and
+modules are named by their whole paths. What LoRA cannot express is refused, or cut to a rank with
+the lost share told.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from lmedit.edits.ledger import applied, check_fits
+from lmedit.edits.patches import NUMBERS
+from lmedit.errors import ArtifactError
+from lmedit.storage.atomic import replacing_folder
+from lmedit.storage.json_files import parse_json, write_json
+from lmedit.types import Dense, LowRank, Site, Update, first_complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.types import Delta
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PROVENANCE = "lmedit_edit.json"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
+"""What both models read in the round trip."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Factors by site, float32: B (d_out, r) and A (r, d_in); the largest share that was lost."""
+
+    factors: Mapping[Site, LowRank]
+    lost: float
+
+    @property
+    def rank(self) -> int:
+        """r, the largest of all."""
+        return max(change.right.shape[0] for change in self.factors.values())
+
+
+def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
+    """The sum of *updates* as one adapter; a dense change is cut to *rank* by its singular values.
+
+    Raises `ArtifactError` for what LoRA cannot express: a bias; a dense change where no *rank* is
+    given.
+    """
+    changes: dict[Site, list[Delta]] = {}
+    for update in updates:
+        for site, delta in update.deltas.items():
+            changes.setdefault(site, []).append(delta)
+    factors, lost = {}, 0.0
+    for site, deltas in changes.items():
+        if not site.parameter.endswith(".weight"):
+            raise ArtifactError(
+                f"the edit changes {site.parameter}, and LoRA has matrices alone; make it without "
+                "(-o bias false), or use lmedit apply"
+            )
+        if all(isinstance(delta, LowRank) for delta in deltas):
+            left = torch.cat([d.left.float().cpu() for d in deltas if isinstance(d, LowRank)], 1)
+            right = torch.cat([d.right.float().cpu() for d in deltas if isinstance(d, LowRank)])
+            factors[site] = LowRank(left, right)
+            continue
+        if rank is None:
+            raise ArtifactError(
+                f"the edit of {site.parameter} is dense, and LoRA has a low rank; give --rank N to "
+                "cut it, or use lmedit apply"
+            )
+        total = torch.stack([delta.dense().double().cpu() for delta in deltas]).sum(0)
+        factors[site], share = _cut(total, rank)
+        lost = max(lost, share)
+    return Adapter(factors, lost)
+
+
+def _cut(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
+    """The nearest matrix of *rank*, and the share of the squared norm that is lost."""
+    U, s, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    kept = LowRank((U[:, :rank] * root).float(), (root[:, None] * Vt[:rank]).float())
+    return kept, float(s[rank:].square().sum() / s.square().sum())
+
+
+def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write *adapter* to *folder*, as peft reads it; *facts* (JSON) beside it.
+
+    Raises `ArtifactError` where something else than an adapter of ours is there.
+    """
+    if folder.exists() and not (folder / PROVENANCE).is_file():
+        raise ArtifactError(f"{folder} exists and is no adapter of lmedit; choose another place")
+    r = adapter.rank
+    tensors, modules = {}, []
+    for site, change in adapter.factors.items():
+        module = site.parameter.removesuffix(".weight")
+        modules.append(module)
+        missing = r - change.right.shape[0]
+        tensors[f"{PREFIX}{module}{A}"] = torch.nn.functional.pad(change.right, (0, 0, 0, missing))
+        tensors[f"{PREFIX}{module}{B}"] = torch.nn.functional.pad(change.left, (0, missing))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
+        "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "fan_in_fan_out": all(site.transposed for site in adapter.factors),
+        "target_modules": sorted(modules), "modules_to_save": None, "use_rslora": False,
+        "use_dora": False,
+    }  # fmt: skip
+    with replacing_folder(folder) as place:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, place / WEIGHTS,
+                  metadata={"format": "pt"})  # fmt: skip
+        write_json(place / CONFIG, config)
+        write_json(place / PROVENANCE, dict(facts))
+
+
+def check_peft() -> None:
+    """Raise `ArtifactError` where peft, with which adapters are tried out, is not installed."""
+    if find_spec("peft") is None:
+        raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
+
+
+def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
+    """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
+
+    *lm* is as before afterwards. Raises `ArtifactError` where peft is not installed.
+    """
+    check_peft()
+    from peft import PeftModel
+
+    rows = [lm.batch([lm.encode(text)]) for text in TEXTS]
+    total = _summed(updates)
+    with torch.no_grad(), applied(lm, total):
+        expected = [lm.logits(batch) for batch in rows]
+    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of peft, about what transformers will drop
+        wrapped = PeftModel.from_pretrained(lm.model, folder)
+        try:
+            found = [wrapped(input_ids=batch.ids).logits for batch in rows]
+        finally:
+            wrapped.unload()
+            for name, parameter in lm.model.named_parameters():
+                parameter.requires_grad_(flags[name])
+    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+
+
+def _summed(updates: Sequence[Update]) -> Update:
+    """All changes as one update of dense sums."""
+    sums: dict[Site, Tensor] = {}
+    for update in updates:
+        for site, delta in update.deltas.items():
+            change = delta.dense()
+            sums[site] = sums[site] + change if site in sums else change
+    return Update({site: Dense(change) for site, change in sums.items()})
+
+
+def read_adapter(lm: Lm, folder: Path) -> Update:
+    """The adapter in *folder* as an update of *lm*.
+
+    Raises `ArtifactError` where it is damaged, does not fit, or is more than plain LoRA.
+    """
+    config, shapes = _read(folder)
+    for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
+        if config.get(name):
+            raise ArtifactError(f"{folder} uses {name}, which is no plain LoRA; merge it with peft")
+    if config.get("bias", "none") != "none":
+        raise ArtifactError(f"{folder} changes biases, which is no plain LoRA; merge it with peft")
+    r, alpha = config["r"], float(config["lora_alpha"])
+    sites = _sites(lm, folder, shapes, r)
+    scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+    tensors = load_file(folder / WEIGHTS)
+    deltas = {
+        site: LowRank(scale * tensors[left].float(), tensors[right].float())
+        for site, (left, right) in sites.items()
+    }
+    update = Update(deltas, {"adapter": folder.name})
+    check_fits(lm, update)
+    return update
+
+
+def _sites(
+    lm: Lm, folder: Path, shapes: Mapping[str, tuple[int, ...]], r: int
+) -> dict[Site, tuple[str, str]]:
+    """What the tensors of these *shapes* change, and the names of B and A; of rank *r* all."""
+    sites = {}
+    for name in shapes:
+        module = name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
+        pair = f"{PREFIX}{module}{B}", f"{PREFIX}{module}{A}"
+        if name not in pair or f"{module}.weight" not in lm.parameters:
+            raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
+        site = lm.site_of(module)
+        rows, columns = lm.weight(site).shape
+        if [shapes.get(each) for each in pair] != [(rows, r), (r, columns)]:
+            raise ArtifactError(
+                f"{folder} changes {module} by no matrices of {rows} x {r} and {r} x {columns}; it "
+                "is of another model"
+            )
+        sites[site] = pair
+    return sites
+
+
+class _Config(BaseModel):
+    """What every LoRA adapter of peft says."""
+
+    model_config = ConfigDict(strict=True)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(gt=0)
+    lora_alpha: float = Field(allow_inf_nan=False)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The configuration, and the shapes of the tensors."""
+    try:
+        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        _Config.model_validate(config)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if not {view.get_dtype() for view in found.values()} <= NUMBERS:
+                raise ValueError("its tensors are no plain numbers")
+            shapes = {name: tuple(view.get_shape()) for name, view in found.items()}
+    except ValidationError as error:
+        what = f"{folder} is no LoRA adapter of peft ({first_complaint(error)})"
+        raise ArtifactError(what) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is no LoRA adapter of peft ({error})") from error
+    return config, shapes

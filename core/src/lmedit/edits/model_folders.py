@@ -1,0 +1,271 @@
+"""Model folders with edits in them: stock transformers loads them, and every edit can come out.
+
+Beside the model's own files lie `lmedit-ledger.json`, the patches, and the touched parameters as
+they were before the first edit (`lmedit-edits/`). A folder is written beside its place and
+exchanged for the old one in one step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmedit.edits.ledger import SHORT, Entry, Ledger, check_fits, check_shapes, identity_of
+from lmedit.edits.patches import load_patch, save_patch
+from lmedit.errors import ArtifactError, LedgerError
+from lmedit.models import Lm, load_lm
+from lmedit.storage.atomic import replacing_folder
+from lmedit.storage.cache import key_of
+from lmedit.storage.digests import digest_tensors
+from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.tensors import BASE, load_tensors, save_tensors
+from lmedit.types import Frozen, Site, first_complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from lmedit.storage.tensors import Layout
+    from lmedit.types import Update
+
+LEDGER, EDITS, ORIGINALS = "lmedit-ledger.json", "lmedit-edits", "base.safetensors"
+
+
+class _Base(Frozen):
+    name: str
+    digest: str
+
+
+class _Edit(BaseModel):
+    """An edit in the ledger: its id, and what its patch says of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str = Field(pattern="^[0-9a-f]{64}$")
+    request: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Head(Frozen):
+    """What `lmedit-ledger.json` must say."""
+
+    base: _Base
+    number_type: str
+    weights: str
+    touched: list[tuple[str, bool]]
+    edits: list[_Edit]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A loaded model, the ledger of what is in it, and the base it was made from."""
+
+    lm: Lm
+    ledger: Ledger
+    base: Mapping[str, str]
+    """Name and digest of the model without any edit."""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What `lmedit-ledger.json` says."""
+        return {
+            "base": dict(self.base), "number_type": self.lm.dtype_name,
+            "weights": self.lm.weights_digest(), **_told(self.ledger),
+        }  # fmt: skip
+
+
+def _told(ledger: Ledger) -> dict[str, Any]:
+    """What `lmedit-ledger.json` says of the edits."""
+    return {
+        "touched": [[site.parameter, site.transposed] for site in ledger.touched],
+        "edits": [{**entry.facts, "id": entry.id} for entry in ledger.entries],
+    }
+
+
+def opened(name: str, **how: Any) -> Edited:
+    """The model *name* (`load_lm`'s *how*) with its ledger, an empty one where it has none.
+
+    Raises `ArtifactError` where the folder's edits are damaged or are not those of its weights.
+    """
+    lm = load_lm(name, **how)
+    digest = lm.digest  # of the weights as they were loaded
+    path = (lm.folder or Path(name)) / LEDGER
+    if not path.is_file():
+        return Edited(lm, Ledger(lm), {"name": lm.name, "digest": digest})
+    head = _read(path)
+    if digest != head["weights"]:
+        how_loaded = f"; it was written in {head['number_type']}, loaded in {lm.dtype_name}"
+        raise ArtifactError(
+            f"{name} does not hold the weights that its ledger describes"
+            f"{how_loaded if head['number_type'] != lm.dtype_name else ''}; apply its patches to "
+            "the base again"
+        )
+    ledger = _ledger(lm, path.parent / EDITS, head)
+    found = {**head, "number_type": lm.dtype_name, **_told(ledger)}
+    if not ledger.entries:
+        found["base"] = {**head["base"], "digest": digest}
+    if key_of(**found) != key_of(**head):
+        raise ArtifactError(
+            f"{path} is damaged (it does not say what its patches say); apply the patches again"
+        )
+    return Edited(lm, ledger, head["base"])
+
+
+def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
+    """The edits that *head* names, from the files in *folder*."""
+    entries = []
+    for edit in head["edits"]:
+        path = folder / f"{edit['id']}.safetensors"
+        update, facts = load_patch(path, lambda _, shapes: check_shapes(lm, shapes))
+        if identity_of(update) != edit["id"]:
+            raise ArtifactError(f"{path} holds another edit; apply the patches again")
+        entries.append(Entry(edit["id"], update, facts))
+    if not entries:
+        return Ledger(lm)
+    touched = {site for entry in entries for site in entry.update.deltas}
+    path = folder / ORIGINALS
+
+    def expect(facts: Any, layout: Layout) -> None:
+        wanted = {site.parameter: tuple(lm.snapshot(site).shape) for site in touched}
+        if facts != {"base": head["base"]} or {n: s for n, (_, s) in layout.items()} != wanted:
+            raise ArtifactError(f"{path} is of other edits; apply the patches to the base again")
+
+    tensors, _ = load_tensors(path, BASE, expect)
+    return Ledger(lm, tuple(entries), {s: tensors[s.parameter].clone() for s in touched})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        head = parse_json(path.read_text(encoding="utf-8"))
+        _Head.model_validate(head)
+    except ValidationError as error:
+        what = f"{path} is damaged ({first_complaint(error)}); apply the patches again"
+        raise ArtifactError(what) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); apply the patches again") from error
+    return head
+
+
+def log(folder: Path) -> dict[str, Any]:
+    """What is in the model of *folder*, from its ledger alone; the weights are not read.
+
+    Raises `LedgerError` where it has none.
+    """
+    if not (folder / LEDGER).is_file():
+        raise LedgerError(f"{folder} has no {LEDGER}: lmedit has edited nothing in it")
+    return _read(folder / LEDGER)
+
+
+def with_edits(model: Edited, edits: Sequence[tuple[Update, dict[str, Any]]]) -> Edited:
+    """*model* with *edits* (`read_patches`) kept in it, in their order."""
+    for update, facts in edits:
+        model.ledger.keep(update, facts)
+    return model
+
+
+def read_patches(model: Edited, patches: Sequence[Path]) -> list[tuple[Update, dict[str, Any]]]:
+    """The edits of *patches* and what is known of them.
+
+    Raises `ArtifactError` for a patch of another base, or one that does not fit; that is seen
+    before its tensors are read.
+    """
+    found = []
+    for path in patches:
+
+        def check(facts: Any, shapes: Mapping[Site, tuple[int, int]], path: Path = path) -> None:
+            _check_base(model, path, facts.get("model", {}), shapes)
+            check_shapes(model.lm, shapes)
+            touched = facts.get("model", {}).get("touched")
+            if touched is not None and touched not in _digests(model, shapes):
+                raise ArtifactError(
+                    f"{path} is not of the parameters it was made on; make it again"
+                )
+
+        update, facts = load_patch(path, check)
+        check_fits(model.lm, update)
+        found.append((update, facts))
+    return found
+
+
+def _check_base(
+    model: Edited, path: Path, made_on: Mapping[str, Any], sites: Collection[Site]
+) -> None:
+    """Raise `ArtifactError` where the patch at *path* was *made_on* another model.
+
+    The base is the model as a whole: what an edit does depends on all of it. The touched matrices
+    alone being those of the base is no reason to take it, but worth knowing.
+    """
+    if made_on.get("digest") in {model.base["digest"], model.lm.digest}:
+        return
+    touched = ""
+    if made_on.get("touched") in _digests(model, sites):
+        touched = ", though what it changes is the same in both"
+    raise ArtifactError(
+        f"{path} was made on {made_on.get('name')} ({str(made_on.get('digest'))[:SHORT]}), "
+        f"not on {model.base['name']} ({model.base['digest'][:SHORT]}){touched}; name its base "
+        "as -m"
+    )
+
+
+def _digests(model: Edited, sites: Collection[Site]) -> set[str]:
+    """Digests of the parameters of *sites*, without and with the edits in *model*."""
+    names = {site.parameter for site in sites}
+    if not names <= model.lm.parameters:
+        return set()
+    now = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
+    before = now | {s.parameter: t for s, t in model.ledger.base.items() if s.parameter in names}
+    return {digest_tensors(values.items()) for values in (now, before)}
+
+
+def written(model: Edited, folder: Path) -> None:
+    """Write *model* to *folder*, which is new, or one that lmedit wrote; whole or not at all.
+
+    Raises `ArtifactError` where something else is there.
+    """
+    if folder.exists() and not (folder / LEDGER).is_file():
+        raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
+    with replacing_folder(folder) as place:
+        model.lm.model.save_pretrained(place)
+        model.lm.tokenizer.save_pretrained(place)
+        entries = model.ledger.entries
+        for entry in entries:
+            save_patch(place / EDITS / f"{entry.id}.safetensors", entry.update, entry.facts)
+        if entries:
+            originals = {site.parameter: t for site, t in model.ledger.base.items()}
+            save_tensors(place / EDITS / ORIGINALS, BASE, originals, {"base": dict(model.base)})
+        write_json(place / LEDGER, model.head)
+
+
+def verified(model: Edited) -> str:
+    """The base's digest, after taking all edits out of a copy of the weights and adding them again.
+
+    Raises `ArtifactError` where that does not give the base, or not today's weights again.
+    """
+    ledger, today = model.ledger, model.lm.weights_digest()
+    entries = ledger.entries
+    ledger.take_out(*(entry.id for entry in entries))
+    found = model.lm.weights_digest()
+    if found != model.base["digest"]:
+        raise ArtifactError(
+            f"without its edits {model.lm.name} is {found[:SHORT]}, not {model.base['name']} "
+            f"({model.base['digest'][:SHORT]}); apply the patches to the base again"
+        )
+    for entry in entries:
+        ledger.keep(entry.update, entry.facts)
+    if model.lm.weights_digest() != today:
+        raise ArtifactError(
+            f"{model.lm.name} is not its base with these edits; apply the patches to the base again"
+        )
+    return found
+
+
+def named(model: Edited, given: Sequence[str]) -> list[str]:
+    """The ids of edits that are *given* by id, a beginning of it, or their patch file."""
+    found = []
+    for name in given:
+        path = Path(name)
+        start = identity_of(load_patch(path)[0]) if os.path.isfile(path) else name
+        found.append(model.ledger.find(start).id)
+    return found

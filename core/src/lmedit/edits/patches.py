@@ -1,0 +1,151 @@
+"""What a patch file says of itself, checked before its tensors are read."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmedit.errors import ArtifactError
+from lmedit.storage.tensors import PATCH, load_tensors, save_tensors
+from lmedit.types import DELTAS, Dense, LowRank, Site, Update, first_complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lmedit.storage.tensors import Layout
+
+
+NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+class _Known(BaseModel):
+    """Keys with these types; what else stands there is somebody's own."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+class Change(_Known):
+    """One changed parameter, and of what kind its change is."""
+
+    parameter: str
+    transposed: bool
+    delta: Literal["low_rank", "dense"]
+
+
+class Base(_Known):
+    """The model that the edit was made on: `lmedit.edits.ledger.base_of`."""
+
+    name: str | None = None
+    digest: str | None = None
+    revision: str | None = None
+    touched: str | None = None
+
+
+class Answers(_Known):
+    """Probabilities of the new answer, and of the old one where it is known."""
+
+    target_new: float
+    target_true: float | None = None
+
+
+class Metrics(_Known):
+    """What was measured when the edit was made."""
+
+    before: Answers
+    after: Answers
+    survives: float | None = None
+    """The share of the change that rounding to half precision leaves."""
+    number_type: str | None = None
+
+
+class Facts(_Known):
+    """All that stands in a patch beside its tensors."""
+
+    sites: list[Change]
+    notes: dict[str, Any]
+    request: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: Base = Base()
+    metrics: Metrics | None = None
+
+
+def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
+    """(d_out, d_in) of every change, from the *layout* of the file's tensors alone.
+
+    Raises `ValueError` where the tensors are not those of the changes, and for a rank above
+    d_out + d_in: no change needs more than the smaller of the two.
+    """
+    shapes: dict[Site, tuple[int, int]] = {}
+    expected = set()
+    for number, change in enumerate(facts.sites):
+        names = [f"{number}.{each.name}" for each in fields(DELTAS[change.delta])]
+        expected |= set(names)
+        found = [layout[name] for name in names if name in layout]
+        if len(found) < len(names):
+            raise ValueError(f"the change of {change.parameter} lacks a tensor")
+        if not all(kind in NUMBERS and len(shape) == 2 for kind, shape in found):
+            raise ValueError(f"the change of {change.parameter} is no matrix of numbers")
+        (rows, inner), (outer, columns) = found[0][1], found[-1][1]
+        if len(found) == 2 and not inner == outer <= rows + columns:
+            raise ValueError(f"the change of {change.parameter} has ranks {inner} and {outer}")
+        shapes[Site(change.parameter, change.transposed)] = (rows, columns)
+    if layout.keys() != expected:
+        raise ValueError("it holds tensors of no change")
+    if len({site.parameter for site in shapes}) != len(facts.sites):
+        raise ValueError("a parameter is changed twice")
+    return shapes
+
+
+def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
+    """Write *update* as a patch file with its provenance *facts* (JSON).
+
+    Raises `ArtifactError` where the known ones among them are not what `lmedit.edits.patches` says.
+    """
+    tensors: dict[str, Tensor] = {}
+    sites = []
+    for number, (site, delta) in enumerate(sorted(update.deltas.items())):
+        kind = next(kind for kind, cls in DELTAS.items() if isinstance(delta, cls))
+        sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
+        tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
+    told = {**facts, "sites": sites, "notes": dict(update.notes)}
+    _checked(path, told)
+    save_tensors(path, PATCH, tensors, told)
+
+
+def load_patch(
+    path: Path, check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None
+    = None,
+) -> tuple[Update, dict[str, Any]]:  # fmt: skip
+    """Read a patch file: the update, and the facts it was saved with.
+
+    *check* is given the facts and the shape (d_out, d_in) of every change before a tensor is read,
+    and raises `ArtifactError`, as this does for a file that is damaged or no patch.
+    """
+
+    def expect(facts: Any, layout: Layout) -> None:
+        shapes = shapes_of(_checked(path, facts), layout)
+        if check:
+            check(facts, shapes)
+
+    tensors, facts = load_tensors(path, PATCH, expect)
+    deltas: dict[Site, LowRank | Dense] = {}
+    for number, site in enumerate(facts.pop("sites")):
+        parts = {
+            name.partition(".")[2]: tensor.clone()  # else a view of the file, and of its changes
+            for name, tensor in tensors.items()
+            if name.startswith(f"{number}.")
+        }
+        deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
+    return Update(deltas, facts.pop("notes")), facts
+
+
+def _checked(path: Path, facts: Any) -> Facts:
+    try:
+        return Facts.model_validate(facts)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_complaint(error)}; make the patch again") from None

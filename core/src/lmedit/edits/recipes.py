@@ -1,0 +1,88 @@
+"""A recipe: a base, edits in their order, and the digests that must come out, as a TOML file.
+
+base = "gpt2-xl"                  # as -m takes it
+digest = "9f2c..."                # of the base's weights; may be left out
+weights = "03ab..."               # of the weights with all edits; may be left out
+
+[[edit]]
+patch = "eiffel.safetensors"      # beside the recipe
+id = "77d1..."                    # or its beginning; may be left out
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from lmedit.edits.ledger import SHORT, identity_of
+from lmedit.errors import ArtifactError
+from lmedit.types import Frozen, first_complaint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmedit.edits.model_folders import Edited
+    from lmedit.types import Update
+
+
+class Edit(Frozen):
+    """A patch file, and which edit it must be."""
+
+    patch: str
+    id: str = ""
+
+
+class Recipe(Frozen):
+    """A base, edits, and digests (or beginnings of them; empty: not checked)."""
+
+    base: str
+    digest: str = ""
+    weights: str = ""
+    edit: tuple[Edit, ...] = Field(min_length=1)
+
+    def patches(self, beside: Path) -> list[Path]:
+        """The patch files, as named from the recipe *beside* them."""
+        return [beside.parent / edit.patch for edit in self.edit]
+
+    def check_base(self, model: Edited) -> None:
+        """Raise `ArtifactError` where *model* is of another base."""
+        _check("the base", model.base["digest"], self.digest)
+
+    def check_edits(self, found: list[Update]) -> None:
+        """Raise `ArtifactError` where the patches hold other edits."""
+        for edit, update in zip(self.edit, found, strict=True):
+            _check(edit.patch, identity_of(update), edit.id)
+
+    def check_result(self, model: Edited) -> None:
+        """Raise `ArtifactError` where the edits or the weights of *model* are others."""
+        ids = [entry.id for entry in model.ledger.entries]
+        if len(ids) != len(self.edit):
+            raise ArtifactError(f"{len(ids)} edits are in it, the recipe has {len(self.edit)}")
+        for edit, found in zip(self.edit, ids, strict=True):
+            _check(edit.patch, found, edit.id)
+        _check("the result", model.lm.weights_digest(), self.weights)
+
+
+def _check(what: str, found: str, wanted: str) -> None:
+    if not found.startswith(wanted):
+        raise ArtifactError(
+            f"{what} is {found[:SHORT]}, the recipe says {wanted[:SHORT]}; name the right file, or "
+            "correct the recipe"
+        )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in *path*; raises `ArtifactError` that names what is wrong."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate(values)
+    except OSError as error:
+        raise ArtifactError(f"cannot read recipe {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ArtifactError(f"{path} is not TOML ({error})") from error
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_complaint(error)}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is no text of a recipe ({error})") from error

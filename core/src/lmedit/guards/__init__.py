@@ -1,0 +1,1 @@
+"""Around every hook: what hooks print, raise, return and leave behind."""

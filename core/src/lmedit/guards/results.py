@@ -1,0 +1,86 @@
+"""What hooks return, checked against the laws that can be checked while working."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.types import Dense, Location, LowRank, Probed, Site, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Checks what the hooks of a method return for a model; errors name the method."""
+
+    name: str
+    culprit: str
+    """The method and its distribution, as errors name them."""
+    lm: Lm
+
+    def location(self, location: Location) -> Location:
+        """*location*, if its sites are parameters (law 3) and its evidence is JSON."""
+        self.kind(location, Location, "edit_locate")
+        self._json(location.evidence, "edit_locate", "evidence")
+        sites = location.sites
+        if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
+            self.broke(f"located {sites!r}, which is no tuple of sites")
+        parameters = self.lm.parameters
+        for site in sites:
+            if site.parameter not in parameters:
+                self.broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
+        return location
+
+    def probed(self, found: Probed) -> Probed:
+        """*found*, if its values are JSON."""
+        self.kind(found, Probed, "edit_probe")
+        self._json(found.values, "edit_probe", "values")
+        return found
+
+    def update(self, update: Update, location: Location, hook: str) -> Update:
+        """*update*, if its deltas belong to located sites, fit, and are finite (law 4)."""
+        self.kind(update, Update, hook)
+        self._json(update.notes, hook, "notes")
+        for site, delta in update.deltas.items():
+            if site not in location.sites:
+                self.broke(f"changes {site.parameter!r}, which it did not locate")
+            change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
+            if tuple(change.shape) != shape:
+                found = tuple(change.shape)
+                self.broke(f"delta of {site.parameter!r} is {found}, the matrix is {shape}")
+            if not bool(change.isfinite().all()):
+                raise RequestError(
+                    f"{self.name}: the update of {site.parameter!r} is not finite; the edit "
+                    "was dropped, try other options"
+                )
+        return update
+
+    def _dense(self, site: Site, delta: object) -> Tensor:
+        """The change as a matrix, where it is one."""
+        try:
+            if isinstance(delta, LowRank | Dense) and (change := delta.dense()).dim() == 2:
+                return change
+        except (RuntimeError, AttributeError, TypeError):
+            pass
+        return self.broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is no matrix")
+
+    def kind(self, value: object, kind: type, hook: str) -> None:
+        """Raise where *value*, which *hook* returned, is no *kind*."""
+        if not isinstance(value, kind):
+            self.broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
+
+    def _json(self, values: object, hook: str, what: str) -> None:
+        try:
+            json.dumps(dict(values))  # type: ignore[call-overload]
+        except (TypeError, ValueError) as error:
+            self.broke(f"{hook} must return JSON values as {what} ({error})")
+
+    def broke(self, what: str) -> NoReturn:
+        """Raise `BrokenPluginError` with *what* the method did."""
+        raise BrokenPluginError(f"{self.culprit}: {what}")

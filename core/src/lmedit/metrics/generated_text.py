@@ -1,0 +1,213 @@
+"""Scores of written texts: matches, and CounterFact's GE, RS and essence (methods.md 9.1, 8.4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lmedit.errors import CasesError
+from lmedit.replay.batches import log_probabilities, read_rows
+from lmedit.storage.cache import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
+    from lmedit.types import Case
+
+PROTOCOL: Mapping[str, str] = MappingProxyType({
+    "exact_match": "equal after NFKC, casefold, blanks joined, punctuation cut at both ends",
+    "contains": "target inside the text, both normalised as for exact_match, at word edges",
+    "GE": "2/3 bigram + 4/3 trigram entropy in bits, mean; words by \\w+|[^\\w\\s] after NFC",
+    "RS": "cosine of tf-idf (smoothed idf as given, words \\w\\w+, lower case)",
+    "essence": "perplexity exp(-sum log p / N) of the first 100 tokens, N counts them all",
+})  # fmt: skip
+WORD = re.compile(r"\w+|[^\w\s]")
+"""A word of GE: a run of letters, digits and _, or one other sign (nltk cuts almost alike)."""
+TERM = re.compile(r"\b\w\w+\b")
+"""A term of RS: scikit-learn's `TfidfVectorizer` by default."""
+
+
+def normalised(text: str) -> str:
+    """NFKC, casefold, runs of whitespace to one blank, no blanks or punctuation at the ends.
+
+    Punctuation is what Unicode calls so (categories P*); signs such as $ or + stay.
+    """
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    inside = [i for i, sign in enumerate(words) if not _edge(sign)]
+    return words[inside[0] : inside[-1] + 1] if inside else ""
+
+
+def _edge(sign: str) -> bool:
+    return sign == " " or unicodedata.category(sign).startswith("P")
+
+
+def exact_match(generated: str, target: str) -> float:
+    """1 where *generated* is *target* after `normalised`, else 0; an empty target never is."""
+    wanted = normalised(target)
+    return float(bool(wanted) and normalised(generated) == wanted)
+
+
+def contains(generated: str, target: str) -> float:
+    """1 where *target* stands in *generated*, both `normalised`, at word edges; else 0.
+
+    Between two letters of a script with capitals, or digits, there is no word edge: "Rome" does
+    not stand in "Romeo". Scripts without capitals glue words, so any place counts there.
+    """
+    text, wanted = normalised(generated), normalised(target)
+    at = text.find(wanted) if wanted else -1
+    while at >= 0:
+        end = at + len(wanted)
+        if not _glued(text[at - 1 : at], text[at]) and not _glued(text[end - 1], text[end:][:1]):
+            return 1.0
+        at = text.find(wanted, at + 1)
+    return 0.0
+
+
+def _glued(one: str, other: str) -> bool:
+    return all(sign.isdigit() or sign.lower() != sign.upper() for sign in (one, other))
+
+
+def entropy(words: Sequence[str], n: int) -> float:
+    """H_n = -sum f log2 f, f the shares of the n-grams of *words*, in bits; 0 where none is.
+
+    ROME `eval_utils_counterfact.py:compute_n_gram_entropy`. All n-grams distinct: log2 of their
+    number.
+    """
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = sum(counts.values())
+    return math.fsum(count / total * math.log2(total / count) for count in counts.values())
+
+
+def fluency(text: str) -> float:
+    """GE of one text: mean(2/3 H_2, 4/3 H_3) = H_2 / 3 + 2 H_3 / 3, words by `WORD` after NFC."""
+    words = WORD.findall(unicodedata.normalize("NFC", text))
+    return (2 / 3 * entropy(words, 2) + 4 / 3 * entropy(words, 3)) / 2
+
+
+def generation_entropy(texts: Sequence[str]) -> float | None:
+    """GE: the mean `fluency` of *texts*, in bits (the tables print 100 times it); None of none."""
+    return math.fsum(map(fluency, texts)) / len(texts) if texts else None
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """The terms' columns and idf; tf-idf here is count times idf (the cosine drops the norm)."""
+
+    columns: Mapping[str, int]
+    idf: np.ndarray[Any, np.dtype[np.float64]]
+
+    def weights(self, text: str) -> dict[str, float]:
+        """The tf-idf of the known terms of *text*, lower-cased and cut by `TERM`."""
+        counts = Counter(TERM.findall(text.lower()))
+        return {
+            term: count * float(self.idf[self.columns[term]])
+            for term, count in counts.items()
+            if term in self.columns
+        }
+
+
+def load_tfidf(vocabulary: Path, idf: Path) -> TfIdf:
+    """Read ROME's `tfidf_vocab.json` (term to column) and `idf.npy`; pickles are refused.
+
+    Raises `CasesError` where a file cannot be read or they do not fit together.
+    """
+    try:
+        columns = json.loads(vocabulary.read_text(encoding="utf-8"))
+        values = np.load(idf, allow_pickle=False).astype(np.float64)
+        places = sorted(columns.values())
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CasesError(f"cannot read {vocabulary} with {idf}: {error}") from error
+    if values.ndim != 1 or not np.isfinite(values).all() or places != list(range(len(values))):
+        raise CasesError(
+            f"{vocabulary} names {len(places)} columns and {idf} has shape {values.shape}; "
+            "give the two files of one vectorizer"
+        )
+    return TfIdf(columns, values)
+
+
+@dataclass(frozen=True)
+class References:
+    """ROME's reference texts: by (relation, target) the (subject, text) pairs, and the tf-idf."""
+
+    tfidf: TfIdf
+    snippets: Mapping[tuple[str, str], Sequence[tuple[str, str]]]
+    digest: str = ""
+
+    def of(self, case: Case) -> tuple[list[str], list[str]]:
+        """All texts about things with the case's new answer; those about its subject itself."""
+        found = self.snippets.get((case.relation or "", case.target_id or ""), ())
+        own = [text for name, text in found if name == case.request.subject]
+        return [text for _, text in found], own
+
+
+def load_references(folder: Path) -> References:
+    """Read `attribute_snippets.json`, `tfidf_vocab.json` and `idf.npy` from *folder* (8.4).
+
+    Raises `CasesError` where one is missing or has another layout.
+    """
+    tfidf = load_tfidf(folder / "tfidf_vocab.json", folder / "idf.npy")
+    path = folder / "attribute_snippets.json"
+    try:
+        snippets = {
+            (entry["relation_id"], entry["target_id"]): [
+                (sample["name"], sample["text"]) for sample in entry["samples"]
+            ]
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        }
+    except (OSError, ValueError) as error:
+        raise CasesError(f"cannot read {path}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CasesError(
+            f"{path}: {error!r}; a list of objects with relation_id, target_id and samples "
+            "(each with name and text) was expected"
+        ) from error
+    texts = [[*key, *pairs] for key, pairs in sorted(snippets.items())]
+    return References(tfidf, snippets, key_of(texts=texts, idf=tfidf.idf.tolist()))
+
+
+def reference_score(
+    generated: Sequence[str], references: Sequence[str], tfidf: TfIdf
+) -> float | None:
+    """RS: the cosine of the tf-idf of all *generated* and of all *references*, each joined.
+
+    ROME `eval_utils_counterfact.py:tfidf_similarity`. None where a side has no known term (the
+    released code gives NaN or fails).
+    """
+    one, other = (tfidf.weights(" ".join(texts)) for texts in (generated, references))
+    norms = math.hypot(*one.values()) * math.hypot(*other.values())
+    if not norms:
+        return None
+    return math.fsum(value * other.get(term, 0.0) for term, value in one.items()) / norms
+
+
+def essence_perplexity(
+    lm: Lm, texts: Sequence[str], max_tokens: int = 100, under: Under | None = None
+) -> float | None:
+    """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of *texts* joined, cut to *max_tokens*.
+
+    N is the number of tokens, though N - 1 are predicted: ROME `util/perplexity.py`. None of no
+    token. For plain perplexity see `health.perplexity`.
+    """
+    ids = lm.encode(" ".join(texts))[: min(max_tokens, lm.max_positions)]
+    if not ids:
+        return None
+
+    def read(_: int, logits: Tensor) -> float:
+        logs = log_probabilities(logits[:-1]).tolist()
+        return math.fsum(row[token] for row, token in zip(logs, ids[1:], strict=True))
+
+    return math.exp(-read_rows(lm, [ids], read, under=under)[0] / len(ids))

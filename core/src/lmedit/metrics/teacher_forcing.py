@@ -1,0 +1,48 @@
+"""The one scorer: how probable a target is after a prompt, the same at any batch size and order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.replay.batches import BATCH_TOKENS, read_rows, target_places, target_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """A target after a prompt: mean log-probability per token (nats), all tokens top-1 or not."""
+
+    log_probability: float
+    correct: bool
+
+
+def score_targets(
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
+) -> list[TargetScore]:
+    """Teacher-forced scores of (prompt, target) *pairs*, in their order, each *under* its edit.
+
+    -n(o|p) = (1/T) sum_t log P(o_t | p, o_<t), softmax in float32 (methods.md 9.1).
+    """
+    rows = target_rows(lm, pairs)
+
+    def read(i: int, logits: Tensor) -> TargetScore:
+        ids = torch.tensor(rows[i][1], device=logits.device)
+        steps = logits.float().log_softmax(-1)
+        picked = steps.gather(1, ids[:, None]).mean().item()
+        return TargetScore(picked, bool((steps.argmax(-1) == ids).all()))
+
+    ids = [prompt + target[:-1] for prompt, target in rows]
+    return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)

@@ -1,0 +1,98 @@
+"""Prepared files: where a preparation is stored, how it is found again, and to whom it belongs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import ArtifactError, NotPreparedError, OptionError
+from lmedit.storage.cache import cache_folder, key_of
+from lmedit.storage.tensors import PREPARED, load_tensors, save_tensors
+from lmedit.types import Prepared
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmedit.models import Lm
+    from lmedit.options import Options
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Material
+
+SUFFIX = ".safetensors"
+SHIPPED = "lmedit-prepared"
+"""In a model folder: preparations that come with the model, one file for each method."""
+
+
+def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:
+    """The cache file of a preparation; its name is a digest of everything that determines it."""
+    on = corpus.digest if corpus else ""
+    return _folder() / f"{_stem(loaded, lm, options)}-{key_of(on=on)[:12]}{SUFFIX}"
+
+
+def chosen_options(options: Options) -> dict[str, Any]:
+    """The options that a preparation depends on, as JSON values."""
+    return options.model_dump(mode="json", include=set(options.prepares))
+
+
+def find_prepared(
+    loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None
+) -> Prepared:
+    """The stored preparation for these options: from the cache, or from the model's own folder.
+
+    Without *corpus* it is the only one. Raises `NotPreparedError` with the command where there is
+    none, and `OptionError` where there are several.
+    """
+    if corpus is not None:
+        paths = [prepared_path(loaded, lm, options, corpus)]
+    else:
+        paths = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
+    found = [load_prepared(path, lm) for path in paths if path.is_file()]
+    if not found and corpus is None:
+        found = _shipped(loaded, lm, options)
+    if not found:
+        raise NotPreparedError(
+            f"{loaded.name}: not prepared for this model with these options; "
+            f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
+        )
+    if len(found) > 1:
+        names = ", ".join(str(prepared.facts.get("corpus")) for prepared in found)
+        raise OptionError(
+            f"{loaded.name} was prepared on {names}; choose: --corpus {loaded.name}=NAME"
+        )
+    return found[0]
+
+
+def save_prepared(path: Path, prepared: Prepared, base: str) -> None:
+    """Write *prepared*, bound to the base model's digest."""
+    save_tensors(path, PREPARED, prepared.tensors, {"base": base, "facts": dict(prepared.facts)})
+
+
+def load_prepared(path: Path, lm: Lm) -> Prepared:
+    """Read a `Prepared`; refuses one that was made for another base model."""
+    tensors, facts = load_tensors(path, PREPARED)
+    if facts["base"] != lm.digest:
+        raise ArtifactError(
+            f"{path} was prepared for base {facts['facts'].get('base', '?')} "
+            f"({facts['base'][:12]}), but {lm.name} is {lm.digest[:12]}; prepare again for this "
+            "model"
+        )
+    return Prepared(tensors, facts["facts"])
+
+
+def _folder() -> Path:
+    return cache_folder() / "prepared"
+
+
+def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
+    key = key_of(
+        method=loaded.name, version=loaded.version, base=lm.digest, options=chosen_options(options)
+    )
+    return f"{loaded.name}-{key[:32]}"
+
+
+def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
+    """The preparation in the model's own folder, if it was made with these options."""
+    path = lm.folder / SHIPPED / f"{loaded.name}{SUFFIX}" if lm.folder else None
+    if path is None or not path.is_file():
+        return []
+    prepared = load_prepared(path, lm)
+    return [prepared] if prepared.facts.get("options") == chosen_options(options) else []

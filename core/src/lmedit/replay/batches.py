@@ -1,0 +1,169 @@
+"""Batched forward passes that several metrics read: a row's answer is the same in any batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from lmedit.errors import RequestError
+from lmedit.memory import in_parts
+from lmedit.replay import resume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+    from lmedit.replay.unmerged import Under
+
+T = TypeVar("T")
+BATCH_TOKENS = 2048
+"""Padded tokens in one forward pass; it bounds memory and changes no score."""
+PASS_TOKENS = 64
+"""Tokens whose run takes as long as one more pass takes beside its tokens."""
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows, shortest first, in groups of at most *budget* padded tokens.
+
+    The groups cost least, in padded tokens and `PASS_TOKENS` for each; a row that is longer than
+    the budget stands alone.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ends = [
+        n for n in range(1, len(order) + 1)
+        if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]
+    ]  # fmt: skip
+    best: dict[int, tuple[float, list[list[int]]]] = {0: (0.0, [])}
+    for end in ends:  # the cheapest groups of the rows up to here
+        width = max(1, lengths[order[end - 1]])
+        size = max(1, budget // width)
+        ways = []
+        for start, (before, groups) in best.items():
+            parts = [order[at : min(at + size, end)] for at in range(start, end, size)]
+            cost = before + (end - start) * width + PASS_TOKENS * len(parts)
+            ways.append((cost, groups + parts))
+        best[end] = min(ways, key=lambda way: way[0])
+    return best[len(order)][1]
+
+
+@torch.no_grad()
+def read_rows(
+    lm: Lm,
+    rows: Sequence[Sequence[int]],
+    read: Callable[[int, Tensor], T],
+    batch_tokens: int = BATCH_TOKENS,
+    places: Sequence[Sequence[int]] | None = None,
+    under: Under | None = None,
+) -> list[T]:
+    """``read(i, logits)`` for each of *rows* of ids, in their order.
+
+    The next-token logits are those at the positions ``places[i]``, (n, V), at all of them where
+    none are named; the head is applied there alone. *under* says which edit each row is run with.
+    A row that another one of the same edit begins with is not run by itself: two targets after one
+    prompt share its pass. Where memory ends, a pass is halved.
+    """
+    answers: dict[int, T] = {}
+    places = places or [range(len(row)) for row in rows]
+    shared = _sharing([(edit, *row) for edit, row in zip(_edits(under, rows), rows, strict=True)])
+    runs = list(shared)
+
+    def run(members: Sequence[int]) -> None:
+        readers = [(number, i) for number, m in enumerate(members) for i in shared[runs[m]]]
+        at = [(number, place) for number, i in readers for place in places[i]]
+        logits = _logits_at(lm, rows, [runs[m] for m in members], at, under)
+        parts = torch.split(logits, [len(places[i]) for _, i in readers])
+        for (_, i), part in zip(readers, parts, strict=True):
+            answers[i] = read(i, part)
+
+    for group in by_length([len(rows[i]) for i in runs], batch_tokens):
+        for _ in in_parts(run, group, len(group)):
+            pass
+    return [answers[i] for i in range(len(rows))]
+
+
+def _edits(under: Under | None, rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    return [0] * len(rows) if under is None else under.of
+
+
+def _logits_at(
+    lm: Lm, rows: Sequence[Sequence[int]], which: Sequence[int], at: Sequence[tuple[int, int]],
+    under: Under | None,
+) -> Tensor:  # fmt: skip
+    """Logits (n, V) of the rows *which*, run together, at the places (place in *which*, token)."""
+    ids = [rows[i] for i in which]
+    where = torch.tensor(at, device=lm.device).reshape(-1, 2).T
+    if under is None:
+        return resume(lm, ids, 0, []).gathered(*where, whole_mlp=False)
+    with under.edits.on(under.at(which)):
+        return under.edits.ready(ids).gathered(*where, whole_mlp=under.edits.in_last)
+
+
+def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """The rows to run, each with all rows (itself among them) that are beginnings of it.
+
+    Sorted, a beginning stands right before what it begins.
+    """
+    shared: dict[int, list[int]] = {}
+    last: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i]), reverse=True):
+        if not last or list(rows[last[0]][: len(rows[i])]) != list(rows[i]):
+            last = shared[i] = []
+        last.append(i)
+    return shared
+
+
+def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[range]:
+    """For rows run as prompt + target[:-1]: the positions that predict the target's tokens."""
+    return [range(len(ids) - 1, len(ids) - 1 + len(target)) for ids, target in rows]
+
+
+def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
+    """Ids of *prompt*; raises `RequestError` where it has none, or no *room* behind it."""
+    return _checked(lm, prompt, lm.encode(prompt), room)
+
+
+def _checked(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:
+    if not ids:
+        raise RequestError(f"the prompt {prompt!r} has no token; write at least one word")
+    if len(ids) + room > lm.max_positions:
+        raise RequestError(
+            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, {room} come behind it, "
+            f"and {lm.name} has {lm.max_positions} positions; make one of them shorter"
+        )
+    return ids
+
+
+def target_rows(lm: Lm, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """Ids of each (prompt, target); raises `RequestError` where they cannot be scored."""
+    rows = [lm.with_target(prompt, target) for prompt, target in pairs]
+    for (prompt, _), (ids, target_ids) in zip(pairs, rows, strict=True):
+        _checked(lm, prompt, ids, len(target_ids) - 1)
+    return rows
+
+
+def predicted(
+    lm: Lm,
+    pairs: Sequence[tuple[str, str]],
+    batch_tokens: int = BATCH_TOKENS,
+    under: Under | None = None,
+) -> list[list[tuple[int, int]]]:
+    """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
+
+    Teacher-forced: all target tokens before stand in the input. One encoding of the whole text.
+    """
+    rows = target_rows(lm, pairs)
+
+    def read(i: int, logits: Tensor) -> list[tuple[int, int]]:
+        return list(zip(rows[i][1], logits.argmax(-1).tolist(), strict=True))
+
+    ids = [prompt + target[:-1] for prompt, target in rows]
+    return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax over the last dimension, in float64 (float32 where the device has none)."""
+    finest = torch.float32 if logits.device.type == "mps" else torch.float64
+    return logits.to(finest).log_softmax(-1)

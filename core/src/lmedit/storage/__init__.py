@@ -1,0 +1,1 @@
+"""Files on disk: written whole, checked by digest, read without trust."""

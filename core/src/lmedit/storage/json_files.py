@@ -1,0 +1,28 @@
+"""JSON files: read without trust, written whole."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lmedit.storage.atomic import written_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def parse_json(text: str) -> Any:
+    """The value that *text* says; raises `ValueError` also where it is too deep, or no text."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # halves of characters cannot be printed
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep") from None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write *value* as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Tensors with facts on disk: safetensors with a checksum, written whole; checkpoints are such.
+
+Loading verifies the format and the checksum, and judges the header before a tensor is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lmedit.errors import ArtifactError
+from lmedit.storage.atomic import written_whole
+from lmedit.storage.digests import digest_tensors
+from lmedit.storage.json_files import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+    """Tensors by name: number type, as safetensors calls it, and shape."""
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum."""
+    # Copies, since safetensors refuses tensors that share memory.
+    flat = {
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name in sorted(tensors)
+    }
+    text = json.dumps(facts, sort_keys=True)
+    metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
+    with written_whole(path) as part:
+        save_file(flat, part, metadata=metadata)
+        _order_header(part)
+
+
+def _order_header(path: Path) -> None:
+    """Put the metadata in order: safetensors writes it in any, and bytes should not vary."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def load_tensors(
+    path: Path, kind: str, check: Callable[[Any, Layout], None] | None = None
+) -> tuple[dict[str, Tensor], Any]:
+    """Read what `save_tensors` wrote; raises `ArtifactError` for any other file.
+
+    The tensors are views of the file: who keeps them longer than it makes copies. *check* is given
+    the facts and what tensors there are, before one is read; it raises `ValueError` or
+    `ArtifactError`.
+    """
+    if not os.path.isfile(path):  # which, unlike Path's, takes any name
+        raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
+    with _opened(path, kind) as (file, metadata):
+        facts = parse_json(metadata.get("facts", ""))
+        if check:
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            check(facts, {n: (v.get_dtype(), tuple(v.get_shape())) for n, v in views.items()})
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if metadata.get("sha256") != _checksum(kind, tensors, metadata["facts"]):
+            raise ArtifactError(f"{path} fails its checksum; delete it and make it again")
+    return tensors, facts
+
+
+def read_facts(path: Path, kind: str) -> Any:
+    """The facts of a file of *kind*, without its tensors; raises `ArtifactError`."""
+    with _opened(path, kind) as (_, metadata):
+        return parse_json(metadata.get("facts", ""))
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """The safetensors file *path* of *kind*, and its metadata; what is wrong in it is told."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != kind:
+                what = f"{path} is not a {kind} file of lmedit; name the right file"
+                raise ArtifactError(what)
+            yield file, metadata
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
+
+
+def _checksum(kind: str, tensors: Mapping[str, Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{kind}|{facts}|{digest_tensors(tensors.items())}".encode()).hexdigest()
+
+
+PREPARED, PATCH, CHECKPOINT = "prepared", "patch", "checkpoint"
+STATISTICS, BASE = "statistics", "base"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where long work keeps its state between interruptions; one file, replaced whole."""
+
+    path: Path
+
+    def load(self) -> tuple[dict[str, Tensor], Any] | None:
+        """The tensors and facts saved last, or None where the work starts anew."""
+        return load_tensors(self.path, CHECKPOINT) if self.path.is_file() else None
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Any) -> None:
+        """Replace the state by *tensors* and *facts* (JSON)."""
+        save_tensors(self.path, CHECKPOINT, tensors, facts)
+
+    def clear(self) -> None:
+        """Forget the state, when the work is done."""
+        self.path.unlink(missing_ok=True)
