@@ -22,7 +22,7 @@ from lmedit.cases import load_cases
 from lmedit.compare.worker import AT_ONCE
 from lmedit.edits.ledger import applied
 from lmedit.metrics.teacher_forcing import score_targets
-from lmedit.replay.unmerged import Beside, States, Under
+from lmedit.replay.unmerged import RowEdits, States, UnmergedEdits
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -68,10 +68,10 @@ def ours(lm: Lm, pairs: list[Pairs], updates: list[Update], states: States) -> l
     work = list(zip(pairs, updates, strict=True))
     for start in range(0, len(work), AT_ONCE):  # as a comparison does
         group = work[start : start + AT_ONCE]
-        edits = Beside(lm, [update for _, update in group], states)
+        edits = UnmergedEdits(lm, [update for _, update in group], states)
         of = [number for number, (each, _) in enumerate(group) for _ in each]
         flat = [pair for each, _ in group for pair in each]
-        found += [s.log_probability for s in score_targets(lm, flat, under=Under(edits, of))]
+        found += [s.log_probability for s in score_targets(lm, flat, under=RowEdits(edits, of))]
     return found
 
 

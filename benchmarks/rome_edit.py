@@ -21,7 +21,7 @@ import torch
 from paired import SMALL, XL, compared, report, worded
 
 from lmedit import Request, build_options, load, load_lm
-from lmedit.actions.plan import speed
+from lmedit.actions.estimate import speed
 from lmedit_rome.contexts import contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import Value, optimise_values, select_keys

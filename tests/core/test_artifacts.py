@@ -12,7 +12,7 @@ import torch
 from lmedit import Checkpoint, Dense, Lm, LowRank, Prepared, Site, Update, load_patch, save_patch
 from lmedit.errors import ArtifactError
 from lmedit.preparation import load_prepared, save_prepared
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 from lmedit.storage.cache import cache_folder, key_of
 from lmedit.storage.json_files import write_json
 from lmedit.storage.tensors import load_tensors, save_tensors
@@ -242,7 +242,7 @@ def test_damage_of_what_is_prepared_is_an_artifact_error(tmp_path: Path, lm: Lm)
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "file"
-    with written_whole(target) as part:
+    with write_whole(target) as part:
         part.write_text("new")
         assert part.stat().st_dev == target.parent.stat().st_dev
         assert not target.exists()
@@ -268,7 +268,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     target = tmp_path / "file"
     target.write_text("old")
     expected = ArtifactError if error is OSError else error
-    with pytest.raises(expected), written_whole(target) as part:
+    with pytest.raises(expected), write_whole(target) as part:
         write_half(part, error)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]

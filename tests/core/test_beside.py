@@ -13,7 +13,7 @@ from lmedit.edits.ledger import applied
 from lmedit.metrics.generate import greedy, sampled
 from lmedit.metrics.health import HeldOut
 from lmedit.metrics.teacher_forcing import score_targets
-from lmedit.replay.unmerged import Beside, States, Under
+from lmedit.replay.unmerged import RowEdits, States, UnmergedEdits
 from lmedit.tiny import FAMILIES, TEXTS, tiny_family, tiny_lm
 from lmedit.types import Case, Probe
 
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_edited_weights(family: str) -> None:
     updates = updates_of(lm)
     digest = lm.weights_digest()
     asked = [(pair, edit) for pair in PAIRS for edit in range(len(updates))]
-    under = Under(Beside(lm, updates, States(lm)), [edit for _, edit in asked])
+    under = RowEdits(UnmergedEdits(lm, updates, States(lm)), [edit for _, edit in asked])
     for _ in range(2):  # the second time from what was kept
         scores = score_targets(lm, [pair for pair, _ in asked], under=under)
         for edit, update in enumerate(updates):
@@ -93,7 +93,7 @@ def test_texts_are_those_that_the_edited_weights_write(family: str) -> None:
     updates = updates_of(lm)
     prompts = ["The tower", "A small boat came", "Nobody knew"]
     asked = [(prompt, edit) for edit in range(len(updates)) for prompt in prompts]
-    under = Under(Beside(lm, updates), [edit for _, edit in asked])
+    under = RowEdits(UnmergedEdits(lm, updates), [edit for _, edit in asked])
     texts = [prompt for prompt, _ in asked]
     written = greedy(lm, texts, 6, under=under), sampled(lm, texts, 12, under=under)
     for edit, update in enumerate(updates):
@@ -124,10 +124,10 @@ def test_every_measure_is_that_of_the_edited_weights() -> None:
         frozenset({"locality", "generation", "text"}), HeldOut(lm, TEXTS, batch_tokens=40)
     )
     before = scoring.before(lm, cases)
-    together = scoring.look(lm, cases, before, Beside(lm, updates, States(lm)))
+    together = scoring.score(lm, cases, before, UnmergedEdits(lm, updates, States(lm)))
     for number, update in enumerate(updates):
         with applied(lm, update):
-            (alone,) = scoring.look(lm, cases[number : number + 1], before[number : number + 1])
+            (alone,) = scoring.score(lm, cases[number : number + 1], before[number : number + 1])
         found = together[number]
         assert found.generated == alone.generated
         assert found.scores.keys() == alone.scores.keys()
@@ -150,9 +150,9 @@ def test_what_is_kept_is_bounded_and_read_again() -> None:
 
 def test_what_does_not_lie_in_a_block_or_is_of_half_precision_does_not_fit() -> None:
     lm, half = tiny_lm(1), tiny_family("gpt2", dtype=torch.bfloat16)
-    assert Beside.fits(lm, updates_of(lm)[2])
-    assert not Beside.fits(half, updates_of(half)[0])
+    assert UnmergedEdits.fits(lm, updates_of(lm)[2])
+    assert not UnmergedEdits.fits(half, updates_of(half)[0])
     head = lm.site_of("lm_head")
-    assert not Beside.fits(lm, Update({head: Dense(torch.zeros(lm.weight(head).shape))}))
+    assert not UnmergedEdits.fits(lm, Update({head: Dense(torch.zeros(lm.weight(head).shape))}))
     norm = lm.site_of("transformer.h.0.ln_1")
-    assert not Beside.fits(lm, Update({norm: Dense(torch.zeros(lm.weight(norm).shape))}))
+    assert not UnmergedEdits.fits(lm, Update({norm: Dense(torch.zeros(lm.weight(norm).shape))}))

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from lmedit import Case, Lm, Request
+from lmedit.actions.compare import sizes_of
 from lmedit.cases import CaseSet
 from lmedit.cli.compare import PAPER_TABLES
-from lmedit.cli.contest import sizes_of
 from lmedit.compare import paper_tables as tables
-from lmedit.compare.candidates import Entrant, in_context, random_layer
+from lmedit.compare.candidates import Candidate, in_context, random_layer
 from lmedit.compare.case_scores import Scoring, score_case
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, MEASURES, measure, ordered, protocol
-from lmedit.compare.table import beside, contests, table
-from lmedit.errors import CasesError
+from lmedit.compare.table import difference_lines, table, with_paper_rows
+from lmedit.errors import CasesError, UsageError
 from lmedit.memory import peak_memory
 from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.metrics.generate import greedy, sampled
@@ -70,7 +70,7 @@ def references(folder: Path) -> Path:
 def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> None:
     text = HeldOut(lm, TEXTS)
     scoring = Scoring(EVERYTHING, text, load_references(references(tmp_path)), seed=3)
-    (looked,) = scoring.look(lm, [CASE], scoring.before(lm, [CASE]))
+    (looked,) = scoring.score(lm, [CASE], scoring.before(lm, [CASE]))
     found = looked.scores
     known = {name for name, m in MEASURES.items() if m.of_case}
     of_weights = {"relative_norm", "spectral_growth", "survival"}
@@ -111,7 +111,7 @@ def test_a_group_right_in_one_spelling_is_right(lm: Lm, monkeypatch: pytest.Monk
 
 
 def test_what_was_not_asked_for_is_not_measured(lm: Lm) -> None:
-    (looked,) = Scoring().look(lm, [CASE], [None])
+    (looked,) = Scoring().score(lm, [CASE], [None])
     assert not looked.generated
     asked = {name for name in looked.scores if (m := MEASURES.get(name)) and m.group}
     assert not asked
@@ -146,7 +146,7 @@ def test_the_baseline_in_context_puts_the_fact_in_front_of_every_prompt(
     prompts += [p.prompt for p in (*asked.relations, *asked.locality, *asked.groups["reversed"])]
     assert all(prompt.startswith(first) for prompt in prompts)
     cases = CaseSet("toy", "d", (CASE,))
-    baseline = Entrant("in-context", asked=in_context)
+    baseline = Candidate("in-context", asked=in_context)
     result = compare(lm, cases, [], tmp_path, 0, Scoring(frozenset({"locality"})), [baseline])
     base, row = result["rows"]
     assert row["EM"] == pytest.approx(100 * score_case(lm, asked)["EM"])
@@ -164,9 +164,9 @@ def test_a_random_layer_is_drawn_once_for_each_case(lm: Lm) -> None:
         return layer
 
     def drawn(seed: int) -> list[Any]:
-        entrant = random_layer("m", lm, at_layer, seed)
-        assert entrant.editor_of is not None
-        return [entrant.editor_of(CASE.model_copy(update={"id": str(i)})) for i in range(200)]
+        candidate = random_layer("m", lm, at_layer, seed)
+        assert candidate.editor_of is not None
+        return [candidate.editor_of(CASE.model_copy(update={"id": str(i)})) for i in range(200)]
 
     first = drawn(0)
     assert set(first) == set(range(lm.n_layers))
@@ -219,14 +219,14 @@ def test_published_rows_stand_beside_the_papers_model_and_cases_alone(lm: Lm) ->
 def test_a_published_row_stands_below_the_measured_one() -> None:
     row = {"method": "rome", "n": 3, "n_failed": 0, "ES": 100.0, "ES_ci": 0.0}
     paper = {"source": "s", "rows": [{"method": "rome", "ES": 99.9, "ES_ci": 0.1}]}
-    lines = table(beside({"rows": [row], "published": paper})).splitlines()
+    lines = table(with_paper_rows({"rows": [row], "published": paper})).splitlines()
     assert [line.split()[0] for line in lines] == ["method", "rome", "published"]
     assert "99.9 (0.1)" in lines[2]
-    assert table(beside({"rows": [row], "published": None})).count("\n") == 1
+    assert table(with_paper_rows({"rows": [row], "published": None})).count("\n") == 1
 
 
 def test_differences_are_told_in_points() -> None:
-    told = contests([
+    told = difference_lines([
         {"one": "a", "other": "b", "score": "S", "estimate": 1.25, "low": -0.5, "high": 3.0},
         {"one": "a", "other": "b", "score": "ES", "estimate": 0.0, "low": 0.0, "high": 0.0},
     ])  # fmt: skip
@@ -243,8 +243,6 @@ def test_sizes_of_a_pile(text: str | None, most: int, sizes: tuple[int, ...]) ->
 
 @pytest.mark.parametrize(("text", "most"), [("0", 9), ("10", 9), ("a", 9), ("", 9), (None, 0)])
 def test_sizes_that_cannot_be_are_refused(text: str | None, most: int) -> None:
-    from click import UsageError
-
     with pytest.raises(UsageError, match="--sizes"):
         sizes_of(text, most)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from lmedit.actions.plan import ACHIEVED, Plan, plan
+from lmedit.actions.estimate import ACHIEVED, Estimate, estimate
 from lmedit.compare.comparison import predicted
 from lmedit.models import load_lm, outline
 from lmedit.options import Options, build_options
@@ -66,18 +66,18 @@ def test_operations_are_those_of_a_forward_pass() -> None:
 
 
 @pytest.fixture
-def planned(plugin: Callable[..., LoadedMethod]) -> Callable[..., Plan]:
-    def make(work: dict[str, Work] | None = None) -> Plan:
+def planned(plugin: Callable[..., LoadedMethod]) -> Callable[..., Estimate]:
+    def make(work: dict[str, Work] | None = None) -> Estimate:
         loaded = plugin(edit_plan=lambda: work) if work is not None else plugin()
-        return plan(loaded, tiny_lm(), build_options(loaded.method, {}), CPU)
+        return estimate(loaded, tiny_lm(), build_options(loaded.method, {}), CPU)
 
     return make
 
 
 def test_a_plan_adds_up_and_says_whether_it_fits(
-    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+    planned: Callable[..., Estimate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmedit.actions.plan.free", lambda _: 5e9)
+    monkeypatch.setattr("lmedit.actions.estimate.free", lambda _: 5e9)
     work = {"prepare": Work({"a": 1e9, "b": 2e9}, 1e15), "edit": Work({"c": 7.0}, 1.0)}
     found = planned(work)
     fixed = sum(found.fixed.values())
@@ -90,14 +90,14 @@ def test_a_plan_adds_up_and_says_whether_it_fits(
     assert planned({"edit": Work({"much": 1e12})}).fits is False
 
 
-def test_a_silent_method_is_planned_for_its_model_alone(planned: Callable[..., Plan]) -> None:
+def test_a_silent_method_is_planned_for_its_model_alone(planned: Callable[..., Estimate]) -> None:
     found = planned()
     assert found.work == {}
     assert found.fixed["weights"] == weights(tiny_lm())
 
 
 def test_where_the_system_cannot_tell_nothing_is_made_up(
-    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    planned: Callable[..., Estimate], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     editor: Callable[..., Editor],
 ) -> None:  # fmt: skip
     monkeypatch.setattr("lmedit.memory.from_proc", lambda *_: None)
@@ -123,10 +123,12 @@ def test_a_prediction_is_what_is_held_and_what_comes_on_top(
 
 
 def test_time_classes_follow_the_operations() -> None:
-    made = Plan({str(n): Work({}, n * ACHIEVED) for n in (1, 100, 10_000, 10**6)}, {}, None, 1.0)
+    made = Estimate(
+        {str(n): Work({}, n * ACHIEVED) for n in (1, 100, 10_000, 10**6)}, {}, None, 1.0
+    )
     assert [made.time_class(name) for name in made.work] == ["seconds", "minutes", "hours", "days"]
 
 
-def test_options_are_plain(planned: Callable[..., Plan]) -> None:
+def test_options_are_plain(planned: Callable[..., Estimate]) -> None:
     assert Options().untuned is False
     assert Options.tries(tiny_lm()) == {}

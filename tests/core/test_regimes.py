@@ -12,7 +12,7 @@ import torch
 from lmedit import Case, Dense, Editor, Lm, Location, LowRank, Method, Options, Request, Update
 from lmedit.cases import BrokenCase, CaseSet
 from lmedit.compare import regimes
-from lmedit.compare.candidates import Entrant
+from lmedit.compare.candidates import Candidate
 from lmedit.compare.case_scores import Scoring, score_case
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.store import RunStore
@@ -260,8 +260,10 @@ def test_an_editor_of_each_case_is_made_before_the_first_edit(
         seen.append(lm.weights_digest())
         return make("push")
 
-    entrant = Entrant("drawn", editor_of)
-    result = pile_up(lm, cases, [], tmp_path, 0, scoring(lm), Regime("sequential", (3,)), [entrant])
+    candidate = Candidate("drawn", editor_of)
+    result = pile_up(
+        lm, cases, [], tmp_path, 0, scoring(lm), Regime("sequential", (3,)), [candidate]
+    )
     assert set(seen) == {lm.digest}
     assert [row["method"] for row in result["rows"]] == ["base", "drawn"]
 

@@ -17,9 +17,9 @@ from lmedit.stats import (
     cholesky,
     condition,
     counting,
-    exported,
-    imported,
-    listed,
+    export_statistics,
+    import_statistics,
+    list_statistics,
     moments_of,
     positive_factor,
     second_moments,
@@ -345,7 +345,7 @@ def test_stored_statistics_are_found_and_not_counted_again(
         lm, [1, 0], Documents(fails_at=0), ALL, Checkpoint(tmp_path / "state")
     )  # fmt: skip
     assert {layer: one.id for layer, one in again.items()} == {0: kept[0].id, 1: kept[1].id}
-    assert {one.id for one in listed()} == {kept[0].id, kept[1].id}
+    assert {one.id for one in list_statistics()} == {kept[0].id, kept[1].id}
     assert statistics_named(f"stats:{kept[1].id[:9]}").of(lm, 1).tokens == kept[1].facts["tokens"]
     assert statistics_named(kept[1].id).name == f"stats:{kept[1].id[:12]}"
 
@@ -386,7 +386,7 @@ def test_large_sums_are_counted_in_several_passes(
     monkeypatch.setattr(store, "second_moments", seen)
     moments_of(lm, [0, 1, 2, 3], Documents(), ALL, Checkpoint(tmp_path / "state"))
     assert passes == [[0, 1], [2, 3]]
-    assert len(listed()) == 4
+    assert len(list_statistics()) == 4
 
 
 def test_statistics_are_no_text(kept: Any) -> None:
@@ -411,21 +411,21 @@ def test_a_verified_sum_tells_its_condition(kept: Any) -> None:
 def test_exported_statistics_are_found_on_another_machine(
     lm: Lm, kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exported(kept[1], tmp_path / "layer1.safetensors")
+    export_statistics(kept[1], tmp_path / "layer1.safetensors")
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "elsewhere"))
-    assert imported(tmp_path / "layer1.safetensors").id == kept[1].id
+    assert import_statistics(tmp_path / "layer1.safetensors").id == kept[1].id
     found = moments_of(lm, [1], Documents(fails_at=0), ALL, Checkpoint(tmp_path / "state"))[1]
     assert torch.equal(found.moment().sum, kept[1].moment().sum)
 
 
 def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
     path = tmp_path / "transformer.h.1.mlp.c_proj_float32_mom2_100000.npz"
-    exported(kept[1], path)
+    export_statistics(kept[1], path)
     with np.load(path, allow_pickle=False) as file:
         assert set(file) == {"mom2.mom2", "mom2.count", "mom2.constructor", "sample_size"}
         assert file["mom2.mom2"].dtype == np.float32
         assert int(file["mom2.count"]) == kept[1].facts["tokens"]
-    one = imported(path, lm, 1)
+    one = import_statistics(path, lm, 1)
     assert one.id not in {kept[0].id, kept[1].id}
     assert one.facts["corpus"] == f"imported from {path.name}"
     torch.testing.assert_close(one.of(lm, 1).sum, kept[1].moment().sum, rtol=1e-6, atol=1e-4)
@@ -444,16 +444,16 @@ def test_other_arrays_are_not_taken_over(
     path = tmp_path / "some.npz"
     np.savez(path, **arrays)
     with pytest.raises(ArtifactError, match=culprit):
-        imported(path, lm, 1)
-    assert listed() == []
+        import_statistics(path, lm, 1)
+    assert list_statistics() == []
 
 
 def test_a_file_without_a_model_needs_one(lm: Lm, kept: Any, tmp_path: Path) -> None:
-    exported(kept[0], tmp_path / "a.npz")
+    export_statistics(kept[0], tmp_path / "a.npz")
     with pytest.raises(ArtifactError, match="give -m MODEL and --layer N"):
-        imported(tmp_path / "a.npz")
+        import_statistics(tmp_path / "a.npz")
     with pytest.raises(ArtifactError, match="layers 0 to 3, not 9"):
-        imported(tmp_path / "a.npz", lm, 9)
+        import_statistics(tmp_path / "a.npz", lm, 9)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"no \.npz of the released"):
-        imported(tmp_path / "cut.npz", lm, 0)
+        import_statistics(tmp_path / "cut.npz", lm, 0)

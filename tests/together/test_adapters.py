@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lmedit import Dense, Lm, LowRank, Update, load_lm, load_patch
 from lmedit.edits import lora as module
 from lmedit.edits.ledger import applied
-from lmedit.edits.lora import adapter_of, proved, read_adapter, write_adapter
+from lmedit.edits.lora import adapter_of, prove_adapter, read_adapter, write_adapter
 from lmedit.errors import ArtifactError
 from lmedit.tiny import FAMILIES, tiny_family
 
@@ -48,7 +48,7 @@ def test_peft_gives_the_edited_models_logits(family: str, tmp_path: Path) -> Non
     updates = [low(lm, 0, 1), low(lm, 1, 3), low(lm, 0, 2)]
     adapter = adapter_of(updates)
     write_adapter(lm, adapter, tmp_path / "adapter", {})
-    assert proved(lm, updates, tmp_path / "adapter") < 1e-3
+    assert prove_adapter(lm, updates, tmp_path / "adapter") < 1e-3
     assert lm.weights_digest() == before
     assert {name: p.requires_grad for name, p in lm.model.named_parameters()} == flags
     assert not any("lora" in name for name, _ in lm.model.named_modules())
@@ -178,7 +178,7 @@ def test_without_peft_the_way_to_it_is_told_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(ArtifactError, match=r"pip install 'lmedit\[adapters\]'"):
-        proved(tiny_family("gpt2"), [], tmp_path)
+        prove_adapter(tiny_family("gpt2"), [], tmp_path)
     lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
     done = lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter")
     assert "pip install 'lmedit[adapters]'" in done.stderr

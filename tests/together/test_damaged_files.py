@@ -24,7 +24,14 @@ from small_world import save_model
 from lmedit import Dense, Ledger, Lm, LowRank, Update, load_lm, load_patch, save_patch
 from lmedit.edits.ledger import applied, base_of, identity_of
 from lmedit.edits.lora import adapter_of, read_adapter, write_adapter
-from lmedit.edits.model_folders import Edited, log, opened, read_patches, with_edits, written
+from lmedit.edits.model_folders import (
+    EditedModel,
+    add_edits,
+    log,
+    open_folder,
+    read_patches,
+    write_folder,
+)
 from lmedit.edits.recipes import read_recipe
 from lmedit.errors import ArtifactError, LmeditError, ModelError
 from lmedit.storage.tensors import load_tensors, save_tensors
@@ -74,8 +81,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
             "metrics": {"before": {"target_new": 0.1}, "after": {"target_new": 0.9}},
         }  # fmt: skip
         save_patch(path, update, facts)
-    whole = opened(str(model))
-    written(with_edits(whole, read_patches(whole, found)), folder / "edited")
+    whole = open_folder(str(model))
+    write_folder(add_edits(whole, read_patches(whole, found)), folder / "edited")
     return World(lm, model, found, folder / "edited")
 
 
@@ -146,9 +153,9 @@ def test_a_damaged_patch_never_leaves_a_model_partly_edited(world: World, which:
         wanted = lm.weights_digest()
     refused = 0
     for forged in damaged_patches(path, 500, seed=10 + which):
-        model = Edited(lm, Ledger(lm), {"name": lm.name, "digest": before})
+        model = EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": before})
         try:
-            with_edits(model, read_patches(model, [world.patches[1 - which], path]))
+            add_edits(model, read_patches(model, [world.patches[1 - which], path]))
         except LmeditError:
             refused += 1
             model.ledger.take_out(*(entry.id for entry in model.ledger.entries))
@@ -203,7 +210,7 @@ def test_what_is_far_too_large_is_refused_before_it_is_read(
     """Sparse files: of gigabytes by what they say, of nothing on the disk."""
     path = tmp_path / "huge.safetensors"
     _, facts = load_patch(world.patches[0])
-    model = Edited(world.lm, Ledger(world.lm), {"name": "m", "digest": world.lm.digest})
+    model = EditedModel(world.lm, Ledger(world.lm), {"name": "m", "digest": world.lm.digest})
     site = {"parameter": world.lm.mlp_out(0).parameter, "transposed": True}
     for delta, shapes in (
         ("dense", {"values": (10**5, 10**5)}),
@@ -229,7 +236,7 @@ def test_what_is_far_too_large_is_refused_before_it_is_read(
         path.unlink()
 
 
-def seen(model: Edited) -> Any:
+def seen(model: EditedModel) -> Any:
     """All that an edited folder says of its model, and the parameters as they were."""
     base = {site: values.tolist() for site, values in model.ledger.base.items()}
     return model.head, base, [(e.id, identity_of(e.update)) for e in model.ledger.entries]
@@ -243,7 +250,7 @@ def test_a_damaged_ledger_is_an_error_or_the_same(world: World, file: str) -> No
     path = world.edited / file
     if file == "a patch":
         path = sorted((world.edited / "lmedit-edits").glob(f"{'[0-9a-f]' * 64}.safetensors"))[0]
-    wanted, data, draw = seen(opened(str(world.edited))), path.read_bytes(), Random(4)
+    wanted, data, draw = seen(open_folder(str(world.edited))), path.read_bytes(), Random(4)
     refused, messages = 0, []
     for number in range(250):
         if number % 2:
@@ -253,7 +260,7 @@ def test_a_damaged_ledger_is_an_error_or_the_same(world: World, file: str) -> No
         else:
             path.write_bytes(header_changed(data, draw))
         try:
-            assert seen(opened(str(world.edited))) == wanted
+            assert seen(open_folder(str(world.edited))) == wanted
         except ArtifactError:
             refused += 1
         try:
@@ -274,9 +281,9 @@ def test_a_folder_that_lacks_or_mixes_up_its_files_is_refused(world: World) -> N
                 continue
             path.unlink() if content is None else path.write_bytes(content)
             with pytest.raises(ArtifactError):
-                opened(str(world.edited))
+                open_folder(str(world.edited))
             path.write_bytes(data)
-    assert len(opened(str(world.edited)).ledger.entries) == 2
+    assert len(open_folder(str(world.edited)).ledger.entries) == 2
 
 
 def test_commands_refuse_damaged_ledgers_and_recipes(lmedit: Run, world: World) -> None:

@@ -11,7 +11,7 @@ from small_world import FACT, save_model
 
 from lmedit import Lm, build_options, load, load_lm
 from lmedit.edits.ledger import Ledger, applied
-from lmedit.edits.lora import adapter_of, proved, write_adapter
+from lmedit.edits.lora import adapter_of, prove_adapter, write_adapter
 from lmedit.edits.model_folders import replacing_folder
 from lmedit.errors import ModelError
 from lmedit.models import load as loading
@@ -60,7 +60,7 @@ def spread(lm: Lm, outside: str | None, folder: Path) -> Lm:
 def proved_adapter(lm: Lm, update: Update, folder: Path) -> float:
     adapter = adapter_of([update], rank=64)
     write_adapter(lm, adapter, folder, {})
-    return proved(lm, [update], folder)
+    return prove_adapter(lm, [update], folder)
 
 
 def hooked(lm: Lm) -> list[str]:

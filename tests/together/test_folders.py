@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmedit import load_lm, load_patch
 from lmedit.edits import model_folders as folders
-from lmedit.edits.model_folders import opened, written
+from lmedit.edits.model_folders import open_folder, write_folder
 from lmedit.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -191,11 +191,11 @@ def test_a_crash_leaves_the_old_folder(
     def crash(*_: object, **__: object) -> None:
         raise error
 
-    edited = opened(str(folder))
+    edited = open_folder(str(folder))
     folders.with_edits(edited, folders.read_patches(edited, patches[1:2]))
     monkeypatch.setattr(f"lmedit.{moment}", crash)
     with pytest.raises((KeyboardInterrupt, ArtifactError)):
-        written(edited, folder)
+        write_folder(edited, folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lmedit import Dense, LowRank, Site, Update, load_patch, save_patch
 from lmedit.edits.ledger import base_of
-from lmedit.edits.model_folders import Edited, opened, verified, written
+from lmedit.edits.model_folders import EditedModel, open_folder, verify_folder, write_folder
 from lmedit.storage import atomic as parts
 from lmedit.storage.atomic import PREFIX, part_of
 
@@ -70,11 +70,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> tuple[Edited, Edited]:
+def two(tmp_path: Path) -> tuple[EditedModel, EditedModel]:
     """One model with one edit in it, and with two."""
     folder, found = save_model(tmp_path / "model", seed=0), []
     for edits in (1, 2):
-        model = opened(str(folder))
+        model = open_folder(str(folder))
         for number in range(edits):
             random = torch.Generator().manual_seed(number)
             change = LowRank(
@@ -88,30 +88,30 @@ def two(tmp_path: Path) -> tuple[Edited, Edited]:
 
 @pytest.mark.slow
 def test_a_killed_write_of_a_folder_leaves_the_old_or_the_new(
-    two: tuple[Edited, Edited], tmp_path: Path
+    two: tuple[EditedModel, EditedModel], tmp_path: Path
 ) -> None:
     out, draw = tmp_path / "place" / "edited", Random(0)
     known = {}
     for model in (*two[::-1], two[0]):
         started = time.perf_counter()
-        written(model, out)
+        write_folder(model, out)
         seconds = time.perf_counter() - started
         known[content(out)] = model
 
     def write_both() -> None:
         for model in two:
-            written(model, out)
+            write_folder(model, out)
 
     left = interrupted = 0
     for _ in range(KILLS):
         killed_while(write_both, after=draw.random() * 4 * seconds)
         model = known[content(out)]
-        assert verified(opened(str(out))) == model.base["digest"]
+        assert verify_folder(open_folder(str(out))) == model.base["digest"]
         interrupted += bool(hidden(out.parent))
         left = max(left, len(hidden(out.parent)))
     assert interrupted > KILLS // 4, "hardly one was killed while it wrote"
     assert left == 1, "what one left, the next one takes away"
-    written(two[0], out)
+    write_folder(two[0], out)
     assert [path.name for path in out.parent.iterdir()] == ["edited"]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmedit.actions import plan as planning
+from lmedit.actions import estimate as planning
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -42,6 +42,10 @@ class ModelChangedError(BrokenPluginError):
         self.what = what
 
 
+class UsageError(LmeditError):
+    """Flags that do not fit together; the command line exits with 2."""
+
+
 class OptionError(LmeditError):
     """An option value that its method refuses."""
 

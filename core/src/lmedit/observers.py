@@ -136,7 +136,7 @@ def _written(result: Any) -> list[int]:
     return [getattr(tensor, "_version", 0) for tensor in found]
 
 
-def observed(methods: Sequence[LoadedMethod], names: Sequence[str]) -> None:
+def observe_all(methods: Sequence[LoadedMethod], names: Sequence[str]) -> None:
     """Let each of the observers *names* watch all *methods*."""
     for name in names:
         plugin = observer(name)

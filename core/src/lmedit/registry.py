@@ -41,7 +41,7 @@ BUILT_IN = "lmedit:"
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """One method as its distribution announces it; nothing of it has been imported."""
 
     name: str
@@ -74,9 +74,9 @@ class LoadedMethod:
         return f"method {self.name!r} of {self.distribution}"
 
 
-def entries() -> list[Entry]:
+def entries() -> list[MethodEntry]:
     """All announced methods by name, broken and blocked ones included; imports none."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[MethodEntry]] = {}
     for distribution in importlib.metadata.distributions():
         for point in distribution.entry_points.select(group=GROUP):
             found.setdefault(point.name, []).append(_entry(point, distribution))
@@ -85,7 +85,7 @@ def entries() -> list[Entry]:
 
 def _entry(
     point: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
-) -> Entry:
+) -> MethodEntry:
     metadata = distribution.metadata
     urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
     papers = [parts[-1].strip() for parts in urls if parts[0].strip().lower() == "paper"]
@@ -94,7 +94,7 @@ def _entry(
         state = "broken"
     elif not _allowed(point.name):
         state, reason = "blocked", f"not named in {BLOCK_VARIABLE}"
-    return Entry(
+    return MethodEntry(
         point.name, metadata["Name"], distribution.version, "".join(papers[:1]),
         point.value, state, reason,
     )  # fmt: skip
@@ -124,14 +124,14 @@ def _allowed(name: str) -> bool:
     return only is None or name in {part.strip() for part in only.split(",")}
 
 
-def _one_of(name: str, claims: Sequence[Entry]) -> Entry:
+def _one_of(name: str, claims: Sequence[MethodEntry]) -> MethodEntry:
     """The one claim on *name*, or a broken entry that names both distributions."""
     owners = sorted({claim.distribution for claim in claims})
     if len(owners) == 1:
         return claims[0]
     reason = f"the name {name!r} is claimed by {' and '.join(owners)}; uninstall one"
     versions = ", ".join(c.version for c in sorted(claims, key=lambda claim: claim.distribution))
-    return Entry(name, ", ".join(owners), versions, "", "", "broken", reason)
+    return MethodEntry(name, ", ".join(owners), versions, "", "", "broken", reason)
 
 
 def load(name: str) -> LoadedMethod:
@@ -248,18 +248,18 @@ def resolve(
     return found
 
 
-def check(entry: Entry) -> Entry:
+def check(entry: MethodEntry) -> MethodEntry:
     """The entry after an attempt to load it: still ok, or broken with the reason."""
     if entry.state != "ok":
         return entry
     try:
         load(entry.name)
     except LmeditError as error:
-        return Entry(**{**entry.__dict__, "state": "broken", "reason": str(error)})
+        return MethodEntry(**{**entry.__dict__, "state": "broken", "reason": str(error)})
     return entry
 
 
-def _cannot_load(entry: Entry, error: BaseException) -> str:
+def _cannot_load(entry: MethodEntry, error: BaseException) -> str:
     return (
         f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
         f"{last_line(error)}; mend or uninstall {entry.distribution}"

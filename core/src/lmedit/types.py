@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmedit import _moved
-from lmedit.charts.html import described
+from lmedit.charts.html import html_of
 from lmedit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Location:
 
     def _repr_html_(self) -> str:
         sites = [site.parameter for site in self.sites]
-        return described({"sites": sites, **self.evidence}, self.charts)
+        return html_of({"sites": sites, **self.evidence}, self.charts)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Probed:
     """What can be averaged over facts: by chart and series one number for each block."""
 
     def _repr_html_(self) -> str:
-        return described(self.values, self.charts)
+        return html_of(self.values, self.charts)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Update:
 
     def _repr_html_(self) -> str:
         changes = {site.parameter: _described_change(delta) for site, delta in self.deltas.items()}
-        return described({**changes, **self.notes})
+        return html_of({**changes, **self.notes})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lmedit.options import build_options
 from lmedit.pipeline import load_prepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import load
-from lmedit.stats import Moment, counting, listed
+from lmedit.stats import Moment, counting, list_statistics
 from lmedit.tiny import tiny_lm
 from lmedit_rome.statistics import factor
 
@@ -224,7 +224,7 @@ def test_options_prepared_next_are_counted_in_the_same_pass(
     several = [options(layer=layer) for layer in (0, 1, 3)]
     beside = [*several, options(layer=2, samples=7)]
     prepare(rome, lm, several[0], Documents(), beside)
-    assert {one.facts["layer"] for one in listed()} == {0, 1, 3}
+    assert {one.facts["layer"] for one in list_statistics()} == {0, 1, 3}
     shared = prepare(rome, lm, several[2], Documents(fails_at=0), beside)
     assert torch.equal(shared.prepared.tensors["cholesky"], alone)
 
@@ -233,7 +233,7 @@ def test_rome_is_prepared_on_statistics_that_were_counted_before(
     lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions]
 ) -> None:
     made = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
-    (one,) = listed()
+    (one,) = list_statistics()
     again = prepare(rome, lm, options(), one)
     assert again.prepared.facts["corpus"] == one.name
     assert torch.equal(again.prepared.tensors["cholesky"], made)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def one_text(result: dict[str, Any]) -> str:
+def edit_text(result: dict[str, Any]) -> str:
     """Before and after side by side: the prompt, a paraphrase, a neighbour, the targets."""
     request, before, after = result["request"], result["before"], result["after"]
     prompts = {"prompt": request["prompt"].replace("{}", request["subject"])}

@@ -11,12 +11,12 @@ from lmedit.cases import cases_given
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.scoring import scoring_of
-from lmedit.compare.table import contests, failures
+from lmedit.compare.table import difference_lines, failures
 from lmedit.errors import RequestError, UnknownNameError
 from lmedit.report.page import page
-from lmedit.report.read import RESULTS, Run, read_run
+from lmedit.report.read import RESULTS, FinishedRun, read_run
 from lmedit.report.tables import as_html, as_table
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Comparison:
     """What methods did to cases: printed it is a table, in a notebook too."""
 
-    run: Run
+    run: FinishedRun
 
     @classmethod
     def read(cls, folder: str | Path) -> Comparison:
@@ -47,12 +47,12 @@ class Comparison:
 
     def page(self, path: str | Path) -> None:
         """Write the report to *path*: one HTML file that needs no network."""
-        with written_whole(Path(path)) as part:
+        with write_whole(Path(path)) as part:
             part.write_text(page(self.run), encoding="utf-8", errors="replace")
 
     def _remarks(self) -> list[str]:
         """By how much each method is ahead of each other, and what failed."""
-        return [*contests(self.run.raw.get("differences", ())), *failures(self.rows)]
+        return [*difference_lines(self.run.raw.get("differences", ())), *failures(self.rows)]
 
     def __str__(self) -> str:
         return "\n".join([as_table(self.run), "", *self._remarks()]).rstrip()

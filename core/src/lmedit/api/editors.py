@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.cases import cases_given, corpus_of, texts_given
+from lmedit.cases import cases_given
 from lmedit.errors import NotPreparedError
 from lmedit.options import build_options
-from lmedit.pipeline import prepare, ready
+from lmedit.plan import editor_for, text_of
 from lmedit.registry import load, load_file
-from lmedit.stats import PREFIX, statistics_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from lmedit.cases import CasesGiven
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
+    from lmedit.plan import Texts
     from lmedit.types import Material
-
-    Texts = str | Path | Iterable[str]
 
 
 def editor(
@@ -45,24 +41,11 @@ def editor(
         material = text_of(text, lm, download=download)
     elif loaded.method.prepares_on == "cases" and cases is not None:
         material = cases_given(cases, download=download)
-    if material is not None:
-        return prepare(loaded, lm, chosen, material)
     try:
-        return ready(loaded, lm, chosen)
+        return editor_for(loaded, lm, chosen, material, train=material is not None)
     except NotPreparedError:
         needed = "cases" if loaded.method.prepares_on == "cases" else "text"
         raise NotPreparedError(
             f"{loaded.name}: not prepared for {lm.name} with these options; give {needed}= to "
             "prepare it on"
         ) from None
-
-
-def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material | None:
-    """A corpus, or statistics that were counted before (``stats:ID``); None: *lm*'s own text."""
-    if given is not None and not isinstance(given, str | Path):
-        return texts_given(given)
-    name = None if given is None else str(given)
-    if name is not None and name.startswith(PREFIX):
-        return statistics_named(name)
-    found: Material | None = corpus_of(name, lm.text, download=download)
-    return found

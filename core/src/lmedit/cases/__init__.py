@@ -6,6 +6,7 @@ from lmedit.cases.load import (
     CaseSet,
     CasesGiven,
     cases_given,
+    cases_of_world,
     load_cases,
     load_facts,
     load_knowns,
@@ -16,5 +17,6 @@ from lmedit.cases.sources import SOURCES, stored
 
 __all__ = [
     "SOURCES", "BrokenCase", "CaseSet", "CasesGiven", "Known", "KnownSet", "cases_given",
+    "cases_of_world",
     "corpus_of", "load_cases", "load_facts", "load_knowns", "pull", "stored", "texts_given",
 ]  # fmt: skip

@@ -72,6 +72,12 @@ def load_cases(name: str, limit: int | None = None, *, download: bool = False) -
     return CaseSet(name, digest, _items(lines, layout, limit, path or rest))
 
 
+def cases_of_world(name: str) -> CaseSet | None:
+    """The cases of the world *name* that editors are trained on; None if it has none."""
+    world = worlds().get(name)
+    return load_cases(str(world.training)) if world and world.training else None
+
+
 def cases_given(given: CasesGiven, limit: int | None = None, *, download: bool = False) -> CaseSet:
     """The first *limit* cases of *given*; raises `CasesError` where there are none.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.charts.figures import inline, picture, pyplot
 from lmedit.errors import OptionError
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def draw(charts: Sequence[Chart], path: Path) -> None:
     check(path)
     kind = path.suffix.lower().removeprefix(".")
     content = _page(inline(charts)).encode("utf-8") if kind == "html" else picture(charts, kind)
-    with written_whole(path) as part:
+    with write_whole(path) as part:
         part.write_bytes(content)
 
 

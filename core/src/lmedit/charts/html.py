@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>{''.join([*lines, *(_row('td', row) for row in rows)])}</table>"
 
 
-def described(values: Mapping[str, Any], charts: Sequence[Chart] = ()) -> str:
+def html_of(values: Mapping[str, Any], charts: Sequence[Chart] = ()) -> str:
     """*values*, a line each, and *charts* below; where these cannot be drawn, why."""
     told = table((), ((name, short(value)) for name, value in values.items())) if values else ""
     try:

@@ -26,7 +26,7 @@ from lmedit.cli.report import report
 from lmedit.cli.show import show
 from lmedit.cli.stats import stats
 from lmedit.cli.tune import tune
-from lmedit.errors import LmeditError
+from lmedit.errors import LmeditError, UsageError
 from lmedit.version import __version__
 
 
@@ -41,6 +41,8 @@ class Cli(click.Group):
         """Run the command; an `LmeditError` becomes a click error."""
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
         except LmeditError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, model_flags, note, quiet_hub
+from lmedit.cli.common import fact_line, json_flag, model_flags, note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.edits.model_folders import Edited
+    from lmedit.edits.model_folders import EditedModel
     from lmedit.edits.recipes import Recipe
     from lmedit.types import Update
 
@@ -41,8 +41,9 @@ def apply(
     Stock transformers loads it. Its ledger lets each edit be taken out again, in any order
     (lmedit revert). The model given by -m, their base or a folder with other edits, is left alone.
     """
-    from lmedit.edits.model_folders import opened, with_edits, written
+    from lmedit.edits.model_folders import add_edits, open_folder, write_folder
     from lmedit.edits.model_folders import read_patches as read
+    from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)
     if bool(patches) == bool(chosen):
@@ -50,17 +51,17 @@ def apply(
     if chosen and recipe:
         model, patches = chosen.base, tuple(chosen.patches(recipe))
     quiet_hub()
-    edited = opened(model, device=device, dtype=dtype, download=download)
+    edited = open_folder(model, device=device, dtype=dtype, download=download)
     if chosen:
         chosen.check_base(edited)
     found = read(edited, patches)
     if chosen:
         chosen.check_edits([update for update, _ in found])
     _tell_rounding(edited, patches, [update for update, _ in found])
-    with_edits(edited, found)
+    add_edits(edited, found)
     if chosen:
         chosen.check_result(edited)
-    written(edited, out)
+    write_folder(edited, out)
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
 
 
@@ -79,14 +80,15 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 
     What is left is, bit for bit, the base with the other edits.
     """
+    from lmedit.edits.model_folders import find_edits, open_folder, write_folder
     from lmedit.edits.model_folders import log as log_of
-    from lmedit.edits.model_folders import named, opened, written
+    from lmedit.plan import quiet_hub
 
     quiet_hub()
     log_of(folder)
-    edited = opened(str(folder), device="cpu")
-    edited.ledger.take_out(*named(edited, edits))
-    written(edited, out or folder)
+    edited = open_folder(str(folder), device="cpu")
+    edited.ledger.take_out(*find_edits(edited, edits))
+    write_folder(edited, out or folder)
     left = len(edited.ledger.entries)
     what = f"{left} edit(s) are left" if left else f"it is {edited.base['name']} again, to the bit"
     note(f"{out or folder}: {what}")
@@ -114,21 +116,22 @@ def log(folder: Path, *, as_json: bool) -> None:
 def verify(folder: Path, recipe: Path | None) -> None:
     """Check that the weights of FOLDER are its base with the edits of its ledger, to the bit."""
     from lmedit.edits.model_folders import log as log_of
-    from lmedit.edits.model_folders import opened, verified
+    from lmedit.edits.model_folders import open_folder, verify_folder
+    from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)
     quiet_hub()
     log_of(folder)
-    edited = opened(str(folder), device="cpu")
+    edited = open_folder(str(folder), device="cpu")
     if chosen:
         chosen.check_base(edited)
         chosen.check_result(edited)
     count = len(edited.ledger.entries)
-    digest = verified(edited)
+    digest = verify_folder(edited)
     click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
 
 
-def _tell_rounding(edited: Edited, patches: Sequence[Path], updates: Sequence[Update]) -> None:
+def _tell_rounding(edited: EditedModel, patches: Sequence[Path], updates: Sequence[Update]) -> None:
     """Say of each edit how much of it a model of half precision keeps."""
     from lmedit.metrics.weights import survival
 

@@ -10,21 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import (
-    json_flag,
-    load_methods,
-    load_model,
-    materials,
-    method_flags,
-    model_flags,
-    note,
-)
+from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
 
 if TYPE_CHECKING:
     from lmedit.laws import Trial
     from lmedit.models import Lm
-    from lmedit.options import Options
-    from lmedit.registry import LoadedMethod
+    from lmedit.plan import Setup
     from lmedit.types import Prepared, Request
 
 
@@ -33,29 +24,23 @@ if TYPE_CHECKING:
 @model_flags
 @method_flags
 @json_flag
-def check(
-    method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...], *,
-    download: bool, as_json: bool,
-) -> None:  # fmt: skip
+def check(method: str, *, as_json: bool, **given: Any) -> None:
     """Try the laws (docs/hooks.md) on a method, law by law; exit code 1 where one is broken.
 
     Statistics are prepared for it. A method that is trained on cases must be prepared before.
     """
     from lmedit.laws import Verdict, verdicts
-    from lmedit.options import build_options, for_methods
+    from lmedit.plan import set_up
     from lmedit.registry import load_file
 
     if method.endswith(".py"):
-        plugins += (Path(method),)
+        given["plugins"] += (Path(method),)
         method = load_file(Path(method)).name
-    (loaded,) = load_methods([method], plugins, observers)
-    lm = load_model(model, device, dtype, download=download)
-    given = for_methods(pairs, [loaded.name])[loaded.name]
-    options = build_options(loaded.method, given, lm, seed)
-    material = materials(lm, [loaded], corpora, download=download)[loaded.name]
+    given["methods"] = (method,)
+    setup = set_up(plan_of(given), note)
+    (loaded,) = setup.methods
     found: list[Verdict] = []
-    for verdict in verdicts(_trial(loaded, lm, options, material)):
+    for verdict in verdicts(_trial(setup)):
         found.append(verdict)
         if not as_json:
             click.echo(_text(verdict))
@@ -65,9 +50,9 @@ def check(
     if loaded.method.prepares_on == "cases":
         note(f"{loaded.name} was prepared before: its training was not tried")
     if broken:
-        note(f"{loaded.name} on {lm.name}: not kept: {', '.join(broken)}")
+        note(f"{loaded.name} on {setup.lm.name}: not kept: {', '.join(broken)}")
         raise click.exceptions.Exit(1)
-    note(f"{loaded.name} on {lm.name}: all laws are kept")
+    note(f"{loaded.name} on {setup.lm.name}: all laws are kept")
 
 
 def _text(verdict: Any) -> str:
@@ -75,23 +60,28 @@ def _text(verdict: Any) -> str:
     return f"{verdict.law}  {verdict.state:<9}  {verdict.says}{reason}"
 
 
-def _trial(loaded: LoadedMethod, lm: Lm, options: Options, material: Any) -> Trial:
+def _trial(setup: Setup) -> Trial:
     from lmedit.laws import OTHER, REQUEST, Trial
-    from lmedit.pipeline import ready
     from lmedit.storage.tensors import Checkpoint
+
+    (loaded,) = setup.methods
+    options = setup.options(loaded)
 
     def prepare() -> Prepared:
         if loaded.method.prepares_on == "cases":
-            return ready(loaded, lm, options, material).prepared
+            return setup.editor(loaded, options).prepared
         with tempfile.TemporaryDirectory() as folder:
             found: Prepared = loaded.manager.hook.edit_prepare(
-                lm=lm, options=options, corpus=material, beside=(),
+                lm=setup.lm,
+                options=options,
+                corpus=setup.material(loaded),
+                beside=(),
                 checkpoint=Checkpoint(Path(folder) / "state"),
-            )  # fmt: skip
+            )
         return found
 
-    request, other = _facts(lm) or (REQUEST, OTHER)
-    return Trial(loaded, lm, options, prepare, loaded.name, request, other)
+    request, other = _facts(setup.lm) or (REQUEST, OTHER)
+    return Trial(loaded, setup.lm, options, prepare, loaded.name, request, other)
 
 
 def _facts(lm: Lm) -> tuple[Request, Request] | None:

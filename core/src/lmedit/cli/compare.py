@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note
-from lmedit.cli.contest import LIMIT, Chosen, contest_of, take_part
-from lmedit.cli.workers import helpers
+from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
-"""Those of `compare.published`, which is not imported to answer --help."""
+"""The keys of `compare.paper_tables.PRESETS`, which --help does not import."""
+LIMIT = 100
 
 case_flags = flags(
     click.option("--cases", "cases_name",
@@ -30,7 +30,7 @@ case_flags = flags(
                  help="Processes that share the work, each with a model of its own."),
     click.option("--preset", type=click.Choice(PAPER_TABLES),
                  help="A table of the ROME paper: its cases, how many, its metrics, and its "
-                 "figures beside where the model is one of the paper's."),
+                 "figures with_paper_rows where the model is one of the paper's."),
 )  # fmt: skip
 
 metric_flags = flags(
@@ -74,37 +74,41 @@ regime_flags = flags(
 @model_flags
 @method_flags
 @json_flag
-def compare(**given: Any) -> None:
+def compare(
+    names: tuple[str, ...],
+    folder: Path | None,
+    workers: int,
+    *,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Compare methods on cases; no METHOD named: every installed one that works.
 
     Each case is edited and scored by itself; the weights are checked by hash.
     """
-    from lmedit.compare.paper_tables import published
+    from lmedit.actions.compare import Measuring, set_up_comparison, take_part
     from lmedit.storage.json_files import write_json
 
-    chosen = Chosen(**given)
-    if chosen.regime != "single" and chosen.in_context:
-        raise click.UsageError("--in-context touches no weight and has no --regime but single")
-    folder = chosen.folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    contest = contest_of(chosen)
-    with helpers(chosen.workers, partial(take_part, chosen, folder)):
-        results = contest(folder)
-    if chosen.preset:
-        names = [row["method"] for row in results["rows"]]
-        results["published"] = published(chosen.preset, contest.lm, contest.cases, names)
+    given["methods"] = names
+    plan = plan_of(given)
+    measuring = Measuring(**given)
+    folder = folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    comparing = set_up_comparison(plan, measuring, note)
+    with worker_processes(workers, partial(take_part, plan, measuring, folder)):
+        results = comparing(folder)
     write_json(folder / "results.json", results)
-    _show(results, as_json=chosen.as_json)
+    _show(results, as_json=as_json)
     note(f"the model is BASE, checked by hash; results are in {folder}")
 
 
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
-    from lmedit.compare.table import beside, contests, failures, retention, table
+    from lmedit.compare.table import difference_lines, failures, retention, table, with_paper_rows
 
     if as_json:
         click.echo(json.dumps(results, indent=1, ensure_ascii=False))
     else:
-        parts = [[table(beside(results))], retention(results.get("curve", [])),
-                 contests(results["differences"])]  # fmt: skip
+        parts = [[table(with_paper_rows(results))], retention(results.get("curve", [])),
+                 difference_lines(results["differences"])]  # fmt: skip
         click.echo("\n\n".join("\n".join(part) for part in parts if part))
     for line in failures(results["rows"]):
         note(line)

@@ -9,15 +9,13 @@ from typing import Any
 import click
 
 from lmedit.cli.common import (
-    editors_for,
     fact_flags,
     fact_of,
     json_flag,
-    load_methods,
-    load_model,
     method_flags,
     model_flags,
     note,
+    plan_of,
 )
 
 
@@ -33,25 +31,22 @@ from lmedit.cli.common import (
 @model_flags
 @method_flags
 @json_flag
-def edit(
-    method: str, out: Path | None, model: str, device: str, dtype: str,
-    pairs: tuple[tuple[str, str], ...], plugins: tuple[Path, ...], observers: tuple[str, ...],
-    seed: int, corpora: tuple[str, ...], *, force: bool, download: bool, as_json: bool, **fact: Any,
-) -> None:  # fmt: skip
+def edit(method: str, out: Path | None, *, force: bool, as_json: bool, **given: Any) -> None:
     """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
 
     The model on disk is left alone; the patch holds the change.
     """
     from lmedit.actions.edit import edit_one
-    from lmedit.actions.edit_text import one_text
+    from lmedit.actions.edit_text import edit_text
+    from lmedit.plan import set_up
 
-    methods = load_methods([method], plugins, observers)
-    lm = load_model(model, device, dtype, download=download)
-    request = fact_of(lm, **fact)
-    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
+    given["methods"] = (method,)
+    setup = set_up(plan_of(given), note)
+    request = fact_of(setup.lm, **given)
+    (editor,) = setup.editors()
     result = edit_one(editor, request, out, force=force)
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
         return
-    click.echo(one_text(result))
+    click.echo(edit_text(result))
     note(f"the model is BASE; the edit is in {result['patch']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import load_model, model_flags, note, quiet_hub
+from lmedit.cli.common import model_flags, note
 
 FOLDER = click.Path(path_type=Path)
 
@@ -25,17 +25,18 @@ def export(
     Low-rank edits (rome, kn, mend, ke) are exact; of a dense one (ft) the lost share is told.
     The adapter is loaded by peft and compared with the edited model before this ends.
     """
-    from lmedit.edits.lora import adapter_of, check_peft, proved, write_adapter
-    from lmedit.edits.model_folders import opened, read_patches
+    from lmedit.edits.lora import adapter_of, check_peft, prove_adapter, write_adapter
+    from lmedit.edits.model_folders import open_folder, read_patches
+    from lmedit.plan import quiet_hub
 
     check_peft()
     quiet_hub()
-    base = opened(model, device=device, dtype=dtype, download=download)
+    base = open_folder(model, device=device, dtype=dtype, download=download)
     found = read_patches(base, patches)
     updates = [update for update, _ in found]
     adapter = adapter_of(updates, rank)
     write_adapter(base.lm, adapter, out, {"edits": [facts for _, facts in found]})
-    difference = proved(base.lm, updates, out)
+    difference = prove_adapter(base.lm, updates, out)
     if adapter.lost:
         note(f"{100 * adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
     click.echo(f"{out}: rank {adapter.rank}, largest difference of logits {difference:.2g}")
@@ -52,9 +53,10 @@ def import_(
     from lmedit.edits.ledger import base_of
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
+    from lmedit.plan import Plan
     from lmedit.version import __version__
 
-    lm = load_model(model, device, dtype, download=download)
+    lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     update = read_adapter(lm, folder)
     facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
              "adapter": folder.name, "model": base_of(lm, update)}  # fmt: skip

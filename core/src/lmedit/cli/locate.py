@@ -10,15 +10,13 @@ import click
 
 from lmedit.charts.html import short
 from lmedit.cli.common import (
-    editors_for,
     fact_flags,
     fact_of,
     json_flag,
-    load_methods,
-    load_model,
     method_flags,
     model_flags,
     note,
+    plan_of,
 )
 
 if TYPE_CHECKING:
@@ -55,29 +53,36 @@ if TYPE_CHECKING:
 )
 @json_flag
 def locate(
-    method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...],
-    plot: Path | None, facts: str | None, limit: int, *, download: bool, probe: bool,
-    as_json: bool, **fact: Any,
-) -> None:  # fmt: skip
+    method: str,
+    plot: Path | None,
+    facts: str | None,
+    limit: int,
+    *,
+    probe: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Show which parameters METHOD would change for a fact, with the evidence."""
+    from lmedit.plan import set_up
+
     if plot is not None:
         from lmedit.charts import files
 
         files.check(plot)
-    methods = load_methods([method], plugins, observers)
-    lm = load_model(model, device, dtype, download=download)
-    request = None if facts else fact_of(lm, **fact)
-    (editor,) = editors_for(lm, methods, pairs, seed=seed, corpora=corpora, download=download)
+    given["methods"] = (method,)
+    plan = plan_of(given)
+    setup = set_up(plan, note)
+    request = None if facts else fact_of(setup.lm, **given)
+    (editor,) = setup.editors()
     if request is None:
-        told, charts = _averages(editor, str(facts), limit, download=download)
+        told, charts = _averages(editor, str(facts), limit, download=plan.download)
         _say(told, charts, plot, as_json=as_json, method=method)
         return
     location = editor.locate(request)
     found: dict[str, Any] = {
         "method": method,
         "sites": [
-            {"parameter": site.parameter, "shape": list(lm.weight(site).shape)}
+            {"parameter": site.parameter, "shape": list(setup.lm.weight(site).shape)}
             for site in location.sites
         ],
         "evidence": dict(location.evidence),

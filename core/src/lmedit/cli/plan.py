@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, load_methods, method_flags, model_flags
+from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from lmedit.actions.plan import Plan
+    from lmedit.actions.estimate import Estimate
 
 GIGABYTE = 1e9
 
@@ -23,31 +22,31 @@ GIGABYTE = 1e9
 @model_flags
 @method_flags
 @json_flag
-def plan(
-    method: str, model: str, device: str, dtype: str, pairs: tuple[tuple[str, str], ...],
-    plugins: tuple[Path, ...], observers: tuple[str, ...], seed: int, corpora: tuple[str, ...], *,
-    download: bool, as_json: bool,
-) -> None:  # fmt: skip
+def plan(method: str, *, as_json: bool, **given: Any) -> None:
     """Predict memory and time of METHOD on a model, reading its config and no weights.
 
     Exit code 1 where it does not fit into the memory that is free.
     """
     import torch
 
-    from lmedit.actions.plan import plan as planned
-    from lmedit.models import outline
+    from lmedit.actions.estimate import estimate
     from lmedit.models.load import device_of
-    from lmedit.options import build_options, for_methods
+    from lmedit.plan import Setup
 
-    del corpora
-    (loaded,) = load_methods([method], plugins, observers)
-    lm = outline(model, dtype=dtype, download=download)
-    options = build_options(loaded.method, for_methods(pairs, [method])[method], lm, seed)
-    where = torch.device(device_of(device))
-    found = planned(loaded, lm, options, where)
+    given["methods"] = (method,)
+    plan = plan_of(given)
+    (loaded,) = plan.load_methods(note)
+    lm = plan.outline()
+    where = torch.device(device_of(plan.device))
+    found = estimate(loaded, lm, Setup(plan, (loaded,), lm).options(loaded), where)
     if as_json:
-        told = {"method": method, "model": lm.name, "number_type": lm.dtype_name,
-                "device": str(where), **found.as_json()}  # fmt: skip
+        told = {
+            "method": method,
+            "model": lm.name,
+            "number_type": lm.dtype_name,
+            "device": str(where),
+            **found.as_json(),
+        }
         click.echo(json.dumps(told, indent=1))
     else:
         click.echo(_text(found, f"{method} on {lm.name}, {lm.dtype_name}, {where}", lm.dtype_name))
@@ -55,7 +54,7 @@ def plan(
         raise click.exceptions.Exit(1)
 
 
-def _text(plan: Plan, title: str, dtype: str) -> str:
+def _text(plan: Estimate, title: str, dtype: str) -> str:
     """The plan as lines: what is always there, then each part with its sum and its time."""
     lines = [title, *_sizes(plan.fixed)]
     for name, work in plan.work.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, load_methods
+from lmedit.cli.common import fact_line, json_flag, note
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
@@ -34,7 +34,9 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
         told = described(Path(method))
         click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _of_patch(told))
         return
-    (loaded,) = load_methods([method], plugins)
+    from lmedit.plan import Plan
+
+    (loaded,) = Plan(methods=(method,), plugins=plugins).load_methods(note)
     description = describe(loaded)
     click.echo(json.dumps(description, indent=1) if as_json else _text(description))
 

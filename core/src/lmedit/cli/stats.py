@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, load_model, model_flags, note
+from lmedit.cli.common import json_flag, model_flags, note
 
 if TYPE_CHECKING:
     from lmedit.stats import Statistics
@@ -26,9 +26,9 @@ def stats() -> None:
 def list_(*, as_json: bool) -> None:
     """List what is stored. A method is prepared on one of them by --corpus stats:ID."""
     from lmedit.compare.table import aligned
-    from lmedit.stats import listed
+    from lmedit.stats import list_statistics
 
-    found = [_told(one) for one in listed()]
+    found = [_told(one) for one in list_statistics()]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -45,10 +45,10 @@ def list_(*, as_json: bool) -> None:
 def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Verify checksum, symmetry and condition number; no ID: of everything stored."""
     from lmedit.errors import ArtifactError
-    from lmedit.stats import listed, statistics_named
+    from lmedit.stats import list_statistics, statistics_named
 
     results = []
-    for one in [statistics_named(name) for name in ids] if ids else listed():
+    for one in [statistics_named(name) for name in ids] if ids else list_statistics():
         told = {"id": _told(one)["id"], "condition": None, "error": None}
         try:
             told["condition"] = one.verified()
@@ -76,9 +76,9 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
 )
 def export(name: str, out: Path) -> None:
     """Write one of them to a file, to take elsewhere."""
-    from lmedit.stats import exported, statistics_named
+    from lmedit.stats import export_statistics, statistics_named
 
-    exported(statistics_named(name), out)
+    export_statistics(statistics_named(name), out)
     note(f"written to {out}")
 
 
@@ -92,12 +92,13 @@ def import_(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Take over a file of lmedit stats export, or a released .npz of a model's layer."""
-    from lmedit.stats import imported
+    from lmedit.plan import Plan
+    from lmedit.stats import import_statistics
 
     lm = None
     if file.suffix == ".npz" and layer is not None:
-        lm = load_model(model, device, dtype, download=download)
-    one = imported(file, lm, layer)
+        lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
+    one = import_statistics(file, lm, layer)
     click.echo(json.dumps(_told(one), indent=1) if as_json else one.name)
     note(f"a method is prepared on it by --corpus {one.name}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,73 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import (
-    json_flag,
-    load_methods,
-    load_model,
-    materials,
-    method_flags,
-    model_flags,
-    note,
-)
-from lmedit.cli.workers import helpers
+from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from lmedit.options import Options
-    from lmedit.pipeline import Editor
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What the command line asks for."""
-
-    method: str
-    cases_name: str
-    limit: int
-    model: str
-    device: str
-    dtype: str
-    pairs: tuple[tuple[str, str], ...]
-    plugins: tuple[Path, ...]
-    observers: tuple[str, ...]
-    seed: int
-    corpora: tuple[str, ...]
-    download: bool
-
-    def loaded(self) -> Callable[[Path], dict[str, Any]]:
-        """Load and prepare everything; what is called with a run folder and does the sweep."""
-        from lmedit.cases import load_cases
-        from lmedit.compare.tuning import settings_of, tune
-        from lmedit.options import build_options, for_methods, typed
-        from lmedit.pipeline import prepare, ready
-
-        (loaded,) = load_methods([self.method], self.plugins, self.observers)
-        lm = load_model(self.model, self.device, self.dtype, download=self.download)
-        cases = load_cases(self.cases_name, download=self.download)
-        cases = replace(cases, items=cases.items[-self.limit :])
-        given = {
-            k: typed(v) for k, v in for_methods(self.pairs, [self.method])[self.method].items()
-        }
-        material = materials(lm, [loaded], self.corpora, download=self.download)[loaded.name]
-
-        def options_of(setting: Mapping[str, Any]) -> Options:
-            return build_options(loaded.method, {**given, **setting}, lm, self.seed)
-
-        everything = [options_of(setting) for setting in settings_of(loaded, lm, given)]
-
-        def prepared(setting: Mapping[str, Any]) -> Editor:
-            if material is None or loaded.method.prepares_on == "cases":
-                return ready(loaded, lm, options_of(setting), material)
-            return prepare(loaded, lm, options_of(setting), material, everything)
-
-        prepared({})
-        return partial(tune, lm, loaded, cases, given=given, prepared=prepared, seed=self.seed)
-
-    def take_part(self, folder: Path) -> None:
-        """Do what is left to do in *folder*: another worker's part."""
-        self.loaded()(folder)
+    from collections.abc import Mapping
 
 
 @click.command()
@@ -119,8 +56,14 @@ class Sweep:
 @method_flags
 @json_flag
 def tune(
-    folder: Path | None, workers: int, out: Path | None, *, as_json: bool, **given: Any
-) -> None:  # fmt: skip
+    method: str,
+    folder: Path | None,
+    workers: int,
+    out: Path | None,
+    *,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Find METHOD's layer, and what else it declares, for a model, by editing.
 
     Every setting edits a third of the facts, the best three all of them, beside the unedited
@@ -128,17 +71,19 @@ def tune(
     takes it. Causal tracing (lmedit locate rome --probe) shows where a model recalls a fact; it
     does not predict the layer that edits best (Hase et al. 2023), so layers are tried here.
     """
+    from lmedit.actions.tune import set_up_tuning, take_part
     from lmedit.options import read_tuned
     from lmedit.storage.json_files import write_json
 
-    sweep = Sweep(**given)
-    path = out or Path(f"{sweep.method}-tuned.json")
+    given["methods"] = (method,)
+    plan = plan_of(given)
+    path = out or Path(f"{method}-tuned.json")
     others = read_tuned(path) if path.exists() else {}
     folder = folder or Path("runs") / f"tune-{datetime.now():%Y%m%d-%H%M%S}"
-    work = sweep.loaded()
-    with helpers(workers, partial(sweep.take_part, folder)):
-        entry = work(folder)
-    write_json(path, {**others, sweep.method: entry})
+    tuning = set_up_tuning(plan, note)
+    with worker_processes(workers, partial(take_part, plan, folder)):
+        entry = tuning(folder)
+    write_json(path, {**others, method: entry})
     click.echo(json.dumps(entry, indent=1) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
 

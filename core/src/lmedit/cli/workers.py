@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def helpers(workers: int, work: Callable[[], object]) -> Iterator[None]:
+def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]:
     """The other workers, each a process that does what nobody else is at; gone when this ends.
 
     *work* is sent to them. The cores' threads are shared out. One that dies loses nothing: its

@@ -21,7 +21,7 @@ BASE, IN_CONTEXT = RESERVED
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A name; the editor of each case, None where no weight is touched; the case as it is asked."""
 
     name: str
@@ -31,9 +31,9 @@ class Entrant:
     """The one editor of all cases, where there is one."""
 
 
-def of_editor(editor: Editor) -> Entrant:
+def of_editor(editor: Editor) -> Candidate:
     """A method."""
-    return Entrant(editor.name, lambda _: editor, editor=editor)
+    return Candidate(editor.name, lambda _: editor, editor=editor)
 
 
 def in_context(case: Case) -> Case:
@@ -68,7 +68,7 @@ def in_context(case: Case) -> Case:
     return case.model_copy(update=changed)
 
 
-def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int) -> Entrant:
+def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int) -> Candidate:
     """The method at a layer drawn for each case: what its choice of layer is worth.
 
     *at_layer* makes the editor of one layer; each is made once, when a case draws it.
@@ -78,4 +78,4 @@ def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int
     def editor_of(case: Case) -> Editor:
         return made(int(key_of(seed=seed, case=case.id), 16) % lm.n_layers)
 
-    return Entrant(f"{name}-random-layer", editor_of)
+    return Candidate(f"{name}-random-layer", editor_of)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lmedit.compare.measures import FOLLOWS
+from lmedit.compare.result import Result
 from lmedit.metrics import counterfact, generated_text, locality, zsre
 from lmedit.metrics.counterfact import Contrast, mean
 from lmedit.metrics.generate import greedy, sampled
 from lmedit.metrics.teacher_forcing import score_targets
-from lmedit.replay.unmerged import Under
+from lmedit.replay.unmerged import RowEdits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from lmedit.metrics.health import HeldOut
     from lmedit.metrics.teacher_forcing import TargetScore
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Beside
+    from lmedit.replay.unmerged import UnmergedEdits
     from lmedit.types import Case, Probe
 
     Scores = dict[str, float | None]
@@ -33,19 +34,6 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 NEW_TOKENS, TEXT_TOKENS = 20, 100
 """New tokens of a greedy answer; tokens of a sampled text, its prompt with it."""
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What was measured on one case: scores by name, and what the model wrote, by prompt's kind."""
-
-    scores: Scores
-    generated: dict[str, str] = field(default_factory=dict)
-
-    def payload(self) -> dict[str, Any]:
-        """As the store keeps it."""
-        written = {"generated": self.generated} if self.generated else {}
-        return {"scores": self.scores, **written}
 
 
 @dataclass(frozen=True)
@@ -70,15 +58,15 @@ class Scoring:
                 self.heldout.digest if self.heldout else None,
                 self.references.digest if self.references else None]  # fmt: skip
 
-    def look(
+    def score(
         self, lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None],
-        edits: Beside | None = None, *, edited: bool = True,
-    ) -> list[Looked]:  # fmt: skip
+        edits: UnmergedEdits | None = None, *, edited: bool = True,
+    ) -> list[Result]:  # fmt: skip
         """Everything measured on each of *cases*; *before* is from the base.
 
         On *lm* as it is now, or with edit i of *edits* for case i.
         """
-        under = Under(edits, range(len(cases))) if edits else None
+        under = RowEdits(edits, range(len(cases))) if edits else None
         found = score_cases(lm, cases, under)
         written: list[dict[str, str]] = [{} for _ in cases]
         if "locality" in self.groups:
@@ -92,14 +80,14 @@ class Scoring:
             _join(found, _texts(lm, cases, own, self.references, under))
         if self.heldout is not None:
             for number in range(len(found)):
-                alone = under and Under(under.edits, [number])
+                alone = under and RowEdits(under.edits, [number])
                 found[number] |= self.heldout.measure(lm, alone) if edited else self.heldout.base
-        return [Looked(*pair) for pair in zip(found, written, strict=True)]
+        return [Result(*pair) for pair in zip(found, written, strict=True)]
 
-    def _sampled(self, lm: Lm, cases: Sequence[Case], under: Under | None) -> list[list[str]]:
+    def _sampled(self, lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[list[str]]:
         prompts = [case.generation for case in cases]
 
-        def write(flat: list[str], each: Under | None) -> list[str]:
+        def write(flat: list[str], each: RowEdits | None) -> list[str]:
             return sampled(lm, flat, TEXT_TOKENS, seed=self.seed, under=each)
 
         return _together(prompts, under, write)
@@ -112,8 +100,8 @@ def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> 
 
 
 def _together(
-    parts: Sequence[Sequence[Item]], under: Under | None,
-    work: Callable[[list[Item], Under | None], Sequence[Found]],
+    parts: Sequence[Sequence[Item]], under: RowEdits | None,
+    work: Callable[[list[Item], RowEdits | None], Sequence[Found]],
 ) -> list[list[Found]]:  # fmt: skip
     """``work(items, their edits)`` on the items of all cases at once, cut up by case again."""
     counts = [len(part) for part in parts]
@@ -126,7 +114,7 @@ def score_case(lm: Lm, case: Case) -> Scores:
     return score_cases(lm, [case])[0]
 
 
-def score_cases(lm: Lm, cases: Sequence[Case], under: Under | None = None) -> list[Scores]:
+def score_cases(lm: Lm, cases: Sequence[Case], under: RowEdits | None = None) -> list[Scores]:
     """The scores that every comparison measures, by name (`measures.MEASURES`); None for no probes.
 
     One batch for the probability contrasts and what must stay or follow; shares are in [0, 1].
@@ -141,7 +129,7 @@ def score_cases(lm: Lm, cases: Sequence[Case], under: Under | None = None) -> li
     for number, (case, more) in enumerate(zip(cases, asked, strict=True)):
         scores_of = _scores(case, more, scored[number])
         if case.locality or case.request.target_true is None:
-            scores_of |= _token_accuracies(lm, case, under and Under(under.edits, [number]))
+            scores_of |= _token_accuracies(lm, case, under and RowEdits(under.edits, [number]))
         found.append(scores_of)
     return found
 
@@ -169,7 +157,7 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
     return found | _right(asked, [score.correct for score in scored[count:]])
 
 
-def _token_accuracies(lm: Lm, case: Case, under: Under | None) -> Scores:
+def _token_accuracies(lm: Lm, case: Case, under: RowEdits | None) -> Scores:
     """zsRE's three shares of right tokens."""
     request = case.request
     known = [(probe.prompt, probe.answer) for probe in case.locality]
@@ -213,7 +201,7 @@ def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
     return {name: mean([float(hit) for hit in hits.values()]) for name, hits in right.items()}
 
 
-def _neighbours(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[Tensor | None]:
+def _neighbours(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[Tensor | None]:
     """The next tokens' log-probabilities after each case's neighbours, (neighbours, V)."""
     rows = _together(
         [case.neighbours for case in cases], under,
@@ -223,7 +211,7 @@ def _neighbours(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[Tens
 
 
 def _locality(
-    lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None], under: Under | None
+    lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None], under: RowEdits | None
 ) -> list[Scores]:
     """NS and NM with the edit's sentence in front (CounterFact+), and KL on the neighbours."""
     pairs = [
@@ -244,7 +232,7 @@ def _locality(
     return found
 
 
-def _generated(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[dict[str, str]]:
+def _generated(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[dict[str, str]]:
     """What the model writes by itself after the rewrite prompts and the paraphrases, by kind."""
     prompts = [[case.request.text, *case.paraphrases] for case in cases]
     written = _together(prompts, under, lambda flat, each: greedy(lm, flat, NEW_TOKENS, under=each))
@@ -253,7 +241,7 @@ def _generated(lm: Lm, cases: Sequence[Case], under: Under | None) -> list[dict[
 
 
 def _generation(
-    lm: Lm, cases: Sequence[Case], written: Sequence[Mapping[str, str]], under: Under | None
+    lm: Lm, cases: Sequence[Case], written: Sequence[Mapping[str, str]], under: RowEdits | None
 ) -> list[Scores]:
     targets = [case.request.target_new for case in cases]
     pairs = [(case.request.text, target) for case, target in zip(cases, targets, strict=True)]
@@ -273,7 +261,7 @@ def _generation(
 
 def _texts(
     lm: Lm, cases: Sequence[Case], own: Sequence[list[str]], references: References | None,
-    under: Under | None,
+    under: RowEdits | None,
 ) -> list[Scores]:  # fmt: skip
     """GE of the sampled texts; RS and essence where there are reference texts of the case."""
     found: list[Scores] = [{"GE": generated_text.generation_entropy(each)} for each in own]
@@ -281,7 +269,7 @@ def _texts(
         assert references is not None
         same, subjects = references.of(case)
         both = own[number] and same
-        alone = under and Under(under.edits, [number])
+        alone = under and RowEdits(under.edits, [number])
         found[number] |= {
             "RS": generated_text.reference_score(own[number], same, references.tfidf)
             if both

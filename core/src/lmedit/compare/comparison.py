@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.candidates import BASE, Entrant, of_editor
+from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.measures import protocol
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.worker import Task, Worker, at_once
+from lmedit.compare.worker import Task, Worker, group_size
 from lmedit.memory import MEBIBYTE, in_use
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.metrics.contamination import trained_on
@@ -51,7 +51,7 @@ def compare(
     folder: Path,
     seed: int,
     scoring: Scoring | None = None,
-    baselines: Sequence[Entrant] = (),
+    baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:
     """Compare *editors* on *cases* in the run *folder*; returns design.md's object.
 
@@ -59,33 +59,33 @@ def compare(
     leaves the model changed, and `RunError` where the folder cannot be used.
     """
     scoring = scoring or Scoring()
-    entrants = [Entrant(BASE), *map(of_editor, editors), *baselines]
-    planned = {editor.name: predicted(editor, at_once(editor)) for editor in editors}
+    candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
+    planned = {editor.name: predicted(editor, group_size(editor)) for editor in editors}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
         worker = Worker(store, lm, scoring, States(lm))
         runs = {
-            entrant.name: [
-                outcome(stored, entrant.name)
-                for stored in worker.finished(_tasks(lm, cases, entrant, scoring))
+            candidate.name: [
+                read_outcome(stored, candidate.name)
+                for stored in worker.finish(_tasks(lm, cases, candidate, scoring))
             ]
-            for entrant in entrants
+            for candidate in candidates
         }
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
     return {
-        **heading(lm, cases, seed, scoring, entrants),
+        **results_head(lm, cases, seed, scoring, candidates),
         "rows": [
             summary_row(e.name, full[e.name], e.editor)
             | {"predicted_mebibytes": planned.get(e.name)}
-            for e in entrants
+            for e in candidates
         ],
-        "differences": differences({e.name: full[e.name] for e in entrants[1:]}, seed),
+        "differences": differences({e.name: full[e.name] for e in candidates[1:]}, seed),
     }
 
 
-def heading(
-    lm: Lm, cases: CaseSet, seed: int, scoring: Scoring, entrants: Sequence[Entrant]
+def results_head(
+    lm: Lm, cases: CaseSet, seed: int, scoring: Scoring, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
     """What was compared on what, and how: the head of every results object.
 
@@ -93,7 +93,7 @@ def heading(
     """
     seen = {
         e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
-        for e in entrants if e.editor and e.editor.loaded.method.prepares_on == "cases"
+        for e in candidates if e.editor and e.editor.loaded.method.prepares_on == "cases"
     }  # fmt: skip
     return {
         "model": {"name": lm.name, "digest": lm.digest},
@@ -104,23 +104,23 @@ def heading(
     }
 
 
-def _tasks(lm: Lm, cases: CaseSet, entrant: Entrant, scoring: Scoring) -> list[Task]:
-    """The tasks of one entrant; a key is the digest of all that determines the result."""
+def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:
+    """The tasks of one candidate; a key is the digest of all that determines the result."""
     fixed: dict[str, Any] = {
-        "base": lm.digest, "method": entrant.name, "protocol": protocol(scoring.groups),
+        "base": lm.digest, "method": candidate.name, "protocol": protocol(scoring.groups),
         "resources": scoring.digest,
     }  # fmt: skip
     tasks = []
     for case in cases.good:
         of_editor: dict[str, Any] = {}
-        if entrant.editor_of is not None:
-            of_editor = identity(entrant.editor_of(case))
+        if candidate.editor_of is not None:
+            of_editor = identity_of(candidate.editor_of(case))
         tasks.append(Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor),
-                          case, entrant))  # fmt: skip
+                          case, candidate))  # fmt: skip
     return tasks
 
 
-def identity(editor: Editor) -> dict[str, Any]:
+def identity_of(editor: Editor) -> dict[str, Any]:
     """All of an editor that decides what its edits are."""
     return {
         "version": editor.loaded.version,
@@ -129,7 +129,7 @@ def identity(editor: Editor) -> dict[str, Any]:
     }
 
 
-def outcome(stored: Stored, method: str) -> Outcome:
+def read_outcome(stored: Stored, method: str) -> Outcome:
     """What the store keeps of a task, read back."""
     payload = json.loads(stored.payload)
     extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
@@ -151,7 +151,7 @@ def _complete(
 
 
 def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
-    """For each two entrants and each of S, ES, PS and NS: the paired difference, in points.
+    """For each two candidates and each of S, ES, PS and NS: the paired difference, in points.
 
     With its 95 % interval by bootstrap over cases (`bootstrap.PROTOCOL`).
     """

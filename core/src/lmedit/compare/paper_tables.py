@@ -107,7 +107,7 @@ PRESETS: Mapping[str, PaperTable] = MappingProxyType({
 })  # fmt: skip
 
 
-def published(preset: str, lm: Lm, cases: CaseSet, methods: list[str]) -> dict[str, Any] | None:
+def paper_figures(preset: str, lm: Lm, cases: CaseSet, methods: list[str]) -> dict[str, Any] | None:
     """The paper's rows for *methods*; None where the model or the cases are not the paper's."""
     table = PRESETS[preset]
     rows = table.rows.get((lm.model_type, lm.n_layers))

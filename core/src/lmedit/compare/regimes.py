@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from lmedit.compare.candidates import BASE, Entrant, of_editor
-from lmedit.compare.comparison import Outcome, differences, heading, identity, outcome
+from lmedit.compare.candidates import BASE, Candidate, of_editor
+from lmedit.compare.comparison import Outcome, differences, identity_of, read_outcome, results_head
 from lmedit.compare.measures import protocol
+from lmedit.compare.result import Result
 from lmedit.compare.rows import summary_row
 from lmedit.compare.store import RunStore
 from lmedit.compare.worker import (
     POLL_SECONDS,
-    Edited,
-    base_kept,
-    computed,
+    compute_update,
     failure_of,
-    keep,
-    renewed,
+    keep_base,
+    load_again,
+    store_result,
 )
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ModelChangedError
@@ -37,7 +37,7 @@ from lmedit.storage.cache import key_of
 from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -81,48 +81,52 @@ class Height:
 
 def pile_up(
     lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int, scoring: Scoring,
-    regime: Regime, baselines: Sequence[Entrant] = (),
+    regime: Regime, baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Compare *editors* and *baselines* under *regime*; design.md's object, and the `curve`.
 
     *scoring* must have held-out text. A row is a method's largest pile. Raises as `run.compare`.
     """
     good = cases.good[: max(regime.sizes)]
-    entrants = [entrant for entrant in (*map(of_editor, editors), *baselines) if entrant.editor_of]
+    candidates = [
+        candidate for candidate in (*map(of_editor, editors), *baselines) if candidate.editor_of
+    ]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])
-        base = _Pile(store, lm, Entrant(BASE), good, scoring, regime, folder).heights()[-1]
+        base = _Pile(store, lm, Candidate(BASE), good, scoring, regime, folder).heights()[-1]
         piles = {
-            entrant.name: _Pile(store, lm, entrant, good, scoring, regime, folder).heights()
-            for entrant in entrants
+            candidate.name: _Pile(store, lm, candidate, good, scoring, regime, folder).heights()
+            for candidate in candidates
         }
-    highest = {BASE: (Entrant(BASE), base)}
-    highest |= {entrant.name: (entrant, piles[entrant.name][-1]) for entrant in entrants}
-    rows = [_row(entrant, height, cases, len(good)) for entrant, height in highest.values()]
+    highest = {BASE: (Candidate(BASE), base)}
+    highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
+    rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
     full = {name: heights[-1].outcomes for name, heights in piles.items()
             if heights[-1].size == len(good)}  # fmt: skip
     return {
-        **heading(lm, cases, seed, scoring, entrants),
+        **results_head(lm, cases, seed, scoring, candidates),
         "regime": asdict(regime),
         "rows": rows,
         "curve": [
-            _point(entrant, height) for entrant in entrants for height in piles[entrant.name]
+            _point(candidate, height)
+            for candidate in candidates
+            for height in piles[candidate.name]
         ],
         "differences": differences(full, seed),
     }
 
 
-def _row(entrant: Entrant, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:
-    broken = [Outcome(entrant.name, i.id, None, failure=str(i)) for i in cases.broken]
-    row = summary_row(entrant.name, [*height.outcomes, *broken], entrant.editor)
+def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:
+    broken = [Outcome(candidate.name, i.id, None, failure=str(i)) for i in cases.broken]
+    row = summary_row(candidate.name, [*height.outcomes, *broken], candidate.editor)
     if height.size < planned:
         row["keys"] = []  # its cases are not those of the other rows
     return row | height.model | {"size": height.size, "collapsed": height.collapsed}
 
 
-def _point(entrant: Entrant, height: Height) -> dict[str, Any]:
+def _point(candidate: Candidate, height: Height) -> dict[str, Any]:
     """A point of the curve: a row without what is about single results."""
-    row = summary_row(entrant.name, height.outcomes, entrant.editor) | height.model
+    row = summary_row(candidate.name, height.outcomes, candidate.editor) | height.model
     left = {"keys", "failures", "options", "version"}
     return {"size": height.size, "collapsed": height.collapsed} | {
         name: value for name, value in row.items() if name not in left
@@ -131,11 +135,11 @@ def _point(entrant: Entrant, height: Height) -> dict[str, Any]:
 
 @dataclass
 class _Pile:
-    """One entrant's edits on one model, in the order of the cases."""
+    """One candidate's edits on one model, in the order of the cases."""
 
     store: RunStore
     lm: Lm
-    entrant: Entrant
+    candidate: Candidate
     cases: Sequence[Case]
     scoring: Scoring
     regime: Regime
@@ -148,10 +152,10 @@ class _Pile:
     def heights(self) -> list[Height]:
         """The pile at each size; the model is the base again afterwards, by hash."""
         try:
-            with base_kept(self.store, self.lm, self.entrant.name, self.mine):
-                return self._heights() if self.entrant.editor_of else [self._base()]
+            with keep_base(self.store, self.lm, self.candidate.name, self.mine):
+                return self._heights() if self.candidate.editor_of else [self._base()]
         except ModelChangedError as error:
-            renewed(self.lm, error)
+            load_again(self.lm, error)
             self.failed = error.what
             self.edits = []
             return self._heights()
@@ -161,8 +165,8 @@ class _Pile:
         return self._measured(len(self.cases), before, {})
 
     def _heights(self) -> list[Height]:
-        assert self.entrant.editor_of is not None
-        editors = [self.entrant.editor_of(case) for case in self.cases]
+        assert self.candidate.editor_of is not None
+        editors = [self.candidate.editor_of(case) for case in self.cases]
         before = self.scoring.before(self.lm, self.cases)
         found: list[Height] = []
         untouched: dict[Site, Tensor] = {}
@@ -185,7 +189,7 @@ class _Pile:
         return found
 
     def _bar(self) -> tqdm[Any]:
-        return tqdm(total=len(self.cases), desc=self.entrant.name, unit="edit", disable=None,
+        return tqdm(total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None,
                     leave=False)  # fmt: skip
 
     def _made(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
@@ -193,42 +197,42 @@ class _Pile:
         sequential = self.regime.kind == "sequential" and self.edits
         key = key_of(
             edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
-            upon=self.edits[-1].key if sequential else None, **identity(editor),
+            upon=self.edits[-1].key if sequential else None, **identity_of(editor),
         )  # fmt: skip
         stored = self._done(key, case.id, lambda: self._edit(key, case, editor))
         bar.update()
         return stored
 
-    def _edit(self, key: str, case: Case, editor: Editor) -> Edited:
+    def _edit(self, key: str, case: Case, editor: Editor) -> Result:
         if self.failed:
-            return Edited({"failure": self.failed})
+            return Result(failure=self.failed)
         try:
-            found = computed(self.lm, editor, case.request)
+            found = compute_update(self.lm, editor, case.request)
         except ModelChangedError:
             raise
         except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
-            return Edited({"failure": failure_of(error)})
+            return Result(failure=failure_of(error))
         facts = {"method": editor.name, "version": editor.loaded.version,
                  "request": case.request.model_dump()}  # fmt: skip
         save_patch(self._patch(key), found.update, facts)
         norms = relative_norms(self.lm, found.update)
-        payload = {"bytes": patch_bytes(found.update), "norms": norms}
-        return Edited(payload, found.seconds, found.mebibytes)
+        known = {"bytes": patch_bytes(found.update), "norms": norms}
+        return Result(facts=known, seconds=found.seconds, mebibytes=found.mebibytes)
 
     def _patch(self, key: str) -> Path:
         return self.folder / PATCHES / f"{key[:32]}.safetensors"
 
     def _update(self, edit: Stored) -> Update | None:
         """The finished *edit* as every process reads it; None where it failed."""
-        if self.failed or outcome(edit, self.entrant.name).failure is not None:
+        if self.failed or read_outcome(edit, self.candidate.name).failure is not None:
             return None
         return load_patch(self._patch(edit.key))[0]
 
-    def _done(self, key: str, case_id: str, work: Callable[[], Edited]) -> Stored:
+    def _done(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
         """The result of a task: from the store, by doing it, or by waiting for who does it."""
         while (found := self.store.get(key)) is None:
             if self.store.claim(key):
-                keep(self.store, key, self.entrant.name, case_id, work())
+                store_result(self.store, key, self.candidate.name, case_id, work())
                 self.mine.append(key)
             else:
                 time.sleep(POLL_SECONDS)
@@ -241,42 +245,42 @@ class _Pile:
         scoring, heldout = replace(self.scoring, heldout=None), self.scoring.heldout
         assert heldout is not None
         state = {
-            "base": self.lm.digest, "method": self.entrant.name, "edits": key_of(
+            "base": self.lm.digest, "method": self.candidate.name, "edits": key_of(
                 edits=[edit.key for edit in self.edits[:size]]),
             "protocol": protocol(self.scoring.groups), "resources": self.scoring.digest,
         }  # fmt: skip
         outcomes = []
         for number, case in enumerate(self.cases[:size]):
             key = key_of(**state, case=case.model_dump(mode="json"))
-            work = partial(_looked, scoring, self.lm, case, before[number])
+            work = partial(_scored, scoring, self.lm, case, before[number])
             stored = self._done(key, case.id, work)
             outcomes.append(self._joined(stored, number))
 
-        def look_at_model() -> Edited:
+        def look_at_model() -> Result:
             found = heldout.measure(self.lm) | drift(self.lm, untouched)
-            return Edited({"scores": _finite(found)})
+            return Result(_finite(found))
 
         whole = self._done(key_of(**state, case=None), OF_MODEL, look_at_model)
-        model = dict(outcome(whole, self.entrant.name).scores or {})
+        model = dict(read_outcome(whole, self.candidate.name).scores or {})
         limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
         now = model["perplexity"]
         return Height(size, outcomes, model, now is None or now > limit)
 
     def _joined(self, scores: Stored, number: int) -> Outcome:
         """A case's scores on the pile, with the cost and the failure of its own edit."""
-        found = outcome(scores, self.entrant.name)
+        found = read_outcome(scores, self.candidate.name)
         if number >= len(self.edits):
             return found
-        edit = outcome(self.edits[number], self.entrant.name)
+        edit = read_outcome(self.edits[number], self.candidate.name)
         return replace(found, seconds=edit.seconds, failure=edit.failure, extras=edit.extras)
 
 
-def _looked(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Edited:
-    payload = scoring.look(lm, [case], [before])[0].payload()
-    return Edited(payload | {"scores": _finite(payload["scores"])})
+def _scored(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Result:
+    result = scoring.score(lm, [case], [before])[0]
+    return replace(result, scores=_finite(result.scores or {}))
 
 
-def _finite(scores: dict[str, float | None]) -> dict[str, float | None]:
+def _finite(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     """A model in ruins gives no numbers: they count as not measured."""
     return {
         name: value if value is not None and math.isfinite(value) else None

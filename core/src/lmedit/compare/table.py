@@ -48,7 +48,7 @@ def _cell(value: float | None, half_width: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + (f" ({half_width:.{digits}f})" if half_width is not None else "")
 
 
-def beside(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def with_paper_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows, each with the published one of the same method right below, where there is one."""
     paper = {row["method"]: row for row in (results.get("published") or {}).get("rows", ())}
     rows: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ def beside(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def contests(differences: Sequence[Mapping[str, Any]], score: str = "S") -> list[str]:
+def difference_lines(differences: Sequence[Mapping[str, Any]], score: str = "S") -> list[str]:
     """One line for each two methods: by how much one is ahead in *score*, with the interval."""
     return [
         f"{d['one']} - {d['other']}: {score} {d['estimate']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"

@@ -96,7 +96,7 @@ def applied(lm: Lm, update: Update) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """An edit that is in the model, and what is known of it (JSON values)."""
 
     id: str
@@ -108,7 +108,10 @@ class Ledger:
     """The edits that are kept in a model, oldest first."""
 
     def __init__(
-        self, lm: Lm, entries: tuple[Entry, ...] = (), base: Mapping[Site, Tensor] | None = None
+        self,
+        lm: Lm,
+        entries: tuple[LedgerEntry, ...] = (),
+        base: Mapping[Site, Tensor] | None = None,
     ) -> None:
         """*entries* are in *lm* already; *base* holds the touched parameters as they were."""
         self.lm = lm
@@ -121,7 +124,7 @@ class Ledger:
         """The parameters that the kept edits change."""
         return tuple(sorted({site for entry in self.entries for site in entry.update.deltas}))
 
-    def find(self, start: str) -> Entry:
+    def find(self, start: str) -> LedgerEntry:
         """The entry whose id begins so; raises `LedgerError` where none or several do."""
         found = [entry for entry in self.entries if entry.id.startswith(start)] if start else []
         if len(found) != 1:
@@ -130,14 +133,14 @@ class Ledger:
             raise LedgerError(f"{what} with {start!r}; in the model: {known}")
         return found[0]
 
-    def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> Entry:
+    def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> LedgerEntry:
         """Add *update* to the model, until it is taken out.
 
         Raises `LedgerError` where it is in already or the weights were changed by others, and
         `ArtifactError` where it does not fit; then nothing is changed.
         """
         check_fits(self.lm, update)
-        entry = Entry(identity_of(update), update, dict(facts or {}))
+        entry = LedgerEntry(identity_of(update), update, dict(facts or {}))
         if any(entry.id == other.id for other in self.entries):
             raise LedgerError(f"edit {entry.id[:SHORT]} is in the model already")
         self._check_untouched()
@@ -160,7 +163,7 @@ class Ledger:
             )
 
     def _become(
-        self, entries: tuple[Entry, ...], sites: Sequence[Site], base: Mapping[Site, Tensor]
+        self, entries: tuple[LedgerEntry, ...], sites: Sequence[Site], base: Mapping[Site, Tensor]
     ) -> None:
         """Make the weights of *sites* those of *base* with *entries* added in their order.
 

@@ -131,7 +131,7 @@ def check_peft() -> None:
         raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
 
 
-def proved(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
+def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
 
     *lm* is as before afterwards. Raises `ArtifactError` where peft is not installed.

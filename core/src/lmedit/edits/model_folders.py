@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmedit.edits.ledger import SHORT, Entry, Ledger, check_fits, check_shapes, identity_of
+from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, identity_of
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models import Lm, load_lm
@@ -59,7 +59,7 @@ class _Head(Frozen):
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditedModel:
     """A loaded model, the ledger of what is in it, and the base it was made from."""
 
     lm: Lm
@@ -84,7 +84,7 @@ def _told(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def opened(name: str, **how: Any) -> Edited:
+def open_folder(name: str, **how: Any) -> EditedModel:
     """The model *name* (`load_lm`'s *how*) with its ledger, an empty one where it has none.
 
     Raises `ArtifactError` where the folder's edits are damaged or are not those of its weights.
@@ -93,7 +93,7 @@ def opened(name: str, **how: Any) -> Edited:
     digest = lm.digest  # of the weights as they were loaded
     path = (lm.folder or Path(name)) / LEDGER
     if not path.is_file():
-        return Edited(lm, Ledger(lm), {"name": lm.name, "digest": digest})
+        return EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": digest})
     head = _read(path)
     if digest != head["weights"]:
         how_loaded = f"; it was written in {head['number_type']}, loaded in {lm.dtype_name}"
@@ -110,7 +110,7 @@ def opened(name: str, **how: Any) -> Edited:
         raise ArtifactError(
             f"{path} is damaged (it does not say what its patches say); apply the patches again"
         )
-    return Edited(lm, ledger, head["base"])
+    return EditedModel(lm, ledger, head["base"])
 
 
 def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
@@ -121,7 +121,7 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
         update, facts = load_patch(path, lambda _, shapes: check_shapes(lm, shapes))
         if identity_of(update) != edit["id"]:
             raise ArtifactError(f"{path} holds another edit; apply the patches again")
-        entries.append(Entry(edit["id"], update, facts))
+        entries.append(LedgerEntry(edit["id"], update, facts))
     if not entries:
         return Ledger(lm)
     touched = {site for entry in entries for site in entry.update.deltas}
@@ -158,14 +158,16 @@ def log(folder: Path) -> dict[str, Any]:
     return _read(folder / LEDGER)
 
 
-def with_edits(model: Edited, edits: Sequence[tuple[Update, dict[str, Any]]]) -> Edited:
+def add_edits(model: EditedModel, edits: Sequence[tuple[Update, dict[str, Any]]]) -> EditedModel:
     """*model* with *edits* (`read_patches`) kept in it, in their order."""
     for update, facts in edits:
         model.ledger.keep(update, facts)
     return model
 
 
-def read_patches(model: Edited, patches: Sequence[Path]) -> list[tuple[Update, dict[str, Any]]]:
+def read_patches(
+    model: EditedModel, patches: Sequence[Path]
+) -> list[tuple[Update, dict[str, Any]]]:
     """The edits of *patches* and what is known of them.
 
     Raises `ArtifactError` for a patch of another base, or one that does not fit; that is seen
@@ -190,7 +192,7 @@ def read_patches(model: Edited, patches: Sequence[Path]) -> list[tuple[Update, d
 
 
 def _check_base(
-    model: Edited, path: Path, made_on: Mapping[str, Any], sites: Collection[Site]
+    model: EditedModel, path: Path, made_on: Mapping[str, Any], sites: Collection[Site]
 ) -> None:
     """Raise `ArtifactError` where the patch at *path* was *made_on* another model.
 
@@ -209,7 +211,7 @@ def _check_base(
     )
 
 
-def _digests(model: Edited, sites: Collection[Site]) -> set[str]:
+def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
     """Digests of the parameters of *sites*, without and with the edits in *model*."""
     names = {site.parameter for site in sites}
     if not names <= model.lm.parameters:
@@ -219,7 +221,7 @@ def _digests(model: Edited, sites: Collection[Site]) -> set[str]:
     return {digest_tensors(values.items()) for values in (now, before)}
 
 
-def written(model: Edited, folder: Path) -> None:
+def write_folder(model: EditedModel, folder: Path) -> None:
     """Write *model* to *folder*, which is new, or one that lmedit wrote; whole or not at all.
 
     Raises `ArtifactError` where something else is there.
@@ -238,7 +240,7 @@ def written(model: Edited, folder: Path) -> None:
         write_json(place / LEDGER, model.head)
 
 
-def verified(model: Edited) -> str:
+def verify_folder(model: EditedModel) -> str:
     """The base's digest, after taking all edits out of a copy of the weights and adding them again.
 
     Raises `ArtifactError` where that does not give the base, or not today's weights again.
@@ -261,7 +263,7 @@ def verified(model: Edited) -> str:
     return found
 
 
-def named(model: Edited, given: Sequence[str]) -> list[str]:
+def find_edits(model: EditedModel, given: Sequence[str]) -> list[str]:
     """The ids of edits that are *given* by id, a beginning of it, or their patch file."""
     found = []
     for name in given:

@@ -23,7 +23,7 @@ from lmedit.types import Frozen, first_complaint
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lmedit.edits.model_folders import Edited
+    from lmedit.edits.model_folders import EditedModel
     from lmedit.types import Update
 
 
@@ -46,7 +46,7 @@ class Recipe(Frozen):
         """The patch files, as named from the recipe *beside* them."""
         return [beside.parent / edit.patch for edit in self.edit]
 
-    def check_base(self, model: Edited) -> None:
+    def check_base(self, model: EditedModel) -> None:
         """Raise `ArtifactError` where *model* is of another base."""
         _check("the base", model.base["digest"], self.digest)
 
@@ -55,7 +55,7 @@ class Recipe(Frozen):
         for edit, update in zip(self.edit, found, strict=True):
             _check(edit.patch, identity_of(update), edit.id)
 
-    def check_result(self, model: Edited) -> None:
+    def check_result(self, model: EditedModel) -> None:
         """Raise `ArtifactError` where the edits or the weights of *model* are others."""
         ids = [entry.id for entry in model.ledger.entries]
         if len(ids) != len(self.edit):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
 
     Pick = Callable[[list[int], Tensor], list[int]]
     """(row numbers, next-token logits of these rows) to one token each."""
@@ -47,7 +47,7 @@ def greedy(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[str]:
     """What the model writes after each of *prompts*, *under* its edit; the most probable tokens.
 
@@ -68,7 +68,7 @@ def sampled(
     top_k: int = 5,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[str]:
     """Each prompt with what the model writes after it, drawn from the *top_k* best tokens.
 
@@ -114,7 +114,7 @@ class _Plan:
     wanted: Sequence[int]
     ends: frozenset[int]
     batch_tokens: int
-    under: Under | None
+    under: RowEdits | None
 
     def edited(self, live: Sequence[int]) -> AbstractContextManager[None]:
         """The rows *live* of a batch run under their edits."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
     from lmedit.types import Case
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({
@@ -195,7 +195,7 @@ def reference_score(
 
 
 def essence_perplexity(
-    lm: Lm, texts: Sequence[str], max_tokens: int = 100, under: Under | None = None
+    lm: Lm, texts: Sequence[str], max_tokens: int = 100, under: RowEdits | None = None
 ) -> float | None:
     """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of *texts* joined, cut to *max_tokens*.
 

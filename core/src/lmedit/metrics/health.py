@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
 
 POSITIONS_AT_ONCE = 64
 """Positions of which float64 log-probabilities are held at a time."""
@@ -83,7 +83,7 @@ class HeldOut:
         self._base = read_rows(lm, self.rows, lambda _, logits: logits.cpu(), batch_tokens)
         self.base = self.measure(lm)
 
-    def measure(self, lm: Lm, under: Under | None = None) -> dict[str, float | None]:
+    def measure(self, lm: Lm, under: RowEdits | None = None) -> dict[str, float | None]:
         """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token.
 
         *under* says which one edit it is read with.

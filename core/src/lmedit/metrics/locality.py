@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
     from lmedit.types import Request
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({
@@ -37,7 +37,7 @@ def next_log_probabilities(
     lm: Lm,
     prompts: Sequence[str],
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> Tensor:
     """log P(token | prompt) for every token, (len(prompts), V), at least float32, on the CPU."""
     rows = [encoded(lm, prompt) for prompt in prompts]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def score_targets(
     lm: Lm,
     pairs: Sequence[tuple[str, str]],
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[TargetScore]:
     """Teacher-forced scores of (prompt, target) *pairs*, in their order, each *under* its edit.
 

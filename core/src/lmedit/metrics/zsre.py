@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
 
-    Hits = Callable[[Lm, Sequence[tuple[str, str]], int, Under | None], list[list[bool]]]
+    Hits = Callable[[Lm, Sequence[tuple[str, str]], int, RowEdits | None], list[list[bool]]]
 
 PROTOCOL: Mapping[str, str] = MappingProxyType({
     "rome": "teacher-forced token accuracy, prompt and target tokens joined as strings (ROME)",
@@ -43,7 +43,7 @@ def string_hits(
     lm: Lm,
     pairs: Sequence[tuple[str, str]],
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[list[bool]]:
     """For each (prompt, target) and token i of " " + target: top-1 or not, by strings.
 
@@ -75,7 +75,7 @@ def id_hits(
     lm: Lm,
     pairs: Sequence[tuple[str, str]],
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[list[bool]]:
     """For each (prompt, target) and token of the target: top-1 or not, by ids.
 
@@ -93,7 +93,7 @@ def zsre_scores(
     locality: Sequence[tuple[str, str]],
     hits: Hits = string_hits,
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> ZsreScores:
     """The scores of one record: means over all target tokens of all prompts of a kind.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import Under
+    from lmedit.replay.unmerged import RowEdits
 
 T = TypeVar("T")
 BATCH_TOKENS = 2048
@@ -56,7 +56,7 @@ def read_rows(
     read: Callable[[int, Tensor], T],
     batch_tokens: int = BATCH_TOKENS,
     places: Sequence[Sequence[int]] | None = None,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[T]:
     """``read(i, logits)`` for each of *rows* of ids, in their order.
 
@@ -84,13 +84,13 @@ def read_rows(
     return [answers[i] for i in range(len(rows))]
 
 
-def _edits(under: Under | None, rows: Sequence[Sequence[int]]) -> Sequence[int]:
+def _edits(under: RowEdits | None, rows: Sequence[Sequence[int]]) -> Sequence[int]:
     return [0] * len(rows) if under is None else under.of
 
 
 def _logits_at(
     lm: Lm, rows: Sequence[Sequence[int]], which: Sequence[int], at: Sequence[tuple[int, int]],
-    under: Under | None,
+    under: RowEdits | None,
 ) -> Tensor:  # fmt: skip
     """Logits (n, V) of the rows *which*, run together, at the places (place in *which*, token)."""
     ids = [rows[i] for i in which]
@@ -148,7 +148,7 @@ def predicted(
     lm: Lm,
     pairs: Sequence[tuple[str, str]],
     batch_tokens: int = BATCH_TOKENS,
-    under: Under | None = None,
+    under: RowEdits | None = None,
 ) -> list[list[tuple[int, int]]]:
     """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
 

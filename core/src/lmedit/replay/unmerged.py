@@ -57,7 +57,7 @@ class States:
         return found
 
 
-class Beside:
+class UnmergedEdits:
     """Updates of one model that stay beside its weights."""
 
     def __init__(self, lm: Lm, updates: Sequence[Update], states: States | None = None) -> None:
@@ -97,20 +97,20 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Under:
+class RowEdits:
     """The edit under which each of some texts is read, by its number in *edits*."""
 
-    edits: Beside
+    edits: UnmergedEdits
     of: Sequence[int]
 
     def at(self, places: Sequence[int]) -> list[int]:
         """The edits of the texts *places*."""
         return [self.of[place] for place in places]
 
-    def spread(self, counts: Sequence[int]) -> Under:
+    def spread(self, counts: Sequence[int]) -> RowEdits:
         """The same where text i has become ``counts[i]`` texts."""
         pairs = zip(self.of, counts, strict=True)
-        return Under(self.edits, [edit for edit, count in pairs for _ in range(count)])
+        return RowEdits(self.edits, [edit for edit, count in pairs for _ in range(count)])
 
 
 class _Change:

@@ -11,10 +11,10 @@ from lmedit.report.heatmap import groups
 from lmedit.report.read import BASE
 
 if TYPE_CHECKING:
-    from lmedit.report.read import Entry, Run, Text
+    from lmedit.report.read import FinishedRun, StoredCase, Text
 
 
-def browser_data(run: Run) -> str:
+def browser_data(run: FinishedRun) -> str:
     """JSON that may stand inside a `script` element, whatever the cases hold."""
     kinds = {group: number for number, group in enumerate(groups(run))}
     known = [Column(name, measure(name)) for name in run.score_names]
@@ -57,7 +57,7 @@ def _case(case_id: str, text: Text | None, kinds: dict[str, int]) -> dict[str, A
     }
 
 
-def _result(run: Run, entry: Entry) -> dict[str, Any]:
+def _result(run: FinishedRun, entry: StoredCase) -> dict[str, Any]:
     """What is known of one method on one case; what is not known is left out."""
     payload = entry.payload
     found: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmedit.compare.measures import HALF_WIDTH, Measure, measure, ordered
 from lmedit.metrics.counterfact import interval, mean
-from lmedit.report.read import BASE, Row, Run
+from lmedit.report.read import BASE, FinishedRun, Row
 
 PLAIN = frozenset({"method", "n", "n_failed", "failures", "keys", "options", "version", "untuned"})
 NOTHING = "\u2013"
@@ -47,7 +47,7 @@ class Column:
         return self.measure is not None and self.measure.less_is_better
 
 
-def columns(run: Run) -> list[Column]:
+def columns(run: FinishedRun) -> list[Column]:
     """What was measured in any row: the known columns in order, then the unknown ones."""
     rows = run.results.rows
     found = {name for row in rows for name in row.model_extra or {} if row.number(name) is not None}
@@ -56,7 +56,7 @@ def columns(run: Run) -> list[Column]:
     return [c for c in made if any(cell(run, row, c)[0] is not None for row in rows)]
 
 
-def cell(run: Run, row: Row, column: Column) -> tuple[float | None, float | None]:
+def cell(run: FinishedRun, row: Row, column: Column) -> tuple[float | None, float | None]:
     """A row's value and half-width: as `results.json` has them, else from the single cases."""
     name = column.name
     if name in (row.model_extra or {}):
@@ -67,12 +67,12 @@ def cell(run: Run, row: Row, column: Column) -> tuple[float | None, float | None
     return _scaled(mean(values), column.scale), _scaled(interval(values), column.scale)
 
 
-def named(run: Run, row: Row, name: str) -> tuple[float | None, float | None]:
+def named(run: FinishedRun, row: Row, name: str) -> tuple[float | None, float | None]:
     """The `cell` of a column by its name."""
     return cell(run, row, Column(name, measure(name)))
 
 
-def best(run: Run, column: Column) -> set[str]:
+def best(run: FinishedRun, column: Column) -> set[str]:
     """The methods with the best mean, the unedited model aside; none where best means nothing."""
     found = {
         row.method: value
@@ -85,7 +85,7 @@ def best(run: Run, column: Column) -> set[str]:
     return {method for method, value in found.items() if value == goal}
 
 
-def filled(run: Run) -> list[dict[str, Any]]:
+def filled(run: FinishedRun) -> list[dict[str, Any]]:
     """The rows as plain objects, every column of the report in each, `None` where unmeasured."""
     rows = []
     for row in run.results.rows:

@@ -21,24 +21,24 @@ from lmedit.report.svg import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.report.read import Point, Run
+    from lmedit.report.read import FinishedRun, Point
 
 RETAINED = ("ES", "PS", "NS")
 HARM = ("perplexity", "relative_norm", "spectral_growth")
 Line = tuple[str, list[tuple[float, float]]]
 
 
-def retention(run: Run) -> str:
+def retention(run: FinishedRun) -> str:
     """ES, PS and NS of all edits so far, a panel each; nothing where edits did not pile up."""
     return "".join(_panel(run, name, percent=True) for name in RETAINED)
 
 
-def harm(run: Run) -> str:
+def harm(run: FinishedRun) -> str:
     """Perplexity, the size of the change and its largest singular value, on logarithmic scales."""
     return "".join(_panel(run, name, percent=False) for name in HARM)
 
 
-def _panel(run: Run, name: str, *, percent: bool) -> str:
+def _panel(run: FinishedRun, name: str, *, percent: bool) -> str:
     lines = _lines(run.results.curve, name)
     values = [point for _, points in lines for point in points]
     if not values:

@@ -13,7 +13,7 @@ from lmedit.report.svg import tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.report.read import Run
+    from lmedit.report.read import FinishedRun
 
 PARTS = ("ES", "PS", "NS")
 SCORES = ("S", *PARTS)
@@ -21,13 +21,13 @@ MOST_GROUPS = 40
 STOPS = ((247, 251, 255), (107, 174, 214), (8, 48, 107))
 
 
-def groups(run: Run) -> list[str]:
+def groups(run: FinishedRun) -> list[str]:
     """The kinds of facts, the most frequent first."""
     count = Counter(text.group for text in run.texts if text)
     return sorted(count, key=lambda group: (-count[group], group))
 
 
-def heat_map(run: Run) -> str:
+def heat_map(run: FinishedRun) -> str:
     """A table for each score, the first one shown; nothing where no two facts are of a kind."""
     known = groups(run)
     wanted = [name for name in SCORES if _measured(run, name)]
@@ -47,11 +47,11 @@ def heat_map(run: Run) -> str:
     return _choice(wanted) + tag("div", "".join(tables), class_="wide")
 
 
-def _measured(run: Run, name: str) -> bool:
+def _measured(run: FinishedRun, name: str) -> bool:
     return all(part in run.score_names for part in (PARTS if name == "S" else (name,)))
 
 
-def group_score(run: Run, method: str, name: str, places: Sequence[int]) -> float | None:
+def group_score(run: FinishedRun, method: str, name: str, places: Sequence[int]) -> float | None:
     """A method's mean score in percent over the cases at *places*; S from the three means."""
     if name == "S":
         return harmonic_mean([group_score(run, method, part, places) for part in PARTS])
@@ -70,7 +70,7 @@ def _choice(names: Sequence[str]) -> str:
 
 
 def _table(
-    run: Run, name: str, rows: Sequence[tuple[str, int | None, list[int]]], *, hidden: bool
+    run: FinishedRun, name: str, rows: Sequence[tuple[str, int | None, list[int]]], *, hidden: bool
 ) -> str:
     head = "".join(tag("th", escape(text), scope="col")
                    for text in (f"{name}, %", "n", *run.methods))  # fmt: skip

@@ -13,7 +13,7 @@ from lmedit.report.svg import clipped, line, log_scale, log_ticks, picture, powe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.report.read import Run
+    from lmedit.report.read import FinishedRun
     from lmedit.report.svg import Scale
 
 BINS = 20
@@ -30,7 +30,7 @@ def counts(values: Sequence[float]) -> list[int]:
     return found
 
 
-def magnitudes(run: Run) -> str:
+def magnitudes(run: FinishedRun) -> str:
     """A histogram for each method and magnitude, a line at its mean; one scale in a column."""
     names = [name for name in PROBABILITIES if name in run.score_names]
     if not names:
@@ -54,7 +54,11 @@ def magnitudes(run: Run) -> str:
 
 
 def _histogram(
-    run: Run, method: str, values: Sequence[float], tallest: float, corner: tuple[float, float]
+    run: FinishedRun,
+    method: str,
+    values: Sequence[float],
+    tallest: float,
+    corner: tuple[float, float],
 ) -> str:
     left, top = corner
     floor, room, step = top + ROW - 4, ROW - 10, COLUMN / BINS
@@ -80,7 +84,7 @@ def _ticks(left: float, floor: float) -> str:
     )
 
 
-def norms(run: Run) -> str:
+def norms(run: FinishedRun) -> str:
     """The relative size of each edit's change, by parameter: quartiles, smallest and largest."""
     found: dict[tuple[str, str], list[float]] = {}
     for method in run.methods:

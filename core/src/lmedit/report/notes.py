@@ -11,7 +11,7 @@ from lmedit.report.read import BASE
 from lmedit.report.svg import tag
 
 if TYPE_CHECKING:
-    from lmedit.report.read import Run
+    from lmedit.report.read import FinishedRun
 
 ALREADY = """In {there} of {n} cases the unedited model already finds the new answer more probable
 than the true one; these cases count like all others."""
@@ -34,7 +34,7 @@ PILED = """All scores are measured with the first edits of the list in the model
 order, or other facts, may give another picture."""
 
 
-def protocols(run: Run) -> str:
+def protocols(run: FinishedRun) -> str:
     """Each column's meaning, then the protocols as the run wrote them down."""
     meant = "".join(
         tag("dt", escape(c.label)) + tag("dd", escape(meaning(c))) for c in columns(run)
@@ -51,7 +51,7 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def setups(run: Run) -> str:
+def setups(run: FinishedRun) -> str:
     """Versions and options of the methods, whole digests of the model and the cases."""
     rows = []
     for row in run.results.rows:
@@ -64,13 +64,13 @@ def setups(run: Run) -> str:
     return tag("dl", "".join(rows), class_="setup")
 
 
-def notes(run: Run) -> str:
+def notes(run: FinishedRun) -> str:
     """What a careful reader should know before quoting a number of this page."""
     told = [*_already(run), *_trained(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
     return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
 
 
-def _trained(run: Run) -> list[str]:
+def _trained(run: FinishedRun) -> list[str]:
     """Which methods were trained on some of these cases."""
     return [
         f"{method} was trained on {count} of these cases; its scores are too good by that."
@@ -78,7 +78,7 @@ def _trained(run: Run) -> list[str]:
     ]  # fmt: skip
 
 
-def _already(run: Run) -> list[str]:
+def _already(run: FinishedRun) -> list[str]:
     """How often there was nothing to edit."""
     before = run.values(BASE, "ES") if BASE in run.entries else []
     there = sum(value == 1 for value in before)

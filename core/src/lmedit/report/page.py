@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lmedit.report.columns import Column
-    from lmedit.report.read import Run
+    from lmedit.report.read import FinishedRun
 
 
-def page(run: Run) -> str:
+def page(run: FinishedRun) -> str:
     """The whole page."""
     parts = [(name, title, section(run)) for name, title, section in SECTIONS]
     parts = [part for part in parts if part[2]]
@@ -45,11 +45,11 @@ def page(run: Run) -> str:
     )  # fmt: skip
 
 
-def _title(run: Run) -> str:
+def _title(run: FinishedRun) -> str:
     return f"Editing {run.results.model.name} on {run.results.cases.name}"
 
 
-def _facts(run: Run) -> str:
+def _facts(run: FinishedRun) -> str:
     """What was compared on what, in one line, digests shortened."""
     results = run.results
     n = max((row.n for row in results.rows), default=0)
@@ -62,7 +62,7 @@ def _facts(run: Run) -> str:
     return escape(" · ".join(told))
 
 
-def _results(run: Run) -> str:
+def _results(run: FinishedRun) -> str:
     wanted = columns(run)
     winners = {column.name: best(run, column) for column in wanted}
     head = "".join(
@@ -105,7 +105,7 @@ def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: st
     return tag("div", table, class_="wide") + tag("p", caption, class_="caption")
 
 
-def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
+def _published(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
     """The paper's row for *method*, where there is one."""
     paper = run.results.published
     found = next((row for row in paper.rows if row.method == method), None) if paper else None
@@ -118,7 +118,7 @@ def _published(run: Run, method: str, wanted: Sequence[Column]) -> str:
     return tag("tr", cells, class_="published")
 
 
-def _differences(run: Run) -> str:
+def _differences(run: FinishedRun) -> str:
     rows = [
         tag("tr", tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row") + tag("td", d.score)
             + tag("td", f"{d.estimate:+.1f}") + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
@@ -132,30 +132,30 @@ def _differences(run: Run) -> str:
     )  # fmt: skip
 
 
-def _retention(run: Run) -> str:
+def _retention(run: FinishedRun) -> str:
     return _figure(retention(run), "Scores of all edits so far, after so many edits in one model.",
                    "two")  # fmt: skip
 
 
-def _harm(run: Run) -> str:
+def _harm(run: FinishedRun) -> str:
     return _figure(harm(run), "The model itself after so many edits: perplexity on held-out text, "
                    "and for the tensor that changed most the norm of its change over its own and "
                    "the growth of its largest singular value.", "two")  # fmt: skip
 
 
-def _trade_off(run: Run) -> str:
+def _trade_off(run: FinishedRun) -> str:
     return _figure(trade_off(run), "Each method's efficacy (ES, PS) against its specificity (NS); "
                    "bars are 95 % intervals. A good method stands at the top right; the "
                    "unedited model is grey.", "two")  # fmt: skip
 
 
-def _cost(run: Run) -> str:
+def _cost(run: FinishedRun) -> str:
     return _figure(cost(run), "S against the seconds that one edit takes, on a logarithmic scale. "
                    "Hollow marks add the preparation, spread over the cases of this run. Times "
                    "hold for the machine of this run and what else it did.", "beside")  # fmt: skip
 
 
-def _heat(run: Run) -> str:
+def _heat(run: FinishedRun) -> str:
     found = heat_map(run)
     return found and found + tag(
         "p", "By kind of fact: the data set's relation where it names one, else the prompt's "
@@ -165,13 +165,13 @@ def _heat(run: Run) -> str:
     )  # fmt: skip
 
 
-def _magnitudes(run: Run) -> str:
+def _magnitudes(run: FinishedRun) -> str:
     return _figure(magnitudes(run), "Differences of probabilities over the single cases, from -1 "
                    "to 1; black lines are means. Heights are shares of cases, on one scale in "
                    "each column.")  # fmt: skip
 
 
-def _norms(run: Run) -> str:
+def _norms(run: FinishedRun) -> str:
     return _figure(norms(run), "Frobenius norm of each edit's change over that of the matrix: "
                    "smallest, quartiles and largest of all cases.")  # fmt: skip
 
@@ -183,7 +183,7 @@ def _figure(picture: str, caption: str, class_: str = "") -> str:
     )
 
 
-def _failures(run: Run) -> str:
+def _failures(run: FinishedRun) -> str:
     rows = [
         tag("tr", tag("th", escape(row.method), scope="row") + tag("td", str(count))
             + tag("td", f"{100 * count / max(row.n, 1):.1f} %")
@@ -198,13 +198,13 @@ def _failures(run: Run) -> str:
     )  # fmt: skip
 
 
-def _browser(run: Run) -> str:
+def _browser(run: FinishedRun) -> str:
     if not run.methods:
         return ""
     return (files("lmedit.report") / "browser.html").read_text("utf-8")
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Run], str]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
     ("results", "Results", _results),
     ("differences", "Differences between methods", _differences),
     ("retention", "Retention", _retention),

@@ -155,7 +155,7 @@ class Payload(Lenient):
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredCase:
     """One method on one case: what was measured, or why it failed."""
 
     case_id: str
@@ -169,13 +169,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A run as it was found; `entries` and `texts` stand in the order of `ids`."""
 
     results: Results
     raw: Mapping[str, Any]
     ids: tuple[str, ...] = ()
-    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    entries: Mapping[str, tuple[StoredCase, ...]] = field(default_factory=dict)
     texts: tuple[Text | None, ...] = ()
 
     @property
@@ -208,7 +208,7 @@ class Run:
         return [value for value in found if value is not None]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read the run in *folder*; raises `RunError` where it is not one, or is damaged."""
     if not (folder / RESULTS).is_file():
         raise RunError(f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
@@ -222,10 +222,10 @@ def read_run(folder: Path) -> Run:
     ids = tuple(entry.case_id for entry in next(iter(entries.values()), ()))
     if any(tuple(entry.case_id for entry in row) != ids for row in entries.values()):
         raise RunError(f"{folder / RESULTS} has rows about different cases; run compare again")
-    return Run(results, raw, ids, entries, _case_texts(folder, ids))
+    return FinishedRun(results, raw, ids, entries, _case_texts(folder, ids))
 
 
-def _entries(folder: Path, results: Results) -> dict[str, tuple[Entry, ...]]:
+def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]]:
     """The results that the rows name by their keys in the store."""
     named = {row.method: row.keys for row in results.rows if row.keys}
     if not named:
@@ -243,13 +243,13 @@ def _entries(folder: Path, results: Results) -> dict[str, tuple[Entry, ...]]:
     }
 
 
-def _entry(folder: Path, stored: Stored) -> Entry:
+def _entry(folder: Path, stored: Stored) -> StoredCase:
     try:
         found = json.loads(stored.payload, parse_constant=_nothing)
     except ValueError as error:
         raise RunError(f"{folder / FILE}, {stored.key}: {error}; run compare again") from error
     payload = _checked(f"{folder / FILE}, {stored.key}", Payload.model_validate, found)
-    return Entry(stored.case_id, payload, stored.seconds)
+    return StoredCase(stored.case_id, payload, stored.seconds)
 
 
 def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:

@@ -22,7 +22,7 @@ from lmedit.report.svg import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmedit.report.read import Row, Run
+    from lmedit.report.read import FinishedRun, Row
     from lmedit.report.svg import Look
 
 WIDTH, HEIGHT = 430.0, 350.0
@@ -31,18 +31,18 @@ TICKS = (0, 20, 40, 60, 80, 100)
 PERCENT = tuple((float(tick), str(tick)) for tick in TICKS)
 
 
-def looks_of(run: Run) -> dict[str, Look]:
+def looks_of(run: FinishedRun) -> dict[str, Look]:
     """The look of each method of the run, the same in all plots."""
     return looks([row.method for row in run.results.rows], BASE)
 
 
-def trade_off(run: Run) -> str:
+def trade_off(run: FinishedRun) -> str:
     """ES and PS against NS, a panel each; nothing where no two of them were measured."""
     panels = [_against_specificity(run, name) for name in ("ES", "PS")]
     return "".join(panel for panel in panels if panel)
 
 
-def _against_specificity(run: Run, name: str) -> str:
+def _against_specificity(run: FinishedRun, name: str) -> str:
     across = Scale(0, 100, LEFT + 8, RIGHT - 8)
     up = Scale(0, 100, BOTTOM - 8, TOP + 8)
     points = []
@@ -95,7 +95,7 @@ def _percent_ticks(across: Scale) -> str:
     )
 
 
-def cost(run: Run) -> str:
+def cost(run: FinishedRun) -> str:
     """S against seconds per edit; a hollow mark adds each edit's share of the preparation."""
     timed = [(row, s, t) for row in run.results.rows
              if (s := named(run, row, "S")[0]) is not None
@@ -133,7 +133,7 @@ def _costs(
     return drawn + labels.put(across(t), up(s), row.method, look.colour)
 
 
-def _unedited(run: Run, up: Scale, labels: Labels) -> str:
+def _unedited(run: FinishedRun, up: Scale, labels: Labels) -> str:
     """A line where doing nothing stands."""
     for row in run.results.rows:
         s = named(run, row, "S")[0]

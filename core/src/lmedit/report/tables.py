@@ -17,10 +17,10 @@ from lmedit.report.svg import tag
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lmedit.report.read import Run
+    from lmedit.report.read import FinishedRun
 
 
-def as_table(run: Run) -> str:
+def as_table(run: FinishedRun) -> str:
     """The comparison's own table; columns that it does not know stand below."""
     lines = [table(filled(run))]
     for column in columns(run):
@@ -31,7 +31,7 @@ def as_table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(run: Run) -> str:
+def as_markdown(run: FinishedRun) -> str:
     """A table for a page, the best value of each column in bold."""
     head, rows = _cells(run)
     lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
@@ -39,7 +39,7 @@ def as_markdown(run: Run) -> str:
     return "\n".join(lines)
 
 
-def as_html(run: Run, remarks: Sequence[str] = ()) -> str:
+def as_html(run: FinishedRun, remarks: Sequence[str] = ()) -> str:
     """The same table as markup, without a style, and *remarks* below."""
     head, rows = _cells(run)
     lines = ["".join(tag("th", escape(text)) for text in head)]
@@ -51,7 +51,7 @@ def as_html(run: Run, remarks: Sequence[str] = ()) -> str:
     return tag("table", "".join(tag("tr", line) for line in lines)) + told
 
 
-def _cells(run: Run) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+def _cells(run: FinishedRun) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """The headings, and for each row its texts, each with whether it is its column's best."""
     wanted = columns(run)
     head = ["method", "n", "failed", *(column.label for column in wanted)]
@@ -70,7 +70,7 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
 
 
-def as_csv(run: Run) -> str:
+def as_csv(run: FinishedRun) -> str:
     """All digits, by the names of `results.json`; empty where nothing was measured."""
     rows = filled(run)
     names = ["method", "n", "n_failed"]
@@ -85,11 +85,11 @@ def as_csv(run: Run) -> str:
     return written.getvalue().rstrip("\n")
 
 
-def as_json(run: Run) -> str:
+def as_json(run: FinishedRun) -> str:
     """`results.json` with every column in every row, the keys of the run's store left out."""
     return json.dumps({**run.raw, "rows": filled(run)}, indent=1, ensure_ascii=False)
 
 
-FORMATS: Mapping[str, Callable[[Run], str]] = MappingProxyType(
+FORMATS: Mapping[str, Callable[[FinishedRun], str]] = MappingProxyType(
     {"table": as_table, "markdown": as_markdown, "csv": as_csv, "json": as_json}
 )

@@ -5,15 +5,26 @@ from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
     PREFIX,
     Statistics,
-    exported,
-    imported,
-    listed,
+    export_statistics,
+    import_statistics,
+    list_statistics,
     moments_of,
     statistics_named,
 )
 
 __all__ = [
-    "BATCH_TOKENS", "PREFIX", "Counting", "Moment", "Statistics", "cholesky", "condition",
-    "exported", "imported", "listed", "moments_of", "positive_factor", "second_moments",
+    "BATCH_TOKENS",
+    "PREFIX",
+    "Counting",
+    "Moment",
+    "Statistics",
+    "cholesky",
+    "condition",
+    "export_statistics",
+    "import_statistics",
+    "list_statistics",
+    "moments_of",
+    "positive_factor",
+    "second_moments",
     "statistics_named",
-]  # fmt: skip
+]

@@ -18,7 +18,7 @@ import torch
 from lmedit.errors import ArtifactError, CasesError
 from lmedit.stats.counting import Counting, Moment, second_moments
 from lmedit.stats.solving import condition, positive_factor
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 from lmedit.storage.cache import cache_folder, key_of
 from lmedit.storage.tensors import STATISTICS, Checkpoint, load_tensors, read_facts, save_tensors
 
@@ -94,7 +94,7 @@ def _folder() -> Path:
     return cache_folder() / "statistics"
 
 
-def listed() -> list[Statistics]:
+def list_statistics() -> list[Statistics]:
     """All that is stored, in the order of their ids."""
     return [_opened(path) for path in sorted(_folder().glob("*.safetensors"))]
 
@@ -166,10 +166,10 @@ NPZ = ("mom2.mom2", "mom2.count")
 """The arrays of the released statistics: the sum of k k^T in float32, and the number of keys."""
 
 
-def exported(one: Statistics, path: Path) -> None:
+def export_statistics(one: Statistics, path: Path) -> None:
     """Write *one* to *path*: a .npz file as the released codes read it, or else a copy."""
     if path.suffix != ".npz":
-        with written_whole(path) as part:
+        with write_whole(path) as part:
             shutil.copyfile(one.path, part)
         return
     moment = one.moment()
@@ -179,11 +179,11 @@ def exported(one: Statistics, path: Path) -> None:
         "mom2.constructor": np.array("util.runningstats.SecondMoment()"),
         "sample_size": np.array(moment.documents),
     }
-    with written_whole(path) as part, part.open("wb") as file:
+    with write_whole(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def imported(path: Path, lm: Lm | None = None, layer: int | None = None) -> Statistics:
+def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None) -> Statistics:
     """Take a file over into the store: one that `exported` wrote, or a released .npz.
 
     A .npz names no model: *lm* and *layer* say what it is of. Raises `ArtifactError`.

@@ -116,7 +116,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path) -> Iterator[Path]:
     """A place beside *path* for a file; renamed to *path* if the block ends well, else removed.
 
     Raises `ArtifactError` where the folder cannot be written.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,5 +24,5 @@ def parse_json(text: str) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write *value* as indented JSON, whole or not at all."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    with written_whole(path) as part:
+    with write_whole(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lmedit.errors import ArtifactError
-from lmedit.storage.atomic import written_whole
+from lmedit.storage.atomic import write_whole
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.json_files import parse_json
 
@@ -40,7 +40,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
     }
     text = json.dumps(facts, sort_keys=True)
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
-    with written_whole(path) as part:
+    with write_whole(path) as part:
         save_file(flat, part, metadata=metadata)
         _order_header(part)
 

@@ -39,7 +39,7 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a method takes on a model, a device and a number type, and what there is."""
 
     work: Mapping[str, Work]
@@ -82,8 +82,8 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -> Plan:
-    """The plan for an outline *lm* that is to run on *device*."""
+def estimate(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -> Estimate:
+    """Estimate what *loaded* takes for an outline *lm* that will run on *device*."""
     fixed = {"weights": float(weights(lm))}
     if device.type == "cpu" and (libraries := in_use(device)) is not None:
         fixed["Python and libraries"] = libraries
@@ -91,4 +91,4 @@ def plan(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -
     there = free(device)
     if there is not None:
         there += fixed.get("Python and libraries", 0.0)  # of this process, so taken already
-    return Plan(work_of(loaded, lm, options), fixed, there, speed(device, dtype))
+    return Estimate(work_of(loaded, lm, options), fixed, there, speed(device, dtype))

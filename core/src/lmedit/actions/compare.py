@@ -1,0 +1,164 @@
+"""`compare`: from a plan and what is to be measured to a run that any worker can continue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from lmedit.compare.candidates import IN_CONTEXT, Candidate, in_context, random_layer
+from lmedit.compare.comparison import compare
+from lmedit.compare.measures import GROUPS, HELDOUT_LINES
+from lmedit.compare.paper_tables import PRESETS, paper_figures
+from lmedit.compare.regimes import Regime, pile_up
+from lmedit.compare.scoring import scoring_of
+from lmedit.errors import UsageError
+from lmedit.plan import Setup, Tell, set_up, silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmedit.cases import CaseSet
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.regimes import Kind
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.plan import Plan
+
+DEFAULT_CASES, LIMIT = "demo", 100
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What a comparison measures, beside which baselines, and how its edits pile up."""
+
+    preset: str | None = None
+    """A table of the ROME paper: its cases, their number and its metrics."""
+    metrics: tuple[str, ...] = ()
+    heldout: Path | None = None
+    heldout_lines: int = HELDOUT_LINES
+    references: Path | None = None
+    in_context: bool = False
+    random_layer: str | None = None
+    regime: str = "single"
+    sizes: str | None = None
+    collapse: float = 10.0
+    stop_on_collapse: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` where the parts do not fit together."""
+        if self.regime != "single" and self.in_context:
+            raise UsageError("--in-context touches no weight and has no --regime but single")
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups of metrics: those named, those of the paper's table, those a pile needs."""
+        groups = set(GROUPS if "all" in self.metrics else self.metrics)
+        groups |= set(PRESETS[self.preset].metrics) if self.preset else set()
+        return frozenset(groups | ({"health"} if self.regime != "single" else set()))
+
+    def cases(self, plan: Plan, lm: Lm) -> CaseSet:
+        """The cases of *plan*, by default those of the paper's table, as many as it used."""
+        if self.preset is None:
+            return plan.load_cases(DEFAULT_CASES, LIMIT)
+        paper = PRESETS[self.preset]
+        return plan.load_cases(paper.cases, paper.records.get((lm.model_type, lm.n_layers), LIMIT))
+
+    def piles(self, cases: CaseSet) -> Regime | None:
+        """How the edits pile up on *cases*; None where each edit is alone."""
+        if self.regime == "single":
+            return None
+        sizes = sizes_of(self.sizes, len(cases.good))
+        return Regime(cast("Kind", self.regime), sizes, self.collapse, self.stop_on_collapse)
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A comparison that is loaded and prepared; call it with a run folder to finish the run."""
+
+    setup: Setup
+    measuring: Measuring
+    cases: CaseSet
+    editors: list[Editor]
+    baselines: list[Candidate]
+    scoring: Scoring
+    regime: Regime | None
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        """Finish the run in *folder* and return its results."""
+        lm, seed = self.setup.lm, self.setup.plan.seed
+        given = (lm, self.cases, self.editors, folder, seed, self.scoring)
+        if self.regime is not None:
+            return pile_up(*given, self.regime, self.baselines)
+        results = compare(*given, self.baselines)
+        if self.measuring.preset:
+            names = [row["method"] for row in results["rows"]]
+            results["published"] = paper_figures(self.measuring.preset, lm, self.cases, names)
+        return results
+
+
+def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:
+    """Load the methods, the model and the cases, and prepare what needs it."""
+    setup = set_up(plan, tell)
+    cases = measuring.cases(plan, setup.lm)
+    regime = measuring.piles(cases)
+    editors = setup.editors()
+    scoring = scoring_of(
+        setup.lm,
+        measuring.groups,
+        measuring.heldout,
+        measuring.heldout_lines,
+        measuring.references,
+        plan.seed,
+    )
+    return Comparing(
+        setup, measuring, cases, editors, _baselines(setup, measuring), scoring, regime
+    )
+
+
+def take_part(plan: Plan, measuring: Measuring, folder: Path) -> None:
+    """Set everything up again and do what is left in *folder*: the part of another worker."""
+    set_up_comparison(plan, measuring)(folder)
+
+
+def sizes_of(text: str | None, most: int) -> tuple[int, ...]:
+    """The sizes of --sizes, ascending; by default powers of ten, and *most*, the number of cases.
+
+    Raises `UsageError`.
+    """
+    if text is None and most:
+        return (*(10**n for n in range(len(str(most))) if 10**n < most), most)
+    try:
+        sizes = sorted({int(part) for part in (text or "").split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1 or sizes[-1] > most:
+        raise UsageError(
+            f"--sizes {text!r}: there are {most} cases; give numbers from 1 to {most}, as 1,10,100"
+        )
+    return tuple(sizes)
+
+
+def _baselines(setup: Setup, measuring: Measuring) -> list[Candidate]:
+    found = []
+    if measuring.random_layer:
+        found.append(_at_random_layer(setup, measuring.random_layer))
+    if measuring.in_context:
+        found.append(Candidate(IN_CONTEXT, asked=in_context))
+    return found
+
+
+def _at_random_layer(setup: Setup, name: str) -> Candidate:
+    """The method *name*, which edits each case at a layer drawn for it."""
+    options = tuple(
+        (key, value)
+        for key, value in setup.plan.options
+        if "." not in key or key.startswith(f"{name}.")
+    )
+    plan = replace(setup.plan, methods=(name,), options=options)
+    (loaded,) = methods = tuple(plan.load_methods(setup.tell))
+    alone = Setup(plan, methods, setup.lm, setup.tell)
+
+    def at_layer(layer: int) -> Editor:
+        return alone.editor(loaded, alone.options(loaded, layer=layer))
+
+    return random_layer(name, setup.lm, at_layer, plan.seed)

@@ -1,0 +1,239 @@
+"""From what a user asks for to editors: one value, `Plan`, and one way from it to each editor.
+
+The command line parses its flags into a `Plan`. A `Plan` holds plain values only, so a worker
+process can be sent one and set everything up again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
+from lmedit.errors import NotPreparedError, UnknownNameError
+from lmedit.models import load_lm, outline
+from lmedit.observers import observe_all
+from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
+from lmedit.pipeline import prepare, ready
+from lmedit.preparation import prepared_path
+from lmedit.registry import resolve
+from lmedit.stats import PREFIX, statistics_named
+
+if TYPE_CHECKING:
+    from lmedit.cases import CaseSet
+    from lmedit.models import Lm
+    from lmedit.options import Options
+    from lmedit.pipeline import Editor
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Material
+
+    Texts = str | Path | Iterable[str]
+
+Tell = Callable[[str], object]
+"""Called with a remark for the user, one line."""
+
+
+def silent(_: str) -> None:
+    """Drop a remark."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The methods, the model, the options and the data that a command uses; nothing is loaded."""
+
+    methods: tuple[str, ...] = ()
+    """Names of methods; empty: every installed method that works."""
+    model: str = "demo"
+    device: str = "auto"
+    dtype: str = "auto"
+    download: bool = False
+    """Whether the hub may be asked for models, corpora and cases."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Pairs as ``-o`` takes them: a name and a value, both as typed."""
+    plugins: tuple[Path, ...] = ()
+    observers: tuple[str, ...] = ()
+    seed: int = 0
+    corpora: tuple[str, ...] = ()
+    """Corpora to prepare on: NAME for every method that takes text, METHOD=NAME for one."""
+    cases: str | None = None
+    limit: int | None = None
+
+    def load_methods(self, tell: Tell = silent) -> list[LoadedMethod]:
+        """Load the methods and let the observers watch them.
+
+        Without names these are all that work; *tell* is told of each that does not.
+        """
+        methods = resolve(self.methods, self.plugins, lambda why: tell(f"left out: {why}"))
+        observe_all(methods, self.observers)
+        return methods
+
+    def load_model(self) -> Lm:
+        """Load the model. The hub's library shows its progress on terminals only."""
+        quiet_hub()
+        return load_lm(self.model, device=self.device, dtype=self.dtype, download=self.download)
+
+    def outline(self) -> Lm:
+        """The model's parts and shapes, without its weights."""
+        return outline(self.model, dtype=self.dtype, download=self.download)
+
+    def load_cases(self, default: str, limit: int | None = None) -> CaseSet:
+        """Load the cases, by default the first *limit* of *default*."""
+        return load_cases(self.cases or default, self.limit or limit, download=self.download)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A plan whose methods and model are loaded."""
+
+    plan: Plan
+    methods: tuple[LoadedMethod, ...]
+    lm: Lm
+    tell: Tell = silent
+
+    @cached_property
+    def _given(self) -> dict[str, dict[str, Any]]:
+        """The options that the user gave, by method."""
+        return for_methods(self.plan.options, [loaded.name for loaded in self.methods])
+
+    def given(self, loaded: LoadedMethod) -> Mapping[str, Any]:
+        """The options of *loaded* that the user gave."""
+        return self._given[loaded.name]
+
+    def options(self, loaded: LoadedMethod, **more: Any) -> Options:
+        """The resolved options of *loaded*: what the user gave, and *more* on top."""
+        given = {**self.given(loaded), **more}
+        return build_options(loaded.method, given, self.lm, self.plan.seed)
+
+    def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:
+        """What *loaded* is prepared on; None where nothing is named and the model brings nothing.
+
+        With *train* a method that is trained takes the model's own cases where none are named.
+        """
+        kind = loaded.method.prepares_on
+        name = self._corpora.get(loaded.name)
+        if kind == "text":
+            return text_of(name, self.lm, download=self.plan.download)
+        if kind == "cases" and name is not None:
+            return cases_of_world(name) or load_cases(name, download=self.plan.download)
+        if kind == "cases" and train and self.lm.training:
+            return load_cases(str(self.lm.training))
+        return None
+
+    @cached_property
+    def _corpora(self) -> dict[str, str]:
+        """The corpus that the user named for each method."""
+        kinds = {loaded.name: loaded.method.prepares_on for loaded in self.methods}
+        named: dict[str, str] = {}
+        for text in self.plan.corpora:
+            method, equals, name = text.partition("=")
+            if not equals:
+                only = kinds if len(kinds) == 1 else [m for m in kinds if kinds[m] == "text"]
+                named |= dict.fromkeys(only, text)
+            elif method in kinds:
+                named[method] = name
+            else:
+                raise UnknownNameError("method", method, kinds, f"--corpus {text}: ")
+        return named
+
+    def editor(
+        self,
+        loaded: LoadedMethod,
+        options: Options | None = None,
+        *,
+        train: bool = False,
+        beside: Sequence[Options] = (),
+    ) -> Editor:
+        """The editor of *loaded*; see `editor_for`."""
+        chosen = options or self.options(loaded)
+        material = self.material(loaded, train=train)
+        return editor_for(
+            loaded, self.lm, chosen, material, train=train, beside=beside, tell=self.tell
+        )
+
+    def editors(self) -> list[Editor]:
+        """An editor of each method.
+
+        Where the user named no method, one that is not prepared is left out, with a remark.
+        """
+        options = [self.options(loaded) for loaded in self.methods]
+        found = []
+        for loaded, chosen in zip(self.methods, options, strict=True):
+            try:
+                found.append(self.editor(loaded, chosen))
+            except NotPreparedError as error:
+                if self.plan.methods:
+                    raise
+                self.tell(f"left out: {error}")
+        return found
+
+
+def set_up(plan: Plan, tell: Tell = silent) -> Setup:
+    """Load the methods and the model of *plan*; remarks go to *tell*."""
+    methods = tuple(plan.load_methods(tell))
+    lm = plan.load_model()
+    for remark in remarks_on_files(plan, lm):
+        tell(remark)
+    return Setup(plan, methods, lm, tell)
+
+
+def editor_for(
+    loaded: LoadedMethod,
+    lm: Lm,
+    options: Options,
+    material: Material | None,
+    *,
+    train: bool = False,
+    beside: Sequence[Options] = (),
+    tell: Tell = silent,
+) -> Editor:
+    """An editor of *loaded* for *lm*: the only place that decides whether something is prepared.
+
+    Statistics are computed here where *material* is text. A method that is trained on cases is
+    trained only with *train*, since that takes long; otherwise its preparation must exist.
+    *beside* are options that are prepared next on the same text.
+
+    Raises `NotPreparedError` with the command to run, and `OptionError` where several
+    preparations would do.
+    """
+    trained = loaded.method.prepares_on == "cases"
+    if not train and (material is None or trained):
+        return ready(loaded, lm, options, material)
+    if material is not None and not prepared_path(loaded, lm, options, material).is_file():
+        tell(f"{loaded.name}: preparing on {material.name}, once for this model")
+    return prepare(loaded, lm, options, material, beside)
+
+
+def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material | None:
+    """A corpus, or statistics that were counted before (``stats:ID``); None: *lm*'s own text."""
+    if given is not None and not isinstance(given, str | Path):
+        return texts_given(given)
+    name = None if given is None else str(given)
+    if name is not None and name.startswith(PREFIX):
+        return statistics_named(name)
+    found: Material | None = corpus_of(name, lm.text, download=download)
+    return found
+
+
+def remarks_on_files(plan: Plan, lm: Lm) -> list[str]:
+    """A remark on each options file (``-o @FILE``) that was tuned on other weights than *lm*'s."""
+    found = []
+    for path in (Path(value) for key, value in plan.options if key == FILE_KEY):
+        for method, entry in read_tuned(path).items():
+            evidence = entry.get("evidence", {})
+            if evidence.get("model_digest", lm.digest) != lm.digest:
+                model = evidence.get("model")
+                found.append(f"{path}: {method} was tuned on other weights ({model})")
+    return found
+
+
+def quiet_hub() -> None:
+    """Let the hub's library show its own progress on terminals only, and no warnings."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
