@@ -21,7 +21,7 @@ from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
 from lmedit.pipeline import prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
-from lmedit.stats import PREFIX, statistics_named
+from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
 
 if TYPE_CHECKING:
     from lmedit.cases import CaseSet
@@ -203,17 +203,29 @@ def editor_for(
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
-        tell(f"{loaded.name}: preparing on {material.name}, once for this model")
+        tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, beside)
 
 
+def _words(material: Material) -> str:
+    """The name of *material*, and the remedy where it is a makeshift."""
+    if isinstance(material, SelfWritten):
+        return "text that the model writes itself (better: --corpus FILE)"
+    return material.name
+
+
 def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material | None:
-    """A corpus, or statistics that were counted before (``stats:ID``); None: *lm*'s own text."""
+    """A corpus, or statistics that were counted before (``stats:ID``).
+
+    None: the text that *lm* brings; if it brings none, text that *lm* writes itself (``self``).
+    """
     if given is not None and not isinstance(given, str | Path):
         return texts_given(given)
     name = None if given is None else str(given)
     if name is not None and name.startswith(PREFIX):
         return statistics_named(name)
+    if name == SELF or (name is None and lm.text is None):
+        return SelfWritten(lm)
     found: Material | None = corpus_of(name, lm.text, download=download)
     return found
 

@@ -1,6 +1,7 @@
 """Second moments of keys, S = sum k k^T: counted over a corpus, kept, checked and shared."""
 
 from lmedit.stats.counting import BATCH_TOKENS, Counting, Moment, second_moments
+from lmedit.stats.self_written import SELF, SelfWritten
 from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
     PREFIX,
@@ -15,8 +16,10 @@ from lmedit.stats.store import (
 __all__ = [
     "BATCH_TOKENS",
     "PREFIX",
+    "SELF",
     "Counting",
     "Moment",
+    "SelfWritten",
     "Statistics",
     "cholesky",
     "condition",

@@ -17,6 +17,7 @@ import torch
 
 from lmedit.errors import ArtifactError, CasesError
 from lmedit.stats.counting import Counting, Moment, second_moments
+from lmedit.stats.self_written import SelfWritten
 from lmedit.stats.solving import condition, positive_factor
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.cache import cache_folder, key_of
@@ -148,6 +149,8 @@ def moments_of(
     In several passes where the sums would take more than 4 GB.
     """
     counting = replace(counting, max_length=counting.limit(lm))
+    if isinstance(corpus, SelfWritten):
+        counting = corpus.counting(counting)
     of = {n: _facts(lm, n, corpus.name, corpus.digest, counting) for n in sorted(set(layers))}
     found = {n: _opened(path) for n, facts in of.items() if (path := _path(facts)).is_file()}
     missing = [layer for layer in of if layer not in found]

@@ -1,0 +1,58 @@
+"""Sample texts from a model: many rows of one length, one token at a time, with a KV cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+
+@torch.no_grad()
+def sample_rows(
+    lm: Lm,
+    rows: Sequence[Sequence[int]],
+    new_tokens: int,
+    random: torch.Generator,
+    top_k: int | None = None,
+) -> list[list[int]]:
+    """Continue *rows* of token ids, all of one length, by *new_tokens* tokens each.
+
+    Each token is drawn from the *top_k* most probable ones (None: from all) at temperature 1.
+    End-of-text does not stop a row. *random* decides every draw, so the same generator state, rows
+    and model give the same tokens; other numbers of rows give others.
+    """
+    found = [list(row) for row in rows]
+    new = torch.tensor(found, device=lm.device)
+    cache = None
+    for _ in range(new_tokens):
+        out = lm.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        drawn = _draw(out.logits[:, -1].float().cpu(), random, top_k)
+        for row, token in zip(found, drawn.tolist(), strict=True):
+            row.append(token)
+        new = drawn[:, None].to(lm.device)
+    return found
+
+
+def start_token(lm: Lm) -> int:
+    """The token that a text begins with: BOS, or EOS if there is none, or that of "The"."""
+    for token in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return int(lm.encode("The")[0])
+
+
+def _draw(logits: Tensor, random: torch.Generator, top_k: int | None) -> Tensor:
+    """One token id for each row of *logits* (B, V), as (B,)."""
+    if top_k is None:
+        return torch.multinomial(logits.softmax(-1), 1, generator=random)[:, 0]
+    best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    chosen = torch.multinomial(best.values.softmax(-1), 1, generator=random)
+    return best.indices.gather(1, chosen)[:, 0]

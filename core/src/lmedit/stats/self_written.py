@@ -1,0 +1,101 @@
+"""Text that a model writes itself, as a corpus for its own statistics (``--corpus self``).
+
+ROME's C = E[k k^T] (equation 2) asks for keys of typical text. Where a user names no text, the
+model's own is used: it is sampled from the model's distribution, so it needs nothing from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmedit.errors import ArtifactError
+from lmedit.replay.sampling import sample_rows, start_token
+from lmedit.stats.counting import Counting
+from lmedit.storage.cache import cache_folder, key_of
+from lmedit.storage.json_files import parse_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lmedit.models import Lm
+
+SELF = "self"
+"""The name of this corpus."""
+BATCH, TOKENS = 100, 128
+"""Texts that are sampled together, and tokens of each."""
+TOLERANCE, MOST = 0.3, 2000
+"""When enough is counted: the angle and length to which C^-1 k settles, and the most texts."""
+
+
+@dataclass(frozen=True)
+class SelfWritten:
+    """An endless corpus that *lm* writes, `BATCH` texts at a time, as far as a reader asks.
+
+    Batch n depends on the weights, the seed and n alone. Every finished batch is stored, so an
+    interrupted reader, or the next one, finds it again.
+    """
+
+    lm: Lm
+    seed: int = 0
+    name: str = SELF
+
+    @property
+    def digest(self) -> str:
+        """A digest of what determines the texts: the weights, the seed and the recipe."""
+        return key_of(
+            corpus=SELF, base=self.lm.digest, seed=self.seed, batch=BATCH, tokens=TOKENS, recipe=1
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts in order; the texts never end."""
+        for number in count():
+            yield from self._batch(number)
+
+    def _batch(self, number: int) -> list[str]:
+        """The texts of batch *number*: the stored ones, or new ones that are then stored."""
+        path = self.folder / f"{number:05}.json"
+        if path.is_file() and (texts := _read(path)) is not None:
+            return texts
+        texts = self._write(number)
+        write_json(path, texts)
+        return texts
+
+    def counting(self, asked: Counting) -> Counting:
+        """How much of this text is counted, where *asked* was meant for text that costs nothing.
+
+        Counting stops once the solutions have settled to `TOLERANCE`, at the latest after `MOST`
+        texts.
+        """
+        tolerance = max(TOLERANCE, asked.tolerance or 0.0)
+        return Counting(MOST, "documents", asked.max_length, tolerance)
+
+    @property
+    def folder(self) -> Path:
+        """Where the batches are stored."""
+        return cache_folder() / "self-written" / self.digest[:32]
+
+    def _write(self, number: int) -> list[str]:
+        random = torch.Generator().manual_seed(int(key_of(seed=self.seed, batch=number)[:15], 16))
+        start = [start_token(self.lm)]
+        rows = sample_rows(self.lm, [start] * BATCH, self._tokens(), random)
+        decode = self.lm.tokenizer.decode
+        return [str(decode(row[1:], skip_special_tokens=True)) for row in rows]
+
+    def _tokens(self) -> int:
+        return min(TOKENS, self.lm.max_positions - 1)
+
+
+def _read(path: Path) -> list[str] | None:
+    """The texts of a stored batch; None if the file is damaged, since it can be written again."""
+    try:
+        texts: Any = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, ArtifactError, json.JSONDecodeError):
+        return None
+    good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    return texts if good else None
