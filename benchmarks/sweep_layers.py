@@ -4,7 +4,7 @@
 
 A run that was stopped goes on in its folder (`--run`), and two processes may share one. The sweep
 scores on the *last* records of the world, so that the demo's first records stay unseen, prints
-a table, writes `benchmarks/results/demo_sweep.json` and `docs/demo-sweep.md`, and puts the best
+a table, writes `benchmarks/results/demo_sweep.json` and `docs/explanation/demo-sweep.md`, and puts the best
 setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
 """
 
@@ -128,7 +128,8 @@ def main() -> None:
     }  # fmt: skip
     write_json(HERE / "results" / "demo_sweep.json", {"model": lm.digest, "rows": rows})
     write_json(world("demo").model / TUNED_FILE, {**lm.tuned, **tuned})
-    (HERE.parent / "docs" / "demo-sweep.md").write_text(page(rows, count), encoding="utf-8")
+    sweep = HERE.parent / "docs" / "explanation" / "demo-sweep.md"
+    sweep.write_text(page(rows, count), encoding="utf-8")
     print(page(rows, count))
 
 

@@ -71,7 +71,7 @@ def navigation(index: str) -> str:
     return "\n".join(parts)
 
 
-def reference() -> str:
+def public_names() -> str:
     """Every public name with its signature and docstring, by the module that it lives in."""
     parts = ["# Public names", "", "All of these are imported from `lmedit` itself.", ""]
     for home, names in lmedit._HOMES.items():
@@ -94,9 +94,9 @@ def stage(folder: Path) -> None:
         text = turned((ROOT / page).read_text(encoding="utf-8"), page, places)
         if place == "index.md":
             text += "\n" + navigation(text)
-        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(text, encoding="utf-8")
-    (folder / "reference.md").write_text(reference(), encoding="utf-8")
+    (folder / "reference" / "names.md").write_text(public_names(), encoding="utf-8")
 
 
 def build(out: Path) -> int:

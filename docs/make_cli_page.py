@@ -1,4 +1,4 @@
-"""Write `docs/cli.md` from the commands' own help: `python docs/make_cli_page.py`.
+"""Write `docs/reference/cli.md` from the commands' own help: `python docs/make_cli_page.py`.
 
 The tests compare the page with what this gives, so the page cannot drift.
 """
@@ -52,4 +52,4 @@ def commands(group: click.Group, *before: str) -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("cli.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).parent / "reference" / "cli.md").write_text(page(), encoding="utf-8")
