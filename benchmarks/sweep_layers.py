@@ -4,8 +4,8 @@
 
 A run that was stopped goes on in its folder (`--run`), and two processes may share one. The sweep
 scores on the *last* records of the world, so that the demo's first records stay unseen, prints
-a table, writes `benchmarks/results/demo_sweep.json` and `docs/explanation/demo-sweep.md`, and puts the best
-setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
+a table, writes `benchmarks/results/demo_sweep.json` and `docs/explanation/demo-sweep.md`, and puts
+the best setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
 """
 
 from __future__ import annotations
