@@ -4,8 +4,8 @@
 
 A run that was stopped goes on in its folder (`--run`), and two processes may share one. The sweep
 scores on the *last* records of the world, so that the demo's first records stay unseen, prints
-a table, writes `benchmarks/results/demo_sweep.json` and `docs/demo-sweep.md`, and puts the best
-setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
+a table, writes `benchmarks/results/demo_sweep.json` and `docs/explanation/demo-sweep.md`, and puts
+the best setting of each method into the model folder's `lmedit-tuned.json`, with the evidence.
 """
 
 from __future__ import annotations
@@ -74,14 +74,15 @@ def page(rows: list[dict[str, Any]], count: int) -> str:
     ]
     return (
         "# Where the embedded model can be edited\n\n"
-        f"Every setting on the last {count} records of the embedded world, by\n"
-        f"`python benchmarks/sweep_layers.py --cases {count}`; the {FINALISTS} best of each\n"
-        "method "
-        f"again on the last {RUN_OFF * count} (at the end). The best of these is what the model's\n"
-        "`lmedit-tuned.json` holds. That recall sits where it does was arranged in training, so\n"
-        "this table says nothing about other models. RelS is relation specificity: the subject's\n"
-        "other facts that stay right. ROME uses four sampled contexts in place of twenty, to save\n"
-        "time (`-o prefixes '[[5,10],[10,10]]'` has twenty).\n\n"
+        f"```console\npython benchmarks/sweep_layers.py --cases {count}\n```\n\n"
+        f"This command measures every setting on the last {count} records of the embedded\n"
+        f"world. Then it measures the {FINALISTS} best settings of each method again, on the\n"
+        f"last {RUN_OFF * count} records (the last lines of the table). The model's\n"
+        "`lmedit-tuned.json` holds the best of these.\n\n"
+        "The training of the model decided where it recalls facts. This table therefore says\n"
+        "nothing about other models. RelS is relation specificity: the share of the subject's\n"
+        "other facts that are still right. To save time, ROME uses four sampled contexts here\n"
+        "in place of twenty (`-o prefixes '[[5,10],[10,10]]'` has twenty).\n\n"
         f"```text\n{table(named)}\n```\n"
     )
 
@@ -128,7 +129,8 @@ def main() -> None:
     }  # fmt: skip
     write_json(HERE / "results" / "demo_sweep.json", {"model": lm.digest, "rows": rows})
     write_json(world("demo").model / TUNED_FILE, {**lm.tuned, **tuned})
-    (HERE.parent / "docs" / "demo-sweep.md").write_text(page(rows, count), encoding="utf-8")
+    sweep = HERE.parent / "docs" / "explanation" / "demo-sweep.md"
+    sweep.write_text(page(rows, count), encoding="utf-8")
     print(page(rows, count))
 
 

@@ -1,9 +1,9 @@
 """Build the docs as a site: `python docs/build_site.py [FOLDER]`, by default into `site/`.
 
-The pages are plain Markdown whose links work where they lie. They are copied, the READMEs of the
-packages and the project's own pages with them, their links are turned to the copies, and Sphinx
-makes HTML of it (`conf.py`); whatever it warns of is an error. `index.md` is the navigation: its
-headings and lists.
+The pages are plain Markdown, and their links work in the repository. This script copies the pages,
+the READMEs of the packages and the project's own pages. It changes the links to lead to the copies.
+Then Sphinx makes HTML (`conf.py`); its warnings are errors. The headings and lists of `index.md` are
+the navigation.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ ENTRY = re.compile(r"^- \[(.+)\]\((.+)\.md\)$", re.MULTILINE)
 
 
 class BrokenLinkError(Exception):
-    """A link that leads nowhere."""
+    """A link to a file that does not exist."""
 
 
 def pages() -> dict[str, str]:
-    """Every page's place in the repository, with its place in the site."""
+    """Each page's path in the repository, with its path in the site."""
     own = {path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).as_posix()
            for path in sorted(DOCS.rglob("*.md"))}  # fmt: skip
     return own | OUTSIDE
 
 
 def turned(text: str, page: str, places: dict[str, str]) -> str:
-    """*text* of *page* with its links as they are in the site.
+    """*text* of *page*, with links that work in the site.
 
-    Raises `BrokenLinkError` for a link to what does not exist.
+    Raises `BrokenLinkError` for a link to a file that does not exist.
     """
     here = Path(places[page]).parent
 
@@ -62,7 +62,7 @@ def turned(text: str, page: str, places: dict[str, str]) -> str:
 
 
 def navigation(index: str) -> str:
-    """Hidden tables of contents, one for each heading of *index* and the pages in its list."""
+    """Hidden tables of contents: one for each heading of *index*, with the pages in its list."""
     parts = []
     for section in index.split("\n## ")[1:]:
         lines = [f"{text} <{page}>" for text, page in ENTRY.findall(section)]
@@ -71,9 +71,9 @@ def navigation(index: str) -> str:
     return "\n".join(parts)
 
 
-def reference() -> str:
-    """Every public name with its signature and docstring, by the module that it lives in."""
-    parts = ["# Public names", "", "All of these are imported from `lmedit` itself.", ""]
+def public_names() -> str:
+    """Every public name with its signature and docstring, sorted by module."""
+    parts = ["# Public names", "", "You import all of these from `lmedit` itself.", ""]
     for home, names in lmedit._HOMES.items():
         parts += [f"## {home}", "", "```{eval-rst}"]
         for name in names:
@@ -86,7 +86,7 @@ def reference() -> str:
 
 
 def stage(folder: Path) -> None:
-    """Write what Sphinx reads into *folder*."""
+    """Write the input of Sphinx into *folder*."""
     scripts = shutil.ignore_patterns("build_*.py", "make_*.py", "__pycache__")
     shutil.copytree(DOCS, folder, ignore=scripts)
     places = pages()
@@ -94,13 +94,13 @@ def stage(folder: Path) -> None:
         text = turned((ROOT / page).read_text(encoding="utf-8"), page, places)
         if place == "index.md":
             text += "\n" + navigation(text)
-        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(text, encoding="utf-8")
-    (folder / "reference.md").write_text(reference(), encoding="utf-8")
+    (folder / "reference" / "names.md").write_text(public_names(), encoding="utf-8")
 
 
 def build(out: Path) -> int:
-    """Build the site in *out*; Sphinx's exit code."""
+    """Build the site in *out* and return Sphinx's exit code."""
     from sphinx.cmd.build import build_main
 
     with TemporaryDirectory() as place:

@@ -1,4 +1,4 @@
-"""What Sphinx is told; `build_site.py` copies it beside the pages."""
+"""The settings of Sphinx; `build_site.py` copies this file to the pages."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ exclude_patterns = ["examples"]
 
 
 def inline(writer: HTML5Translator, node: math) -> None:
-    """A formula in a line, as MathML: nothing is fetched to show it."""
+    """Write a formula in a line as MathML, so the page loads nothing to show it."""
     writer.body.append(convert(node.astext()))
     raise SkipNode
 
 
 def block(writer: HTML5Translator, node: math_block) -> None:
-    """A formula of its own."""
+    """Write a formula on its own line."""
     writer.body.append(f"<p>{convert(node.astext(), display='block')}</p>")
     raise SkipNode
 
 
 def setup(app: Sphinx) -> None:
-    """Formulas by `latex2mathml`."""
+    """Write formulas with `latex2mathml`."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))

@@ -1,6 +1,6 @@
-"""Write `docs/cli.md` from the commands' own help: `python docs/make_cli_page.py`.
+"""Write `docs/reference/cli.md` from the commands' own help: `python docs/make_cli_page.py`.
 
-The tests compare the page with what this gives, so the page cannot drift.
+A test compares the page with the output of `page`, so the page stays up to date.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
 HEAD = """# The command line
 
-Data goes to stdout, progress and notes to stderr. Exit codes: 0 done, 1 an error that one line
-explains, 2 usage. `-m` defaults to the embedded model `demo`, so everything here runs offline;
-`LMEDIT_MODEL` changes the default, `LMEDIT_CACHE` the place of prepared statistics, and
-`LMEDIT_PLUGINS` which methods are visible (unset: all; empty: none; a comma list: those).
+Data goes to stdout, progress and notes to stderr. The exit code is 0 for success, 1 for an error
+that one line explains, and 2 for wrong usage.
 
-A fact is `--prompt '{} is in the city of' --subject 'The Eiffel Tower' --target Rome`, or
-`--fact FILE` with the same as JSON (`prompt`, `subject`, `target_new`, `target_true`; `-` reads
-stdin). A prompt that is written out in full is fine too, as long as the subject stands in it once.
+| variable | meaning |
+|---|---|
+| `LMEDIT_MODEL` | the default of `-m`; without it the embedded model `demo`, which needs no network |
+| `LMEDIT_CACHE` | the folder of prepared statistics and trained editors |
+| `LMEDIT_PLUGINS` | the visible methods; unset: all; empty: none; or a list with commas |
 
-This page is made by `docs/make_cli_page.py` from the commands' own help.
+Name a fact in one of two ways:
+
+- `--prompt '{} is in the city of' --subject 'The Eiffel Tower' --target Rome`. A complete prompt
+  works too, if the subject stands in it exactly once.
+- `--fact FILE`, with the same as JSON: `prompt`, `subject`, `target_new`, `target_true`. `-` reads
+  stdin.
+
+`docs/make_cli_page.py` makes this page from the commands' own help.
 """
 
 
@@ -52,4 +59,4 @@ def commands(group: click.Group, *before: str) -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("cli.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).parent / "reference" / "cli.md").write_text(page(), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Make the docs' pictures with lmedit's own commands: `python docs/make_pictures.py [NAME...]`.
 
-Without names: all but the trainings, which take a quarter of an hour each. The comparison is kept
-in `runs/pictures` and goes on where it stopped.
+Without names it makes all pictures except those of the trainings; a training takes a quarter of an
+hour. The comparison is stored in `runs/pictures`, and a stopped one continues.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
     "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),
 }
-"""Pictures that one command draws; the file's path comes behind."""
+"""Pictures that one command draws; the path of the file is its last argument."""
 SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}
-"""Pictures of the comparison's scores, with their methods; none: all."""
+"""Pictures of the comparison's scores, with their methods; an empty tuple: all methods."""
 TRAININGS = {"demo-mend.svg": "mend", "demo-ke.svg": "ke"}
-"""Curves of the trainings of the editors that ship with the embedded model."""
+"""Training curves of the editors that ship with the embedded model."""
 
 
 def python(*arguments: str) -> None:
@@ -37,7 +37,7 @@ def python(*arguments: str) -> None:
 
 
 def scores(methods: tuple[str, ...]) -> Bars:
-    """ES, PS and NS of the comparison's *methods* as bars; of all, where none are named."""
+    """ES, PS and NS of the comparison's *methods* as bars; an empty tuple: all methods."""
     rows = [row for row in Comparison.read(RUN).rows if not methods or row["method"] in methods]
     return Bars(
         "100 facts edited in the embedded model", "method", "%",

@@ -384,7 +384,8 @@ def test_wrong_facts_keep_their_lines(write: Write, tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_docs_is_true(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "cases.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "reference" / "cases.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my.jsonl").write_text(example)
     found = load_cases(str(tmp_path / "my.jsonl"))

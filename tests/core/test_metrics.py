@@ -23,7 +23,7 @@ from lmedit.metrics.counterfact import (
 )
 from lmedit.metrics.teacher_forcing import score_targets
 
-# S, ES, PS, NS as printed in Meng et al. 2022, table 4 (methods.md 10.1) and table 5 (10.2)
+# S, ES, PS, NS as printed in Meng et al. 2022, tables 4 and 5
 PRINTED = {
     "GPT-2 XL base": (30.5, 22.2, 24.7, 78.1),
     "GPT-2 XL FT": (65.1, 100.0, 87.9, 40.4),
@@ -53,7 +53,7 @@ contrasts = st.builds(Contrast, log_probabilities, log_probabilities)
 
 @pytest.mark.parametrize("row", PRINTED)
 def test_s_of_the_printed_rows_is_the_printed_s(row: str) -> None:
-    """Invariant 32. No row is odd: where PS was replaced, so was S (methods.md 9.1)."""
+    """S is the harmonic mean. No row is odd: where the paper replaced PS, it replaced S too."""
     printed, *scores = PRINTED[row]
     assert harmonic_mean(scores) == pytest.approx(printed, abs=0.1)
 
@@ -128,7 +128,7 @@ def test_a_tie_fails_both_ways() -> None:
 @steady
 @given(contrasts)
 def test_swapping_the_targets_swaps_success_and_kept(contrast: Contrast) -> None:
-    """Invariant 36: ES and ES with the targets swapped add up to 1, but for ties."""
+    """ES and ES with the targets swapped add up to 1, but for ties."""
     swapped = Contrast(contrast.true, contrast.new)
     assert success(contrast) + success(swapped) == (contrast.new != contrast.true)
     assert kept(contrast) == success(swapped)
@@ -179,7 +179,7 @@ def case_of(request: Request, **probes: object) -> Case:
 
 
 def test_a_paraphrase_that_is_the_prompt_scores_like_the_prompt(lm: Lm, request_: Request) -> None:
-    """Invariant 34, and the same for neighbours: what the edit wins there is lost."""
+    """PS is ES then. A neighbour like it scores the opposite: NS falls where the edit wins."""
     text = request_.text
     scores = score_case(lm, case_of(request_, paraphrases=(text, text), neighbours=(text,)))
     assert near(scores["PS"], scores["ES"])
@@ -190,7 +190,7 @@ def test_a_paraphrase_that_is_the_prompt_scores_like_the_prompt(lm: Lm, request_
 
 
 def test_swapped_targets_swap_the_case_scores(lm: Lm, request_: Request) -> None:
-    """Invariant 36 on a model."""
+    """The same on a model: each score and its swapped score add up to 1."""
     swapped = request_.model_copy(
         update={"target_new": request_.target_true, "target_true": request_.target_new}
     )

@@ -337,7 +337,7 @@ def test_apply_and_revert_of_its_own_are_used(editor: Make, lm: Lm, request_: Re
 def test_scores_are_the_same_after_an_edit_as_before(
     editor: Make, lm: Lm, request_: Request
 ) -> None:
-    """Invariant 35."""
+    """Apply and revert change no score: the case scores exactly as before."""
     from lmedit import Case
     from lmedit.compare.case_scores import score_case
 

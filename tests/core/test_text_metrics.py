@@ -102,7 +102,7 @@ def plain_entropy(words: list[str], n: int) -> float:
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("length", [3, 4, 10, 65])
 def test_all_distinct_n_grams_have_the_entropy_of_their_number(n: int, length: int) -> None:
-    """Invariant 33."""
+    """n words have n - k + 1 k-grams; all distinct, they have the entropy of a fair draw."""
     words = [f"w{i}" for i in range(length)]
     assert entropy(words, n) == pytest.approx(math.log2(length - n + 1), abs=1e-12)
 

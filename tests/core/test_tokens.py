@@ -200,7 +200,7 @@ some_words = words.filter(bool)
 def test_offsets_agree_with_the_prefix_length_rule(
     before: str, subject: str, after: str, context: str
 ) -> None:
-    """Invariant 39: ROME's rule for GPT-2, prefix, word and suffix tokenised separately."""
+    """ROME's rule for GPT-2, prefix, word and suffix tokenised separately."""
     gpt2 = tokenizer("byte-level trimmed")
     prompt = f"{before} {{}}" if before else "{}"
     prompt += f" {after}" if after else ""

@@ -45,7 +45,7 @@ def test_what_is_no_bound_is_a_tool_as_pinned_elsewhere() -> None:
 
 
 def test_the_page_has_both_ends() -> None:
-    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
     oldest, newest = pins("constraints-oldest.txt"), pins("constraints.txt")
     assert {"torch", "transformers", "pydantic", "pluggy", "click"} <= {name for name, *_ in rows}

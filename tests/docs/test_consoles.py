@@ -1,4 +1,4 @@
-"""The consoles of README, docs/patches.md and the how-tos: every command is run."""
+"""The consoles of README, docs/how-to/patches.md and the how-tos: every command is run."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_the_readmes_life_of_an_edit_is_as_it_is_shown() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
 def test_the_examples_of_patches_run() -> None:
-    first, recipe, adapters = blocks("docs/patches.md", "console")
+    first, recipe, adapters = blocks("docs/how-to/patches.md", "console")
     for command in first.splitlines():
         run(command)
     run("lmedit apply eiffel.safetensors -O wanted")
     head = log(Path("wanted"))
-    (text,) = blocks("docs/patches.md", "toml")
+    (text,) = blocks("docs/how-to/patches.md", "toml")
     for key, value in (("weights", head["weights"]), ("id", head["edits"][0]["id"])):
         text = re.sub(rf'^{key} = "\w+"', f'{key} = "{value[:8]}"', text, flags=re.MULTILINE)
     Path("recipe.toml").write_text(text, encoding="utf-8")
@@ -98,7 +98,7 @@ def test_the_examples_of_patches_run() -> None:
         run(command)
     used = {command.split()[1] for command in (first + recipe + adapters).splitlines()}
     assert used == {"edit", "show", "apply", "log", "revert", "verify", "export", "import"}
-    (code,) = blocks("docs/patches.md", "python")
+    (code,) = blocks("docs/how-to/patches.md", "python")
     names: dict[str, object] = {}
     exec(compile(code, "patches.md", "exec"), names)
     lm = names["lm"]
@@ -132,7 +132,7 @@ def patches() -> None:
 
 @pytest.mark.slow
 def test_the_quickstart_runs() -> None:
-    set_up, *others = commands("docs/quickstart.md")
+    set_up, *others = commands("docs/tutorials/quickstart.md")
     assert set_up == "python3 dev.py demo"
     printed = [run(command) for command in others]
     assert "P(Rome)" in printed[1]
@@ -142,7 +142,7 @@ def test_the_quickstart_runs() -> None:
 @pytest.mark.slow
 def test_how_to_edit_one_fact_runs() -> None:
     notes()
-    for command in commands("docs/edit-one-fact.md", MODEL="demo"):
+    for command in commands("docs/how-to/edit-one-fact.md", MODEL="demo"):
         run(command)
     assert Path("trace.png").is_file()
     assert Path("eiffel.safetensors").is_file()
@@ -151,9 +151,9 @@ def test_how_to_edit_one_fact_runs() -> None:
 @pytest.mark.slow
 def test_how_to_compare_on_my_facts_runs() -> None:
     notes()
-    (facts,) = blocks("docs/compare-my-facts.md", "json")
+    (facts,) = blocks("docs/how-to/compare-my-facts.md", "json")
     Path("my.jsonl").write_text(facts.strip() + "\n", encoding="utf-8")
-    compare, report = commands("docs/compare-my-facts.md", MODEL="demo")
+    compare, report = commands("docs/how-to/compare-my-facts.md", MODEL="demo")
     assert run(compare).count("(untuned)") == 0
     run(report)
     assert "Ada Lovelace" in Path("mine.html").read_text(encoding="utf-8")
@@ -163,7 +163,7 @@ def test_how_to_compare_on_my_facts_runs() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
 def test_how_to_serve_an_edit_runs() -> None:
     patches()
-    for command in commands("docs/serve-an-edit.md", MODEL="demo"):
+    for command in commands("docs/how-to/serve-an-edit.md", MODEL="demo"):
         run(command)
     assert Path("adapter", "adapter_config.json").is_file()
 
@@ -172,7 +172,7 @@ def test_how_to_serve_an_edit_runs() -> None:
 def test_how_to_run_on_many_machines_runs() -> None:
     notes()
     compare, *statistics = commands(
-        "docs/many-machines.md", MODEL="demo",
+        "docs/how-to/many-machines.md", MODEL="demo",
         **{"counterfact --limit 1000": "demo --limit 2", "--workers 4": "--workers 1",
            "wikitext --download": "notes.txt", "15,16,17": "1,2,3", "layer17": "layer2",
            "--layer 17": "--layer 2"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+HOOKS_PAGE = DOCS / "reference" / "hooks.md"
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("edit_"))
 NUDGE = DOCS / "examples" / "lmedit_nudge.py"
 
@@ -35,11 +36,11 @@ def module_from(path: Path) -> ModuleType:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_heading_with_its_arguments(hook: str) -> None:
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
-    assert f"### {hook}({arguments})" in (DOCS / "hooks.md").read_text(encoding="utf-8")
+    assert f"### {hook}({arguments})" in HOOKS_PAGE.read_text(encoding="utf-8")
 
 
 def test_hooks_page_has_no_other_hooks() -> None:
-    page = (DOCS / "hooks.md").read_text(encoding="utf-8")
+    page = HOOKS_PAGE.read_text(encoding="utf-8")
     assert sorted(re.findall(r"^### (edit_\w+)", page, re.MULTILINE)) == HOOKS
 
 
@@ -48,7 +49,7 @@ def test_the_laws_are_the_same_in_code_and_docs() -> None:
         found = re.findall(r"^(\d)\. (.+?)(?=\n\d\. |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
         return [" ".join(law.split()) for _, law in found]
 
-    page = (DOCS / "hooks.md").read_text(encoding="utf-8").partition("## Laws")[2]
+    page = HOOKS_PAGE.read_text(encoding="utf-8").partition("## Laws")[2]
     assert laws(page.strip()) == laws((hookspecs.__doc__ or "").strip())
     assert len(laws(page)) == 7
 
@@ -60,11 +61,11 @@ def test_every_law_has_its_test_in_the_contract() -> None:
 
 def test_the_command_page_is_what_the_commands_say() -> None:
     page = module_from(DOCS / "make_cli_page.py").page()
-    assert (DOCS / "cli.md").read_text(encoding="utf-8") == page
+    assert (DOCS / "reference" / "cli.md").read_text(encoding="utf-8") == page
 
 
 def test_the_tutorials_plugin_is_the_tested_file() -> None:
-    page = (DOCS / "writing-a-method.md").read_text(encoding="utf-8")
+    page = (DOCS / "tutorials" / "writing-a-method.md").read_text(encoding="utf-8")
     code = re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", page, re.DOTALL)
     assert [name for name, _ in code] == ["examples/lmedit_nudge.py"]
     for name, text in code:
@@ -123,7 +124,8 @@ def test_the_readmes_commands_are_tasks_of_dev_py() -> None:
 def test_every_measure_is_explained_as_it_is() -> None:
     from lmedit.compare.measures import MEASURES
 
-    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8").replace("&#124;", "|")
+    text = (ROOT / "docs" / "explanation" / "comparing.md").read_text(encoding="utf-8")
+    page = text.replace("&#124;", "|")
     for known in MEASURES.values():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{known.name}` |"))
         assert known.meaning in line

@@ -49,7 +49,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for place in SITE.pages().values():
         assert (tmp_path / "site" / place).with_suffix(".html").is_file()
-    page = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    page = (tmp_path / "site" / "reference" / "names.html").read_text(encoding="utf-8")
     missing = [name for name in lmedit.__all__ if f'id="lmedit.{name}"' not in page]
     assert missing == []
 
@@ -67,9 +67,9 @@ def test_a_broken_link_is_an_error() -> None:
 
 def test_links_are_turned_to_the_copies() -> None:
     places = SITE.pages()
-    there = "[x](../../plugins/rome/README.md#presets)"
-    found = SITE.turned(there, "docs/methods/rome.md", places)
-    assert found == "[x](../packages/rome.md#presets)"
+    there = "[x](../../../plugins/rome/README.md#presets)"
+    found = SITE.turned(there, "docs/reference/methods/rome.md", places)
+    assert found == "[x](../../packages/rome.md#presets)"
     back = "![x](../../docs/pictures/scores.svg)"
     assert SITE.turned(back, "plugins/rome/README.md", places) == "![x](../pictures/scores.svg)"
 
@@ -82,7 +82,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 @pytest.mark.parametrize("plugin", sorted(path.name for path in (ROOT / "plugins").iterdir()))
 def test_a_method_has_a_page_with_equations_a_picture_and_its_departures(plugin: str) -> None:
-    page = text_of(f"docs/methods/{plugin}.md")
+    page = text_of(f"docs/reference/methods/{plugin}.md")
     assert "$$" in page
     assert "![" in page
     assert f"plugins/{plugin}/README.md#equation-function-departure" in page

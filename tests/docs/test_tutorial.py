@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "writing-a-method.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "tutorials" / "writing-a-method.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:<!-- (.+?) -->\n)?```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 
 

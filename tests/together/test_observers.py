@@ -63,7 +63,7 @@ def test_the_timer_tells_seconds_of_every_hook(lmedit: Run, model: Path, cases: 
 
 
 def test_the_documents_observer_works(patched: Patched) -> None:
-    page = (TIMER.parents[1] / "hooks.md").read_text(encoding="utf-8")
+    page = (TIMER.parents[1] / "reference" / "hooks.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     done, watched = patched(code)
     assert re.search(r"^The tower \d+\.\d+$", done.stderr, re.MULTILINE)

@@ -17,7 +17,8 @@ from lmedit_demo import WORLD
 if TYPE_CHECKING:
     from lmedit import Lm
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "tutorials" / "python.md"
 FACT = lmedit.Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
 TEXTS = [f"{n} boats go by the sea in the morning." for n in range(40)]
 
@@ -115,7 +116,7 @@ def test_a_trained_editor_is_made_from_records_at_hand(lm: Lm) -> None:
 
 
 def test_a_plugin_file_is_a_method(lm: Lm) -> None:
-    nudge = lmedit.editor(PAGE.parent / "examples" / "lmedit_nudge.py", lm, step=0.5)
+    nudge = lmedit.editor(DOCS / "examples" / "lmedit_nudge.py", lm, step=0.5)
     assert nudge.name == "nudge"
 
 
@@ -124,7 +125,7 @@ def test_a_plugin_file_is_a_method(lm: Lm) -> None:
 
 @pytest.fixture
 def nudge(lm: Lm) -> lmedit.Editor:
-    return lmedit.editor(PAGE.parent / "examples" / "lmedit_nudge.py", lm)
+    return lmedit.editor(DOCS / "examples" / "lmedit_nudge.py", lm)
 
 
 def test_a_comparison_of_requests_is_a_table(nudge: lmedit.Editor) -> None:
@@ -170,7 +171,7 @@ def test_what_cannot_be_compared_says_so(
 
 
 def test_editors_of_two_models_are_not_compared(nudge: lmedit.Editor) -> None:
-    other = lmedit.editor(PAGE.parent / "examples" / "lmedit_nudge.py", tiny_lm(1))
+    other = lmedit.editor(DOCS / "examples" / "lmedit_nudge.py", tiny_lm(1))
     with pytest.raises(RequestError, match="editors of one model"):
         lmedit.comparison([nudge, other], [FACT])
 

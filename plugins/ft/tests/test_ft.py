@@ -1,4 +1,4 @@
-"""FT and FT-L end to end on tiny random models in float64 (methods: 6.1 and invariant 28)."""
+"""FT and FT-L end to end on tiny random models in float64."""
 
 from __future__ import annotations
 

@@ -45,18 +45,18 @@ def test_the_factors_are_the_formula_exactly() -> None:
     A, Bm = (d[f"{n}_out"][:, :, None] * d[f"{n}_in"][:, None, :] for n in "ab")
     expected = torch.sigmoid(d["s"])[:, :, None] * (gradient * A + Bm)
     torch.testing.assert_close(dense(d), expected)
-    torch.testing.assert_close(dense(d, 0.25), 0.25 * expected)  # invariant 25: linear in scale
+    torch.testing.assert_close(dense(d, 0.25), 0.25 * expected)  # linear in scale
 
 
 def test_the_rank_is_at_most_the_gradients_and_one() -> None:
-    """Invariant 25."""
+    """A gradient of rank one gives a change of rank two at most."""
     d = draws()
     d["delta"][:, 1:] = 0  # a gradient of rank one
     assert (torch.linalg.matrix_rank(dense(d)) <= 2).all()
 
 
 def test_with_neutral_maps_it_is_a_gradient_step() -> None:
-    """Invariant 26."""
+    """A, B and the gate neutral: the change is the scaled gradient."""
     d = draws()
     output = torch.cat(
         [torch.full((B, IN), 0.5 * OUT), torch.zeros(B, OUT + IN + OUT), torch.full((B, 1), 50.0)],
@@ -111,7 +111,7 @@ def test_scale_is_read_at_edit_time(lm: Lm) -> None:
 
 
 def test_padding_changes_nothing(lm: Lm) -> None:
-    """Invariant 27: in a batch of texts of several lengths each is read to its own end."""
+    """In a batch of texts of several lengths each is read to its own end."""
     chosen = options(lm)
     network = network_of(lm, chosen)
     rows = [row_of(lm, r.text, r.target_new) for r in (ONE, TWO)]

@@ -99,7 +99,7 @@ def neurons_of(update: Any, evidence: Any) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("request_", [ONE, TWO])
 def test_the_update_adds_one_vector_at_the_selected_neurons(lm: Lm, request_: Request) -> None:
-    """Invariant 17: d 1_S^T, rank one in each layer, the same d everywhere."""
+    """The change is d 1_S^T, rank one in each layer, the same d everywhere."""
     ed = editor(lm, lambda_old=1.5, lambda_new=0.5)
     update, evidence = ed.compute(request_), ed.locate(request_).evidence
     E = lm.model.get_input_embeddings().weight.detach()

@@ -81,7 +81,7 @@ def test_where_memory_ends_the_rows_are_halved(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("site", ["key", "pre_act"])
 def test_attributions_of_a_layer_sum_to_what_its_activations_add(site: str) -> None:
-    """Completeness (invariant 16), on the model: P(a) - P(0) for every layer."""
+    """Completeness on the model: P(a) - P(0) for every layer."""
     lm = tiny_lm(1)
     ids = lm.encode(TEXT)
     token = int(lm.next_probabilities(TEXT).argmax())

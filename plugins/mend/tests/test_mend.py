@@ -82,7 +82,7 @@ def test_untrained_and_plain_it_is_one_step_of_gradient_descent(family: str) -> 
 
 
 def test_a_small_step_lowers_the_loss_and_the_other_sign_raises_it(lm: Lm) -> None:
-    """Invariant 20."""
+    """The factors point along the gradient: one sign descends, the other ascends."""
     before = float(nll(lm, TWO))
     after = {}
     for sign in (-1, 1):
@@ -93,7 +93,7 @@ def test_a_small_step_lowers_the_loss_and_the_other_sign_raises_it(lm: Lm) -> No
 
 
 def test_the_rank_is_that_of_the_tokens_that_count(lm: Lm) -> None:
-    """Invariant 21."""
+    """Each token that the loss sees adds at most one to the rank."""
     prompt, target = lm.with_target(TWO.text, TWO.target_new)
     for site, delta in editor(lm, awake=True).compute(TWO).deltas.items():
         assert isinstance(delta, LowRank)
@@ -102,7 +102,7 @@ def test_the_rank_is_that_of_the_tokens_that_count(lm: Lm) -> None:
 
 
 def test_an_edit_is_the_same_in_any_company_and_order(lm: Lm) -> None:
-    """Invariants 22 and 23: edits do not see one another, and the statistics stand still."""
+    """Edits do not see one another, and the statistics stand still."""
     ed = editor(lm, awake=True)
     first, _, again = (ed.compute(request) for request in (ONE, TWO, ONE))
     for site, delta in first.deltas.items():

@@ -1,4 +1,4 @@
-"""Causal tracing equals the straightforward computation in every family (invariant 15)."""
+"""Causal tracing equals the straightforward computation in every family."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def edit_one(
 ) -> dict[str, Any]:
     """Compute the edit of *request*, look at the model before and after, write the patch.
 
-    Returns design.md's object for `lmedit edit --json`. Raises `RequestError` where the model
-    gives the new answer already, or, unless *force*, where a model of half precision would round
-    most of the edit away.
+    Returns the object of `lmedit edit --json` (docs/reference/json.md). Raises `RequestError` where
+    the model gives the new answer already, or, unless *force*, where a model of half precision
+    would round most of the edit away.
     """
     lm = editor.lm
     probes = _probes(lm, request)

@@ -43,4 +43,4 @@ def _rows(source: Path | str) -> list[dict[str, Any]]:
         return [dict(row) for split in sorted(loaded) for row in loaded[split]]
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         what = f"cannot read {str(source)!r} as a data set of the hub ({error})"
-        raise CasesError(f"{what}; name a JSON file, or see docs/cases.md") from error
+        raise CasesError(f"{what}; name a JSON file, or see docs/reference/cases.md") from error

@@ -1,4 +1,4 @@
-"""A user's own fact as a `Case`: one JSON object a line, documented in `docs/cases.md`."""
+"""A user's own fact as a `Case`: one JSON object a line (docs/reference/cases.md)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @method_flags
 @json_flag
 def check(method: str, *, as_json: bool, **given: Any) -> None:
-    """Try the laws (docs/hooks.md) on a method, law by law; exit code 1 where one is broken.
+    """Try the laws (docs/reference/hooks.md) on a method; exit code 1 where one is broken.
 
     Statistics are prepared for it. A method that is trained on cases must be prepared before.
     """

@@ -49,7 +49,7 @@ method_flags = flags(
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
                  type=click.Path(path_type=Path), help="A method from one file; repeatable."),
     click.option("--observe", "observers", multiple=True, metavar="NAME|FILE.py",
-                 help="An observer that watches the hooks (docs/hooks.md); repeatable."),
+                 help="An observer that watches the hooks (docs/reference/hooks.md); repeatable."),
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Of everything random."),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",

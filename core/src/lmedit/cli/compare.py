@@ -20,7 +20,7 @@ LIMIT = 100
 
 case_flags = flags(
     click.option("--cases", "cases_name",
-                 help="A world, a file, a pulled set or a hub id; see docs/cases.md.  "
+                 help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
                  "[default: demo]"),
     click.option("--limit", type=click.IntRange(1),
                  help=f"Only the first N cases.  [default: {LIMIT}]"),

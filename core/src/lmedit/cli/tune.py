@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "cases_name",
     default="demo",
     show_default=True,
-    help="Facts to try on, with paraphrases and neighbours; see docs/cases.md.",
+    help="Facts to try on, with paraphrases and neighbours; see docs/reference/cases.md.",
 )
 @click.option(
     "--limit",

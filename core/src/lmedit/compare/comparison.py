@@ -53,10 +53,11 @@ def compare(
     scoring: Scoring | None = None,
     baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:
-    """Compare *editors* on *cases* in the run *folder*; returns design.md's object.
+    """Compare *editors* on *cases* in the run *folder*.
 
-    The unedited model comes first, *baselines* last. Raises `BrokenPluginError` where a method
-    leaves the model changed, and `RunError` where the folder cannot be used.
+    Returns the object of docs/reference/json.md. The unedited model comes first, *baselines* last.
+    Raises `BrokenPluginError` where a method leaves the model changed, and `RunError` where the
+    folder cannot be used.
     """
     scoring = scoring or Scoring()
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]

@@ -83,7 +83,7 @@ def pile_up(
     lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int, scoring: Scoring,
     regime: Regime, baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Compare *editors* and *baselines* under *regime*; design.md's object, and the `curve`.
+    """Compare *editors* and *baselines* under *regime*; the object of docs/reference/json.md.
 
     *scoring* must have held-out text. A row is a method's largest pile. Raises as `run.compare`.
     """

@@ -2,12 +2,13 @@
 
 Rows stand aligned at their last prompt token (`replay.keep`), with explicit positions and a mask
 of all columns, so new tokens share one column and sliding windows, which count columns, are right.
-A row that is done leaves the batch. Nothing depends on the batch's other rows (methods.md 12,
-invariants 37 and 38); the released code masks the current token alone.
+A row that is done leaves the batch. Nothing depends on the batch's other rows; the released code
+masks the current token alone.
 
 `greedy` is the real generation of Yang et al. 2025 (arXiv 2502.11177). `sampled` is ROME's
-`util/generate.py:generate_fast` as the fluency GE uses it (methods.md 9.1): `max_total_tokens`
-count the prompt, the `top_k` best are renormalised, temperature 1, and end-of-text does not stop.
+`util/generate.py:generate_fast`, which the fluency GE reads (Meng et al. 2022, section 3.3):
+`max_total_tokens` counts the prompt too, the `top_k` best are renormalised, the temperature is 1,
+and end-of-text does not stop it.
 """
 
 from __future__ import annotations

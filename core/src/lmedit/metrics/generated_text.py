@@ -1,4 +1,8 @@
-"""Scores of written texts: matches, and CounterFact's GE, RS and essence (methods.md 9.1, 8.4)."""
+"""Scores of generated texts: matches, and CounterFact's GE, RS and essence.
+
+Source: Meng et al. 2022 (arXiv 2202.05262), section 3.3 and its released code;
+docs/explanation/comparing.md has the protocols.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def score_targets(
 ) -> list[TargetScore]:
     """Teacher-forced scores of (prompt, target) *pairs*, in their order, each *under* its edit.
 
-    -n(o|p) = (1/T) sum_t log P(o_t | p, o_<t), softmax in float32 (methods.md 9.1).
+    -n(o|p) = (1/T) sum_t log P(o_t | p, o_<t), softmax in float32
+    (docs/explanation/comparing.md).
     """
     rows = target_rows(lm, pairs)
 

@@ -1,4 +1,4 @@
-"""zsRE's scores by ROME's protocol, and by token ids (methods.md 9.2).
+"""zsRE's scores by ROME's protocol, and by token ids (Meng et al. 2022, section 3.2).
 
 Efficacy, paraphrase and specificity are shares of target tokens that are the model's top-1 when
 all target tokens before stand in the prompt. Specificity is absolute accuracy on the locality

@@ -1,4 +1,4 @@
-"""Run a model from one layer and one position on, everything before kept (docs/design.md).
+"""Run a model from one layer and one position on, the rest kept (docs/explanation/design.md).
 
 A change at block `layer` and position `start` reaches only later positions and higher blocks. So
 `keep` runs the rest once: for the tokens before `start` it keeps keys and values of all blocks,

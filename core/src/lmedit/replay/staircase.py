@@ -1,8 +1,8 @@
 """Run many variants of a text in one pass, each only from the block on where it begins to differ.
 
 Variants that differ from block b on are rows that join the batch there: below they would all be the
-same. Walking up, the batch grows like a staircase (docs/performance.md). Knowledge neurons and
-causal tracing run on it.
+same. Walking up, the batch grows like a staircase (docs/explanation/performance.md). Knowledge
+neurons and causal tracing run on it.
 """
 
 from __future__ import annotations

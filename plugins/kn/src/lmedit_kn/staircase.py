@@ -1,9 +1,9 @@
-"""Integrated gradients of all layers in one pass over single tokens (docs/performance.md).
+"""Integrated gradients of all layers in one pass over single tokens.
 
 The scaled activation stands at the prompt's last token, so everything before is kept. Walking up
 the blocks, layer l adds its m scaled copies of the last token to the batch: below they would all
 be the same. One forward and one backward pass over these rows take the place of a pass over the
-whole prompt for every layer.
+whole prompt for every layer (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

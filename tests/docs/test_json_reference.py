@@ -1,0 +1,132 @@
+"""The JSON page, the schemas of the package, and what the commands print are the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+
+from lmedit.cli import main
+from lmedit.compare.measures import MEASURES
+from lmedit.storage.tensors import PATCH, read_facts
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+DOCS = Path(__file__).parents[2] / "docs"
+FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
+ONLY_WITH_A_PRESET = {"published"}
+"""Keys of results that the embedded model's runs cannot have: they need a model of the paper."""
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGE = script("make_json_page")
+
+
+def printed(*arguments: object) -> dict[str, Any]:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def paths(value: Any, schema: dict[str, Any], root: dict[str, Any], path: str = "") -> set[str]:
+    """The keys of *value* as the page writes them; one that is not in the schema is marked."""
+    schema = PAGE._resolved(schema, root)
+    if isinstance(value, list):
+        inner = PAGE._resolved(schema.get("items", {}), root)
+        return set().union(*(paths(each, inner, root, f"{path}[]") for each in value))
+    if not isinstance(value, dict):
+        return set()
+    own, free = schema.get("properties", {}), schema.get("additionalProperties")
+    patterns = schema.get("patternProperties", {})
+    if not (own or patterns or isinstance(free, dict)):
+        return set()  # the keys belong to the method
+    found: set[str] = set()
+    for key, each in value.items():
+        name = key if key in own else next((p for p in patterns if re.search(p, key)), None)
+        if name is None:
+            name = "*" if isinstance(free, dict) else f"{key} (unknown)"
+        below = own.get(key) or patterns.get(name) or free or {}
+        place = f"{path}.{name}" if path else name
+        found |= {place} | paths(each, below, root, place)
+    return found
+
+
+def compared(value: Any, name: str) -> tuple[set[str], set[str]]:
+    """The keys of *value*, which must be valid, and those of the schema *name*."""
+    schema = PAGE.schema_of(name)
+    Draft202012Validator(schema).validate(value)
+    return paths(value, schema, schema), {path for path, _ in PAGE.keys(schema)}
+
+
+def test_the_page_is_what_the_schemas_say() -> None:
+    assert (DOCS / "reference" / "json.md").read_text(encoding="utf-8") == PAGE.page()
+
+
+@pytest.mark.parametrize("name", PAGE.SCHEMAS)
+def test_a_schema_is_one_and_says_what_each_key_means(name: str) -> None:
+    schema = PAGE.schema_of(name)
+    Draft202012Validator.check_schema(schema)
+    found = dict(PAGE.keys(schema))
+    assert len(found) > 15
+    assert [path for path, part in found.items() if not part.get("description")] == []
+    assert [path for path, part in found.items() if not {"type", "enum"} & part.keys()] == []
+
+
+def test_the_page_has_every_key_and_no_other() -> None:
+    text = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
+    for name, section in zip(PAGE.SCHEMAS, text.split("\n## ")[1:], strict=True):
+        shown = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+        assert shown == [PAGE._shown(path) for path, _ in PAGE.keys(PAGE.schema_of(name))]
+
+
+def test_every_measure_is_a_key_of_a_row() -> None:
+    row = PAGE.schema_of("results")["$defs"]["row"]["properties"]
+    assert [name for name in MEASURES if name not in row] == []
+
+
+@pytest.mark.slow
+def test_an_edit_and_its_patch_are_what_the_schemas_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    patch = tmp_path / "edit.safetensors"
+    seen, known = compared(printed("edit", "ft", *FACT, "-O", patch, "--json"), "edit")
+    assert seen == known
+    seen, known = compared(read_facts(patch, PATCH), "patch")
+    assert seen == known
+
+
+@pytest.mark.slow
+def test_results_are_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    common = ("compare", "ft", "mend", "--limit", 2, "--json", "--run")
+    seen, known = compared(printed(*common, tmp_path / "one"), "results")
+    stored = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
+    assert compared(stored, "results")[0] == seen
+    piled = printed(*common, tmp_path / "two", "--regime", "sequential", "--sizes", "1,2")
+    seen |= compared(piled, "results")[0]
+    assert {path for path in seen if path not in known} == set()
+    grouped = {f"rows[].{name}" for name, known in MEASURES.items() if known.group}
+    missing = {path for path in known - seen if path.partition(".")[0] not in ONLY_WITH_A_PRESET}
+    allowed = grouped | {"rows[].failures.*", "rows[].^portability/(?!.*_ci$)"}
+    assert missing <= allowed
+
+
+def test_an_unknown_key_is_seen() -> None:
+    schema = PAGE.schema_of("edit")
+    assert paths({"seconds": 1, "new": 2}, schema, schema) == {"seconds", "new (unknown)"}
