@@ -59,7 +59,7 @@ def test_one_that_is_trained_must_be_prepared(lmedit: Run, model: Path) -> None:
     done = lmedit("check", "mend", "-m", model)
     assert done.exit_code == 1
     assert "run: lmedit prepare mend" in done.stdout
-    assert "its training was not tried" in done.stderr
+    assert "did not test its training" in done.stderr
 
 
 def test_broken_laws_are_told_apart_and_the_model_is_new_for_each(states: States) -> None:

@@ -72,4 +72,4 @@ def test_a_folder_that_is_not_the_recipes_is_refused(lmedit: Run, recipe: Path) 
     assert "1 edits are in it, the recipe has 2" in done.stderr
     both = lmedit("apply", "edits/0.safetensors", "--recipe", recipe, "-O", "out")
     assert both.exit_code == 2
-    assert "name patches, or a --recipe" in both.stderr
+    assert "name patches or give --recipe" in both.stderr
