@@ -153,7 +153,7 @@ def _complete(
 def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
     """The paired difference in points, for each two candidates and each of S, ES, PS and NS.
 
-    Its 95 % interval is a bootstrap over cases (`bootstrap.PROTOCOL`).
+    Its 95 % interval is a paired bootstrap over cases (`metrics.bootstrap`).
     """
     records = {
         name: [[(o.scores or {}).get(part) for part in PARTS] for o in outcomes]
