@@ -171,8 +171,3 @@ def test_unlike_cases_are_refused() -> None:
         paired_difference([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="same cases"):
         paired_score_difference(RECORDS, RECORDS[1:])
-
-
-def test_the_protocol_names_what_is_done() -> None:
-    assert f"{bootstrap.RESAMPLES:,}".replace(",", " ") in bootstrap.PROTOCOL
-    assert f"{100 * bootstrap.LEVEL:.0f} %" in bootstrap.PROTOCOL

@@ -131,7 +131,7 @@ def test_weights_that_others_changed_are_noticed(lm: Lm) -> None:
     entry = ledger.keep(edit(lm, 0))
     lm.model.transformer.h[0].mlp.c_proj.weight.data[0, 0] += 1
     for work in (lambda: ledger.take_out(entry.id), lambda: ledger.keep(edit(lm, 1))):
-        with pytest.raises(LedgerError, match="changed by others"):
+        with pytest.raises(LedgerError, match="changed from outside"):
             work()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmedit.compare.measures import MEASURES
 from lmedit.errors import CasesError
 from lmedit.metrics import generated_text as texts
 from lmedit.metrics.generated_text import (
@@ -239,6 +240,5 @@ def test_essence_of_a_single_token_and_of_none(lm: Lm) -> None:
     assert essence_perplexity(lm, []) is None
 
 
-def test_the_protocol_names_the_tokenizer_in_use() -> None:
-    assert texts.WORD.pattern in texts.PROTOCOL["GE"]
-    assert set(texts.PROTOCOL) == {"exact_match", "contains", "GE", "RS", "essence"}
+def test_the_protocol_in_results_names_the_word_pattern_in_use() -> None:
+    assert texts.WORD.pattern in MEASURES["GE"].protocol

@@ -478,7 +478,7 @@ class TestUnloadable(EditorContract):
     method, plugin = "nudge", NoDefault
 
 
-# ---- law 7: updates worked out together are those worked out alone
+# ---- law 7: updates computed together equal updates computed alone
 
 
 class SummedTogether(Nudge):

@@ -89,7 +89,7 @@ def test_a_dense_change_is_cut_and_what_is_lost_is_told(lmedit: Run, model: Path
     flags = ["-m", model, "-o", "learning_rate", "0.01"]
     lmedit("edit", "ft", *FACT, *flags, "-o", "bias", "false", "-O", "ft.safetensors")
     refused = lmedit("export", "ft.safetensors", "-m", model, "-O", "adapter")
-    assert "is dense, and LoRA has a low rank; give --rank N" in refused.stderr
+    assert "is dense, but LoRA has a low rank; give --rank N" in refused.stderr
     shares = []
     for rank in (1, 4, 16):
         done = lmedit("export", "ft.safetensors", "-m", model, "-O", f"r{rank}", "--rank", rank)
@@ -99,7 +99,7 @@ def test_a_dense_change_is_cut_and_what_is_lost_is_told(lmedit: Run, model: Path
     assert shares[0] is True
     lmedit("edit", "ft", *FACT, *flags, "-O", "bias.safetensors")
     refused = lmedit("export", "bias.safetensors", "-m", model, "-O", "adapter", "--rank", "4")
-    assert "LoRA has matrices alone" in refused.stderr
+    assert "LoRA changes only matrices" in refused.stderr
     assert not Path("adapter").exists()
 
 
@@ -116,7 +116,7 @@ def test_the_lost_share_is_that_of_the_singular_values() -> None:
 
 
 @pytest.mark.parametrize(("change", "culprit"), [
-    ({"peft_type": "IA3"}, "no LoRA adapter"), ({"r": 0}, "no LoRA adapter"),
+    ({"peft_type": "IA3"}, "not a LoRA adapter"), ({"r": 0}, "not a LoRA adapter"),
     ({"use_dora": True}, "uses use_dora"), ({"alpha_pattern": {"a": 1}}, "uses alpha_pattern"),
     ({"bias": "all"}, "changes biases"),
 ])  # fmt: skip
@@ -155,7 +155,7 @@ def test_another_models_adapter_and_a_damaged_one_are_refused(
     assert "is of transformer.h.9.mlp.c_proj, which" in done.stderr
     (folder / "adapter_model.safetensors").write_bytes(b"torn")
     done = lmedit("import", folder, "-m", model, "-O", "x.safetensors")
-    assert "is no LoRA adapter of peft" in done.stderr
+    assert "is not a LoRA adapter of peft" in done.stderr
     assert not Path("x.safetensors").exists()
     other = save_model(tmp_path / "other", seed=7)
     lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
@@ -167,7 +167,7 @@ def test_what_is_not_ours_is_not_overwritten(lmedit: Run, model: Path) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear", encoding="utf-8")
     done = lmedit("export", "kn.safetensors", "-m", model, "-O", "mine")
-    assert "exists and is no adapter of lmedit" in done.stderr
+    assert "exists and is not an adapter of lmedit" in done.stderr
     assert Path("mine/letter.txt").read_text(encoding="utf-8") == "dear"
     for _ in range(2):  # our own is replaced
         assert lmedit("export", "kn.safetensors", "-m", model, "-O", "ours").exit_code == 0

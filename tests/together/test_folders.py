@@ -155,7 +155,7 @@ def test_what_does_not_belong_is_refused_and_nothing_is_written(
     assert "is not an edited model; choose another place" in refused.stderr
     assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
     for command in (["log", model], ["verify", model], ["revert", model, "abc"]):
-        assert "lmedit has edited nothing in it" in lmedit(*command).stderr
+        assert "it holds no edit of lmedit" in lmedit(*command).stderr
     folder = applied(lmedit, model, "edited", patches[0])
     assert "no edit begins with 'abc'" in lmedit("revert", folder, "abc").stderr
 

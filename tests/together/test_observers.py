@@ -127,7 +127,7 @@ def test_a_broken_observer_changes_and_breaks_nothing(
         assert "observer" not in done.stderr
     else:
         assert (
-            f"observer 'observer0.py', edit_compute: {complaint}; the edit goes on" in done.stderr
+            f"observer 'observer0.py', edit_compute: {complaint}; the edit continues" in done.stderr
         )
 
 
@@ -163,7 +163,7 @@ def test_writing_into_a_result_is_the_observers_error(patched: Patched) -> None:
         "return update",
     ))  # fmt: skip
     assert done.exit_code == 1
-    assert "observer 'observer0.py': it wrote to what edit_compute returned" in done.stderr
+    assert "observer 'observer0.py': it changed what edit_compute returned" in done.stderr
 
 
 @pytest.mark.parametrize(

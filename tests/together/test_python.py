@@ -159,7 +159,7 @@ def test_failures_are_told(nudge: lmedit.Editor) -> None:
         ({"cases": []}, CasesError, "given cases holds no case"),
         ({"cases": "nowhere.json"}, CasesError, "no cases 'nowhere.json'"),
         ({"metrics": ["all"]}, UnknownNameError, "no group of metrics 'all' among"),
-        ({"metrics": ["health"]}, RequestError, "comes without held-out text"),
+        ({"metrics": ["health"]}, RequestError, "has no held-out text of its own"),
         ({"editors": []}, RequestError, "editors of one model are compared"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_the_recipes_is_refused(lmedit: Run, recipe: Path) 
     edit = json.loads(lmedit("log", "first", "--json").stdout)["edits"][0]["id"]
     lmedit("revert", "first", edit[:12], "-O", "less")
     done = lmedit("verify", "less", "--recipe", recipe)
-    assert "1 edits are in it, the recipe has 2" in done.stderr
+    assert "the model has 1 edits, the recipe has 2" in done.stderr
     both = lmedit("apply", "edits/0.safetensors", "--recipe", recipe, "-O", "out")
     assert both.exit_code == 2
-    assert "name patches, or a --recipe" in both.stderr
+    assert "name patches or give --recipe" in both.stderr

@@ -90,7 +90,7 @@ def test_what_is_not_there_is_one_line(
 def test_layers_are_numbers(lmedit: Run, model: Path, text: Path) -> None:
     done = lmedit("prepare", "rome", "-m", model, "--corpus", text, "--layers", "one")
     assert done.exit_code == 2
-    assert "numbers as 3,4,5" in done.stderr
+    assert "give numbers, for example 3,4,5" in done.stderr
     none = lmedit("stats", "list")
     assert (none.exit_code, none.stdout) == (0, "")
-    assert "nothing is stored" in none.stderr
+    assert "no statistics are stored" in none.stderr

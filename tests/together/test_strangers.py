@@ -76,7 +76,7 @@ def test_a_method_that_cannot_be_loaded_is_shown_with_the_reason(
     assert found["fine"]["state"] == found["ft"]["state"] == "ok"
     (line,) = (x for x in lmedit("methods", "--check").stdout.splitlines() if x.startswith("bad "))
     assert line.split()[1:3] == ["1.5", "broken"]
-    assert line.count("lmedit-bad") == 1 or "mend or uninstall lmedit-bad" in line
+    assert line.count("lmedit-bad") == 1 or "fix or uninstall lmedit-bad" in line
     assert reason in line
     done = lmedit("compare", "--cases", cases, "-m", model, "--json")
     others_work(rows(done))
@@ -108,7 +108,8 @@ def test_a_taken_name_names_both_distributions(
     assert found["fine"]["state"] == "broken"
     assert found["fine"]["distribution"] == "another-fine, lmedit-fine"
     assert found["fine"]["version"] == "1.5, 1.5"
-    assert "claimed by another-fine and lmedit-fine; uninstall one" in found["fine"]["reason"]
+    reason = "another-fine and lmedit-fine claim the name 'fine'; uninstall one"
+    assert reason in found["fine"]["reason"]
     done = lmedit("compare", "--cases", cases, "-m", model, "--json")
     assert [row["n_failed"] for row in rows(done).values()] == [0, 0]
     assert "left out: method 'fine' of another-fine, lmedit-fine" in done.stderr
@@ -127,7 +128,7 @@ def test_two_files_of_one_name_are_both_named(lmedit: Run, tmp_path: Path) -> No
         (tmp_path / file).write_text(good("same"))
     done = lmedit("show", "same", "--plugin", tmp_path / "one.py", "--plugin", tmp_path / "two.py")
     assert done.exit_code == 1
-    assert "'same' is claimed by one.py and two.py" in done.stderr
+    assert "one.py and two.py claim the name 'same'" in done.stderr
 
 
 # ---- what breaks while it works

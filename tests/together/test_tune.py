@@ -122,10 +122,10 @@ def test_two_processes_share_a_sweep(lmedit: Run, model: Path, cases: Path) -> N
     (["mend"], "mend has nothing to tune"),
     (["ft", "-o", "layer", "0", "-o", "learning_rate", "0.1"], "ft has nothing to tune"),
     (["ft", "-o", "@nowhere.json"], "cannot read options file nowhere.json"),
-    (["ft", "-o", "@list.json"], "list.json is no options file"),
+    (["ft", "-o", "@list.json"], "list.json is not an options file"),
     (["ft", "-o", "@broken.json"], "broken.json is not JSON"),
     (["ft", "-o", "@rome.json"], "holds options of rome, not of ft"),
-    (["ft", "-O", "list.json"], "list.json is no options file"),
+    (["ft", "-O", "list.json"], "list.json is not an options file"),
 ])  # fmt: skip
 def test_what_cannot_be_tuned_is_one_line(
     lmedit: Run, model: Path, cases: Path, flags: list[str], culprit: str

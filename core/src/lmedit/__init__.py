@@ -1,7 +1,7 @@
-"""lmedit: change single facts inside language models, prove what else was touched, take it back.
+"""lmedit: change single facts in language models, measure what else changed, take edits back.
 
-Everything public is importable from here and loaded on first use, so importing `lmedit` is cheap
-and does not import torch.
+Every public name can be imported from here. It is loaded on first use, so importing `lmedit` is
+cheap and does not import torch.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Import the home of a public *name* on first use (PEP 562)."""
+    """Import the module of the public *name* on first use (PEP 562)."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'lmedit' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

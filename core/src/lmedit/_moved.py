@@ -1,6 +1,6 @@
-"""Module paths of version 0.1 that moved: an import by the old path works for one version, warned.
+"""Old module paths of version 0.1. An import by an old path works for one version, with a warning.
 
-A finder at the end of `sys.meta_path` answers for names that no file has any more.
+A finder at the end of `sys.meta_path` handles paths without a file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ELSEWHERE = {
                          "lmedit.storage.json_files", "lmedit.storage.atomic",
                          "lmedit.preparation"),
 }  # fmt: skip
-"""Further new homes of what an old module held."""
+"""More new modules that hold names of an old module."""
 NAMES = {
     ("lmedit.types", "Options"): "lmedit.options",
     ("lmedit.types", "Method"): "lmedit.options",
@@ -51,13 +51,13 @@ NAMES = {
 
 
 def install() -> None:
-    """Answer for the old paths, once."""
+    """Install the finder for the old paths, once."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
 
 
 def moved_name(module: str, name: str) -> Any:
-    """The value of *name*, which *module* held in version 0.1; warns. Raises `AttributeError`."""
+    """Return *name*, which *module* held in version 0.1, and warn. Raises `AttributeError`."""
     home = NAMES.get((module, name))
     if home is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -69,14 +69,14 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A module that stands for the one that moved."""
+        """A spec that stands for the moved module."""
         del path, target
         return ModuleSpec(name, _Loader()) if name in MOVED else None
 
 
 class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        """Let *module* give what its new homes hold."""
+        """Give *module* the names that its new modules hold."""
         old, new = module.__name__, MOVED[module.__name__]
         homes = [importlib.import_module(home) for home in (new, *ELSEWHERE.get(old, ()))]
 

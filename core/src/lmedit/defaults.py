@@ -1,4 +1,4 @@
-"""The built-in plugin: prepare nothing, add the deltas, put the old values back."""
+"""The built-in plugin: prepare nothing, add the deltas, restore the old values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def edit_prepare() -> Prepared:
 
 @hookimpl(trylast=True)
 def edit_apply(lm: Lm, update: Update) -> Applied:
-    """Add every delta to its parameter, summed in at least float32 and rounded once."""
+    """Add every delta to its parameter. The sum is in float32 or finer and is rounded once."""
     before = {site: lm.snapshot(site) for site in update.deltas}
     try:
         for site, delta in update.deltas.items():
@@ -33,7 +33,7 @@ def edit_apply(lm: Lm, update: Update) -> Applied:
 
 @hookimpl(trylast=True)
 def edit_revert(lm: Lm, applied: Applied) -> bool:
-    """Copy the old values back: subtraction would leave rounding, (w + d) - d != w."""
+    """Copy the old values back. Subtraction would leave rounding errors: (w + d) - d != w."""
     for site, values in applied.before.items():
         lm.restore(site, values)
     return True

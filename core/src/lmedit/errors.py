@@ -1,4 +1,4 @@
-"""What a user can mend: every error names the culprit, then the remedy, in one line."""
+"""Errors that a user can fix. Each message names the culprit, then the remedy, in one line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class LmeditError(Exception):
-    """The base of all expected errors; the command line prints it without a traceback."""
+    """The base of all expected errors. The command line prints them without a traceback."""
 
 
 class UnknownNameError(LmeditError):
-    """A method, option, preset or world that does not exist."""
+    """A method, option, preset or world with this name does not exist."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], culprit: str = "") -> None:
-        """Word the error: *kind* and *name* were asked for, *known* is what there is."""
+        """The user asked for the *kind* called *name*; *known* are the names that exist."""
         names = sorted(known)
         near = get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -26,44 +26,44 @@ class UnknownNameError(LmeditError):
 
 
 class BrokenPluginError(LmeditError):
-    """A plugin that cannot be loaded, or that breaks a law while it works."""
+    """A plugin cannot be loaded, or it breaks a law while it works."""
 
 
 class HookError(BrokenPluginError):
-    """A hook that raised something of its own; that is the cause."""
+    """A hook raised an exception of its own; `__cause__` holds that exception."""
 
 
 class ModelChangedError(BrokenPluginError):
-    """A plugin wrote to the model outside apply and revert, or did not bring it back."""
+    """A plugin changed the model outside apply and revert, or revert did not restore it."""
 
     def __init__(self, what: str) -> None:
-        """*what* happened."""
+        """*what* tells what the plugin did."""
         super().__init__(f"{what}; load the model again")
         self.what = what
 
 
 class UsageError(LmeditError):
-    """Flags that do not fit together; the command line exits with 2."""
+    """Arguments that do not go together. The command line exits with code 2."""
 
 
 class OptionError(LmeditError):
-    """An option value that its method refuses."""
+    """The method refuses an option value."""
 
 
 class RequestError(LmeditError):
-    """A fact that cannot be edited as it was asked for."""
+    """The request cannot be edited as it is given."""
 
 
 class SubjectNotFoundError(RequestError):
-    """The subject does not stand in the prompt, or no token ends with it."""
+    """The prompt does not contain the subject, or no token ends where the subject ends."""
 
 
 class ModelError(LmeditError):
-    """A model or tokenizer that cannot be loaded."""
+    """A model or tokenizer cannot be loaded."""
 
 
 class UnknownArchitectureError(ModelError):
-    """A part of the model was not found; the message names what was looked for."""
+    """The model has no such part; the message names the part and where lmedit looked."""
 
 
 class NotPreparedError(LmeditError):
@@ -71,16 +71,16 @@ class NotPreparedError(LmeditError):
 
 
 class ArtifactError(LmeditError):
-    """A file of ours that is damaged, or that belongs to something else."""
+    """A file of lmedit is damaged, or it belongs to another model or another format."""
 
 
 class LedgerError(LmeditError):
-    """An edit that is not in the model, or is already, or weights that others changed."""
+    """An edit is missing or present twice, or someone else changed the weights."""
 
 
 class CasesError(LmeditError):
-    """A cases file or corpus that cannot be read."""
+    """A cases file or a corpus cannot be read."""
 
 
 class RunError(LmeditError):
-    """A run folder that cannot be read or written."""
+    """A run folder cannot be read or written."""

@@ -1,23 +1,23 @@
-"""The contract, all a method has to know: six hooks, three that may be left out, seven laws.
+"""The contract of a method: six hooks, three optional hooks, seven laws.
 
-One request flows one way; what a hook returns is what the later hooks are given::
+A request flows in one direction. The later hooks receive what the earlier hooks return::
 
     Request -> edit_locate -> Location -> edit_compute -> Update -> edit_apply -> Applied
                                                                 -> (evaluate) -> edit_revert
 
-An implementation takes any subset of the arguments, by name. Every hook returns the first
-result that is not None, so a method that leaves a hook out gets the default of `defaults.py`.
+A hook takes any subset of the arguments, by name. pluggy returns the first result that is not
+None. If a method does not implement a hook, `defaults.py` provides it.
 
-The laws; `lmedit.testing.EditorContract` has a test for each, with its number:
+The laws; `lmedit.testing.EditorContract` has one test for each, with the law's number:
 
-1. The method's name is its entry point's, and every option has a default.
-2. Prepare, locate, probe and compute leave the model, its gradient flags, its mode and the global
-   random state bit for bit as they were.
+1. The method has the name of its entry point, and every option has a default.
+2. Prepare, locate, probe and compute do not change the model, its gradient flags, its modes or
+   the global random state.
 3. Located sites are parameters of the model.
 4. Every delta belongs to a located site, has its shape (d_out, d_in), and is finite.
-5. The same arguments and the same seed give the same update.
-6. Apply, then revert, is exact to the bit, also when what happens in between fails.
-7. Updates worked out together are those worked out alone, to rounding.
+5. The same arguments and the same seed give the same update, to the bit.
+6. Apply and then revert restores the weights to the bit, also after an error in between.
+7. Updates computed together equal updates computed alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(firstresult=True)
 def edit_describe() -> Method | None:
-    """Name the method, its paper, its options class, and what it is prepared on."""
+    """Return the method's name, its paper, its options class, and what it is prepared on."""
 
 
 @hookspec(firstresult=True)
 def edit_plan(lm: Lm, options: Options, requests: int) -> Mapping[str, Work] | None:
-    """What `prepare` and an `edit` of so many requests at once take. Methods may leave it out.
+    """Estimate the memory and operations of `prepare` and of one `edit` of *requests* requests.
 
-    `lm` may be an outline: its parts have shapes and no values (`lmedit.planning` helps).
+    Optional. The keys are `prepare` and `edit`. *lm* may be an outline: its parts have shapes but
+    no values. `lmedit.planning` has helpers.
     """
 
 
@@ -68,32 +69,32 @@ def edit_prepare(
     lm: Lm, options: Options, corpus: Corpus | TrainingCases | None, checkpoint: Checkpoint,
     beside: Sequence[Options],
 ) -> Prepared | None:  # fmt: skip
-    """Compute once per model what every edit needs (statistics, a trained editor); cached.
+    """Compute, once per model, what every edit needs (statistics, a trained editor); cached.
 
-    `corpus` is what `Method.prepares_on` asks for: texts, or cases; None where the user named none
-    and the model brings none. Long work saves its state through `checkpoint` now and then, and
-    starts from `checkpoint.load()`. `beside` are options that will be prepared next on the same
-    corpus: what they need too may be worked out, and kept, in the same pass.
+    *corpus* is what `Method.prepares_on` asks for: texts or cases. It is None if the user named
+    none and the model brings none. Long work saves its state with *checkpoint* and starts from
+    `checkpoint.load()`. *beside* are options that are prepared next on the same corpus. The hook
+    may compute and store their results in the same pass.
     """
 
 
 @hookspec(firstresult=True)
 def edit_locate(lm: Lm, request: Request, options: Options, prepared: Prepared) -> Location | None:
-    """Say which parameters the request would change, with the evidence."""
+    """Return the parameters that the request would change, and the evidence for them."""
 
 
 @hookspec(firstresult=True)
 def edit_probe(
     lm: Lm, request: Request, location: Location, options: Options, prepared: Prepared
 ) -> Probed | None:
-    """Try out on the model whether the location matters. Methods may leave it out."""
+    """Optional. Measure on the model how much the location matters."""
 
 
 @hookspec(firstresult=True)
 def edit_compute(
     lm: Lm, request: Request, location: Location, options: Options, prepared: Prepared
 ) -> Update | None:
-    """Compute the change of the located parameters; the model itself is left alone."""
+    """Compute the change of the located parameters. Do not change the model."""
 
 
 @hookspec(firstresult=True)
@@ -101,17 +102,17 @@ def edit_compute_many(
     lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: Options,
     prepared: Prepared,
 ) -> Sequence[Update] | None:  # fmt: skip
-    """The changes of several requests, each as if it were alone, worked out together.
+    """Optional. Compute the updates of several requests together, each as if it were alone.
 
-    Methods may leave it out; then `edit_compute` is called for each.
+    If a method does not implement it, the pipeline calls `edit_compute` once for each request.
     """
 
 
 @hookspec(firstresult=True)
 def edit_apply(lm: Lm, update: Update) -> Applied | None:
-    """Change the model, and return what brings it back. Default: add the deltas."""
+    """Change the model, and return what `edit_revert` needs. Default: add the deltas."""
 
 
 @hookspec(firstresult=True)
 def edit_revert(lm: Lm, applied: Applied) -> bool | None:
-    """Bring the model back bit for bit and return True. Default: copy the old values back."""
+    """Restore the model to the bit and return True. Default: copy the old values back."""

@@ -1,7 +1,7 @@
-"""The laws of `hookspecs.py` tried on a method: what `EditorContract` and `lmedit check` run.
+"""Tests for the laws of `hookspecs.py`; `EditorContract` and `lmedit check` run them.
 
-A law that does not hold raises `LawBrokenError` with the reason; one that cannot be tried because
-another is broken raises `NotTriedError`.
+A law that does not hold raises `LawBrokenError` with the reason. A law that cannot be tested,
+because another law is broken, raises `NotTriedError`.
 """
 
 from __future__ import annotations
@@ -35,70 +35,73 @@ OTHER = Request(prompt="{} came down by", subject="A small boat", target_new="th
 
 
 class LawBrokenError(AssertionError):
-    """A law does not hold; the message says what was found."""
+    """A law does not hold; the message tells what was found."""
 
 
 class NotTriedError(Exception):
-    """A law cannot be tried; the message says why."""
+    """A law cannot be tested; the message tells why."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A method, the model it is tried on, and what it is asked for."""
+    """A method, the model for the tests, and the requests to edit."""
 
     loaded: LoadedMethod
     lm: Lm
     options: Options
     prepare: Callable[[], Prepared]
-    """Calls `edit_prepare`; once, when it is first needed."""
+    """Calls `edit_prepare`; it is called once, when the preparation is first needed."""
     name: str | None = None
-    """The entry point's; None where there is none."""
+    """The name of the entry point; None if there is no entry point."""
     request: Request = REQUEST
     other: Request = OTHER
 
     @cached_property
     def prepared(self) -> Prepared:
-        """What `edit_prepare` gave."""
+        """The result of `edit_prepare`."""
         return self.prepare()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What every hook that computes is given."""
+        """The arguments of every hook that computes."""
         return {
             "lm": self.lm, "request": self.request, "options": self.options,
             "prepared": self.prepared,
         }  # fmt: skip
 
     def raw_update(self) -> tuple[Any, Update]:
-        """Location and update straight from the hooks, without the pipeline's own checks."""
+        """Location and update from the hooks, without the pipeline's checks."""
         hook, arguments = self.loaded.manager.hook, self.arguments
         location = hook.edit_locate(**arguments)
         return location, hook.edit_compute(location=location, **arguments)
 
 
 def law_1(trial: Trial) -> None:
-    """The name is the entry point's, and every option has a default."""
+    """The method has the name of its entry point, and every option has a default."""
     name = trial.loaded.method.name
-    _hold(trial.name in {None, name}, f"it calls itself {name!r}, its entry point {trial.name!r}")
+    _hold(
+        trial.name in {None, name},
+        f"it calls itself {name!r}, but its entry point is {trial.name!r}",
+    )
     trial.loaded.method.options()
 
 
 def law_2(trial: Trial) -> None:
-    """Prepare, locate, probe and compute leave weights, flags, modes and random state alone."""
+    """Prepare, locate, probe and compute do not change weights, flags, modes or random state."""
     with half_with_gradients(trial.lm):
         before = State.of(trial.lm)
         location, _ = trial.raw_update()
         trial.loaded.manager.hook.edit_probe(location=location, **trial.arguments)
         left = before.differs_from(State.of(trial.lm))
-        _hold(not left, f"left behind: {', '.join(left)}")
+        _hold(not left, f"it left behind: {', '.join(left)}")
 
 
 def law_3(trial: Trial) -> None:
     """Located sites are parameters of the model."""
     location = trial.loaded.manager.hook.edit_locate(**trial.arguments)
-    _hold(bool(location.sites), "no site was located")
+    _hold(bool(location.sites), "it located no site")
     for site in _nowhere(trial.lm, location):
-        raise LawBrokenError(f"{site.parameter!r} is no parameter")
+        raise LawBrokenError(f"{site.parameter!r} is not a parameter")
 
 
 def law_4(trial: Trial) -> None:
@@ -117,15 +120,15 @@ def law_5(trial: Trial) -> None:
             torch.manual_seed(seed)
             updates.append(trial.raw_update()[1])
     first, second = updates
-    _hold(set(first.deltas) == set(second.deltas), "it changed other sites the second time")
+    _hold(set(first.deltas) == set(second.deltas), "it changed other sites in the second run")
     for site, delta in first.deltas.items():
         for name, tensor in delta.tensors().items():
             same = torch.equal(tensor, second.deltas[site].tensors()[name])
-            _hold(same, f"{name} of {site.parameter!r} was another the second time")
+            _hold(same, f"{name} of {site.parameter!r} differs in the second run")
 
 
 def law_6(trial: Trial) -> None:
-    """Apply, then revert, is exact to the bit, also when what is in between fails."""
+    """Apply and then revert restores the weights to the bit, also after an error in between."""
     lm, hook = trial.lm, trial.loaded.manager.hook
     location, update = trial.raw_update()
     if _nowhere(lm, location) or _unfit(lm, location, update):
@@ -134,17 +137,17 @@ def law_6(trial: Trial) -> None:
     applied = hook.edit_apply(lm=lm, update=update)
     _hold(lm.weights_digest() != before, "apply changed nothing")
     _hold(hook.edit_revert(lm=lm, applied=applied) is True, "revert did not return True")
-    _hold(lm.weights_digest() == before, "revert did not bring the weights back")
+    _hold(lm.weights_digest() == before, "revert did not restore the weights")
     try:
         with Editor(trial.loaded, lm, trial.options, trial.prepared).applied(update):
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass
-    _hold(lm.weights_digest() == before, "an interrupted edit was not taken out")
+    _hold(lm.weights_digest() == before, "an interrupted edit was not reverted")
 
 
 def law_7(trial: Trial) -> None:
-    """Updates worked out together are those worked out alone, to rounding."""
+    """Updates computed together equal updates computed alone, up to rounding."""
     hook = trial.loaded.manager.hook
     requests = [trial.request, trial.other, trial.request]
     of = [{**trial.arguments, "request": request} for request in requests]
@@ -153,10 +156,14 @@ def law_7(trial: Trial) -> None:
     found = hook.edit_compute_many(requests=requests, locations=locations, **shared)
     if found is None:
         return
-    _hold(len(found) == len(requests), f"{len(found)} updates for {len(requests)} requests")
+    _hold(
+        len(found) == len(requests),
+        f"it returned {len(found)} updates for {len(requests)} requests",
+    )
     for arguments, location, update in zip(of, locations, found, strict=True):
         alone = hook.edit_compute(location=location, **arguments)
-        _hold(_alike(update, alone), f"another for {arguments['request'].subject!r} in company")
+        subject = arguments["request"].subject
+        _hold(_alike(update, alone), f"the update for {subject!r} differs when computed together")
 
 
 LAWS = (law_1, law_2, law_3, law_4, law_5, law_6, law_7)
@@ -164,7 +171,7 @@ LAWS = (law_1, law_2, law_3, law_4, law_5, law_6, law_7)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of trying a law."""
+    """The result of testing one law."""
 
     law: int
     says: str
@@ -173,7 +180,7 @@ class Verdict:
 
 
 def verdicts(trial: Trial) -> Iterator[Verdict]:
-    """Try all laws in turn, each on the model as it was; a method may raise what it likes."""
+    """Test all laws in turn, each on the unchanged model. A method may raise any exception."""
     lm = trial.lm
     base, marks = lm.digest, marks_of(lm.model)
     whole = True
@@ -189,7 +196,7 @@ def verdicts(trial: Trial) -> Iterator[Verdict]:
             yield verdict("not tried", str(why))
         except (LawBrokenError, LmeditError) as error:
             yield verdict("fail", str(error))
-        except Exception as error:  # noqa: BLE001  (nonsense that a hook returned may raise it)
+        except Exception as error:  # noqa: BLE001  (a wrong result of a hook may raise anything)
             yield verdict("fail", last_line(error))
         put_back(lm.model, marks)
         if lm.weights_digest() != base:
@@ -203,18 +210,18 @@ def _hold(holds: bool, reason: str) -> None:
 
 
 def _nowhere(lm: Lm, location: Location) -> list[Site]:
-    """The sites that are no parameters."""
+    """The sites that are not parameters of the model."""
     return [site for site in location.sites if site.parameter not in lm.parameters]
 
 
 def _unfit(lm: Lm, location: Location, update: Update) -> list[str]:
-    """How law 4 is broken; empty where it is kept."""
+    """The ways in which law 4 is broken; empty if the law holds."""
     found = []
     for site, delta in update.deltas.items():
         if site not in location.sites:
-            found.append(f"{site.parameter!r} is changed, but was not located")
+            found.append(f"{site.parameter!r} is changed, but it was not located")
         elif delta.dense().shape != lm.weight(site).shape:
-            shapes = f"{tuple(delta.shape)}, the matrix is {tuple(lm.weight(site).shape)}"
+            shapes = f"{tuple(delta.shape)}, but the matrix is {tuple(lm.weight(site).shape)}"
             found.append(f"the delta of {site.parameter!r} is {shapes}")
         elif not bool(delta.dense().isfinite().all()):
             found.append(f"the delta of {site.parameter!r} is not finite")
@@ -222,7 +229,7 @@ def _unfit(lm: Lm, location: Location, update: Update) -> list[str]:
 
 
 def _alike(one: Update, other: Update) -> bool:
-    """Whether two updates differ by rounding alone: 1e-6 in double precision, else 1e-2."""
+    """Whether two updates differ only by rounding: 1e-6 relative in double precision, else 1e-2."""
     if set(one.deltas) != set(other.deltas):
         return False
     for site, delta in one.deltas.items():
@@ -236,7 +243,7 @@ def _alike(one: Update, other: Update) -> bool:
 
 @contextmanager
 def half_with_gradients(lm: Lm) -> Iterator[None]:
-    """In the block every other parameter asks for gradients, so that changed flags are seen."""
+    """Ask for gradients of every second parameter in the block, to notice changed flags."""
     before = {name: p.requires_grad for name, p in lm.model.named_parameters()}
     for parameter in list(lm.model.parameters())[::2]:
         parameter.requires_grad_(True)
@@ -249,7 +256,7 @@ def half_with_gradients(lm: Lm) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class State:
-    """All that law 2 protects."""
+    """Everything that law 2 protects."""
 
     weights: str
     buffers: dict[str, Any]
@@ -258,7 +265,7 @@ class State:
 
     @classmethod
     def of(cls, lm: Lm) -> State:
-        """That of *lm* now, and of the global sources of randomness."""
+        """The present state of *lm* and of the global random generators."""
         return cls(
             lm.weights_digest(),
             {name: buffer.tolist() for name, buffer in lm.model.named_buffers()},
@@ -270,11 +277,11 @@ class State:
         )  # fmt: skip
 
     def differs_from(self, after: State) -> list[str]:
-        """What is not as it was, in words."""
+        """Describe the differences between the two states, in words."""
         left = left_behind(self.marks, after.marks)
         if self.weights != after.weights:
             left.append("changed weights")
         if self.buffers != after.buffers and not any("buffers" in each for each in left):
             left.append("changed buffers")
         changed = [name for name, state in self.random.items() if state != after.random[name]]
-        return [*left, *(f"another random state of {name}" for name in changed)]
+        return [*left, *(f"a changed random state of {name}" for name in changed)]

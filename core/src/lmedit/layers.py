@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 Shapes = MappingProxyType[tuple[str, int], dict[str, Any]]
-"""Option values by (model_type, number of blocks): hyperparameters that were published."""
+"""Published option values by (model_type, number of blocks)."""
 
 
 UNTUNED = "depth (untuned)"
 
 
 class LayerOptions(Options):
-    """A base for options with a ``layer``; a method gives its `published` table and `depth`."""
+    """Base class of options with a ``layer``; a method sets `published` and `depth`."""
 
     published: ClassVar[Shapes] = MappingProxyType({})
 
@@ -30,7 +30,7 @@ class LayerOptions(Options):
         default=None, ge=0, description="block to edit; null: tuned, published, or by depth"
     )
     _by_default: str | None = PrivateAttr(default=None)
-    """Why the layer is what it is, where nobody gave it."""
+    """Why this layer was chosen, if nobody gave it."""
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
@@ -38,15 +38,15 @@ class LayerOptions(Options):
         return {"layer": range(lm.n_layers)}
 
     def depth(self, lm: Lm) -> float:
-        """The layer as a fraction of the blocks, where nothing was published or tuned."""
+        """The layer as a fraction of the number of blocks, if none was published or tuned."""
         raise NotImplementedError
 
     def published_for(self, lm: Lm) -> Mapping[str, Any]:
-        """What was published for the shape of *lm*; empty where nothing was."""
+        """The published values for the shape of *lm*; empty if there are none."""
         return self.published.get((lm.model_type, lm.n_layers), {})
 
     def resolved(self, lm: Lm) -> Self:
-        """Fill in the published values that were not set, then a layer by depth."""
+        """Fill in published values that are not set, then the layer by depth if it is missing."""
         known = self.published_for(lm)
         given = self.model_fields_set - ({"layer"} if self.layer is None else set())
         values = {name: value for name, value in known.items() if name not in given}
@@ -61,10 +61,10 @@ class LayerOptions(Options):
 
     @property
     def untuned(self) -> bool:
-        """Whether the layer was taken by depth."""
+        """Whether the layer was chosen by depth."""
         return self._by_default == UNTUNED
 
     def layer_origin(self, lm: Lm, method: str) -> str:
-        """Where the resolved layer comes from: tuned, published, depth (untuned), or given."""
+        """The origin of the resolved layer: tuned, published, depth (untuned), or given."""
         tuned = lm.tuned.get(method, {}).get("options", {}).get("layer")
         return self._by_default or ("tuned" if self.layer == tuned else "given")

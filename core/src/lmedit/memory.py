@@ -1,4 +1,4 @@
-"""Memory: what is free, what a piece of work takes, and work in parts that fit into it."""
+"""Memory: how much is free, how much a block uses, and how to split work that does not fit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Thing = TypeVar("Thing")
 PROCESS = Path("/proc/self")
 MEBIBYTE = 1024**2
 COMPLAINTS = ("out of memory", "can't allocate memory", "not enough memory")
-"""What allocators of devices without an error class of their own say."""
+"""Error messages of device allocators that have no error class of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether *error* says that memory ran out, on any device."""
+    """Whether *error* means that the memory of a device is full."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(c in str(error).lower() for c in COMPLAINTS)
@@ -32,9 +32,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_parts(
     work: Callable[[Sequence[Item]], Result], items: Sequence[Item], size: int
 ) -> Iterator[Result]:
-    """What *work* makes of *items*, at most *size* at once, and half as many where memory ends.
+    """Call *work* on parts of *items*, at most *size* items each; halve a part that does not fit.
 
-    A size that did not fit is not tried again. Raises the allocator's error where one item alone
+    A size that did not fit is not tried again. Raises the allocator's error if a single item
     does not fit.
     """
     start = 0
@@ -52,17 +52,17 @@ def in_parts(
 
 
 class InPieces(Generic[Thing]):
-    """Something that can be built in any number of pieces: of twice as many where memory ends."""
+    """An object that can be built in any number of pieces; the pieces double if memory is full."""
 
     def __init__(self, build: Callable[[int], Thing], most: int) -> None:
-        """``build(pieces)`` makes it, of *most* pieces at the most; first of one."""
+        """``build(pieces)`` makes the object. Start with one piece; *most* is the upper limit."""
         self.build, self.most, self.pieces = build, most, 1
         self.thing: Thing | None = None
 
     def do(self, work: Callable[[Thing], Result]) -> Result:
-        """What *work* gives; it is done anew in smaller pieces where it did not fit.
+        """Return ``work(object)``. If it does not fit, build more and smaller pieces and repeat.
 
-        Raises the allocator's error where the smallest pieces do not fit.
+        Raises the allocator's error if the smallest pieces do not fit.
         """
         while True:
             try:
@@ -76,21 +76,21 @@ class InPieces(Generic[Thing]):
 
 
 def in_use(device: torch.device) -> float | None:
-    """Bytes in use: of the device's allocator on CUDA, of the process on Linux; None: unknown."""
+    """Bytes in use: by the CUDA allocator, or by the process on Linux. None if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
     return from_proc(Path("/proc/self/status"), "VmRSS:") if device.type == "cpu" else None
 
 
 def free(device: torch.device) -> float | None:
-    """Bytes that are free on *device*; None where the system cannot tell."""
+    """Bytes that are free on *device*; None if the system cannot tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return from_proc(Path("/proc/meminfo"), "MemAvailable:") if device.type == "cpu" else None
 
 
 def from_proc(path: Path, key: str) -> float | None:
-    """A size from one of Linux' files of lines such as ``VmRSS:  123 kB``."""
+    """Read a size from a file of Linux with lines such as ``VmRSS:  123 kB``."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -101,14 +101,14 @@ def from_proc(path: Path, key: str) -> float | None:
 
 @dataclass
 class Peak:
-    """The most memory in use at once, in MiB, what was there before included; None: unknown."""
+    """The largest memory in use, in MiB, with what was in use before. None if unknown."""
 
     mebibytes: float | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the block: the device's allocator on CUDA, the process' resident memory on Linux."""
+    """Measure the block: the CUDA allocator, or the resident memory of the process on Linux."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -122,7 +122,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _reset() -> bool:
-    """Let the kernel count the highest resident size anew; False where it cannot."""
+    """Reset the kernel's highest resident size; return False if that is not possible."""
     try:
         (PROCESS / "clear_refs").write_text("5")
     except OSError:
@@ -131,6 +131,6 @@ def _reset() -> bool:
 
 
 def _highest() -> float | None:
-    """The kernel's count, `VmHWM`, in MiB."""
+    """The kernel's highest resident size, `VmHWM`, in MiB."""
     size = from_proc(PROCESS / "status", "VmHWM:")
     return None if size is None else size / MEBIBYTE

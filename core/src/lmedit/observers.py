@@ -1,6 +1,7 @@
-"""Observers: plugins that watch the hooks of methods, and can neither change nor break an edit.
+"""Observers: plugins that watch the hooks of methods. They cannot change or break an edit.
 
-An observer has hooks of the same names as a method's, each a wrapper with one bare ``yield``::
+An observer has hooks with the names of a method's hooks. Each is a wrapper with one bare
+``yield``::
 
     @hookimpl(wrapper=True)
     def edit_compute(request):
@@ -9,9 +10,9 @@ An observer has hooks of the same names as a method's, each a wrapper with one b
         ...                             # time.perf_counter() - started
         return result
 
-It is started before the method's hook, and is sent the result, or thrown the error. What it returns
-is dropped; what it raises is told on stderr, once for each hook, and the edit goes on. One that
-writes into a result's tensors is an error.
+The observer starts before the method's hook. It then receives the result, or the error is
+raised in it. Its return value is dropped. If it raises an exception, that is printed on stderr
+once for each hook, and the edit continues. It is an error if it writes into a result's tensors.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
 
 GROUP = "lmedit.observers"
-"""The entry points of installed observers; they watch only where they are named."""
+"""The entry points of installed observers. An observer watches only if the user names it."""
 
 
 def observer(name: str) -> object:
-    """The observer *name*: an installed one, or a Python file.
+    """Load the observer *name*: an installed one, or a Python file.
 
     Raises `UnknownNameError` or `BrokenPluginError`.
     """
@@ -59,9 +60,9 @@ def observer(name: str) -> object:
 
 
 def observe(loaded: LoadedMethod, plugin: object, name: str = "observer") -> None:
-    """Let the observer *plugin* watch *loaded*; *name* is what complaints call it.
+    """Let the observer *plugin* watch *loaded*. Messages call it *name*.
 
-    Raises `BrokenPluginError` where it is no observer.
+    Raises `BrokenPluginError` if *plugin* is not an observer.
     """
     own = pluggy.PluginManager(hookspecs.PROJECT)
     own.add_hookspecs(hookspecs)
@@ -80,12 +81,12 @@ def observe(loaded: LoadedMethod, plugin: object, name: str = "observer") -> Non
             watched[hook] = _watching(implementation.function, name)
     if not watched:
         raise BrokenPluginError(f"observer {name!r}: it has no hook to watch")
-    number = len(loaded.manager.list_name_plugin())  # the same one may watch twice
+    number = len(loaded.manager.list_name_plugin())  # the same observer may watch twice
     loaded.manager.register(plugin_of(name, watched), f"{BUILT_IN}observer {number}")
 
 
 def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """*function* as a wrapper whose results and errors stay without effect."""
+    """Wrap *function*, so that its results and errors have no effect on the edit."""
     complained: list[str] = []
     hook = function.__name__
 
@@ -95,11 +96,11 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             complaint = "it must yield once" if ends else ""
         except StopIteration:
             complaint = "" if ends else "it must yield once"
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger may raise anything)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (an observer may raise anything)
             complaint = "" if error in arguments else last_line(error)
         if complaint and not complained:
             complained.append(complaint)
-            text = f"observer {name!r}, {hook}: {complaint}; the edit goes on\n"
+            text = f"observer {name!r}, {hook}: {complaint}; the edit continues\n"
             sys.stderr.write(text)
             sys.stderr.flush()
 
@@ -116,14 +117,14 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         before = _written(result)
         safely(watching.send, result, ends=True)
         if _written(result) != before:
-            raise BrokenPluginError(f"observer {name!r}: it wrote to what {hook} returned")
+            raise BrokenPluginError(f"observer {name!r}: it changed what {hook} returned")
         return result
 
     return wrapper
 
 
 def _written(result: Any) -> list[int]:
-    """Torch's counts of writes to the tensors of *result*."""
+    """Torch's write counters of the tensors in *result*."""
     if isinstance(result, list | tuple):
         return [count for each in result for count in _written(each)]
     found: Iterable[Any] = ()
@@ -137,7 +138,7 @@ def _written(result: Any) -> list[int]:
 
 
 def observe_all(methods: Sequence[LoadedMethod], names: Sequence[str]) -> None:
-    """Let each of the observers *names* watch all *methods*."""
+    """Let each observer of *names* watch each of *methods*."""
     for name in names:
         plugin = observer(name)
         for loaded in methods:

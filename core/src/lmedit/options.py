@@ -1,4 +1,4 @@
-"""What a method says of itself, its options, and how `-o KEY VALUE` becomes option values."""
+"""A method's description, its options, and how `-o KEY VALUE` becomes option values."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Options(Frozen):
-    """What a user may set for a method; every option has a default.
+    """The options that a user may set for a method. Every option has a default.
 
-    A method subclasses this. ``presets`` maps a name to option values; ``prepares`` names the
-    options that `edit_prepare` depends on (they enter the cache key).
+    A method subclasses this class. ``presets`` maps a preset's name to option values. ``prepares``
+    names the options that `edit_prepare` depends on; they are part of the cache key.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
     prepares: ClassVar[tuple[str, ...]] = ()
 
-    seed: int = Field(default=0, ge=0, description="of everything random in the method")
+    seed: int = Field(default=0, ge=0, description="random seed")
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """The options that `lmedit tune` sweeps, with the values to try on *lm*; empty: none."""
+        """The options that `lmedit tune` varies, with the values to try on *lm*; empty if none."""
         del lm
         return {}
 
     @property
     def untuned(self) -> bool:
-        """Whether a default stands where this model needs a value of its own; tables say so."""
+        """Whether a default is used although this model needs its own value; tables mark it."""
         return False
 
     def resolved(self, lm: Lm) -> Self:
-        """Fill in what depends on the model (a layer given as None, say); called once."""
+        """Fill in the values that depend on the model, for example ``layer``; called once."""
         del lm
         return self
 
@@ -59,16 +59,16 @@ class Method:
     paper: str
     options: type[Options] = Options
     prepares_on: Literal["text", "cases"] | None = None
-    """What `edit_prepare` is given: texts, cases to train on; None: no preparation is needed."""
+    """What `edit_prepare` receives: texts, or cases to train on. None: there is no preparation."""
 
 
 def build_options(
     method: Method, given: Mapping[str, Any], lm: Lm | None = None, seed: int | None = None
 ) -> Options:
-    """Options of *method*: its defaults, what was tuned for *lm*, the preset, *given*; resolved.
+    """Build the options of *method*. Later sources win: defaults, tuned for *lm*, preset, *given*.
 
-    *given* may hold strings, as typed, and the key ``preset``. Raises `OptionError` or
-    `UnknownNameError` that names the option.
+    *given* may hold strings as typed, and the key ``preset``. *seed* wins over all. Raises
+    `OptionError` or `UnknownNameError`; the message names the option.
     """
     values = dict(lm.tuned.get(method.name, {}).get("options", {})) if lm else {}
     given = dict(given)
@@ -92,7 +92,7 @@ def build_options(
 
 
 def typed(value: Any) -> Any:
-    """A typed-in string as JSON where it is JSON (numbers, true, null, lists), else itself."""
+    """Parse a string as JSON if it is JSON (numbers, true, null, lists); else return *value*."""
     if not isinstance(value, str):
         return value
     try:
@@ -102,11 +102,11 @@ def typed(value: Any) -> Any:
 
 
 FILE_KEY = "@"
-"""As the key of a pair: the value is an options file (``-o @FILE``)."""
+"""The key of a pair whose value is an options file (``-o @FILE``)."""
 
 
 def read_tuned(path: Path) -> dict[str, Any]:
-    """What `lmedit tune` wrote: by method its options, and the evidence for them.
+    """Read a file of `lmedit tune`: for each method, its options and the evidence for them.
 
     Raises `OptionError` for any other file.
     """
@@ -115,12 +115,12 @@ def read_tuned(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f"cannot read options file {path}: {error.strerror}") from error
     except ValueError as error:
-        raise OptionError(f"{path} is not JSON ({error}); tune again") from error
+        raise OptionError(f"{path} is not JSON ({error}); run lmedit tune again") from error
     entries = tuned.values() if isinstance(tuned, dict) else [None]
     if not all(isinstance(e, dict) and isinstance(e.get("options"), dict) for e in entries):
         raise OptionError(
-            f"{path} is no options file: an object of methods, each with its options, was "
-            "expected; lmedit tune writes one"
+            f"{path} is not an options file: it must hold an object of methods, each with "
+            '"options"; lmedit tune writes one'
         )
     return dict(tuned)
 
@@ -128,9 +128,10 @@ def read_tuned(path: Path) -> dict[str, Any]:
 def for_methods(
     pairs: Sequence[tuple[str, str]], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY to that one, a bare KEY to all.
+    """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY goes to one method, KEY to all.
 
-    An options file (``-o @FILE``) has something for at least one of the methods.
+    Raises `OptionError` if an options file (``-o @FILE``) holds none of the methods, and
+    `UnknownNameError` for a method that does not take part.
     """
     sorted_: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in pairs:
@@ -139,7 +140,7 @@ def for_methods(
             if not tuned.keys() & sorted_.keys():
                 raise OptionError(
                     f"{value} holds options of {', '.join(sorted(tuned)) or 'no method'}, not of "
-                    f"{', '.join(names)}; name another file"
+                    f"{', '.join(names)}; give another file"
                 )
             for name in tuned.keys() & sorted_.keys():
                 sorted_[name] |= tuned[name]["options"]

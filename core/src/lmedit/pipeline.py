@@ -1,11 +1,11 @@
-"""The order of an edit; the only caller of hooks. Read this after `hookspecs.py`.
+"""The steps of an edit. Only this module calls the hooks. Read it after `hookspecs.py`.
 
     prepare (once per model, cached) -> compute = locate + compute -> applied (and reverted)
 
-It checks the laws that can be checked while working: what a hook returns, that sites exist, that
-deltas fit and are finite, that the model was left alone, and that reverted weights are back, by
-hash. What a hook left behind on the model (hooks, gradients, modes) is taken off again. Hooks that
-compute may take gradients, whatever the caller's setting.
+It checks the laws that can be checked during the work: what a hook returns, that sites exist,
+that deltas fit and are finite, that the model did not change, and, by hash, that revert restores
+the weights. It removes what a hook leaves on the model (hooks, gradients, modes). Hooks that
+compute may use gradients, also if the caller has switched them off.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Editor:
-    """A method set up for one model: its options resolved, its preparation at hand."""
+    """A method set up for one model, with resolved options and a loaded preparation."""
 
     loaded: LoadedMethod
     lm: Lm
     options: Options
     prepared: Prepared
     prepare_seconds: float | None = None
-    """How long the preparation took when it was made; None where none is needed."""
+    """How long the preparation took when it was made; None if the method needs none."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Editor:
         return self.loaded.name
 
     def locate(self, request: Request) -> Location:
-        """Where *request* would be edited."""
+        """The parameters that *request* would change, and the evidence for them."""
         with self._working():
             return self._locate(request)
 
@@ -69,7 +69,7 @@ class Editor:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Gradients may be taken in the block, and the model is left alone."""
+        """Enable gradients in the block, and check at its end that the model did not change."""
         with left_alone(self.loaded.culprit, self.lm), torch.enable_grad():
             yield
 
@@ -79,18 +79,18 @@ class Editor:
         return self._returned.location(found)
 
     def probe(self, request: Request, location: Location) -> Probed:
-        """What the method measures to try out *location*; raises `RequestError` where nothing."""
+        """What the method measures at *location*. Raises `RequestError` if it has no probe."""
         with left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
                 lm=self.lm, request=request, location=location, options=self.options,
                 prepared=self.prepared,
             )  # fmt: skip
         if found is None:
-            raise RequestError(f"{self.name} has nothing to probe; leave --probe out")
+            raise RequestError(f"{self.name} has nothing to probe; remove --probe")
         return self._returned.probed(found)
 
     def compute(self, request: Request) -> Update:
-        """Locate, then compute the update for *request*; the model is left alone."""
+        """Locate, then compute the update for *request*. The model stays unchanged."""
         with self._working():
             location = self._locate(request)
             update = self.loaded.manager.hook.edit_compute(
@@ -101,12 +101,12 @@ class Editor:
 
     @property
     def computes_many(self) -> bool:
-        """Whether the method works out several requests together."""
+        """Whether the method can compute several requests together."""
         return implements(self.loaded.manager, "edit_compute_many")
 
     @property
     def adds(self) -> bool:
-        """Whether to apply an update is to add its deltas, and nothing of the method's own."""
+        """Whether applying an update only adds its deltas, without hooks of the method's own."""
         hooks = self.loaded.manager.hook.edit_apply, self.loaded.manager.hook.edit_revert
         return all(
             implementation.plugin is defaults
@@ -115,7 +115,7 @@ class Editor:
         )  # fmt: skip
 
     def compute_many(self, requests: Sequence[Request]) -> list[Update]:
-        """The update of each of *requests*, as if it were alone; together where the method can."""
+        """The update of each request, as if it were alone; computed together if the method can."""
         if not self.computes_many:
             return [self.compute(request) for request in requests]
         with self._working():
@@ -133,9 +133,10 @@ class Editor:
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
-        """The model with *update* in it; bit for bit as before when the block ends, come what may.
+        """Put *update* into the model during the block, then restore the weights to the bit.
 
-        Raises `ModelChangedError` where a method's own hooks do not bring the weights back.
+        They are restored also after an error in the block. Raises `ModelChangedError` if the
+        method's own hooks do not restore them.
         """
         before = self.lm.weights_digest(update.deltas)
         try:
@@ -163,9 +164,9 @@ def prepare(
     loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None,
     beside: Sequence[Options] = (),
 ) -> Editor:  # fmt: skip
-    """Prepare *loaded* for *lm*, or take the stored preparation; resumes interrupted work.
+    """Prepare *loaded* for *lm*, or load the stored preparation. Interrupted work continues.
 
-    *beside* are options that will be prepared next, which a method may prepare for in one pass.
+    *beside* are options that are prepared next; the method may compute them in the same pass.
     """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
@@ -193,9 +194,9 @@ def prepare(
 
 
 def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None) -> Editor:
-    """The editor from a preparation that was made before; nothing is prepared now.
+    """Load an existing preparation and return the editor. Nothing is prepared.
 
-    Raises what `find_prepared` raises.
+    Raises the errors of `find_prepared`.
     """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
@@ -209,7 +210,7 @@ def _editor_of(loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepare
 def work_of(
     loaded: LoadedMethod, lm: Lm, options: Options, requests: int = 1
 ) -> Mapping[str, Work]:
-    """What `prepare` and an `edit` of *requests* requests take; empty where the method is silent.
+    """Estimate `prepare` and one `edit` of *requests* requests; empty if the method gives none.
 
     *lm* may be an outline without weights.
     """

@@ -1,7 +1,7 @@
-"""From what a user asks for to editors: one value, `Plan`, and one way from it to each editor.
+"""From a user's arguments to editors: one value, `Plan`, and one way from it to each editor.
 
-The command line parses its flags into a `Plan`. A `Plan` holds plain values only, so a worker
-process can be sent one and set everything up again.
+The command line parses its flags into a `Plan`. A `Plan` holds only plain values. So it can be
+sent to a worker process, which sets up everything again.
 """
 
 from __future__ import annotations
@@ -34,60 +34,60 @@ if TYPE_CHECKING:
     Texts = str | Path | Iterable[str]
 
 Tell = Callable[[str], object]
-"""Called with a remark for the user, one line."""
+"""A function that receives a note for the user, one line of text."""
 
 
 def silent(_: str) -> None:
-    """Drop a remark."""
+    """Ignore a note."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The methods, the model, the options and the data that a command uses; nothing is loaded."""
+    """The methods, model, options and data that a command uses. Nothing is loaded yet."""
 
     methods: tuple[str, ...] = ()
-    """Names of methods; empty: every installed method that works."""
+    """Names of methods. Empty: every installed method that works."""
     model: str = "demo"
     device: str = "auto"
     dtype: str = "auto"
     download: bool = False
-    """Whether the hub may be asked for models, corpora and cases."""
+    """Whether models, corpora and cases may be downloaded from the hub."""
     options: tuple[tuple[str, str], ...] = ()
-    """Pairs as ``-o`` takes them: a name and a value, both as typed."""
+    """Pairs of ``-o``: a name and a value, both as typed."""
     plugins: tuple[Path, ...] = ()
     observers: tuple[str, ...] = ()
     seed: int = 0
     corpora: tuple[str, ...] = ()
-    """Corpora to prepare on: NAME for every method that takes text, METHOD=NAME for one."""
+    """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
     limit: int | None = None
 
     def load_methods(self, tell: Tell = silent) -> list[LoadedMethod]:
-        """Load the methods and let the observers watch them.
+        """Load the methods and attach the observers.
 
-        Without names these are all that work; *tell* is told of each that does not.
+        Without names, load all methods that work, and call *tell* for each method that does not.
         """
         methods = resolve(self.methods, self.plugins, lambda why: tell(f"left out: {why}"))
         observe_all(methods, self.observers)
         return methods
 
     def load_model(self) -> Lm:
-        """Load the model. The hub's library shows its progress on terminals only."""
+        """Load the model. The hub's library shows progress only on a terminal."""
         quiet_hub()
         return load_lm(self.model, device=self.device, dtype=self.dtype, download=self.download)
 
     def outline(self) -> Lm:
-        """The model's parts and shapes, without its weights."""
+        """The model's parts and shapes, without weights."""
         return outline(self.model, dtype=self.dtype, download=self.download)
 
     def load_cases(self, default: str, limit: int | None = None) -> CaseSet:
-        """Load the cases, by default the first *limit* of *default*."""
+        """Load the cases; by default the first *limit* of *default*."""
         return load_cases(self.cases or default, self.limit or limit, download=self.download)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A plan whose methods and model are loaded."""
+    """A plan with its methods and model loaded."""
 
     plan: Plan
     methods: tuple[LoadedMethod, ...]
@@ -109,9 +109,10 @@ class Setup:
         return build_options(loaded.method, given, self.lm, self.plan.seed)
 
     def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:
-        """What *loaded* is prepared on; None where nothing is named and the model brings nothing.
+        """The data that *loaded* is prepared on. None if neither user nor model names any.
 
-        With *train* a method that is trained takes the model's own cases where none are named.
+        With *train*, a method that is trained on cases uses the model's own training cases by
+        default.
         """
         kind = loaded.method.prepares_on
         name = self._corpora.get(loaded.name)
@@ -155,9 +156,9 @@ class Setup:
         )
 
     def editors(self) -> list[Editor]:
-        """An editor of each method.
+        """An editor for each method.
 
-        Where the user named no method, one that is not prepared is left out, with a remark.
+        If the user named no method, methods that are not prepared are left out, with a note.
         """
         options = [self.options(loaded) for loaded in self.methods]
         found = []
@@ -172,7 +173,7 @@ class Setup:
 
 
 def set_up(plan: Plan, tell: Tell = silent) -> Setup:
-    """Load the methods and the model of *plan*; remarks go to *tell*."""
+    """Load the methods and the model of *plan*. Notes go to *tell*."""
     methods = tuple(plan.load_methods(tell))
     lm = plan.load_model()
     for remark in remarks_on_files(plan, lm):
@@ -190,14 +191,14 @@ def editor_for(
     beside: Sequence[Options] = (),
     tell: Tell = silent,
 ) -> Editor:
-    """An editor of *loaded* for *lm*: the only place that decides whether something is prepared.
+    """Make the editor of *loaded* for *lm*. Only this function decides whether to prepare.
 
-    Statistics are computed here where *material* is text. A method that is trained on cases is
-    trained only with *train*, since that takes long; otherwise its preparation must exist.
+    If *material* is text, statistics are computed now. A method that is trained on cases is
+    trained only with *train*, because training takes long; else its preparation must exist.
     *beside* are options that are prepared next on the same text.
 
-    Raises `NotPreparedError` with the command to run, and `OptionError` where several
-    preparations would do.
+    Raises `NotPreparedError` with the command to run, and `OptionError` if several
+    preparations fit.
     """
     trained = loaded.method.prepares_on == "cases"
     if not train and (material is None or trained):
@@ -231,7 +232,7 @@ def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material 
 
 
 def remarks_on_files(plan: Plan, lm: Lm) -> list[str]:
-    """A remark on each options file (``-o @FILE``) that was tuned on other weights than *lm*'s."""
+    """A note for each options file (``-o @FILE``) that was tuned on other weights."""
     found = []
     for path in (Path(value) for key, value in plan.options if key == FILE_KEY):
         for method, entry in read_tuned(path).items():
@@ -243,7 +244,7 @@ def remarks_on_files(plan: Plan, lm: Lm) -> list[str]:
 
 
 def quiet_hub() -> None:
-    """Let the hub's library show its own progress on terminals only, and no warnings."""
+    """Show the hub library's progress only on a terminal, and hide its warnings."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -1,6 +1,7 @@
-"""Bytes and operations of a piece of work, from shapes alone.
+"""Estimate the bytes and operations of a step from shapes alone.
 
-Sizes of matrices are exact; what a forward pass holds is an estimate from the widths of the model.
+The sizes of matrices are exact. The memory of a forward pass is an estimate from the model's
+widths.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 STREAM, INNER = 12, 6
-"""Numbers of the width of the stream, and of the keys, that a block keeps for each token."""
+"""A block keeps 12 vectors of the stream's width and 6 of the keys' width for each token."""
 PROMPT = 24
-"""Tokens of a prompt with its context and answer that are reckoned with."""
+"""The assumed tokens of a prompt with its context and answer."""
 AFTER = 10
-"""Those of them from the subject's last token on."""
+"""How many of these tokens come from the subject's last token on."""
 
 
 def kept_for_gradient(lm: Lm, tokens: float, blocks: float) -> float:
-    """Bytes that *blocks* blocks keep of *tokens* tokens for a backward pass."""
+    """Bytes that *blocks* blocks keep for the backward pass of *tokens* tokens."""
     each = STREAM * lm.hidden_size + INNER * _inner(lm)
     return tokens * blocks * each * _itemsize(lm)
 
 
 def in_passing(lm: Lm, tokens: float) -> float:
-    """Bytes that a forward pass over *tokens* tokens holds at once, gradients aside."""
+    """Bytes that a forward pass of *tokens* tokens holds at once, without gradients."""
     return kept_for_gradient(lm, tokens, 1)
 
 
 def logits(lm: Lm, places: float) -> float:
-    """Bytes of logits at *places*, their float32 log-probabilities and gradient."""
+    """Bytes of the logits at *places*, their float32 log-probabilities and their gradient."""
     return places * _vocabulary(lm) * (_itemsize(lm) + 3 * 4)
 
 
@@ -40,7 +41,7 @@ def block_flops(lm: Lm, tokens: float, blocks: float) -> float:
 
 
 def head_flops(lm: Lm, places: float) -> float:
-    """Operations of the head at *places*."""
+    """Operations of the output head at *places*."""
     return 2 * places * _vocabulary(lm) * lm.hidden_size
 
 

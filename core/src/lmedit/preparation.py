@@ -1,4 +1,4 @@
-"""Prepared files: where a preparation is stored, how it is found again, and to whom it belongs."""
+"""Prepared files: where they are stored, how they are found, and which model they belong to."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 SHIPPED = "lmedit-prepared"
-"""In a model folder: preparations that come with the model, one file for each method."""
+"""A subfolder of a model folder: preparations that come with the model, one file per method."""
 
 
 def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None) -> Path:
-    """The cache file of a preparation; its name is a digest of everything that determines it."""
+    """The cache file of a preparation. Its name is a digest of everything that determines it."""
     on = corpus.digest if corpus else ""
     return _folder() / f"{_stem(loaded, lm, options)}-{key_of(on=on)[:12]}{SUFFIX}"
 
@@ -36,10 +36,10 @@ def chosen_options(options: Options) -> dict[str, Any]:
 def find_prepared(
     loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None
 ) -> Prepared:
-    """The stored preparation for these options: from the cache, or from the model's own folder.
+    """Load the stored preparation for these options, from the cache or from the model's folder.
 
-    Without *corpus* it is the only one. Raises `NotPreparedError` with the command where there is
-    none, and `OptionError` where there are several.
+    Without *corpus*, there must be exactly one. Raises `NotPreparedError` with the command to
+    run if there is none, and `OptionError` if there are several.
     """
     if corpus is not None:
         paths = [prepared_path(loaded, lm, options, corpus)]
@@ -50,7 +50,7 @@ def find_prepared(
         found = _shipped(loaded, lm, options)
     if not found:
         raise NotPreparedError(
-            f"{loaded.name}: not prepared for this model with these options; "
+            f"{loaded.name} is not prepared for this model with these options; "
             f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
         )
     if len(found) > 1:
@@ -62,12 +62,12 @@ def find_prepared(
 
 
 def save_prepared(path: Path, prepared: Prepared, base: str) -> None:
-    """Write *prepared*, bound to the base model's digest."""
+    """Write *prepared* together with the digest *base* of its base model."""
     save_tensors(path, PREPARED, prepared.tensors, {"base": base, "facts": dict(prepared.facts)})
 
 
 def load_prepared(path: Path, lm: Lm) -> Prepared:
-    """Read a `Prepared`; refuses one that was made for another base model."""
+    """Read a `Prepared`. Raises `ArtifactError` if it was made for another base model."""
     tensors, facts = load_tensors(path, PREPARED)
     if facts["base"] != lm.digest:
         raise ArtifactError(
@@ -90,7 +90,7 @@ def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
 
 
 def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
-    """The preparation in the model's own folder, if it was made with these options."""
+    """The preparation in the model's folder as a list; empty if the options differ."""
     path = lm.folder / SHIPPED / f"{loaded.name}{SUFFIX}" if lm.folder else None
     if path is None or not path.is_file():
         return []

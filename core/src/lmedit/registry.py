@@ -1,9 +1,9 @@
-"""Names without importing; `load(name)`; a broken plugin is a value, not a crash.
+"""Find methods without importing them, and load them. A broken plugin is a value, not a crash.
 
-Discovery reads the metadata of installed distributions only. A method is imported when it is
-loaded, into a plugin manager of its own: defaults, that method, a guard around it, and observers
+Discovery reads only the metadata of installed distributions. `load` imports a method and gives
+it its own plugin manager: the defaults, the method, a guard around it, and observers
 (`lmedit.observers`). So a call cannot reach the wrong method, and a broken plugin cannot break
-another.
+another one.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
-"""Unset: all methods; empty: none; a comma list: only those."""
+"""Unset: all methods. Empty: no method. A list with commas: only these methods."""
 RESERVED = ("base", "in-context")
-"""Rows of a comparison that no method may bear the name of."""
+"""Names of other rows in a comparison; a method must not use them."""
 BUILT_IN = "lmedit:"
-"""What the names of the core's own plugins in a manager begin with."""
+"""The prefix of the core's own plugins in a plugin manager."""
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One method as its distribution announces it; nothing of it has been imported."""
+    """One method as its distribution declares it. Nothing of it is imported yet."""
 
     name: str
     distribution: str
@@ -56,7 +56,7 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class LoadedMethod:
-    """A method ready to be called: its own plugin manager and what it says of itself."""
+    """A method that can be called: its own plugin manager and its description."""
 
     method: Method
     manager: pluggy.PluginManager
@@ -70,12 +70,12 @@ class LoadedMethod:
 
     @property
     def culprit(self) -> str:
-        """The method and its distribution, as errors name them."""
+        """The method and its distribution, as error messages name them."""
         return f"method {self.name!r} of {self.distribution}"
 
 
 def entries() -> list[MethodEntry]:
-    """All announced methods by name, broken and blocked ones included; imports none."""
+    """All declared methods by name, also broken and blocked ones. No method is imported."""
     found: dict[str, list[MethodEntry]] = {}
     for distribution in importlib.metadata.distributions():
         for point in distribution.entry_points.select(group=GROUP):
@@ -93,7 +93,7 @@ def _entry(
     if reason:
         state = "broken"
     elif not _allowed(point.name):
-        state, reason = "blocked", f"not named in {BLOCK_VARIABLE}"
+        state, reason = "blocked", f"{BLOCK_VARIABLE} does not name it"
     return MethodEntry(
         point.name, metadata["Name"], distribution.version, "".join(papers[:1]),
         point.value, state, reason,
@@ -106,7 +106,7 @@ def _why_broken(module: str) -> str:
 
 
 def _why_unfit(distribution: importlib.metadata.Distribution) -> str:
-    """Which core the distribution needs, where that is not this one."""
+    """Tell which core the distribution needs, if it is not this one; else an empty string."""
     for line in distribution.requires or ():
         try:
             need = Requirement(line)
@@ -115,7 +115,7 @@ def _why_unfit(distribution: importlib.metadata.Distribution) -> str:
         applies = need.marker is None or need.marker.evaluate({"extra": ""})
         fits = need.specifier.contains(__version__, prereleases=True)
         if canonicalize_name(need.name) == "lmedit" and applies and not fits:
-            return f"it needs {need}, this is lmedit {__version__}; install one that fits"
+            return f"it needs {need}, this is lmedit {__version__}; install a version that fits"
     return ""
 
 
@@ -125,17 +125,20 @@ def _allowed(name: str) -> bool:
 
 
 def _one_of(name: str, claims: Sequence[MethodEntry]) -> MethodEntry:
-    """The one claim on *name*, or a broken entry that names both distributions."""
+    """The only claim on *name*. If there are two owners, a broken entry that names both."""
     owners = sorted({claim.distribution for claim in claims})
     if len(owners) == 1:
         return claims[0]
-    reason = f"the name {name!r} is claimed by {' and '.join(owners)}; uninstall one"
+    reason = f"{' and '.join(owners)} claim the name {name!r}; uninstall one"
     versions = ", ".join(c.version for c in sorted(claims, key=lambda claim: claim.distribution))
     return MethodEntry(name, ", ".join(owners), versions, "", "", "broken", reason)
 
 
 def load(name: str) -> LoadedMethod:
-    """Import the method *name* and register it; raises an error with culprit and remedy."""
+    """Import the method *name* and register it.
+
+    Raises `UnknownNameError` or `BrokenPluginError`; the message names the culprit and the remedy.
+    """
     by_name = {entry.name: entry for entry in entries()}
     entry = by_name.get(name)
     if entry is None:
@@ -152,20 +155,20 @@ def load(name: str) -> LoadedMethod:
 
 
 def load_file(path: Path) -> LoadedMethod:
-    """Load a method from one Python file, without packaging."""
+    """Load a method from one Python file, without a package."""
     return register(module_of(path), name=None, distribution=path.name, version="")
 
 
 def module_of(path: Path) -> ModuleType:
-    """The plugin file *path* as a module; raises `BrokenPluginError` with culprit and remedy."""
+    """Import the plugin file *path*; raises `BrokenPluginError` with culprit and remedy."""
     if not path.is_file():
         raise BrokenPluginError(f"no plugin file {str(path)!r}; name a Python file")
-    name = str(path.resolve())  # no other module's
+    name = str(path.resolve())  # no other module has this name
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BrokenPluginError(f"plugin file {str(path)!r} is not Python; name a .py file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pydantic look names up
+    sys.modules[name] = module  # dataclasses and pydantic look names up there
     try:
         with prints_aside():
             spec.loader.exec_module(module)
@@ -178,9 +181,10 @@ def module_of(path: Path) -> ModuleType:
 def register(
     module: ModuleType | object, *, name: str | None, distribution: str, version: str
 ) -> LoadedMethod:
-    """Put *module* into a plugin manager of its own and let it describe itself.
+    """Put *module* into its own plugin manager and call its `edit_describe`.
 
-    *name* is the entry point's, which the method has to bear (law 1); None accepts any.
+    *name* is the name of the entry point, which the method must have (law 1). None accepts any
+    name. Raises `BrokenPluginError`.
     """
     import pluggy
 
@@ -212,10 +216,10 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
         raise BrokenPluginError(f"{culprit}: its options must be a class derived from Options")
     if name is not None and method.name != name:
         raise BrokenPluginError(
-            f"{culprit}: calls itself {method.name!r}; it must bear its entry point's name"
+            f"{culprit}: it calls itself {method.name!r}; it must have its entry point's name"
         )
     if method.name in RESERVED:
-        raise BrokenPluginError(f"{culprit}: the name {method.name!r} is taken by the core")
+        raise BrokenPluginError(f"{culprit}: the name {method.name!r} is reserved for the core")
     try:
         method.options()
     except Exception as error:
@@ -226,15 +230,15 @@ def resolve(
     names: Sequence[str], files: Sequence[Path] = (),
     left_out: Callable[[str], object] = lambda _: None,
 ) -> list[LoadedMethod]:  # fmt: skip
-    """Load *names*, where methods out of *files* come first; no names: all that work.
+    """Load the methods *names*; a method from *files* wins over an installed one.
 
-    Then *left_out* is told of each that does not.
+    Without names, load all methods that work, and call *left_out* with the reason for each other.
     """
     extra: dict[str, LoadedMethod] = {}
     for loaded in map(load_file, files):
         if loaded.name in extra:
             both = f"{extra[loaded.name].distribution} and {loaded.distribution}"
-            raise BrokenPluginError(f"the name {loaded.name!r} is claimed by {both}; name one")
+            raise BrokenPluginError(f"{both} claim the name {loaded.name!r}; give one of them")
         extra[loaded.name] = loaded
     if names:
         return [extra[name] if name in extra else load(name) for name in names]
@@ -249,7 +253,7 @@ def resolve(
 
 
 def check(entry: MethodEntry) -> MethodEntry:
-    """The entry after an attempt to load it: still ok, or broken with the reason."""
+    """Try to load *entry*. Return it unchanged, or as broken with the reason."""
     if entry.state != "ok":
         return entry
     try:
@@ -262,5 +266,5 @@ def check(entry: MethodEntry) -> MethodEntry:
 def _cannot_load(entry: MethodEntry, error: BaseException) -> str:
     return (
         f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
-        f"{last_line(error)}; mend or uninstall {entry.distribution}"
+        f"{last_line(error)}; fix or uninstall {entry.distribution}"
     )

@@ -1,12 +1,12 @@
-"""`EditorContract`: the laws of `hookspecs.py` as tests, for every author.
+"""`EditorContract`: the laws of `hookspecs.py` as pytest tests, for every author of a method.
 
 In a plugin's tests::
 
     class TestContract(EditorContract):
         method = "nudge"          # or: plugin = nudge_module
 
-Each test bears its law's number and calls the law (`lmedit.laws`). It runs on a tiny random GPT-2
-unless `lm` is overridden. It needs pytest; `lmedit check` tries the same laws without.
+Each test has its law's number and calls the law in `lmedit.laws`. The tests run on a tiny random
+GPT-2, unless the class overrides `lm`. `lmedit check` tests the same laws without pytest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Texts:
     digest = "contract"
 
     def __iter__(self) -> Iterator[str]:
-        """Yield 60 lines of words in random order, the same every time."""
+        """Yield 60 lines of random words, the same lines every time."""
         words = " ".join(TEXTS).split()
         draw = random.Random(0)  # noqa: S311  (no secret)
         for _ in range(60):
@@ -54,7 +54,7 @@ class Records:
     digest = "contract cases"
 
     def __iter__(self) -> Iterator[Case]:
-        """Yield 40 cases about as many towers, each with two neighbours."""
+        """Yield 40 cases about 40 towers, each with two neighbours."""
         for number in range(40):
             yield Case(
                 id=str(number),
@@ -68,7 +68,7 @@ class Records:
 
 
 class EditorContract:
-    """Inherit, and name the method (or give the plugin object); add what is your own below."""
+    """Subclass it and set `method` or `plugin`; add your own tests below."""
 
     method: str | None = None
     plugin: Any = None
@@ -78,21 +78,21 @@ class EditorContract:
 
     @pytest.fixture
     def lm(self) -> Lm:
-        """The model the laws are tried on."""
+        """The model for the tests."""
         return tiny_lm()
 
     @pytest.fixture
     def loaded(self) -> LoadedMethod:
-        """The method under test in its own plugin manager."""
+        """The method under test, in its own plugin manager."""
         if self.plugin is not None:
             return register(self.plugin, name=None, distribution="under test", version="0")
         if self.method is None:
-            raise TypeError("name the method, or give the plugin")
+            raise TypeError("set method, or plugin, in the test class")
         return load(self.method)
 
     @pytest.fixture
     def trial(self, loaded: LoadedMethod, lm: Lm, tmp_path: Path) -> laws.Trial:
-        """The method on the model, prepared on a tiny corpus when that is first needed."""
+        """The method on the model. It is prepared on a tiny corpus when that is first needed."""
         options = build_options(loaded.method, self.options, lm)
 
         def prepare() -> Prepared:
@@ -107,15 +107,15 @@ class EditorContract:
 
     @pytest.fixture
     def editor(self, trial: laws.Trial) -> Editor:
-        """The prepared method, for tests of your own."""
+        """The prepared method, for your own tests."""
         return Editor(trial.loaded, trial.lm, trial.options, trial.prepared)
 
     def test_law_1_name_and_defaults(self, trial: laws.Trial) -> None:
-        """1: the name is the entry point's, and every option has a default."""
+        """1: the method has the name of its entry point, and every option has a default."""
         laws.law_1(trial)
 
     def test_law_2_compute_leaves_no_trace(self, trial: laws.Trial) -> None:
-        """2: no hook that computes changes weights, flags, mode or random state."""
+        """2: hooks that compute do not change weights, flags, modes or random state."""
         laws.law_2(trial)
 
     def test_law_3_sites_are_parameters(self, trial: laws.Trial) -> None:
@@ -131,12 +131,12 @@ class EditorContract:
         laws.law_5(trial)
 
     def test_law_6_revert_is_exact(self, trial: laws.Trial) -> None:
-        """6: apply, then revert, is exact to the bit, also when what is in between fails."""
+        """6: apply and then revert restores the weights to the bit, also after an error."""
         try:
             laws.law_6(trial)
         except laws.NotTriedError as why:
             pytest.skip(str(why))
 
     def test_law_7_together_as_if_alone(self, trial: laws.Trial) -> None:
-        """7: updates worked out together are those worked out alone, to rounding."""
+        """7: updates computed together equal updates computed alone, up to rounding."""
         laws.law_7(trial)

@@ -1,4 +1,4 @@
-"""Random models of a few thousand weights, of every family, made on the spot for tests."""
+"""Small random models of every family, built in memory for tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = (
 
 
 def tiny_lm(seed: int = 0, **config: Any) -> Lm:
-    """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer made here."""
+    """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer built here."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from lmedit.models import Lm
@@ -41,9 +41,9 @@ def tiny_lm(seed: int = 0, **config: Any) -> Lm:
 
 
 def _draw(model: GPT2LMHeadModel, deviation: float) -> None:
-    """Draw every matrix; those that write to the stream anew, smaller by sqrt(2 L), as GPT-2's are.
+    """Draw every matrix. Scale matrices that write to the stream by 1 / sqrt(2 L), as GPT-2 does.
 
-    Releases of transformers differ in what they draw; the tests' models are always the same.
+    Releases of transformers draw differently; with this function the test models stay the same.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -54,7 +54,7 @@ def _draw(model: GPT2LMHeadModel, deviation: float) -> None:
 
 
 def byte_tokenizer() -> Any:
-    """A byte-level BPE tokenizer learnt from a few sentences; the same every time."""
+    """A byte-level BPE tokenizer, trained on a few sentences; the same every time."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -98,15 +98,15 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType({
     "falcon": ("FalconConfig", _COMMON | {"ffn_hidden_size": D}),
     "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": LAYERS, "n_head": 2}),
 })  # fmt: skip
-"""By the core's families: the name of the configuration class in transformers, and sizes."""
+"""For each family of the core: the name of its configuration class in transformers, and sizes."""
 
 
 def tiny_family(
     family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
 ) -> Lm:
-    """A random model of *family*: 4 layers x 16, every weight drawn with deviation 0.3.
+    """A random model of *family*: 4 layers x 16, every weight drawn with standard deviation 0.3.
 
-    *changes* are put into its configuration (`tie_word_embeddings=False`, say).
+    *changes* are added to its configuration, for example `tie_word_embeddings=False`.
     """
     kind, sizes = FAMILIES[family]
     return tiny_model(kind, {**sizes, **changes}, dtype, seed)
@@ -115,7 +115,7 @@ def tiny_family(
 def tiny_model(
     kind: str, sizes: Mapping[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> Lm:
-    """The same of any configuration class of transformers, by its name *kind*."""
+    """As `tiny_family`, for any configuration class of transformers; *kind* is its name."""
     import transformers
 
     from lmedit.models import Lm

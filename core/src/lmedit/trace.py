@@ -1,4 +1,4 @@
-"""Read or change what a module takes in or gives out: context managers that leave no trace."""
+"""Context managers that read or change a module's input or output; they leave no trace."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class StopForward(Exception):  # noqa: N818  (control flow, as StopIteration)
-    """Raised inside a forward pass by `captured(..., stop=True)`; nothing deeper is computed."""
+    """`captured(..., stop=True)` raises it in a forward pass, so deeper modules do not run."""
 
 
 def first(output: Any) -> Tensor:
-    """A module's main output: the tensor itself, or the first of a tuple."""
+    """The main output of a module: the tensor itself, or the first item of a tuple."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
 
@@ -29,21 +29,21 @@ class Captured:
     input: Tensor
     output: Tensor
     whole: Any
-    """The output as the module gave it: a tensor, or a tuple that begins with one."""
+    """The output as the module returned it: a tensor, or a tuple that begins with one."""
 
 
 @contextmanager
 def captured(module: Module, *, stop: bool = False) -> Iterator[Captured]:
-    """Keep *module*'s input and output of each call; with *stop*, end the pass there.
+    """Store *module*'s input and output at each call. With *stop*, end the forward pass there.
 
-    A stopped pass ends the ``with`` body.
+    A stopped pass also ends the ``with`` body.
     """
     box = Captured()
 
     def keep(_: Module, args: tuple[Any, ...], output: Any) -> None:
         if args:
             box.input = args[0]
-        # A block may go on to change its parts' outputs in place.
+        # A block may change the outputs of its parts in place.
         box.output, box.whole = first(output) if stop else first(output).clone(), output
         if stop:
             raise StopForward
@@ -60,7 +60,7 @@ def captured(module: Module, *, stop: bool = False) -> Iterator[Captured]:
 
 @contextmanager
 def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Replace *module*'s main output by ``change(input, output)`` while the block runs."""
+    """Replace *module*'s main output by ``change(input, output)`` in the block."""
 
     def replace(_: Module, args: tuple[Any, ...], output: Any) -> Any:
         new = change(args[0], first(output))
@@ -74,9 +74,9 @@ def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Itera
 
 
 def added(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """*out* (B, T, d_out) with ``left (right x)`` added: a low-rank change of each row's own.
+    """Add ``left (right x)`` to *out* (B, T, d_out): a low-rank change, another for each row.
 
-    *x* (B, T, d_in), *left* (B, d_out, r), *right* (B, r, d_in); summed in the factors' type.
+    *x* (B, T, d_in), *left* (B, d_out, r), *right* (B, r, d_in). The sum has the factors' type.
     """
     more = x.to(right.dtype) @ right.mT @ left.mT
     return out + more.to(out.dtype)
@@ -84,7 +84,7 @@ def added(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def changed_input(module: Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace *module*'s main input by ``change(input)`` while the block runs."""
+    """Replace *module*'s main input by ``change(input)`` in the block."""
 
     def replace(_: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (change(args[0]), *args[1:])
@@ -98,7 +98,7 @@ def changed_input(module: Module, change: Callable[[Tensor], Tensor]) -> Iterato
 
 @contextmanager
 def wrapped(module: Module, around: Callable[..., Any]) -> Iterator[None]:
-    """Call ``around(forward, *args, **kwargs)`` in place of *module*'s forward in the block."""
+    """Call ``around(forward, *args, **kwargs)`` instead of *module*'s forward in the block."""
     forward, own = module.forward, vars(module).get("forward")
     module.forward = partial(around, forward)
     try:
@@ -106,5 +106,5 @@ def wrapped(module: Module, around: Callable[..., Any]) -> Iterator[None]:
     finally:
         if own is None:
             module.__dict__.pop("forward", None)
-        else:  # accelerate's, which moves the inputs to the module's device
+        else:  # accelerate's forward, which moves the inputs to the module's device
             module.forward = own

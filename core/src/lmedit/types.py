@@ -1,4 +1,4 @@
-"""What travels between hooks: frozen values. Importing this module does not import torch."""
+"""The frozen values that hooks exchange. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class Material(Protocol):
-    """What a method is prepared on."""
+    """The data that a method is prepared on: texts or cases."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave."""
 
     @property
     def digest(self) -> str:
-        """The content's digest, part of the cache key of what is prepared on it."""
+        """A digest of the content; it is part of the cache key of a preparation."""
 
 
 class Corpus(Material, Protocol):
@@ -50,18 +50,18 @@ class TrainingCases(Material, Protocol):
 
 
 class Frozen(BaseModel):
-    """A value that a user types: immutable, and unknown keys are errors."""
+    """A value that a user may write: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Request(Frozen):
-    """One fact to edit: what the model shall say after the prompt about the subject."""
+    """One fact to edit: the answer that the model shall give after the prompt."""
 
-    prompt: str = Field(description="text with one {} where the subject stands")
+    prompt: str = Field(description="text with one {} at the place of the subject")
     subject: str = Field(min_length=1)
-    target_new: str = Field(min_length=1, description="the answer to put in")
-    target_true: str | None = Field(default=None, description="today's answer, where known")
+    target_new: str = Field(min_length=1, description="the new answer")
+    target_true: str | None = Field(default=None, description="the present answer, if known")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,41 +83,41 @@ class Request(Frozen):
 
 
 class Probe(Frozen):
-    """A prompt and the answer that is right there."""
+    """A prompt and its right answer."""
 
     prompt: str
     answer: str
     aliases: tuple[str, ...] = ()
-    """Other spellings of the answer that are right too."""
+    """Other spellings that are right too."""
 
 
 class Case(Frozen):
-    """A request and the probes that judge it; methods are given the request alone."""
+    """A request and the prompts that judge the edit. A method receives only the request."""
 
     id: str
     request: Request
     relation: str | None = None
-    """The relation's id in the data set's own terms, such as P103."""
+    """The relation's id in the data set, for example P103."""
     target_id: str | None = None
-    """The new answer's id; with the relation it names reference texts."""
+    """The id of the new answer. Together with the relation it selects the reference texts."""
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     generation: tuple[str, ...] = ()
     relations: tuple[Probe, ...] = ()
-    """Other facts about the same subject, which an edit should leave right."""
+    """Other facts about the same subject; they should stay right after the edit."""
     locality: tuple[Probe, ...] = ()
-    """Prompts about something else, which an edit should leave right."""
+    """Prompts about other things; they should stay right after the edit."""
     groups: Mapping[str, tuple[Probe, ...]] = Field(default_factory=dict)
-    """What should follow from the edit (or stay despite it), by the data set's own group name."""
+    """Consequences of the edit, and facts that should stay, by the data set's own group name."""
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One parameter of a model, seen the papers' way round: ``v = W k``, W of (d_out, d_in).
+    """One parameter of a model, oriented as in the papers: ``v = W k`` with W (d_out, d_in).
 
-    ``transposed`` says that the module stores it (d_in, d_out), as GPT-2's `Conv1D` does.
-    A bias is the column of a constant input: (d_out, 1).
+    If ``transposed``, the module stores it as (d_in, d_out), as GPT-2's `Conv1D` does. A bias is a
+    matrix (d_out, 1): the column of a constant input.
     """
 
     parameter: str
@@ -133,7 +133,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the matrix it changes."""
+        """(d_out, d_in) of the matrix that it changes."""
         return self.left.shape[0], self.right.shape[1]
 
     def dense(self) -> Tensor:
@@ -147,13 +147,13 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Dense:
-    """Any change, as a (d_out, d_in) matrix."""
+    """A change of any rank, as a (d_out, d_in) matrix."""
 
     values: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the matrix it changes."""
+        """(d_out, d_in) of the matrix that it changes."""
         return self.values.shape[0], self.values.shape[1]
 
     def dense(self) -> Tensor:
@@ -171,7 +171,7 @@ DELTAS: Mapping[str, type[Delta]] = MappingProxyType({"low_rank": LowRank, "dens
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method computed once for a model: tensors, and facts about them (JSON values)."""
+    """What a method computes once per model: tensors, and facts about them (JSON values)."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a request would be edited, the evidence for it (JSON values), and that as charts."""
+    """The sites that a request would edit, the evidence (JSON values), and charts of it."""
 
     sites: tuple[Site, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -192,12 +192,12 @@ class Location:
 
 @dataclass(frozen=True)
 class Probed:
-    """What was measured to try out a location: JSON values, and charts of them."""
+    """What `edit_probe` measured: JSON values, and charts of them."""
 
     values: Mapping[str, Any]
     charts: tuple[Chart, ...] = ()
     averages: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """What can be averaged over facts: by chart and series one number for each block."""
+    """Values that can be averaged over facts: for each chart and series, one number per block."""
 
     def _repr_html_(self) -> str:
         return html_of(self.values, self.charts)
@@ -217,14 +217,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Applied:
-    """What `edit_revert` needs: the touched parameters as they were, in their storage layout."""
+    """What `edit_revert` needs: the old values of the changed parameters, in storage layout."""
 
     before: Mapping[Site, Tensor]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a piece of a method's work takes beside the model: bytes by purpose, operations."""
+    """What a step needs beside the model: bytes for each purpose, and operations."""
 
     memory: Mapping[str, float]
     flops: float = 0.0
@@ -232,18 +232,18 @@ class Work:
 
 @dataclass(frozen=True)
 class World:
-    """A model that ships with its records and its text, so that all works offline."""
+    """A model with its own cases and texts, so that everything works offline."""
 
     model: Path
     cases: Path
     text: Path
     heldout: Path
     training: Path | None = None
-    """Cases that no evaluation uses, for editors that are trained."""
+    """Cases for training editors; no evaluation uses them."""
 
 
 def request_from(values: Mapping[str, Any]) -> Request:
-    """Validate *values* as a `Request`; raises `RequestError` with one clear line."""
+    """Build a `Request` from *values*. Raises `RequestError` with one line if they do not fit."""
     try:
         return Request.model_validate(values)
     except ValidationError as error:
@@ -251,7 +251,7 @@ def request_from(values: Mapping[str, Any]) -> Request:
 
 
 def first_complaint(error: ValidationError) -> str:
-    """Pydantic's first complaint as `field: what was expected` (or our own sentence alone)."""
+    """Pydantic's first complaint as `field: what was expected`, or our own message alone."""
     complaint = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in complaint["loc"])
     what = complaint["msg"].removeprefix("Value error, ")
@@ -259,7 +259,7 @@ def first_complaint(error: ValidationError) -> str:
 
 
 def _described_change(delta: Delta) -> str:
-    """The shape of a changed matrix, the change's rank where it is known, its Frobenius norm."""
+    """The shape of a changed matrix, the rank of the change if known, and its Frobenius norm."""
     rows, columns = delta.shape
     left = delta.tensors().get("left")
     rank = "dense" if left is None else f"rank {left.shape[1]}"
@@ -267,5 +267,5 @@ def _described_change(delta: Delta) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """`Options` and `Method` of version 0.1 moved to `lmedit.options`."""
+    """Find `Options` and `Method`, which moved to `lmedit.options` after version 0.1."""
     return _moved.moved_name(__name__, name)

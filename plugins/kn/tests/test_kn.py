@@ -242,7 +242,7 @@ def test_models_with_a_mask_token_are_out_of_scope() -> None:
         vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32,
     )  # fmt: skip
-    with pytest.raises(ModelError, match=r"BertForMaskedLM .*no decoder"):
+    with pytest.raises(ModelError, match=r"BertForMaskedLM .*not a decoder"):
         Lm(BertForMaskedLM(config), byte_tokenizer())
 
 

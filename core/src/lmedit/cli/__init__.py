@@ -1,7 +1,7 @@
-"""The command line: one file per command; each parses, calls one function, prints.
+"""The command line, one file per command. A command parses flags, calls one function and prints.
 
-Data goes to stdout, progress and notes to stderr. Exit codes: 0 done, 1 an error the user can
-mend in one line, 2 usage. A traceback is a bug. What is heavy is imported inside the commands.
+Data goes to stdout; progress and notes go to stderr. Exit code 0 means done, 1 an error that the
+user can fix, 2 wrong usage. A traceback is a bug. Commands import heavy modules when they run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from lmedit.version import __version__
 
 
 class Cli(click.Group):
-    """A group that turns every expected error into one line and exit code 1."""
+    """A group that turns every expected error into one line and exit code 1 or 2."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Let ``-o @FILE`` stand for a pair, as click wants two values after ``-o``."""
+        """Accept ``-o @FILE`` beside ``-o KEY VALUE``; click expects two values after ``-o``."""
         return super().parse_args(ctx, _with_files(args))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an `LmeditError` becomes a click error."""
+        """Run the command. An `LmeditError` becomes a click error."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -58,7 +58,7 @@ def _with_files(args: list[str]) -> list[str]:
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lmedit")
 def main() -> None:
-    """Change single facts inside a language model, prove what else was touched, take it back."""
+    """Change single facts in a language model, measure what else changed, and take edits back."""
 
 
 for command in (

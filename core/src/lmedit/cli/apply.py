@@ -1,4 +1,4 @@
-"""`lmedit apply`, `revert`, `log` and `verify`: edits in model folders, and out of them."""
+"""`lmedit apply`, `revert`, `log` and `verify`: put edits into model folders and take them out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 TELLING = 0.99
-"""Where less of an edit survives the rounding, it is said."""
+"""`apply` prints a note if rounding keeps less than this share of an edit."""
 
 
 @click.command()
@@ -29,17 +29,18 @@ TELLING = 0.99
     "--recipe",
     type=FOLDER,
     metavar="FILE.toml",
-    help="Base, patches and expected digests from this file.",
+    help="Read the base, the patches and the expected digests from this file.",
 )
 @model_flags
 def apply(
     patches: tuple[Path, ...], out: Path, recipe: Path | None, model: str, device: str, dtype: str,
     *, download: bool,
 ) -> None:  # fmt: skip
-    """Write a model folder with these edits in it, in their order.
+    """Write a model folder that contains the edits of the patches, in the given order.
 
-    Stock transformers loads it. Its ledger lets each edit be taken out again, in any order
-    (lmedit revert). The model given by -m, their base or a folder with other edits, is left alone.
+    The transformers library loads the folder as any other model. `lmedit revert` can take out each
+    edit again, in any order. The model of -m can be the base or a folder with other edits; it is
+    not changed.
     """
     from lmedit.edits.model_folders import add_edits, open_folder, write_folder
     from lmedit.edits.model_folders import read_patches as read
@@ -47,7 +48,7 @@ def apply(
 
     chosen = _recipe(recipe)
     if bool(patches) == bool(chosen):
-        raise click.UsageError("name patches, or a --recipe that does")
+        raise click.UsageError("name patches or give --recipe, not both")
     if chosen and recipe:
         model, patches = chosen.base, tuple(chosen.patches(recipe))
     quiet_hub()
@@ -74,11 +75,12 @@ def _recipe(path: Path | None) -> Recipe | None:
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
-@click.option("-O", "--out", type=FOLDER, help="Write here instead of FOLDER.")
+@click.option("-O", "--out", type=FOLDER, help="Write to this folder instead of FOLDER.")
 def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
-    """Take edits out of a FOLDER that lmedit apply wrote: by their patch file or their id.
+    """Take edits out of a FOLDER that `lmedit apply` wrote.
 
-    What is left is, bit for bit, the base with the other edits.
+    EDIT is the patch file or the id of an edit. The result is, bit for bit, the base with the
+    remaining edits.
     """
     from lmedit.edits.model_folders import find_edits, open_folder, write_folder
     from lmedit.edits.model_folders import log as log_of
@@ -98,7 +100,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 @click.argument("folder", type=FOLDER)
 @json_flag
 def log(folder: Path, *, as_json: bool) -> None:
-    """List the edits that are in the model of FOLDER, oldest first."""
+    """List the edits in the model of FOLDER, the oldest first."""
     from lmedit.edits.model_folders import log as log_of
 
     head = log_of(folder)
@@ -112,9 +114,14 @@ def log(folder: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--recipe", type=FOLDER, metavar="FILE.toml", help="And that it is what this says.")
+@click.option(
+    "--recipe",
+    type=FOLDER,
+    metavar="FILE.toml",
+    help="Also check that the model is what this recipe describes.",
+)
 def verify(folder: Path, recipe: Path | None) -> None:
-    """Check that the weights of FOLDER are its base with the edits of its ledger, to the bit."""
+    """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger."""
     from lmedit.edits.model_folders import log as log_of
     from lmedit.edits.model_folders import open_folder, verify_folder
     from lmedit.plan import quiet_hub
@@ -132,7 +139,7 @@ def verify(folder: Path, recipe: Path | None) -> None:
 
 
 def _tell_rounding(edited: EditedModel, patches: Sequence[Path], updates: Sequence[Update]) -> None:
-    """Say of each edit how much of it a model of half precision keeps."""
+    """Print, for each edit, the share that survives rounding to the model's number type."""
     from lmedit.metrics.weights import survival
 
     for path, update in zip(patches, updates, strict=True):

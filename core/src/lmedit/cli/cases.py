@@ -1,4 +1,4 @@
-"""`lmedit cases list` and `lmedit cases pull NAME`: known sets of cases and where they are."""
+"""`lmedit cases list` and `lmedit cases pull NAME`: known sets of cases and their addresses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lmedit.cli.common import json_flag, note
 
 @click.group()
 def cases() -> None:
-    """List the known sets of cases, and fetch one from its official address."""
+    """List the known sets of cases, and download one from its official address."""
 
 
 @cases.command("list")
 @json_flag
 def list_(*, as_json: bool) -> None:
-    """List the sets that can be fetched: name, state, size, address; fetches nothing."""
+    """List the known sets: name, state, size, address. Nothing is downloaded."""
     from lmedit.cases import SOURCES, stored
 
     sources = [(source, stored(source.name).is_file()) for source in SOURCES.values()]
@@ -35,9 +35,9 @@ def list_(*, as_json: bool) -> None:
 @click.argument("name")
 @json_flag
 def pull(name: str, *, as_json: bool) -> None:
-    """Fetch the set NAME into the cache; `--cases NAME` finds it there.
+    """Download the set NAME into the cache. Then `--cases NAME` finds it.
 
-    An interrupted fetch goes on where it stopped, if the set's SHA-256 is known.
+    An interrupted download continues later, if the set's SHA-256 is known.
     """
     from lmedit.cases import pull as fetch
 
@@ -46,5 +46,5 @@ def pull(name: str, *, as_json: bool) -> None:
         click.echo(json.dumps({**pulled.__dict__, "path": str(pulled.path)}, indent=1))
     else:
         click.echo(pulled.path)
-    state = "verified" if pulled.verified else "not verified, no digest is known to compare with"
+    state = "verified" if pulled.verified else "not verified, because its digest is not known"
     note(f"{name}: {pulled.size} bytes, SHA-256 {pulled.sha256}: {state}")

@@ -1,4 +1,4 @@
-"""`lmedit check NAME|FILE`: the laws, tried on a method and a model, one by one."""
+"""`lmedit check NAME|FILE`: test each law for a method on a model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @method_flags
 @json_flag
 def check(method: str, *, as_json: bool, **given: Any) -> None:
-    """Try the laws (docs/reference/hooks.md) on a method; exit code 1 where one is broken.
+    """Test each law (docs/reference/hooks.md) for a method. The exit code is 1 if a law is broken.
 
-    Statistics are prepared for it. A method that is trained on cases must be prepared before.
+    `check` computes ROME's statistics itself. Train MEND and KE with `lmedit prepare` first.
     """
     from lmedit.laws import Verdict, verdicts
     from lmedit.plan import set_up
@@ -48,9 +48,9 @@ def check(method: str, *, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps([asdict(verdict) for verdict in found], indent=1))
     broken = [str(verdict.law) for verdict in found if verdict.state != "pass"]
     if loaded.method.prepares_on == "cases":
-        note(f"{loaded.name} was prepared before: its training was not tried")
+        note(f"{loaded.name} was prepared before; check did not test its training")
     if broken:
-        note(f"{loaded.name} on {setup.lm.name}: not kept: {', '.join(broken)}")
+        note(f"{loaded.name} on {setup.lm.name}: laws not kept: {', '.join(broken)}")
         raise click.exceptions.Exit(1)
     note(f"{loaded.name} on {setup.lm.name}: all laws are kept")
 
@@ -85,7 +85,7 @@ def _trial(setup: Setup) -> Trial:
 
 
 def _facts(lm: Lm) -> tuple[Request, Request] | None:
-    """Two facts that a world's model knows."""
+    """Two facts that the world's model knows; None if the model is not a world's."""
     from lmedit.cases import load_cases
     from lmedit.models import worlds
 

@@ -1,4 +1,4 @@
-"""What several commands share: flags, and how the flags become a model, options and a fact."""
+"""Shared by several commands: flags, and how flags become a plan and a fact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def flags(*decorators: Decorator) -> Decorator:
-    """Several click options as one decorator, shown in the order given."""
+    """Combine several click options into one decorator; --help shows them in the given order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):
@@ -44,18 +44,18 @@ model_flags = flags(
 
 method_flags = flags(
     click.option("-o", "--option", "pairs", nargs=2, multiple=True, metavar="KEY VALUE",
-                 help="An option of the method (METHOD.KEY where several run); or: preset NAME; "
-                 "or @FILE, which lmedit tune wrote."),
+                 help="Set an option of the method. With several methods, write METHOD.KEY. "
+                 "`preset NAME` sets a preset; @FILE reads a file of lmedit tune."),
     click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
-                 type=click.Path(path_type=Path), help="A method from one file; repeatable."),
+                 type=click.Path(path_type=Path), help="Load a method from this file; repeatable."),
     click.option("--observe", "observers", multiple=True, metavar="NAME|FILE.py",
-                 help="An observer that watches the hooks (docs/reference/hooks.md); repeatable."),
+                 help="Add an observer of the hooks (docs/reference/hooks.md); repeatable."),
     click.option("--seed", type=int, default=0, show_default=True,
-                 help="Of everything random."),
+                 help="Random seed."),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
-                 help="What to prepare on: text (a world, a file or folder, wikitext, wikipedia), "
-                 "statistics (stats:ID), or cases where a method is trained on them. Default: the "
-                 "model's own."),
+                 help="What to prepare the method on: text (a world, a file or folder, wikitext, "
+                 "wikipedia), statistics (stats:ID), or cases for a method that trains on cases.  "
+                 "[default: the model's own]"),
 )  # fmt: skip
 
 fact_flags = flags(
@@ -71,12 +71,12 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on 
 
 
 def note(text: str) -> None:
-    """A remark for the person at the terminal, on stderr."""
+    """Print *text* on stderr: a note for the person at the terminal."""
     click.echo(text, err=True)
 
 
 def fact_line(facts: Mapping[str, Any]) -> str:
-    """The fact of a patch's *facts*: the filled prompt and the new answer; or its adapter."""
+    """The fact in a patch's *facts* as one line: prompt and new answer, or the adapter's name."""
     request = facts.get("request", {})
     if not request:
         return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
@@ -85,7 +85,7 @@ def fact_line(facts: Mapping[str, Any]) -> str:
 
 
 def plan_of(given: dict[str, Any]) -> Plan:
-    """Take the flags of a `Plan` out of *given*; the other flags stay there."""
+    """Remove the flags of a `Plan` from *given* and build the plan; the other flags stay."""
     from lmedit.plan import Plan
 
     names = {

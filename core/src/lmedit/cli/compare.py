@@ -1,4 +1,4 @@
-"""`lmedit compare METHOD...`: edit, score, revert, for every case and method."""
+"""`lmedit compare METHOD...`: for every case and method, edit, score and revert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
-"""The keys of `compare.paper_tables.PRESETS`, which --help does not import."""
+"""The keys of `compare.paper_tables.PRESETS`; `--help` does not import that module."""
 LIMIT = 100
 
 case_flags = flags(
@@ -23,46 +23,47 @@ case_flags = flags(
                  help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
                  "[default: demo]"),
     click.option("--limit", type=click.IntRange(1),
-                 help=f"Only the first N cases.  [default: {LIMIT}]"),
+                 help=f"Use only the first N cases.  [default: {LIMIT}]"),
     click.option("--run", "folder", type=click.Path(path_type=Path),
-                 help="Where results are written; default: runs/DATE-TIME."),
+                 help="The folder for the results.  [default: runs/DATE-TIME]"),
     click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-                 help="Processes that share the work, each with a model of its own."),
+                 help="How many processes share the work. Each loads its own model."),
     click.option("--preset", type=click.Choice(PAPER_TABLES),
-                 help="A table of the ROME paper: its cases, how many, its metrics, and its "
-                 "figures with_paper_rows where the model is one of the paper's."),
+                 help="Repeat a table of the ROME paper: its cases, their number and its metrics. "
+                 "The paper's figures are printed too if the model is one of the paper's."),
 )  # fmt: skip
 
 metric_flags = flags(
     click.option("--metrics", multiple=True, type=click.Choice([*GROUPS, "all"]),
-                 help="Measure this too; repeatable. "
+                 help="Measure also this group; repeatable. "
                  + "; ".join(f"{name}: {what}" for name, what in GROUPS.items()) + "."),
     click.option("--heldout", type=click.Path(path_type=Path),
-                 help="Text for the metrics of health, a line a document; default: the model's."),
+                 help="A text file for the health metrics, one document per line; default: the "
+                 "model's text."),
     click.option("--heldout-lines", type=click.IntRange(1), default=HELDOUT_LINES,
-                 show_default=True, help="How many of its lines."),
+                 show_default=True, help="How many lines of --heldout to use."),
     click.option("--references", type=click.Path(path_type=Path),
-                 help="Folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
+                 help="A folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
                  "and essence."),
 )  # fmt: skip
 
 regime_flags = flags(
     click.option("--in-context", is_flag=True,
-                 help="Add a baseline: the new fact as a sentence in front of each prompt, no "
-                 "weight touched."),
+                 help="Add a baseline that changes no weight: it puts the new fact as a sentence "
+                 "before each prompt."),
     click.option("--random-layer", metavar="METHOD",
-                 help="Add a baseline: METHOD at a layer drawn for each case."),
+                 help="Add a baseline: METHOD at a random layer for each case."),
     click.option("--regime", type=click.Choice(["single", "batch", "sequential"]),
                  default="single", show_default=True,
-                 help="One edit at a time; many computed on the base model; or one edit upon "
-                 "another."),
+                 help="single: one edit at a time. batch: compute many edits on the base model. "
+                 "sequential: compute each edit on the edited model."),
     click.option("--sizes",
-                 help="Batch and sequential: after how many edits to measure, as 1,10,100; "
-                 "default: powers of ten, and all cases."),
+                 help="For batch and sequential: measure after these numbers of edits, for example "
+                 "1,10,100.  [default: powers of ten, and all cases]"),
     click.option("--collapse", type=click.FloatRange(min=1), default=10.0, show_default=True,
-                 help="Batch and sequential: a model whose perplexity grew so many times has "
-                 "collapsed."),
-    click.option("--stop-on-collapse", is_flag=True, help="Edit a collapsed model no further."),
+                 help="For batch and sequential: a model has collapsed if its perplexity grew by "
+                 "this factor."),
+    click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),
 )  # fmt: skip
 
 
@@ -82,9 +83,9 @@ def compare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Compare methods on cases; no METHOD named: every installed one that works.
+    """Compare methods on cases. Without METHOD, compare every installed method that works.
 
-    Each case is edited and scored by itself; the weights are checked by hash.
+    Each case is edited, scored and reverted on its own. Hashes prove that the weights are restored.
     """
     from lmedit.actions.compare import Measuring, set_up_comparison, take_part
     from lmedit.storage.json_files import write_json

@@ -1,4 +1,4 @@
-"""`lmedit doctor`: versions, devices, caches, worlds, and methods that break."""
+"""`lmedit doctor`: print versions, devices, caches, worlds and broken methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "plug
 @click.command()
 @json_flag
 def doctor(*, as_json: bool) -> None:
-    """Show what a bug report needs: versions, devices, the cache, worlds, broken methods."""
+    """Print what a bug report needs: versions, devices, the cache, worlds, broken methods."""
     found = findings()
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -29,7 +29,7 @@ def doctor(*, as_json: bool) -> None:
 
 
 def findings() -> dict[str, dict[str, Any]]:
-    """What `doctor` shows, as JSON values."""
+    """The values that `doctor` prints, as JSON values."""
     import torch
 
     from lmedit.models import worlds

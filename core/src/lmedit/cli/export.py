@@ -1,4 +1,4 @@
-"""`lmedit export` and `lmedit import`: edits as LoRA adapters, and adapters as edits."""
+"""`lmedit export` and `lmedit import`: write edits as LoRA adapters, and read adapters as edits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ FOLDER = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
-@click.option("-O", "--out", type=FOLDER, required=True, help="The adapter's folder.")
-@click.option("--rank", type=click.IntRange(1), help="Cut dense changes to this rank.")
+@click.option("-O", "--out", type=FOLDER, required=True, help="The adapter folder to write.")
+@click.option("--rank", type=click.IntRange(1), help="Approximate dense changes with this rank.")
 @model_flags
 def export(
     patches: tuple[Path, ...], out: Path, rank: int | None, model: str, device: str, dtype: str,
     *, download: bool,
 ) -> None:  # fmt: skip
-    """Write these edits as one LoRA adapter, as peft loads it.
+    """Write the edits of the patches as one LoRA adapter, which peft can load.
 
-    Low-rank edits (rome, kn, mend, ke) are exact; of a dense one (ft) the lost share is told.
-    The adapter is loaded by peft and compared with the edited model before this ends.
+    Low-rank edits (rome, kn, mend, ke) are exact. For a dense edit (ft), the command prints the
+    share that is lost. At the end, peft loads the adapter and compares it with the edited model.
     """
     from lmedit.edits.lora import adapter_of, check_peft, prove_adapter, write_adapter
     from lmedit.edits.model_folders import open_folder, read_patches
@@ -49,7 +49,7 @@ def export(
 def import_(
     folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
 ) -> None:
-    """Take a LoRA adapter over as a patch of the model."""
+    """Read a LoRA adapter and write it as a patch of the model."""
     from lmedit.edits.ledger import base_of
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
@@ -61,4 +61,4 @@ def import_(
     facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
              "adapter": folder.name, "model": base_of(lm, update)}  # fmt: skip
     save_patch(out, update, facts)
-    note(f"{folder} is the patch {out}, of {len(update.deltas)} matrices")
+    note(f"{out} is a patch of {len(update.deltas)} matrices, read from {folder}")

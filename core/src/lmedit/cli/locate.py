@@ -1,4 +1,4 @@
-"""`lmedit locate METHOD FACT`: where it would edit; changes nothing."""
+"""`lmedit locate METHOD FACT`: show where the method would edit; nothing is changed."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the evidence: a .png, .svg or .html file.",
+    help="Draw the evidence into a .png, .svg or .html file.",
 )
-@click.option("--probe", is_flag=True, help="Also try the place out, where the method can.")
+@click.option("--probe", is_flag=True, help="Also measure the effect of the location, if possible.")
 @click.option(
     "--facts",
     metavar="NAME|FILE",
-    help="Try out every fact of these cases that the model knows, and average.",
+    help="Measure every fact of these cases that the model knows, and print the averages.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="With --facts: the first so many.",
+    help="With --facts: use the first N cases.",
 )
 @json_flag
 def locate(
@@ -62,7 +62,7 @@ def locate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Show which parameters METHOD would change for a fact, with the evidence."""
+    """Show the parameters that METHOD would change for a fact, and the evidence."""
     from lmedit.plan import set_up
 
     if plot is not None:
@@ -99,21 +99,21 @@ def _say(
     found: Mapping[str, Any], charts: tuple[Chart, ...], plot: Path | None, *, as_json: bool,
     method: str,
 ) -> None:  # fmt: skip
-    """Draw and print."""
+    """Draw *charts* into *plot* if it is given, then print *found*."""
     if plot is not None:
         from lmedit.charts import files
 
         if not charts:
-            raise click.UsageError(f"{method} has no evidence to draw; leave --plot out")
+            raise click.UsageError(f"{method} has no evidence to draw; remove --plot")
         files.draw(charts, plot)
-        note(f"the picture is {plot}")
+        note(f"the picture is in {plot}")
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _told(found))
 
 
 def _averages(
     editor: Editor, name: str, limit: int, *, download: bool
 ) -> tuple[dict[str, Any], tuple[Chart, ...]]:
-    """Means over the facts of *name* that the model knows, and their charts."""
+    """Average the probe over the facts of *name* that the model knows; also draw the charts."""
     from tqdm import tqdm
 
     from lmedit.actions.facts import averaged, charts_of
@@ -131,7 +131,7 @@ def _averages(
             failed += 1
             note(f"{request.text!r}: {error}")
     if not any(found):
-        raise RequestError(f"nothing to average over the facts of {name}; see the notes above")
+        raise RequestError(f"no fact of {name} could be measured; see the notes above")
     averages = averaged(found)
     counts = {"facts": len(found), "not known by the model": unknown, "failed": failed}
     told = {"method": editor.name, "facts": name, "counts": counts, "averages": averages}
@@ -139,12 +139,12 @@ def _averages(
 
 
 def _knows(lm: Lm, text: str, answer: str) -> bool:
-    """Whether the model's next token begins the right answer."""
+    """Whether the model's most probable next token is the first token of *answer*."""
     return int(lm.next_probabilities(text).argmax()) == lm.with_target(text, answer)[1][0]
 
 
 def _told(found: Mapping[str, Any]) -> str:
-    """What was found, a line each."""
+    """The result as text, one line for each value."""
     if "averages" in found:
         return "\n".join(_peaks(found))
     lines = [
@@ -158,7 +158,7 @@ def _told(found: Mapping[str, Any]) -> str:
 
 
 def _peaks(found: Mapping[str, Any]) -> list[str]:
-    """For each series the block where its mean is largest."""
+    """For each series, the layer with the largest mean."""
     lines = [f"{name}: {count}" for name, count in found["counts"].items()]
     for chart, series in found["averages"].items():
         lines.append(chart)

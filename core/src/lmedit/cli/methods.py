@@ -1,4 +1,4 @@
-"""`lmedit methods`: what is installed, from metadata alone."""
+"""`lmedit methods`: list the installed methods, from package metadata alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lmedit.cli.common import json_flag
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Also load each method, and show those that break.")
+@click.option("--check", is_flag=True, help="Also load each method, and show which ones fail.")
 @json_flag
 def methods(*, check: bool, as_json: bool) -> None:
-    """List the installed methods: name, version, state, paper; imports none of them."""
+    """List the installed methods: name, version, state, paper. No method is imported."""
     from lmedit import registry
 
     found = registry.entries()
@@ -28,4 +28,4 @@ def methods(*, check: bool, as_json: bool) -> None:
         said = entry.paper if entry.state == "ok" else why
         click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {said}")
     if not found:
-        click.echo("no methods installed; pip install lmedit-rome", err=True)
+        click.echo("no method is installed; pip install lmedit-rome", err=True)

@@ -1,4 +1,4 @@
-"""`lmedit new NAME`: a project for a method of one's own."""
+"""`lmedit new NAME`: write a project for your own method."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lmedit.cli.common import note
     help="The folder to write.  [default: lmedit-NAME]",
 )
 def new(name: str, out: Path | None) -> None:
-    """Write the project of a new method NAME: it works, passes its tests, and waits for yours."""
+    """Write a project for a new method NAME. It works and passes its tests; add your method."""
     from lmedit.actions.scaffold import write_project
 
     folder = out or Path(f"lmedit-{name}")
     for file in write_project(name, folder):
         click.echo(folder / file)
-    note(f"go on with: cd {folder} && pip install -e '.[test]' && python -m pytest")
+    note(f"next: cd {folder} && pip install -e '.[test]' && python -m pytest")

@@ -1,4 +1,4 @@
-"""`lmedit plan METHOD`: what it will take, from the model's config alone."""
+"""`lmedit plan METHOD`: estimate memory and time from the model's config alone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GIGABYTE = 1e9
 @method_flags
 @json_flag
 def plan(method: str, *, as_json: bool, **given: Any) -> None:
-    """Predict memory and time of METHOD on a model, reading its config and no weights.
+    """Estimate the memory and time of METHOD on a model. It reads the config, not the weights.
 
-    Exit code 1 where it does not fit into the memory that is free.
+    The exit code is 1 if the method does not fit into the free memory.
     """
     import torch
 
@@ -55,7 +55,7 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
 
 
 def _text(plan: Estimate, title: str, dtype: str) -> str:
-    """The plan as lines: what is always there, then each part with its sum and its time."""
+    """The plan as lines: the fixed memory, then each step with its peak and its time."""
     lines = [title, *_sizes(plan.fixed)]
     for name, work in plan.work.items():
         lines += ["", f"{name}, beside that", *_sizes(work.memory)]
@@ -63,7 +63,7 @@ def _text(plan: Estimate, title: str, dtype: str) -> str:
             f"  {'at its peak':<34} {_gigabytes(plan.total(name))}, {plan.time_class(name)}"
         )
     if not plan.work:
-        lines += ["", "the method does not say what it takes beside the model"]
+        lines += ["", "the method gives no estimate of its own memory and time"]
     if plan.free is not None:
         lines += ["", f"  {'free':<34} {_gigabytes(plan.free)}"]
         lines.append("it fits" if plan.fits else f"it does not fit; {_remedy(dtype)}")

@@ -1,4 +1,4 @@
-"""`lmedit prepare METHOD`: statistics or training, once per model."""
+"""`lmedit prepare METHOD`: compute statistics or train an editor, once per model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_o
 @click.argument("method")
 @model_flags
 @method_flags
-@click.option("--limit", type=click.IntRange(1), help="Cases to train on at most.")
+@click.option("--limit", type=click.IntRange(1), help="Train on at most this many cases.")
 @click.option(
-    "--layers", help="Prepare for each of these layers, as 3,4,5; in one pass where the method can."
+    "--layers", help="Prepare each of these layers, for example 3,4,5; in one pass if possible."
 )
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the training's curves: a .png, .svg or .html file.",
+    help="Draw the training curves into a .png, .svg or .html file.",
 )
 @json_flag
 def prepare(
@@ -35,7 +35,7 @@ def prepare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Prepare METHOD for a model: shows progress, can be stopped and resumed, is cached."""
+    """Prepare METHOD for a model. You can stop it and start it again; the result is cached."""
     from lmedit.charts import files
     from lmedit.plan import set_up
     from lmedit.preparation import prepared_path
@@ -65,19 +65,19 @@ def prepare(
 
 
 def _text(path: str, facts: dict[str, Any], **_: Any) -> str:
-    """The facts of a preparation, a line each."""
+    """The facts of a preparation, one line each."""
     lines = [f"{name:<22} {value}" for name, value in facts.items() if name != "curve"]
     return "\n".join([*lines, f"{'kept in':<22} {path}"])
 
 
 def _each(layers: str | None) -> list[dict[str, int]]:
-    """What --layers adds to the options, once for each of them."""
+    """The option that --layers sets, one dict for each layer."""
     if layers is None:
         return [{}]
     try:
         return [{"layer": int(part)} for part in layers.split(",")]
     except ValueError:
-        raise click.UsageError(f"--layers {layers!r}: numbers as 3,4,5 were expected") from None
+        raise click.UsageError(f"--layers {layers!r}: give numbers, for example 3,4,5") from None
 
 
 def _draw(facts: dict[str, Any], path: Path) -> None:
@@ -86,6 +86,6 @@ def _draw(facts: dict[str, Any], path: Path) -> None:
     from lmedit.hyper.training import curves
 
     if "curve" not in facts:
-        raise OptionError("nothing was trained, so there is no curve; leave --plot out")
+        raise OptionError("there is no training curve, because nothing was trained; remove --plot")
     files.draw(curves(facts["curve"]), path)
-    note(f"the curves are {path}")
+    note(f"the curves are in {path}")

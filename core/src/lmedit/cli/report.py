@@ -1,4 +1,4 @@
-"""`lmedit report RUN`: a finished run as a table, Markdown, CSV or JSON, and as one page."""
+"""`lmedit report RUN`: print a finished run as table, Markdown, CSV or JSON, or write a page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lmedit.cli.common import note
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Also write one page to this file.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write one HTML page here.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["table", "markdown", "csv", "json"]),
     default="table",
     show_default=True,
-    help="How to print the rows.",
+    help="The format of the printed rows.",
 )
 def report(run: Path, html: Path | None, format_: str) -> None:
-    """Print the rows of the folder RUN that `compare --run` wrote; or make a page of it.
+    """Print the rows of RUN, a folder that `lmedit compare --run` wrote. --html writes a page too.
 
     The page is one file that needs no network: plots, failures, and a browser of single cases.
     """
@@ -31,5 +31,5 @@ def report(run: Path, html: Path | None, format_: str) -> None:
     found = Comparison.read(run)
     if html is not None:
         found.page(html)
-        note(f"the page is {html}")
+        note(f"the page is in {html}")
     click.echo(FORMATS[format_](found.run))

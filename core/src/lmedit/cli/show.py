@@ -1,4 +1,4 @@
-"""`lmedit show METHOD`: its options with defaults and meaning, presets, and hooks."""
+"""`lmedit show METHOD`: print a method's options, presets and hooks, or a patch's facts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="FILE.py",
     type=click.Path(path_type=Path),
-    help="A method from one file; repeatable.",
+    help="Load a method from this file; repeatable.",
 )
 @json_flag
 def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
-    """Show METHOD: options with defaults and meaning, presets, the hooks it implements.
+    """Show a method: its options with defaults and meaning, its presets, and its hooks.
 
-    Or a patch file: what it changes, which fact, made by what and on which model.
+    If METHOD is a patch file, show its fact, the changed matrices, the method and the model.
     """
     if Path(method).is_file():
         told = described(Path(method))
@@ -42,7 +42,7 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What is known of the patch file *path*, as JSON values."""
+    """The facts of the patch file *path*, as JSON values."""
     from lmedit.edits.ledger import identity_of
     from lmedit.edits.patches import load_patch
     from lmedit.types import LowRank
@@ -60,7 +60,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def _of_patch(told: dict[str, Any]) -> str:
-    """A patch in a few lines."""
+    """A patch as a few lines of text."""
     from lmedit.actions.edit_text import measured_lines
 
     model, seed = told.get("model", {}), told.get("options", {}).get("seed")
@@ -81,7 +81,7 @@ def _of_patch(told: dict[str, Any]) -> str:
 
 
 def describe(loaded: LoadedMethod) -> dict[str, Any]:
-    """What is known of a method, as JSON values."""
+    """The facts of a method, as JSON values."""
     from lmedit.registry import BUILT_IN
 
     options = loaded.method.options

@@ -1,4 +1,4 @@
-"""`lmedit stats`: the second moments that were counted, to look at, check and share."""
+"""`lmedit stats`: list, verify, export and import the stored second moments."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COLUMNS = ("id", "model", "layer", "dimensions", "tokens", "documents", "corpus"
 
 @click.group()
 def stats() -> None:
-    """Second moments of keys, as lmedit prepare counts them: list, verify, export, import."""
+    """List, verify, export and import second moments of keys, which `lmedit prepare` computes."""
 
 
 @stats.command(name="list")
 @json_flag
 def list_(*, as_json: bool) -> None:
-    """List what is stored. A method is prepared on one of them by --corpus stats:ID."""
+    """List the stored statistics. To prepare a method on one of them, give --corpus stats:ID."""
     from lmedit.compare.table import aligned
     from lmedit.stats import list_statistics
 
@@ -33,7 +33,7 @@ def list_(*, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     if not found:
-        note("nothing is stored; lmedit prepare rome counts statistics")
+        note("no statistics are stored; lmedit prepare rome computes them")
         return
     lines = [COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]
     click.echo("\n".join(aligned(lines)))
@@ -43,7 +43,7 @@ def list_(*, as_json: bool) -> None:
 @click.argument("ids", nargs=-1, metavar="ID...")
 @json_flag
 def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Verify checksum, symmetry and condition number; no ID: of everything stored."""
+    """Verify checksum, symmetry and condition number. Without ID, verify all stored statistics."""
     from lmedit.errors import ArtifactError
     from lmedit.stats import list_statistics, statistics_named
 
@@ -72,26 +72,26 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="A .safetensors file, or a .npz file as the released ROME code reads it.",
+    help="A .safetensors file, or a .npz file in the format of the released ROME code.",
 )
 def export(name: str, out: Path) -> None:
-    """Write one of them to a file, to take elsewhere."""
+    """Write the statistics ID to a file, for another machine."""
     from lmedit.stats import export_statistics, statistics_named
 
     export_statistics(statistics_named(name), out)
-    note(f"written to {out}")
+    note(f"the statistics are in {out}")
 
 
 @stats.command(name="import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--layer", type=click.IntRange(0), help="The layer that a .npz file is of.")
+@click.option("--layer", type=click.IntRange(0), help="The layer of a .npz file.")
 @model_flags
 @json_flag
 def import_(
     file: Path, layer: int | None, model: str, device: str, dtype: str, *, download: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Take over a file of lmedit stats export, or a released .npz of a model's layer."""
+    """Store the statistics of FILE: a file of `lmedit stats export`, or a released .npz file."""
     from lmedit.plan import Plan
     from lmedit.stats import import_statistics
 
@@ -100,7 +100,7 @@ def import_(
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     one = import_statistics(file, lm, layer)
     click.echo(json.dumps(_told(one), indent=1) if as_json else one.name)
-    note(f"a method is prepared on it by --corpus {one.name}")
+    note(f"to prepare a method on it, give --corpus {one.name}")
 
 
 def _told(one: Statistics) -> dict[str, Any]:

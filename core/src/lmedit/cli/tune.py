@@ -1,4 +1,4 @@
-"""`lmedit tune METHOD`: find the options that suit a model, by editing."""
+"""`lmedit tune METHOD`: find the options that suit a model, by trial edits."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ if TYPE_CHECKING:
     "cases_name",
     default="demo",
     show_default=True,
-    help="Facts to try on, with paraphrases and neighbours; see docs/reference/cases.md.",
+    help="The facts to edit, with paraphrases and neighbours; see docs/reference/cases.md.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1),
     default=36,
     show_default=True,
-    help="How many of them: the last, since compare takes the first.",
+    help="How many cases to use. tune takes the last ones; compare takes the first.",
 )
 @click.option(
     "--run",
     "folder",
     type=click.Path(path_type=Path),
-    help="Where single results are kept, to go on from; default: runs/tune-DATE-TIME.",
+    help="The folder for single results; a second call continues there.  "
+    "[default: runs/tune-DATE-TIME]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Processes that share the work, each with a model of its own.",
+    help="How many processes share the work. Each loads its own model.",
 )
 @click.option(
     "-O",
     "--out",
     type=click.Path(path_type=Path),
-    help="The options file; other methods' entries in it stay.  [default: METHOD-tuned.json]",
+    help="The options file. Entries of other methods stay in it.  [default: METHOD-tuned.json]",
 )
 @model_flags
 @method_flags
@@ -64,12 +65,13 @@ def tune(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find METHOD's layer, and what else it declares, for a model, by editing.
+    """Find the best layer of METHOD for a model, and its other tunable options, by trial edits.
 
-    Every setting edits a third of the facts, the best three all of them, beside the unedited
-    model and the method at layers drawn by lot. The best is written with its evidence; -o @FILE
-    takes it. Causal tracing (lmedit locate rome --probe) shows where a model recalls a fact; it
-    does not predict the layer that edits best (Hase et al. 2023), so layers are tried here.
+    Every setting edits a third of the facts; the best three settings edit all of them. The
+    unedited model and the method at random layers are scored as controls. The best setting is
+    written with its evidence; -o @FILE uses it. Causal tracing (lmedit locate rome --probe) shows
+    where a model recalls a fact. It does not predict which layer edits best (Hase et al. 2023),
+    so tune tries the layers.
     """
     from lmedit.actions.tune import set_up_tuning, take_part
     from lmedit.options import read_tuned
@@ -89,7 +91,7 @@ def tune(
 
 
 def _text(entry: Mapping[str, Any]) -> str:
-    """The sweep's rows, the controls and the choice."""
+    """The rows of the sweep, the controls, and the chosen setting."""
     from lmedit.compare.table import table
 
     evidence = entry["evidence"]

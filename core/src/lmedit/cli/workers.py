@@ -1,4 +1,4 @@
-"""Other processes that share a run's work, each with a model of its own."""
+"""Other processes that share a run's work. Each loads its own model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]:
-    """The other workers, each a process that does what nobody else is at; gone when this ends.
+    """Run *work* in `workers - 1` other processes during the block, then stop them.
 
-    *work* is sent to them. The cores' threads are shared out. One that dies loses nothing: its
-    task is taken over.
+    *work* is pickled and sent to each process. The processes share the CPU threads equally. If a
+    process dies, another one takes over its task.
     """
     import torch
 
@@ -42,16 +42,16 @@ def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]
 
 
 def _help(work: Callable[[], object], threads: int) -> None:
-    """What another worker does; what stops it is told in a line, and its work is left to others."""
+    """Run *work* in a worker process. On an error, print one line; the others continue."""
     import torch
     from transformers.utils import logging
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # to clean up behind itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # run the cleanup handlers
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     try:
         work()
     except Exception as error:  # noqa: BLE001
-        note(f"a worker stopped, the others go on: {' '.join(str(error).split())}")
+        note(f"a worker stopped; the others continue: {' '.join(str(error).split())}")

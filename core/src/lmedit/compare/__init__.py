@@ -1,1 +1,1 @@
-"""Compare methods: edit, score, revert, for every case and method; tables of the results."""
+"""Compare methods: edit, score and revert each case with each method; make tables of it."""

@@ -1,4 +1,4 @@
-"""What competes in a comparison: methods, and the baselines that every method should beat."""
+"""The candidates of a comparison: methods, and baselines that every method should beat."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ BASE, IN_CONTEXT = RESERVED
 
 @dataclass(frozen=True)
 class Candidate:
-    """A name; the editor of each case, None where no weight is touched; the case as it is asked."""
+    """A name, the editor of each case (None: no weight changes), and the case as it is asked."""
 
     name: str
     editor_of: Callable[[Case], Editor] | None = None
     asked: Callable[[Case], Case] = lambda case: case
     editor: Editor | None = None
-    """The one editor of all cases, where there is one."""
+    """The editor of all cases, if there is only one."""
 
 
 def of_editor(editor: Editor) -> Candidate:
-    """A method."""
+    """A method as a candidate."""
     return Candidate(editor.name, lambda _: editor, editor=editor)
 
 
 def in_context(case: Case) -> Case:
-    """*case* with the new fact as a sentence in front of every prompt (Zheng et al. 2023, IKE).
+    """*case* with the new fact as a sentence before every prompt (Zheng et al. 2023, IKE).
 
-    "prompt subject target_new. " before each; generation prompts too.
+    The sentence is "prompt subject target_new. "; generation prompts get it too.
     """
 
     def behind(prompt: str) -> str:
@@ -69,9 +69,9 @@ def in_context(case: Case) -> Case:
 
 
 def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int) -> Candidate:
-    """The method at a layer drawn for each case: what its choice of layer is worth.
+    """The method at a random layer for each case. It shows how much the choice of layer matters.
 
-    *at_layer* makes the editor of one layer; each is made once, when a case draws it.
+    *at_layer* makes the editor of a layer. It is called once for each layer that is drawn.
     """
     made = cache(at_layer)
 

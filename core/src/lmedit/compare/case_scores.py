@@ -1,4 +1,4 @@
-"""The scores of one case on the model as it is now, edited or not."""
+"""The scores of one case on the present model, edited or not."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 NEW_TOKENS, TEXT_TOKENS = 20, 100
-"""New tokens of a greedy answer; tokens of a sampled text, its prompt with it."""
+"""New tokens of a greedy answer, and all tokens of a sampled text, with its prompt."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is measured on a case: the groups of `measures.GROUPS`, and what they need."""
+    """What to measure on a case: groups of `measures.GROUPS`, and the data that they need."""
 
     groups: frozenset[str] = frozenset()
     heldout: HeldOut | None = None
@@ -46,14 +46,14 @@ class Scoring:
     seed: int = 0
 
     def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
-        """What must be seen on the base model: its next tokens after each case's neighbours."""
+        """Measure the base model: for each case the next tokens after its neighbours, or None."""
         if "locality" not in self.groups:
             return [None] * len(cases)
         return _neighbours(lm, cases, None)
 
     @property
     def digest(self) -> list[str | int | None]:
-        """What the scores depend on beside the model, the case and the groups."""
+        """What the scores depend on, besides the model, the case and the groups."""
         return [self.seed if "text" in self.groups else None,
                 self.heldout.digest if self.heldout else None,
                 self.references.digest if self.references else None]  # fmt: skip
@@ -62,9 +62,9 @@ class Scoring:
         self, lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None],
         edits: UnmergedEdits | None = None, *, edited: bool = True,
     ) -> list[Result]:  # fmt: skip
-        """Everything measured on each of *cases*; *before* is from the base.
+        """Measure everything on each of *cases*; *before* comes from the base model.
 
-        On *lm* as it is now, or with edit i of *edits* for case i.
+        Use *lm* as it is now, or, with *edits*, edit i for case i.
         """
         under = RowEdits(edits, range(len(cases))) if edits else None
         found = score_cases(lm, cases, under)
@@ -94,7 +94,7 @@ class Scoring:
 
 
 def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> None:
-    """Add what *other* holds of each case to *one*."""
+    """Add the values of *other* to *one*, case by case."""
     for mine, more in zip(one, other, strict=True):
         mine.update(more)
 
@@ -103,21 +103,22 @@ def _together(
     parts: Sequence[Sequence[Item]], under: RowEdits | None,
     work: Callable[[list[Item], RowEdits | None], Sequence[Found]],
 ) -> list[list[Found]]:  # fmt: skip
-    """``work(items, their edits)`` on the items of all cases at once, cut up by case again."""
+    """Call ``work(items, their edits)`` once with all cases' items; split the result by case."""
     counts = [len(part) for part in parts]
     found = iter(work([item for part in parts for item in part], under and under.spread(counts)))
     return [[next(found) for _ in range(count)] for count in counts]
 
 
 def score_case(lm: Lm, case: Case) -> Scores:
-    """`score_cases` of one case, on *lm* as it is now."""
+    """`score_cases` for one case, on *lm* as it is now."""
     return score_cases(lm, [case])[0]
 
 
 def score_cases(lm: Lm, cases: Sequence[Case], under: RowEdits | None = None) -> list[Scores]:
-    """The scores that every comparison measures, by name (`measures.MEASURES`); None for no probes.
+    """The scores of every comparison by name (`measures.MEASURES`); None if there are no probes.
 
-    One batch for the probability contrasts and what must stay or follow; shares are in [0, 1].
+    One batch contains the probability contrasts and the probes that must stay or follow. Shares are
+    in [0, 1].
     """
     asked = [_asked(case) for case in cases]
     pairs = [
@@ -139,7 +140,7 @@ def _prompts(case: Case) -> list[str]:
 
 
 def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -> Scores:
-    """The scores of *case* from those of its pairs, and then of what was *asked*."""
+    """The scores of *case* from *scored*: first its pairs, then the probes *asked*."""
     count = len(_pairs(case, _prompts(case)))
     contrasts = _contrasts(scored[:count])
     cut = 1 + len(case.paraphrases)
@@ -158,7 +159,7 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
 
 
 def _token_accuracies(lm: Lm, case: Case, under: RowEdits | None) -> Scores:
-    """zsRE's three shares of right tokens."""
+    """The three shares of right tokens of zsRE."""
     request = case.request
     known = [(probe.prompt, probe.answer) for probe in case.locality]
     three = zsre.zsre_scores(
@@ -169,19 +170,19 @@ def _token_accuracies(lm: Lm, case: Case, under: RowEdits | None) -> Scores:
 
 
 def _pairs(case: Case, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Each prompt with the new and then the true answer; none where the true one is not known."""
+    """Each prompt with the new and the true answer; empty if the true answer is unknown."""
     new, true = case.request.target_new, case.request.target_true
     return [] if true is None else [(p, target) for p in prompts for target in (new, true)]
 
 
 def _contrasts(scored: Sequence[TargetScore]) -> list[Contrast]:
-    """The scores of `_pairs`, two by two."""
+    """The scores of `_pairs` as contrasts of two."""
     logs = [score.log_probability for score in scored]
     return [Contrast(*pair) for pair in zip(logs[::2], logs[1::2], strict=True)]
 
 
 def _asked(case: Case) -> list[Asked]:
-    """Each spelling of each probe's answer: the group, the probe's number in it, the pair."""
+    """Each spelling of each probe's answer: the group, the number of the probe, and the pair."""
     groups: dict[str, tuple[Probe, ...]] = {"relation_specificity": case.relations}
     groups |= {FOLLOWS + name: probes for name, probes in case.groups.items()}
     return [
@@ -193,7 +194,7 @@ def _asked(case: Case) -> list[Asked]:
 
 
 def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
-    """For each group the share of probes whose answer, in one spelling, is top-1 throughout."""
+    """For each group, the share of probes with one spelling whose tokens are all top-1."""
     right: dict[str, dict[int, bool]] = {}
     for (name, number, _), hit in zip(asked, correct, strict=True):
         of_group = right.setdefault(name, {})
@@ -202,7 +203,7 @@ def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
 
 
 def _neighbours(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[Tensor | None]:
-    """The next tokens' log-probabilities after each case's neighbours, (neighbours, V)."""
+    """Log-probabilities of the next tokens after each case's neighbours, (neighbours, V)."""
     rows = _together(
         [case.neighbours for case in cases], under,
         lambda flat, each: list(locality.next_log_probabilities(lm, flat, under=each)),
@@ -213,7 +214,7 @@ def _neighbours(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[T
 def _locality(
     lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None], under: RowEdits | None
 ) -> list[Scores]:
-    """NS and NM with the edit's sentence in front (CounterFact+), and KL on the neighbours."""
+    """NS and NM with the edit's sentence before the prompt (CounterFact+), and KL on neighbours."""
     pairs = [
         _pairs(case, [locality.with_edit(case.request, prompt) for prompt in case.neighbours])
         for case in cases
@@ -233,7 +234,7 @@ def _locality(
 
 
 def _generated(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[dict[str, str]]:
-    """What the model writes by itself after the rewrite prompts and the paraphrases, by kind."""
+    """The greedy answers after the rewrite prompt and the paraphrases, by kind of prompt."""
     prompts = [[case.request.text, *case.paraphrases] for case in cases]
     written = _together(prompts, under, lambda flat, each: greedy(lm, flat, NEW_TOKENS, under=each))
     kinds = [["rewrite", *(f"paraphrase {n}" for n in range(1, len(p)))] for p in prompts]
@@ -263,7 +264,7 @@ def _texts(
     lm: Lm, cases: Sequence[Case], own: Sequence[list[str]], references: References | None,
     under: RowEdits | None,
 ) -> list[Scores]:  # fmt: skip
-    """GE of the sampled texts; RS and essence where there are reference texts of the case."""
+    """GE of the sampled texts; RS and essence if the case has reference texts."""
     found: list[Scores] = [{"GE": generated_text.generation_entropy(each)} for each in own]
     for number, case in enumerate(cases if references else ()):
         assert references is not None

@@ -1,4 +1,4 @@
-"""A comparison: every method on every case in a run folder that survives anything, summed up."""
+"""A comparison: run every method on every case in a resumable run folder, and summarise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished task. A failed edit has a reason, and counts with the unedited model's scores."""
+    """A finished task. A failed edit has a reason; it counts with the unedited model's scores."""
 
     method: str
     case: str
@@ -41,7 +41,7 @@ class Outcome:
     failure: str | None = None
     key: str | None = None
     extras: Mapping[str, float | None] = field(default_factory=dict)
-    """Numbers of the edit rather than of the edited model: bytes, memory."""
+    """Numbers of the edit, not of the edited model: bytes, memory."""
 
 
 def compare(
@@ -53,11 +53,10 @@ def compare(
     scoring: Scoring | None = None,
     baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:
-    """Compare *editors* on *cases* in the run *folder*.
+    """Compare *editors* on *cases* in the run *folder*; return the results object.
 
-    Returns the object of docs/reference/json.md. The unedited model comes first, *baselines* last.
-    Raises `BrokenPluginError` where a method leaves the model changed, and `RunError` where the
-    folder cannot be used.
+    The unedited model comes first, *baselines* come last. Raises `RunError` if the folder cannot
+    be used, and `ModelChangedError` if a method changed the model and it cannot be loaded again.
     """
     scoring = scoring or Scoring()
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
@@ -88,9 +87,9 @@ def compare(
 def results_head(
     lm: Lm, cases: CaseSet, seed: int, scoring: Scoring, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
-    """What was compared on what, and how: the head of every results object.
+    """The head of every results object: the model, the cases and the protocol.
 
-    `trained_on` counts, for each method that is trained, the cases that were in its training.
+    `trained_on` counts, for each trained method, the cases that its training used.
     """
     seen = {
         e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
@@ -106,7 +105,7 @@ def results_head(
 
 
 def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:
-    """The tasks of one candidate; a key is the digest of all that determines the result."""
+    """The tasks of one candidate. A key is the digest of everything that determines the result."""
     fixed: dict[str, Any] = {
         "base": lm.digest, "method": candidate.name, "protocol": protocol(scoring.groups),
         "resources": scoring.digest,
@@ -122,7 +121,7 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
 
 
 def identity_of(editor: Editor) -> dict[str, Any]:
-    """All of an editor that decides what its edits are."""
+    """Everything in an editor that determines its edits."""
     return {
         "version": editor.loaded.version,
         "options": editor.options.model_dump(mode="json"),
@@ -131,7 +130,7 @@ def identity_of(editor: Editor) -> dict[str, Any]:
 
 
 def read_outcome(stored: Stored, method: str) -> Outcome:
-    """What the store keeps of a task, read back."""
+    """Read the outcome of a stored task."""
     payload = json.loads(stored.payload)
     extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
     return Outcome(
@@ -146,15 +145,15 @@ def _complete(
     unedited: dict[str, Mapping[str, float | None] | None],
     cases: CaseSet,
 ) -> list[Outcome]:
-    """Failed edits with the unedited model's scores, and a failure for each broken record."""
+    """Give failed edits the unedited model's scores, and add a failure for each broken record."""
     full = [replace(o, scores=unedited[o.case], seconds=None) if o.failure else o for o in outcomes]
     return full + [Outcome(name, item.id, None, failure=str(item)) for item in cases.broken]
 
 
 def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
-    """For each two candidates and each of S, ES, PS and NS: the paired difference, in points.
+    """The paired difference in points, for each two candidates and each of S, ES, PS and NS.
 
-    With its 95 % interval by bootstrap over cases (`bootstrap.PROTOCOL`).
+    Its 95 % interval is a paired bootstrap over cases (`metrics.bootstrap`).
     """
     records = {
         name: [[(o.scores or {}).get(part) for part in PARTS] for o in outcomes]
@@ -180,7 +179,7 @@ def _points(interval: Interval) -> dict[str, float]:
 
 
 def predicted(editor: Editor, requests: int) -> float | None:
-    """Peak MiB of computing *requests* edits now: what is held already and what comes on top."""
+    """Predict the peak MiB of computing *requests* edits: memory in use now plus the estimate."""
     work = work_of(editor.loaded, editor.lm, editor.options, requests).get("edit")
     held = in_use(editor.lm.device)
     if work is None or held is None:

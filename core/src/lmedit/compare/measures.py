@@ -1,4 +1,4 @@
-"""Everything a comparison can measure: its column, what it means, how it was measured."""
+"""All measures of a comparison: the column, the meaning, and how each is measured."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CONTRAST = "teacher-forced probability contrast, length-normalised"
 GREEDY = "greedy until end-of-text or 20 new tokens, after the rewrite prompt"
 TOKENS = "teacher-forced token accuracy, prompt and target joined as strings (ROME)"
 FOLLOWS = "portability/"
-"""What the score of a group of probes begins with; the data set's name of the group follows."""
+"""The prefix of a probe group's score; the data set's name of the group follows."""
 HALF_WIDTH = "_ci"
-"""What a row adds to a score's name for half of its 95 % interval."""
+"""The suffix of a score's name in a row for half of its 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Measure:
     """One number of a case or a row.
 
-    `scale` turns what is stored into what is shown (100: a share in percent), with `digits` after
-    the point. `group` is what `--metrics` calls it; empty: it is always measured.
+    `scale` converts the stored value to the shown value (100: a share in percent); `digits` are its
+    decimal places. `group` is its name for `--metrics`; empty means that it is always measured.
     """
 
     name: str
@@ -96,45 +96,45 @@ _SCORES = (
     Measure("spectral_growth", "sigma", "largest singular value after over before, worst tensor",
             "exact up to 1024 rows or columns, else power iteration", "health", 1.0, 3,
             less_is_better=True),
-    Measure("relative_norm", "|dW|/|W|", "norm of the change over that of the matrix, worst tensor",
+    Measure("relative_norm", "|dW|/|W|", "norm of the change / norm of the matrix, worst tensor",
             "Frobenius", "", 1.0, 4, less_is_better=True),
-    Measure("survival", "survives", "share of the change that rounding to half precision leaves, "
+    Measure("survival", "survives", "share of the change that survives rounding to half precision, "
             "worst tensor", "at the change's own key; full precision: not measured"),
 )  # fmt: skip
 _COSTS = (
     _cost(
         "seconds_per_edit",
         "s/edit",
-        "seconds to compute one edit, scoring not included; its share, "
-        "where a method works out several together",
+        "seconds to compute one edit, without scoring; an equal share "
+        "if a method computes several together",
     ),
     _cost("prepare_seconds", "prepare s", "seconds of preparation, once per model"),
-    _cost("seconds_amortised", "s/edit all", "seconds per edit with the preparation shared out"),
+    _cost("seconds_amortised", "s/edit all", "seconds per edit plus its share of the preparation"),
     _cost(
         "peak_mebibytes",
         "peak MiB",
-        "most memory while an edit is computed, model included",
+        "peak memory while an edit is computed, with the model",
         digits=0,
     ),
-    _cost("predicted_mebibytes", "plan MiB", "most memory that was predicted for it", digits=0),
+    _cost("predicted_mebibytes", "plan MiB", "predicted peak memory of an edit", digits=0),
     _cost("patch_bytes", "patch kB", "bytes of an edit's tensors", 1e-3, 1),
 )
 _ALL = (*_SCORES, *_COSTS)
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _ALL})
-"""By name, in the order of the columns."""
+"""All measures by name, in the order of the columns."""
 HELDOUT_LINES = 40
-"""Of held-out text that are read for the metrics of health, unless asked otherwise."""
+"""How many lines of held-out text the health metrics read by default."""
 GROUPS: Mapping[str, str] = MappingProxyType({
-    "generation": "greedy generation beside teacher forcing: exact, contains, the gap",
+    "generation": "greedy generation next to teacher forcing: exact, contains, the gap",
     "locality": "CounterFact+ (NS+, NM+) and KL on neighbours",
-    "text": "GE, RS and essence; samples up to ten texts of 100 tokens a case",
+    "text": "GE, RS and essence; it samples up to ten texts of 100 tokens per case",
     "health": "perplexity and KL on held-out text, singular values",
 })  # fmt: skip
-"""What `--metrics` offers beside what is always measured."""
+"""The optional groups of `--metrics`."""
 
 
 def measure(name: str) -> Measure | None:
-    """The measure of a column; None for a column that this version does not know."""
+    """The measure of the column *name*; None if this version does not know the column."""
     if name in MEASURES:
         return MEASURES[name]
     if name.startswith(FOLLOWS) and not name.endswith(HALF_WIDTH):
@@ -145,7 +145,7 @@ def measure(name: str) -> Measure | None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """*names* in the order of the columns: groups of probes before costs, unknown ones last."""
+    """Sort *names* as columns: scores, groups of probes, costs, then unknown names."""
     scores, costs = ([m.name for m in part if m.name in names] for part in (_SCORES, _COSTS))
     rest = sorted(names - set(MEASURES))
     groups = [name for name in rest if measure(name)]
@@ -153,7 +153,7 @@ def ordered(names: set[str]) -> list[str]:
 
 
 def protocol(groups: frozenset[str]) -> dict[str, str]:
-    """How the scores of a comparison with *groups* are measured; part of every result's key."""
+    """How a comparison with *groups* measures each score; part of the key of every result."""
     return {
         measure.name: measure.protocol
         for measure in _ALL

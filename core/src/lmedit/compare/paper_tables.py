@@ -1,4 +1,4 @@
-"""The ROME paper's tables (Meng et al. 2022, arXiv 2202.05262v5), beside which runs are printed."""
+"""The tables of the ROME paper (Meng et al. 2022, arXiv 2202.05262v5), printed beside a run."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ TABLE_1: Mapping[Shape, Mapping[str, Row]] = MappingProxyType({
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper: its cases, how many for which model, what else it measures."""
+    """A table of the paper: its cases, their number for each model, and what else it measures."""
 
     cases: str
     records: Mapping[Shape, int]
@@ -108,7 +108,7 @@ PRESETS: Mapping[str, PaperTable] = MappingProxyType({
 
 
 def paper_figures(preset: str, lm: Lm, cases: CaseSet, methods: list[str]) -> dict[str, Any] | None:
-    """The paper's rows for *methods*; None where the model or the cases are not the paper's."""
+    """The paper's rows for *methods*; None if the model or the cases are not the paper's."""
     table = PRESETS[preset]
     rows = table.rows.get((lm.model_type, lm.n_layers))
     if rows is None or not _same(cases, table.cases):
@@ -118,6 +118,6 @@ def paper_figures(preset: str, lm: Lm, cases: CaseSet, methods: list[str]) -> di
 
 
 def _same(cases: CaseSet, name: str) -> bool:
-    """Whether *cases* are the published set: by digest where it is known, else by name."""
+    """Whether *cases* are the published set: by digest if it is known, else by name."""
     digest = SOURCES[name].sha256
     return cases.digest == digest if digest else cases.name.rpartition(":")[2] == name

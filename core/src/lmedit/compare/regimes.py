@@ -1,8 +1,8 @@
-"""Many edits in one model: all computed on the base (batch), or one upon another (sequential).
+"""Many edits in one model: all computed on the base (batch), or each on the last (sequential).
 
-At each size N the model carries the first N edits, and all N cases are scored on it together: the
-curve over N shows what is retained. A finished edit is a patch file in the run folder and a row in
-its store, so a run goes on where it stopped, and several processes may share it.
+At size N the model holds the first N edits, and all N cases are scored on it. The curve over N
+shows how much is retained. A finished edit is a patch file in the run folder and a row in the
+store. So a run continues after an interruption, and several processes may share it.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ if TYPE_CHECKING:
 Kind = Literal["batch", "sequential"]
 PATCHES = "patches"
 OF_MODEL = "the model"
-"""The case id of what is measured once for the whole pile."""
+"""The case id of scores that are measured once for the whole pile."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How edits pile up, at which sizes that is measured, and when a model counts as collapsed.
+    """How edits pile up, at which sizes they are scored, and when a model has collapsed.
 
-    Collapse: perplexity on held-out text above `collapse` times the base's. With `stop` a method
-    that collapsed edits no further.
+    A model has collapsed if its perplexity on held-out text is above `collapse` times the base's.
+    With `stop`, a method stops editing when the model has collapsed.
     """
 
     kind: Kind
@@ -71,7 +71,7 @@ class Regime:
 
 @dataclass(frozen=True)
 class Height:
-    """A pile of one size: its cases' outcomes, the model's own scores, and whether it collapsed."""
+    """A pile of one size: the outcomes of its cases, the model's scores, whether it collapsed."""
 
     size: int
     outcomes: list[Outcome]
@@ -83,9 +83,10 @@ def pile_up(
     lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int, scoring: Scoring,
     regime: Regime, baselines: Sequence[Candidate] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Compare *editors* and *baselines* under *regime*; the object of docs/reference/json.md.
+    """Compare *editors* and *baselines* under *regime*; return the results with their `curve`.
 
-    *scoring* must have held-out text. A row is a method's largest pile. Raises as `run.compare`.
+    *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
+    `comparison.compare`.
     """
     good = cases.good[: max(regime.sizes)]
     candidates = [
@@ -120,12 +121,12 @@ def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> 
     broken = [Outcome(candidate.name, i.id, None, failure=str(i)) for i in cases.broken]
     row = summary_row(candidate.name, [*height.outcomes, *broken], candidate.editor)
     if height.size < planned:
-        row["keys"] = []  # its cases are not those of the other rows
+        row["keys"] = []  # its cases differ from those of the other rows
     return row | height.model | {"size": height.size, "collapsed": height.collapsed}
 
 
 def _point(candidate: Candidate, height: Height) -> dict[str, Any]:
-    """A point of the curve: a row without what is about single results."""
+    """A point of the curve: a row without the values of single results."""
     row = summary_row(candidate.name, height.outcomes, candidate.editor) | height.model
     left = {"keys", "failures", "options", "version"}
     return {"size": height.size, "collapsed": height.collapsed} | {
@@ -135,7 +136,7 @@ def _point(candidate: Candidate, height: Height) -> dict[str, Any]:
 
 @dataclass
 class _Pile:
-    """One candidate's edits on one model, in the order of the cases."""
+    """One candidate's edits in one model, in the order of the cases."""
 
     store: RunStore
     lm: Lm
@@ -147,10 +148,10 @@ class _Pile:
     edits: list[Stored] = field(default_factory=list)
     mine: list[str] = field(default_factory=list)
     failed: str | None = None
-    """Why none of its edits counts: it changed the model."""
+    """The reason why none of its edits counts: it changed the model."""
 
     def heights(self) -> list[Height]:
-        """The pile at each size; the model is the base again afterwards, by hash."""
+        """Score the pile at each size. Afterwards the model is the base again, checked by hash."""
         try:
             with keep_base(self.store, self.lm, self.candidate.name, self.mine):
                 return self._heights() if self.candidate.editor_of else [self._base()]
@@ -193,7 +194,7 @@ class _Pile:
                     leave=False)  # fmt: skip
 
     def _made(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
-        """The edit of *case*, from the store or made now, on the model as it is."""
+        """The edit of *case* on the present model, from the store or computed now."""
         sequential = self.regime.kind == "sequential" and self.edits
         key = key_of(
             edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
@@ -210,7 +211,7 @@ class _Pile:
             found = compute_update(self.lm, editor, case.request)
         except ModelChangedError:
             raise
-        except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+        except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
             return Result(failure=failure_of(error))
         facts = {"method": editor.name, "version": editor.loaded.version,
                  "request": case.request.model_dump()}  # fmt: skip
@@ -223,13 +224,13 @@ class _Pile:
         return self.folder / PATCHES / f"{key[:32]}.safetensors"
 
     def _update(self, edit: Stored) -> Update | None:
-        """The finished *edit* as every process reads it; None where it failed."""
+        """The update of a finished *edit*, as every process reads it; None if the edit failed."""
         if self.failed or read_outcome(edit, self.candidate.name).failure is not None:
             return None
         return load_patch(self._patch(edit.key))[0]
 
     def _done(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
-        """The result of a task: from the store, by doing it, or by waiting for who does it."""
+        """The result of a task: from the store, by doing it, or by waiting for another process."""
         while (found := self.store.get(key)) is None:
             if self.store.claim(key):
                 store_result(self.store, key, self.candidate.name, case_id, work())
@@ -241,7 +242,7 @@ class _Pile:
     def _measured(
         self, size: int, before: Sequence[Tensor | None], untouched: dict[Site, Tensor]
     ) -> Height:
-        """The first *size* cases on the model as it is, and the model itself."""
+        """Score the first *size* cases on the present model, and the model itself."""
         scoring, heldout = replace(self.scoring, heldout=None), self.scoring.heldout
         assert heldout is not None
         state = {
@@ -267,7 +268,7 @@ class _Pile:
         return Height(size, outcomes, model, now is None or now > limit)
 
     def _joined(self, scores: Stored, number: int) -> Outcome:
-        """A case's scores on the pile, with the cost and the failure of its own edit."""
+        """The scores of a case on the pile, with the cost and failure of its own edit."""
         found = read_outcome(scores, self.candidate.name)
         if number >= len(self.edits):
             return found
@@ -281,7 +282,7 @@ def _scored(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Resu
 
 
 def _finite(scores: Mapping[str, float | None]) -> dict[str, float | None]:
-    """A model in ruins gives no numbers: they count as not measured."""
+    """Replace NaN and infinity by None: a destroyed model has no score."""
     return {
         name: value if value is not None and math.isfinite(value) else None
         for name, value in scores.items()

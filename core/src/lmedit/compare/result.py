@@ -1,4 +1,4 @@
-"""The result of one case: what was measured, or why its edit failed."""
+"""The result of one case: its scores, or the reason why its edit failed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a case gave: scores and texts, or a failure; and what differs from run to run."""
+    """Scores and texts of a case, or a failure; also seconds and memory, which vary."""
 
     scores: Mapping[str, float | None] | None = None
     generated: Mapping[str, str] = field(default_factory=dict)
-    """What the model wrote, by the prompt's kind."""
+    """The texts that the model wrote, by kind of prompt."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the edit: its bytes and norms."""
+    """Facts about the edit: its bytes and norms."""
     failure: str | None = None
     seconds: float | None = None
     mebibytes: float | None = None
 
     def payload(self) -> dict[str, Any]:
-        """What the store keeps of it, as JSON values."""
+        """The part that the store keeps, as JSON values."""
         if self.failure is not None:
             return {"failure": self.failure}
         found = dict(self.facts)

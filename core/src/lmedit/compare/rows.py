@@ -1,4 +1,4 @@
-"""From outcomes to a row of the results: means, intervals, failures with their reasons."""
+"""Outcomes to a row of the results: means, intervals, failures with their reasons."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from lmedit.pipeline import Editor
 
 PARTS = ("ES", "PS", "NS")
-"""The scores whose means S is made of."""
+"""The scores of which S is the harmonic mean."""
 EXTRAS = ("peak_mebibytes", "patch_bytes")
 
 
 def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None) -> dict[str, Any]:
-    """One row: scores as they are shown with 95 % half-widths, None where nothing was measured.
+    """Make one row: scores as shown, 95 % half-widths, None for what was not measured.
 
-    A failed edit counts with the unedited model's scores (the user would be left with that
-    model); a record that could not be read has no scores and counts in `n_failed` alone.
+    A failed edit counts with the unedited model's scores, because the user would keep that model.
+    A broken record has no scores; it counts only in `n_failed`.
     """
     row: dict[str, Any] = {"method": method, "n": len(outcomes)}
     row["n_failed"] = sum(1 for outcome in outcomes if outcome.failure)
@@ -53,7 +53,7 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
 
 
 def _amortised(row: dict[str, Any], edits: int) -> float | None:
-    """Seconds per edit with the preparation's shared out among the *edits* of this run."""
+    """Seconds per edit plus an equal share of the preparation; the run has *edits* edits."""
     if row["seconds_per_edit"] is None:
         return None
     return float(row["seconds_per_edit"] + (row["prepare_seconds"] or 0.0) / edits)

@@ -1,4 +1,4 @@
-"""What a comparison shall measure, and what that needs: held-out text, reference texts."""
+"""Build a `Scoring`: what a comparison measures, its held-out text and its reference texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scoring_of(
     lm: Lm, groups: frozenset[str], heldout: Path | None, lines: int, references: Path | None,
     seed: int,
 ) -> Scoring:  # fmt: skip
-    """What a comparison is asked to measure; an error names what is missing."""
+    """Load what the *groups* need. Raises an error that names what is missing."""
     texts = None
     if "health" in groups:
         texts = held_out(lm, heldout, lines)
@@ -30,10 +30,10 @@ def scoring_of(
 
 
 def held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
-    """The first *lines* lines of *path*, or of the world's own held-out text."""
+    """The first *lines* non-empty lines of *path*, or of the world's own held-out text."""
     if path is None:
         if lm.name not in worlds():
-            raise RequestError(f"{lm.name} comes without held-out text; give --heldout FILE")
+            raise RequestError(f"{lm.name} has no held-out text of its own; give --heldout FILE")
         path = worlds()[lm.name].heldout
     try:
         with path.open(encoding="utf-8") as text:

@@ -1,8 +1,8 @@
-"""One SQLite database for a run: a finished task is one transaction, or it never was.
+"""The SQLite database of a run. A task is stored in one transaction, or not at all.
 
-Every task has a key, the digest of all that determines its result. Processes that share a run
-claim tasks before they work on them; a claim lives as long as its process, which holds a lock
-file that the operating system lets go of however the process ends.
+The key of a task is the digest of everything that determines its result. Processes that share a
+run claim a task before they work on it. A claim is valid while its process holds a lock file. The
+operating system releases the lock when the process ends, even if it crashes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) W
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished task: its result as JSON, the same bytes for the same key; its time and memory."""
+    """A finished task: its result as JSON (a key always has the same bytes), seconds and memory."""
 
     key: str
     method: str
@@ -45,10 +45,10 @@ class Stored:
 
 
 class RunStore:
-    """The results of a run in its folder; to be used in a ``with`` statement."""
+    """The results of a run in its folder; use it in a ``with`` statement."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the run in *folder*, or begin one; raises `RunError` where that cannot be."""
+        """Open the run in *folder*, or start one; raises `RunError` if that is not possible."""
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
         self._locks = folder / "workers"
@@ -59,7 +59,7 @@ class RunStore:
             self._database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             if self._database.execute("PRAGMA quick_check").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("it fails its own check")
+                raise sqlite3.DatabaseError("the database fails its own check")
             self._database.executescript(SCHEMA)
 
     def __enter__(self) -> Self:
@@ -69,7 +69,7 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Give up this process' claims, and close."""
+        """Release the claims of this process, and close the database."""
         with self._guarded("close"):
             self._database.execute("DELETE FROM claims WHERE worker = ?", (self.worker,))
             self._database.close()
@@ -77,15 +77,15 @@ class RunStore:
         (self._locks / f"{self.worker}.lock").unlink(missing_ok=True)
 
     def get(self, key: str) -> Stored | None:
-        """The result of the task *key*, or None where it is not finished."""
+        """The result of the task *key*; None if the task is not finished."""
         with self._guarded("read"):
             row = self._database.execute("SELECT * FROM results WHERE key = ?", (key,)).fetchone()
         return Stored(*row) if row else None
 
     def claim(self, key: str) -> bool:
-        """Take the task *key* for this process; False where it is done or another has it.
+        """Claim the task *key* for this process; False if it is done or another process has it.
 
-        The claim of a process that is no more is taken over.
+        The claim of a process that has ended is taken over.
         """
         with self._transaction():
             if self._one("SELECT 1 FROM results WHERE key = ?", key):
@@ -99,7 +99,7 @@ class RunStore:
         return True
 
     def put(self, result: Stored) -> None:
-        """Keep *result* and give up its claim, in one transaction; the first result stays."""
+        """Store *result* and release its claim in one transaction; the first result stays."""
         with self._transaction():
             self._database.execute(
                 "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)",
@@ -108,14 +108,14 @@ class RunStore:
             self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Forget the results of *keys*."""
+        """Delete the results of *keys*."""
         with self._transaction():
             self._database.executemany(
                 "DELETE FROM results WHERE key = ?", [(key,) for key in keys]
             )
 
     def all(self) -> list[Stored]:
-        """Every finished task, by key."""
+        """All finished tasks, sorted by key."""
         with self._guarded("read"):
             rows = self._database.execute("SELECT * FROM results ORDER BY key").fetchall()
         return [Stored(*row) for row in rows]
@@ -125,7 +125,7 @@ class RunStore:
         return str(row[0]) if row else None
 
     def _alive(self, worker: str) -> bool:
-        """Whether *worker* still holds its lock file."""
+        """Whether the process *worker* still holds its lock file."""
         path = self._locks / f"{worker}.lock"
         try:
             with FileLock(path, timeout=0):
@@ -152,6 +152,6 @@ class RunStore:
             yield
         except (sqlite3.Error, OSError) as error:
             raise RunError(
-                f"cannot {verb} the run in {self.path.parent}: {error}; what was finished is kept, "
-                "mend the folder or give another --run"
+                f"cannot {verb} the run in {self.path.parent}: {error}; finished results are kept; "
+                "repair the folder or give another --run"
             ) from error

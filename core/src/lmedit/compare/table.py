@@ -13,11 +13,11 @@ HIDDEN = frozenset({
     "seconds_amortised", "peak_mebibytes", "predicted_mebibytes", "patch_bytes", "relative_norm",
     "survival",
 })  # fmt: skip
-"""Columns that a terminal has no room for; reports show them."""
+"""Columns that do not fit on a terminal; reports show them."""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text: only the columns that were measured, 95 % half-widths in brackets."""
+    """Rows as aligned text: only measured columns, 95 % half-widths in brackets."""
     names = {name for row in rows for name in row if measure(name) and row[name] is not None}
     shown = [known for name in ordered(names - HIDDEN) if (known := measure(name))]
     lines = [["method", "n", "failed", *(known.label for known in shown)]]
@@ -29,12 +29,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def titled(method: str, *, untuned: bool) -> str:
-    """A method's name as tables show it: with a mark where its options were not tuned."""
+    """A method's name as tables show it, with a mark if its options were not tuned."""
     return f"{method} (untuned)" if untuned else method
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of text: the first column to the left, the others to the right."""
+    """Rows of cells as lines of text: the first column left-aligned, the others right-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
@@ -49,7 +49,7 @@ def _cell(value: float | None, half_width: float | None, digits: int) -> str:
 
 
 def with_paper_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows, each with the published one of the same method right below, where there is one."""
+    """The rows; below each row the paper's row of the same method, if there is one."""
     paper = {row["method"]: row for row in (results.get("published") or {}).get("rows", ())}
     rows: list[dict[str, Any]] = []
     for row in results["rows"]:
@@ -60,7 +60,7 @@ def with_paper_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def difference_lines(differences: Sequence[Mapping[str, Any]], score: str = "S") -> list[str]:
-    """One line for each two methods: by how much one is ahead in *score*, with the interval."""
+    """One line for each two methods: their difference in *score*, with the interval."""
     return [
         f"{d['one']} - {d['other']}: {score} {d['estimate']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"
         for d in differences if d["score"] == score
@@ -68,7 +68,7 @@ def difference_lines(differences: Sequence[Mapping[str, Any]], score: str = "S")
 
 
 def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The points of a curve as aligned text: what is left after so many edits."""
+    """The points of a curve as aligned text: the scores after each number of edits."""
     if not curve:
         return []
     shown = [
@@ -86,7 +86,7 @@ CURVE = ("ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each method and reason of failure, with how often it struck."""
+    """One line for each method and reason of failure, with its count."""
     return [
         f"{row['method']}: {count} failed: {reason}"
         for row in rows

@@ -1,7 +1,7 @@
-"""Which options suit a model: every combination on a few cases, the best ones again on all.
+"""Find the options that suit a model: try all combinations on few cases, the best on all cases.
 
-The control rows say what the choice is worth: the unedited model, and the method at a layer drawn
-for each case.
+The controls show how much the choice matters: the unedited model, and the method at a random
+layer for each case.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     Prepared = Callable[[Setting], Editor]
 
 FINALISTS, HEAT = 3, 3
-"""So many settings are measured on all cases, after all settings on one in so many of them."""
+"""1/HEAT of the cases score all settings; then all cases score the best FINALISTS settings."""
 SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed")
 
 
 def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, Any]]:
-    """All combinations of what the method tries, those options apart that are *given*.
+    """All combinations of the values that the method tries; options that are *given* stay fixed.
 
-    Raises `OptionError` where there is nothing to try.
+    Raises `OptionError` if there is nothing to try.
     """
     tries = {k: v for k, v in loaded.method.options.tries(lm).items() if k not in given}
     if not tries:
-        raise OptionError(f"{loaded.name} has nothing to tune beside what was given")
+        raise OptionError(f"{loaded.name} has nothing to tune except the given options")
     return [dict(zip(tries, values, strict=True)) for values in product(*tries.values())]
 
 
@@ -48,10 +48,10 @@ def tune(
     lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, given: Setting, prepared: Prepared,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Sweep in the run *folder*; the best options, with the evidence, as an options file has them.
+    """Sweep in the run *folder*; return the best options with their evidence, for an options file.
 
-    *given* options are those of every setting; *prepared* makes the editor of a setting. Goes on
-    where it was interrupted. Raises `OptionError` where no setting can be scored.
+    Every setting contains the *given* options. *prepared* makes the editor of a setting. An
+    interrupted sweep continues. Raises `OptionError` if no setting can be scored.
     """
     settings = settings_of(loaded, lm, given)
     few = replace(cases, items=cases.items[: max(1, len(cases.items) // HEAT)])
@@ -88,7 +88,7 @@ def _controls(
     lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, best: Setting, prepared: Prepared,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The unedited model, and where a layer was chosen the method at layers drawn by lot."""
+    """The unedited model and, if a layer was chosen, the method at random layers."""
     baselines = []
     if "layer" in best:
         baselines.append(
@@ -105,7 +105,6 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 def _score(row: Mapping[str, Any]) -> float:
     if row["S"] is None:
         raise OptionError(
-            "these cases have no S (it takes paraphrases and neighbours, and target_true); give "
-            "--cases with them"
+            "these cases have no S; give --cases with paraphrases, neighbours and target_true"
         )
     return float(row["S"])

@@ -1,8 +1,8 @@
-"""The work of a comparison: edit and score each case; a failure is a result.
+"""The work of a comparison: edit and score each case. A failure is a result.
 
-Edits stay beside the weights and are scored together (`lmedit.replay.unmerged`) where a method adds
-its deltas and the weights are of full precision; else each is applied, scored and reverted. What is
-finished is in the store and never done again; several processes may work on one run.
+If a method only adds its deltas and the weights are of full precision, the edits stay beside the
+weights and are scored together (`lmedit.replay.unmerged`). Else each edit is applied, scored and
+reverted. Finished tasks are in the store and are not repeated. Several processes may share a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 AT_ONCE = 8
-"""Cases whose edits are scored together, and worked out together where a method can."""
+"""How many edits are scored together, and computed together if the method can."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Computed:
-    """An update, the seconds that computing it took (its share, where several were computed
-    together), and the peak in MiB.
+    """A computed update, its seconds, and its peak memory in MiB.
+
+    If several updates were computed together, the seconds are an equal share.
     """
 
     update: Update
@@ -59,25 +60,25 @@ class Computed:
 
 
 Results = Callable[[Sequence[Task], Sequence[Task]], Mapping[str, Result]]
-"""Of a group and those of its tasks that were claimed: the results of these, by key."""
+"""Called with a group of tasks and its claimed tasks; returns the results of these by key."""
 
 
 @dataclass
 class Worker:
-    """One process at a run: what it finishes goes into the store."""
+    """One process of a run. It puts finished tasks into the store."""
 
     store: RunStore
     lm: Lm
     scoring: Scoring
     states: States
     mine: list[str] = field(default_factory=list)
-    """The keys of the tasks finished here."""
+    """The keys of the tasks that this process finished."""
 
     def finish(self, tasks: Sequence[Task]) -> list[Stored]:
-        """Finish *tasks*, those that nobody else is at; wait for the others; the results in order.
+        """Finish *tasks*, wait for tasks of other processes, and return all results in order.
 
-        A candidate that changes the model has failed in all its cases: what it did here is dropped,
-        and the model is loaded again. Raises `ModelChangedError` where that cannot be.
+        If a candidate changes the model, all its cases fail: its results are dropped, and the model
+        is loaded again. Raises `ModelChangedError` if the model cannot be loaded again.
         """
         name = tasks[0].candidate.name if tasks else BASE
         self.mine = []
@@ -86,13 +87,13 @@ class Worker:
                 self._work(tasks, self._results)
         except ModelChangedError as error:
             load_again(self.lm, error)
-            self.states = States(self.lm)  # those that are kept may be of the changed model
+            self.states = States(self.lm)  # the stored states may come from the changed model
             failed = Result(failure=error.what)
             self._work(tasks, lambda _, claimed: {task.key: failed for task in claimed})
         return [stored for task in tasks if (stored := self.store.get(task.key))]
 
     def _work(self, tasks: Sequence[Task], results: Results) -> None:
-        # The same groups in every process, at every start.
+        # Every process and every start makes the same groups.
         waiting = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
         name = tasks[0].candidate.name if tasks else ""
         with tqdm(total=len(tasks), desc=name, unit="case", disable=None, leave=False) as bar:
@@ -108,7 +109,7 @@ class Worker:
                 waiting = left
 
     def _finish_group(self, group: Sequence[Task], results: Results) -> bool:
-        """Whether all tasks of *group* are finished, if need be by doing now what nobody is at."""
+        """Do the free tasks of *group*; return whether all of its tasks are finished."""
         left = [task for task in group if self.store.get(task.key) is None]
         claimed = [task for task in left if self.store.claim(task.key)]
         found = results(group, claimed) if claimed else {}
@@ -118,10 +119,10 @@ class Worker:
         return len(claimed) == len(left)
 
     def _results(self, group: Sequence[Task], claimed: Sequence[Task]) -> dict[str, Result]:
-        """What each of the *claimed* tasks of *group* gives.
+        """The result of each *claimed* task of *group*.
 
-        What a method raises is a failure of its case. Updates that are worked out together are
-        those of the whole group, so they do not depend on what is finished.
+        An exception of a method is a failure of its case. Updates that are computed together are
+        those of the whole group. So they do not depend on which tasks are finished.
         """
         candidate, lm = group[0].candidate, self.lm
         if candidate.editor_of is None:
@@ -138,7 +139,7 @@ class Worker:
                     known[task.key] = compute_update(lm, editor, task.case.request)
                 except ModelChangedError:
                     raise
-                except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+                except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
                     found[task.key] = Result(failure=failure_of(error))
         scored = self._score_together([t for t in claimed if t.key in known], known)
         for task in claimed:
@@ -147,11 +148,11 @@ class Worker:
         return found
 
     def _compute_together(self, group: Sequence[Task]) -> dict[str, Computed]:
-        """The updates of a group by key; none where one of them fails: each is tried alone."""
+        """The updates of a group by key; empty if one of them fails: then each is tried alone."""
         editor = group[0].candidate.editor
         if editor is None or not editor.computes_many:
             return {}
-        self.lm.state()  # as in `computed`
+        self.lm.state()  # as in `compute_update`
         try:
             with peak_memory(self.lm.device) as peak:
                 started = time.perf_counter()
@@ -159,7 +160,7 @@ class Worker:
                 seconds = (time.perf_counter() - started) / len(group)
         except ModelChangedError:
             raise
-        except Exception:  # noqa: BLE001  (a stranger's method may raise anything)
+        except Exception:  # noqa: BLE001  (a plugin may raise anything)
             return {}
         return {
             task.key: Computed(update, seconds, peak.mebibytes)
@@ -169,9 +170,9 @@ class Worker:
     def _score_together(
         self, group: Sequence[Task], known: Mapping[str, Computed]
     ) -> dict[str, Result]:
-        """What is measured of the edits that can stay beside the weights, in shared passes.
+        """Score the edits that can stay beside the weights, in shared forward passes.
 
-        None where one of them fails: each is tried alone.
+        Empty if one of them fails: then each is tried alone.
         """
         lm = self.lm
         group = [t for t in group if _adds(t) and UnmergedEdits.fits(lm, known[t.key].update)]
@@ -181,17 +182,17 @@ class Worker:
         try:
             edits = UnmergedEdits(lm, [known[task.key].update for task in group], self.states)
             scored = self.scoring.score(lm, cases, self.scoring.before(lm, cases), edits)
-        except Exception:  # noqa: BLE001  (as one text may be too long)
+        except Exception:  # noqa: BLE001  (one text may be too long, for example)
             return {}
         return {task.key: look for task, look in zip(group, scored, strict=True)}
 
     def _result(self, task: Task, known: Computed, scored: Result | None) -> Result:
-        """A finished task; without *scored* the edit is made, scored at and taken back."""
+        """The result of a task. Without *scored*, apply the edit, score the model, and revert."""
         try:
             return edit_case(self.lm, task, self.scoring, known, scored)
         except ModelChangedError:
             raise
-        except Exception as error:  # noqa: BLE001  (a stranger's method may raise anything)
+        except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
             return Result(failure=failure_of(error))
 
 
@@ -201,15 +202,16 @@ def _adds(task: Task) -> bool:
 
 
 def group_size(editor: Editor) -> int:
-    """How many cases' updates are worked out together."""
+    """How many cases' updates are computed together."""
     return AT_ONCE if editor.computes_many else 1
 
 
 @contextmanager
 def keep_base(store: RunStore, lm: Lm, method: str, mine: list[str]) -> Iterator[None]:
-    """Drop the results *mine*, and raise `ModelChangedError`, where *lm* is not the base after it.
+    """After the block, check by hash that *lm* is the base model.
 
-    Its weights are all read for that, also where the block is interrupted.
+    If not, drop the results *mine* and raise `ModelChangedError`. The check reads all weights, also
+    if the block is interrupted.
     """
     known: ModelChangedError | None = None
     try:
@@ -228,25 +230,25 @@ def keep_base(store: RunStore, lm: Lm, method: str, mine: list[str]) -> Iterator
 
 
 def load_again(lm: Lm, error: ModelChangedError) -> None:
-    """Load *lm* again, or else raise *error*."""
+    """Load *lm* again; raise *error* if that is not possible."""
     if not lm.renew():
         raise error
 
 
 def store_result(store: RunStore, key: str, method: str, case_id: str, result: Result) -> None:
-    """Put a finished task into the store."""
+    """Put the result of a finished task into the store."""
     text = json.dumps(result.payload(), sort_keys=True, ensure_ascii=False)
     store.put(Stored(key, method, case_id, text, result.seconds, result.mebibytes))
 
 
 def failure_of(error: Exception) -> str:
-    """Why an edit failed, in a line."""
+    """The reason why an edit failed, in one line."""
     return str(error) if isinstance(error, LmeditError) else repr(error)
 
 
 def compute_update(lm: Lm, editor: Editor, request: Request) -> Computed:
-    """The update of *request* alone."""
-    lm.state()  # so that reading all weights for the first time is not counted
+    """Compute the update of *request* alone, and measure seconds and memory."""
+    lm.state()  # read all weights before the clock starts
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
         update = editor.compute(request)
@@ -257,7 +259,7 @@ def compute_update(lm: Lm, editor: Editor, request: Request) -> Computed:
 def edit_case(
     lm: Lm, task: Task, scoring: Scoring, known: Computed, scored: Result | None
 ) -> Result:
-    """What a computed edit gives; seconds and memory are those of computing the update."""
+    """Score a computed edit. Seconds and memory are those of computing the update."""
     update = known.update
     norms = relative_norms(lm, update)
     of_weights = {"relative_norm": worst(norms.values())}
@@ -271,7 +273,7 @@ def edit_case(
             (scored,) = scoring.score(lm, [task.case], before)
     scores = {**(scored.scores or {}), **of_weights}
     if any(score is not None and not math.isfinite(score) for score in scores.values()):
-        raise RequestError("the edited model gives no numbers; the update is too large")
+        raise RequestError("the edited model returns NaN or infinity; the update is too large")
     return replace(
         scored,
         scores=scores,

@@ -1,1 +1,1 @@
-"""Edits as things: patches, stacks of them, model folders, adapters and recipes."""
+"""Stored edits: patches, the ledger of a model, model folders, adapters and recipes."""

@@ -1,8 +1,8 @@
-"""What is in a model: edits kept one upon another, each to be taken out again, in any order.
+"""The edits in a model: added one after another, and taken out again in any order.
 
-The weights are always, bit for bit, those of the base with the edits that are left added in their
-order: whatever is taken out, the touched matrices are put back as they were before the first edit
-and the others are added again. Subtraction would leave rounding.
+The weights are always, bit for bit, the base plus the kept edits, added in their order. To take an
+edit out, the ledger restores the touched matrices of the base and adds the other edits again.
+Subtraction would leave rounding errors.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from lmedit.types import Site, Update
 
 SHORT = 12
-"""Digits of an id that are shown."""
+"""How many digits of an id are shown."""
 
 
 def identity_of(update: Update) -> str:
-    """SHA-256 of what *update* changes: its parameters and the tensors of their deltas."""
+    """SHA-256 of the change: the parameters of *update* and the tensors of their deltas."""
     return digest_tensors(
         (f"{site.parameter}.{site.transposed}.{name}", tensor)
         for site, delta in sorted(update.deltas.items())
@@ -38,43 +38,45 @@ def identity_of(update: Update) -> str:
 
 
 def base_of(lm: Lm, update: Update) -> dict[str, str | None]:
-    """What a patch says of the model it was made on, which is *lm* as it is now (JSON).
+    """The facts in a patch about its model, which is *lm* as it is now (JSON values).
 
-    Its name, digest and revision (the hub's commit, or None), and the digest of the parameters
-    that *update* touches.
+    They are its name, digest and revision (the hub's commit, or None), and the digest of the
+    parameters that *update* touches.
     """
     return {"name": lm.name, "digest": lm.digest, "revision": lm.revision,
             "touched": lm.weights_digest(update.deltas)}  # fmt: skip
 
 
 def check_shapes(lm: Lm, shapes: Mapping[Site, tuple[int, ...]]) -> None:
-    """Raise `ArtifactError` where *shapes* (d_out, d_in) are of what *lm* has not."""
+    """Raise `ArtifactError` if *lm* has no such parameters of these *shapes* (d_out, d_in)."""
     if not shapes:
         raise ArtifactError("the edit changes nothing; make it again")
     for site, shape in shapes.items():
         if site.parameter not in lm.parameters:
-            raise ArtifactError(f"the edit is of {site.parameter!r}, which {lm.name} has not")
+            raise ArtifactError(
+                f"the edit changes {site.parameter!r}, which {lm.name} does not have"
+            )
         if not lm.stores(site):
             raise ArtifactError(
-                f"the edit of {site.parameter!r} is not laid out as in {lm.name}; it is of another "
-                "model"
+                f"the edit of {site.parameter!r} has another layout than {lm.name}; it belongs to "
+                "another model"
             )
         expected = tuple(lm.weight(site).shape)
         if shape != expected:
             raise ArtifactError(
                 f"the edit of {site.parameter!r} is {shape}, the matrix of {lm.name} is "
-                f"{expected}; it is of another model"
+                f"{expected}; the edit belongs to another model"
             )
 
 
 def check_fits(lm: Lm, update: Update) -> None:
-    """Raise `ArtifactError` where *update* does not fit *lm*, or would not leave finite weights."""
+    """Raise `ArtifactError` if *update* does not fit *lm* or gives weights that are not finite."""
     for site, delta in update.deltas.items():
         parts = delta.tensors()
         if {tensor.dim() for tensor in parts.values()} != {2} or (
             isinstance(delta, LowRank) and delta.left.shape[1] != delta.right.shape[0]
         ):
-            raise ArtifactError(f"the edit of {site.parameter!r} is no matrix; make it again")
+            raise ArtifactError(f"the edit of {site.parameter!r} is not a matrix; make it again")
     check_shapes(lm, {site: delta.shape for site, delta in update.deltas.items()})
     for site, delta in update.deltas.items():
         if not bool(lm.added(site, delta.dense()).isfinite().all()):
@@ -86,7 +88,7 @@ def check_fits(lm: Lm, update: Update) -> None:
 
 @contextmanager
 def applied(lm: Lm, update: Update) -> Iterator[None]:
-    """The model with *update* in it; bit for bit as before when the block ends, come what may."""
+    """Put *update* into the model during the block; restore the weights after it, to the bit."""
     check_fits(lm, update)
     before = edit_apply(lm, update)
     try:
@@ -97,7 +99,7 @@ def applied(lm: Lm, update: Update) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """An edit that is in the model, and what is known of it (JSON values)."""
+    """An edit in the model, and its facts (JSON values)."""
 
     id: str
     update: Update
@@ -105,7 +107,7 @@ class LedgerEntry:
 
 
 class Ledger:
-    """The edits that are kept in a model, oldest first."""
+    """The edits that are kept in a model, the oldest first."""
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class Ledger:
         entries: tuple[LedgerEntry, ...] = (),
         base: Mapping[Site, Tensor] | None = None,
     ) -> None:
-        """*entries* are in *lm* already; *base* holds the touched parameters as they were."""
+        """*lm* already contains *entries*; *base* holds the touched parameters without edits."""
         self.lm = lm
         self.entries = entries
         self.base: dict[Site, Tensor] = dict(base or {})
@@ -125,7 +127,7 @@ class Ledger:
         return tuple(sorted({site for entry in self.entries for site in entry.update.deltas}))
 
     def find(self, start: str) -> LedgerEntry:
-        """The entry whose id begins so; raises `LedgerError` where none or several do."""
+        """The entry whose id begins with *start*; raises `LedgerError` for none or several."""
         found = [entry for entry in self.entries if entry.id.startswith(start)] if start else []
         if len(found) != 1:
             known = ", ".join(entry.id[:SHORT] for entry in self.entries) or "no edit"
@@ -134,22 +136,22 @@ class Ledger:
         return found[0]
 
     def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> LedgerEntry:
-        """Add *update* to the model, until it is taken out.
+        """Add *update* to the model until it is taken out.
 
-        Raises `LedgerError` where it is in already or the weights were changed by others, and
-        `ArtifactError` where it does not fit; then nothing is changed.
+        Raises `LedgerError` if the model already contains it or if others changed the weights, and
+        `ArtifactError` if it does not fit. Then nothing is changed.
         """
         check_fits(self.lm, update)
         entry = LedgerEntry(identity_of(update), update, dict(facts or {}))
         if any(entry.id == other.id for other in self.entries):
-            raise LedgerError(f"edit {entry.id[:SHORT]} is in the model already")
+            raise LedgerError(f"edit {entry.id[:SHORT]} is already in the model")
         self._check_untouched()
         new = {site: self.lm.snapshot(site) for site in update.deltas if site not in self.base}
         self._become((*self.entries, entry), tuple(update.deltas), {**self.base, **new})
         return entry
 
     def take_out(self, *ids: str) -> None:
-        """Take the edits with these ids (or beginnings of them) out; all or none of them."""
+        """Take out the edits with these ids (or beginnings of ids), all of them or none."""
         gone = [self.find(start) for start in ids]
         self._check_untouched()
         left = tuple(entry for entry in self.entries if entry not in gone)
@@ -158,16 +160,16 @@ class Ledger:
     def _check_untouched(self) -> None:
         if self.lm.weights_digest(self.base) != self._known:
             raise LedgerError(
-                f"the weights of {self.lm.name} were changed by others since the last edit was "
-                "kept; load the model again"
+                f"the weights of {self.lm.name} were changed from outside since the last edit; "
+                "load the model again"
             )
 
     def _become(
         self, entries: tuple[LedgerEntry, ...], sites: Sequence[Site], base: Mapping[Site, Tensor]
     ) -> None:
-        """Make the weights of *sites* those of *base* with *entries* added in their order.
+        """Set the weights of *sites* to *base* plus *entries*, added in their order.
 
-        Interrupted, the ledger and the weights stay as they were.
+        After an interruption, the ledger and the weights are as before.
         """
         before = {site: self.lm.snapshot(site) for site in sites}
         try:

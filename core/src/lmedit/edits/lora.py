@@ -1,9 +1,8 @@
-"""Edits as LoRA adapters in peft's layout, and adapters as edits.
+"""Write edits as LoRA adapters in peft's layout, and read adapters as edits.
 
-An adapter adds ``scale * B A`` to a matrix, B (d_out, r) and A (r, d_in): the factors of a low-rank
-change as they are, with a scale of 1. Ranks are filled up with zeros to one r for all matrices, and
-modules are named by their whole paths. What LoRA cannot express is refused, or cut to a rank with
-the lost share told.
+An adapter adds ``scale * B A`` to a matrix, B (d_out, r) and A (r, d_in). These are the factors of
+a low-rank change, with scale 1. Zeros fill up all ranks to one r. Modules are named by their whole
+paths. A change that LoRA cannot express is refused, or cut to a rank; then the lost share is told.
 """
 
 from __future__ import annotations
@@ -39,27 +38,27 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PROVENANCE = "lmedit_edit.json"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
-"""What both models read in the round trip."""
+"""The texts on which both models are compared."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Factors by site, float32: B (d_out, r) and A (r, d_in); the largest share that was lost."""
+    """Factors by site, float32: B (d_out, r) and A (r, d_in); the largest lost share."""
 
     factors: Mapping[Site, LowRank]
     lost: float
 
     @property
     def rank(self) -> int:
-        """r, the largest of all."""
+        """r, the largest rank of all sites."""
         return max(change.right.shape[0] for change in self.factors.values())
 
 
 def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
-    """The sum of *updates* as one adapter; a dense change is cut to *rank* by its singular values.
+    """The sum of *updates* as one adapter; an SVD cuts a dense change to *rank*.
 
-    Raises `ArtifactError` for what LoRA cannot express: a bias; a dense change where no *rank* is
-    given.
+    Raises `ArtifactError` for a change that LoRA cannot express: a bias, or a dense change without
+    *rank*.
     """
     changes: dict[Site, list[Delta]] = {}
     for update in updates:
@@ -69,8 +68,8 @@ def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
     for site, deltas in changes.items():
         if not site.parameter.endswith(".weight"):
             raise ArtifactError(
-                f"the edit changes {site.parameter}, and LoRA has matrices alone; make it without "
-                "(-o bias false), or use lmedit apply"
+                f"the edit changes {site.parameter}, but LoRA changes only matrices; make it with "
+                "-o bias false, or use lmedit apply"
             )
         if all(isinstance(delta, LowRank) for delta in deltas):
             left = torch.cat([d.left.float().cpu() for d in deltas if isinstance(d, LowRank)], 1)
@@ -79,7 +78,7 @@ def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
             continue
         if rank is None:
             raise ArtifactError(
-                f"the edit of {site.parameter} is dense, and LoRA has a low rank; give --rank N to "
+                f"the edit of {site.parameter} is dense, but LoRA has a low rank; give --rank N to "
                 "cut it, or use lmedit apply"
             )
         total = torch.stack([delta.dense().double().cpu() for delta in deltas]).sum(0)
@@ -97,12 +96,14 @@ def _cut(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
 
 
 def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write *adapter* to *folder*, as peft reads it; *facts* (JSON) beside it.
+    """Write *adapter* to *folder* in peft's layout, together with *facts* (JSON).
 
-    Raises `ArtifactError` where something else than an adapter of ours is there.
+    Raises `ArtifactError` if *folder* exists and is not an adapter of lmedit.
     """
     if folder.exists() and not (folder / PROVENANCE).is_file():
-        raise ArtifactError(f"{folder} exists and is no adapter of lmedit; choose another place")
+        raise ArtifactError(
+            f"{folder} exists and is not an adapter of lmedit; choose another place"
+        )
     r = adapter.rank
     tensors, modules = {}, []
     for site, change in adapter.factors.items():
@@ -126,15 +127,15 @@ def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, An
 
 
 def check_peft() -> None:
-    """Raise `ArtifactError` where peft, with which adapters are tried out, is not installed."""
+    """Raise `ArtifactError` if peft is not installed; peft loads the adapters for the check."""
     if find_spec("peft") is None:
-        raise ArtifactError("adapters are tried out with peft; pip install 'lmedit[adapters]'")
+        raise ArtifactError("lmedit checks adapters with peft; pip install 'lmedit[adapters]'")
 
 
 def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
 
-    *lm* is as before afterwards. Raises `ArtifactError` where peft is not installed.
+    Afterwards *lm* is as before. Raises `ArtifactError` if peft is not installed.
     """
     check_peft()
     from peft import PeftModel
@@ -145,7 +146,7 @@ def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
         expected = [lm.logits(batch) for batch in rows]
     flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of peft, about what transformers will drop
+        warnings.simplefilter("ignore")  # peft warns about a future change of transformers
         wrapped = PeftModel.from_pretrained(lm.model, folder)
         try:
             found = [wrapped(input_ids=batch.ids).logits for batch in rows]
@@ -157,7 +158,7 @@ def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
 
 
 def _summed(updates: Sequence[Update]) -> Update:
-    """All changes as one update of dense sums."""
+    """The sum of all changes as one update, dense."""
     sums: dict[Site, Tensor] = {}
     for update in updates:
         for site, delta in update.deltas.items():
@@ -167,16 +168,18 @@ def _summed(updates: Sequence[Update]) -> Update:
 
 
 def read_adapter(lm: Lm, folder: Path) -> Update:
-    """The adapter in *folder* as an update of *lm*.
+    """Read the adapter in *folder* as an update of *lm*.
 
-    Raises `ArtifactError` where it is damaged, does not fit, or is more than plain LoRA.
+    Raises `ArtifactError` if it is damaged, does not fit, or is not plain LoRA.
     """
     config, shapes = _read(folder)
     for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
         if config.get(name):
-            raise ArtifactError(f"{folder} uses {name}, which is no plain LoRA; merge it with peft")
+            raise ArtifactError(
+                f"{folder} uses {name}, which is not plain LoRA; merge it with peft"
+            )
     if config.get("bias", "none") != "none":
-        raise ArtifactError(f"{folder} changes biases, which is no plain LoRA; merge it with peft")
+        raise ArtifactError(f"{folder} changes biases, which is not plain LoRA; merge it with peft")
     r, alpha = config["r"], float(config["lora_alpha"])
     sites = _sites(lm, folder, shapes, r)
     scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
@@ -193,26 +196,26 @@ def read_adapter(lm: Lm, folder: Path) -> Update:
 def _sites(
     lm: Lm, folder: Path, shapes: Mapping[str, tuple[int, ...]], r: int
 ) -> dict[Site, tuple[str, str]]:
-    """What the tensors of these *shapes* change, and the names of B and A; of rank *r* all."""
+    """The sites that the tensors of *shapes* change, and the names of B and A; all of rank *r*."""
     sites = {}
     for name in shapes:
         module = name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
         pair = f"{PREFIX}{module}{B}", f"{PREFIX}{module}{A}"
         if name not in pair or f"{module}.weight" not in lm.parameters:
-            raise ArtifactError(f"{folder} is of {module}, which {lm.name} has not")
+            raise ArtifactError(f"{folder} changes {module}, which {lm.name} does not have")
         site = lm.site_of(module)
         rows, columns = lm.weight(site).shape
         if [shapes.get(each) for each in pair] != [(rows, r), (r, columns)]:
             raise ArtifactError(
-                f"{folder} changes {module} by no matrices of {rows} x {r} and {r} x {columns}; it "
-                "is of another model"
+                f"{folder} has no matrices of {rows} x {r} and {r} x {columns} for {module}; it "
+                "belongs to another model"
             )
         sites[site] = pair
     return sites
 
 
 class _Config(BaseModel):
-    """What every LoRA adapter of peft says."""
+    """The values in every LoRA configuration of peft."""
 
     model_config = ConfigDict(strict=True)
 
@@ -229,11 +232,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             if not {view.get_dtype() for view in found.values()} <= NUMBERS:
-                raise ValueError("its tensors are no plain numbers")
+                raise ValueError("its tensors are not plain numbers")
             shapes = {name: tuple(view.get_shape()) for name, view in found.items()}
     except ValidationError as error:
-        what = f"{folder} is no LoRA adapter of peft ({first_complaint(error)})"
+        what = f"{folder} is not a LoRA adapter of peft ({first_complaint(error)})"
         raise ArtifactError(what) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{folder} is no LoRA adapter of peft ({error})") from error
+        raise ArtifactError(f"{folder} is not a LoRA adapter of peft ({error})") from error
     return config, shapes

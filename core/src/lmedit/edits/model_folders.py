@@ -1,8 +1,8 @@
-"""Model folders with edits in them: stock transformers loads them, and every edit can come out.
+"""Model folders with edits. Stock transformers loads them, and every edit can be taken out.
 
-Beside the model's own files lie `lmedit-ledger.json`, the patches, and the touched parameters as
-they were before the first edit (`lmedit-edits/`). A folder is written beside its place and
-exchanged for the old one in one step.
+Next to the model's own files are `lmedit-ledger.json` and `lmedit-edits/`. The latter holds the
+patches, and the touched parameters as they were before the first edit. A folder is written beside
+its place and exchanged for the old one in one step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Base(Frozen):
 
 
 class _Edit(BaseModel):
-    """An edit in the ledger: its id, and what its patch says of it."""
+    """An edit in the ledger: its id, and the facts of its patch."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -49,7 +49,7 @@ class _Edit(BaseModel):
 
 
 class _Head(Frozen):
-    """What `lmedit-ledger.json` must say."""
+    """The content of `lmedit-ledger.json`."""
 
     base: _Base
     number_type: str
@@ -60,7 +60,7 @@ class _Head(Frozen):
 
 @dataclass(frozen=True)
 class EditedModel:
-    """A loaded model, the ledger of what is in it, and the base it was made from."""
+    """A loaded model, the ledger of its edits, and its base."""
 
     lm: Lm
     ledger: Ledger
@@ -69,7 +69,7 @@ class EditedModel:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What `lmedit-ledger.json` says."""
+        """The content of `lmedit-ledger.json`."""
         return {
             "base": dict(self.base), "number_type": self.lm.dtype_name,
             "weights": self.lm.weights_digest(), **_told(self.ledger),
@@ -77,7 +77,7 @@ class EditedModel:
 
 
 def _told(ledger: Ledger) -> dict[str, Any]:
-    """What `lmedit-ledger.json` says of the edits."""
+    """The part of `lmedit-ledger.json` about the edits."""
     return {
         "touched": [[site.parameter, site.transposed] for site in ledger.touched],
         "edits": [{**entry.facts, "id": entry.id} for entry in ledger.entries],
@@ -85,12 +85,12 @@ def _told(ledger: Ledger) -> dict[str, Any]:
 
 
 def open_folder(name: str, **how: Any) -> EditedModel:
-    """The model *name* (`load_lm`'s *how*) with its ledger, an empty one where it has none.
+    """Load the model *name* (*how*: see `load_lm`) with its ledger, or with an empty ledger.
 
-    Raises `ArtifactError` where the folder's edits are damaged or are not those of its weights.
+    Raises `ArtifactError` if the folder's edits are damaged or do not belong to its weights.
     """
     lm = load_lm(name, **how)
-    digest = lm.digest  # of the weights as they were loaded
+    digest = lm.digest  # of the weights as they are loaded
     path = (lm.folder or Path(name)) / LEDGER
     if not path.is_file():
         return EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": digest})
@@ -108,13 +108,13 @@ def open_folder(name: str, **how: Any) -> EditedModel:
         found["base"] = {**head["base"], "digest": digest}
     if key_of(**found) != key_of(**head):
         raise ArtifactError(
-            f"{path} is damaged (it does not say what its patches say); apply the patches again"
+            f"{path} is damaged (it does not agree with its patches); apply the patches again"
         )
     return EditedModel(lm, ledger, head["base"])
 
 
 def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
-    """The edits that *head* names, from the files in *folder*."""
+    """The ledger of the edits in *head*, from the files in *folder*."""
     entries = []
     for edit in head["edits"]:
         path = folder / f"{edit['id']}.safetensors"
@@ -149,17 +149,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def log(folder: Path) -> dict[str, Any]:
-    """What is in the model of *folder*, from its ledger alone; the weights are not read.
+    """The edits in the model of *folder*, read from its ledger alone, without the weights.
 
-    Raises `LedgerError` where it has none.
+    Raises `LedgerError` if the folder has no ledger.
     """
     if not (folder / LEDGER).is_file():
-        raise LedgerError(f"{folder} has no {LEDGER}: lmedit has edited nothing in it")
+        raise LedgerError(f"{folder} has no {LEDGER}: it holds no edit of lmedit")
     return _read(folder / LEDGER)
 
 
 def add_edits(model: EditedModel, edits: Sequence[tuple[Update, dict[str, Any]]]) -> EditedModel:
-    """*model* with *edits* (`read_patches`) kept in it, in their order."""
+    """Add *edits* (from `read_patches`) to *model*, in their order."""
     for update, facts in edits:
         model.ledger.keep(update, facts)
     return model
@@ -168,10 +168,10 @@ def add_edits(model: EditedModel, edits: Sequence[tuple[Update, dict[str, Any]]]
 def read_patches(
     model: EditedModel, patches: Sequence[Path]
 ) -> list[tuple[Update, dict[str, Any]]]:
-    """The edits of *patches* and what is known of them.
+    """Read the edits of *patches* and their facts.
 
-    Raises `ArtifactError` for a patch of another base, or one that does not fit; that is seen
-    before its tensors are read.
+    Raises `ArtifactError` if a patch has another base or does not fit. This is checked before its
+    tensors are read.
     """
     found = []
     for path in patches:
@@ -182,7 +182,7 @@ def read_patches(
             touched = facts.get("model", {}).get("touched")
             if touched is not None and touched not in _digests(model, shapes):
                 raise ArtifactError(
-                    f"{path} is not of the parameters it was made on; make it again"
+                    f"{path} does not match the parameters that it was made on; make it again"
                 )
 
         update, facts = load_patch(path, check)
@@ -194,19 +194,19 @@ def read_patches(
 def _check_base(
     model: EditedModel, path: Path, made_on: Mapping[str, Any], sites: Collection[Site]
 ) -> None:
-    """Raise `ArtifactError` where the patch at *path* was *made_on* another model.
+    """Raise `ArtifactError` if the patch at *path* was *made_on* another model.
 
-    The base is the model as a whole: what an edit does depends on all of it. The touched matrices
-    alone being those of the base is no reason to take it, but worth knowing.
+    The base is the whole model, because the effect of an edit depends on all of it. If only the
+    touched matrices are the base's, the patch is refused too, but the message tells it.
     """
     if made_on.get("digest") in {model.base["digest"], model.lm.digest}:
         return
     touched = ""
     if made_on.get("touched") in _digests(model, sites):
-        touched = ", though what it changes is the same in both"
+        touched = ", although the matrices that it changes are the same in both"
     raise ArtifactError(
         f"{path} was made on {made_on.get('name')} ({str(made_on.get('digest'))[:SHORT]}), "
-        f"not on {model.base['name']} ({model.base['digest'][:SHORT]}){touched}; name its base "
+        f"not on {model.base['name']} ({model.base['digest'][:SHORT]}){touched}; give its base "
         "as -m"
     )
 
@@ -222,9 +222,9 @@ def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
 
 
 def write_folder(model: EditedModel, folder: Path) -> None:
-    """Write *model* to *folder*, which is new, or one that lmedit wrote; whole or not at all.
+    """Write *model* to *folder*, whole or not at all. The folder is new or was written by lmedit.
 
-    Raises `ArtifactError` where something else is there.
+    Raises `ArtifactError` if something else is there.
     """
     if folder.exists() and not (folder / LEDGER).is_file():
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
@@ -241,9 +241,10 @@ def write_folder(model: EditedModel, folder: Path) -> None:
 
 
 def verify_folder(model: EditedModel) -> str:
-    """The base's digest, after taking all edits out of a copy of the weights and adding them again.
+    """Take all edits out of the weights, add them again, and return the base's digest.
 
-    Raises `ArtifactError` where that does not give the base, or not today's weights again.
+    Raises `ArtifactError` if the first step does not give the base, or the second step does not
+    give the present weights.
     """
     ledger, today = model.ledger, model.lm.weights_digest()
     entries = ledger.entries
@@ -264,7 +265,7 @@ def verify_folder(model: EditedModel) -> str:
 
 
 def find_edits(model: EditedModel, given: Sequence[str]) -> list[str]:
-    """The ids of edits that are *given* by id, a beginning of it, or their patch file."""
+    """The ids of edits that are *given* by id, by the beginning of an id, or by patch file."""
     found = []
     for name in given:
         path = Path(name)

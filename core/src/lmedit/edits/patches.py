@@ -1,4 +1,4 @@
-"""What a patch file says of itself, checked before its tensors are read."""
+"""Patch files: write them, and check their facts and shapes before reading their tensors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
 class _Known(BaseModel):
-    """Keys with these types; what else stands there is somebody's own."""
+    """A model with these keys and types; it also accepts other keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
 
 class Change(_Known):
-    """One changed parameter, and of what kind its change is."""
+    """One changed parameter, and the kind of its change."""
 
     parameter: str
     transposed: bool
@@ -47,24 +47,24 @@ class Base(_Known):
 
 
 class Answers(_Known):
-    """Probabilities of the new answer, and of the old one where it is known."""
+    """Probabilities of the new answer, and of the old answer if it is known."""
 
     target_new: float
     target_true: float | None = None
 
 
 class Metrics(_Known):
-    """What was measured when the edit was made."""
+    """The measurements from the time when the edit was made."""
 
     before: Answers
     after: Answers
     survives: float | None = None
-    """The share of the change that rounding to half precision leaves."""
+    """The share of the change that survives rounding to half precision."""
     number_type: str | None = None
 
 
 class Facts(_Known):
-    """All that stands in a patch beside its tensors."""
+    """All values of a patch besides its tensors."""
 
     sites: list[Change]
     notes: dict[str, Any]
@@ -77,7 +77,7 @@ class Facts(_Known):
 def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
     """(d_out, d_in) of every change, from the *layout* of the file's tensors alone.
 
-    Raises `ValueError` where the tensors are not those of the changes, and for a rank above
+    Raises `ValueError` if the tensors do not belong to the changes, or if a rank is above
     d_out + d_in: no change needs more than the smaller of the two.
     """
     shapes: dict[Site, tuple[int, int]] = {}
@@ -89,22 +89,22 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
         if len(found) < len(names):
             raise ValueError(f"the change of {change.parameter} lacks a tensor")
         if not all(kind in NUMBERS and len(shape) == 2 for kind, shape in found):
-            raise ValueError(f"the change of {change.parameter} is no matrix of numbers")
+            raise ValueError(f"the change of {change.parameter} is not a matrix of numbers")
         (rows, inner), (outer, columns) = found[0][1], found[-1][1]
         if len(found) == 2 and not inner == outer <= rows + columns:
             raise ValueError(f"the change of {change.parameter} has ranks {inner} and {outer}")
         shapes[Site(change.parameter, change.transposed)] = (rows, columns)
     if layout.keys() != expected:
-        raise ValueError("it holds tensors of no change")
+        raise ValueError("it holds tensors that belong to no change")
     if len({site.parameter for site in shapes}) != len(facts.sites):
-        raise ValueError("a parameter is changed twice")
+        raise ValueError("it changes a parameter twice")
     return shapes
 
 
 def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
-    """Write *update* as a patch file with its provenance *facts* (JSON).
+    """Write *update* as a patch file with its *facts* (JSON).
 
-    Raises `ArtifactError` where the known ones among them are not what `lmedit.edits.patches` says.
+    Raises `ArtifactError` if the known facts do not have the types of `Facts`.
     """
     tensors: dict[str, Tensor] = {}
     sites = []
@@ -121,10 +121,10 @@ def load_patch(
     path: Path, check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None
     = None,
 ) -> tuple[Update, dict[str, Any]]:  # fmt: skip
-    """Read a patch file: the update, and the facts it was saved with.
+    """Read a patch file; return the update and its facts.
 
-    *check* is given the facts and the shape (d_out, d_in) of every change before a tensor is read,
-    and raises `ArtifactError`, as this does for a file that is damaged or no patch.
+    Before a tensor is read, *check* receives the facts and the shape (d_out, d_in) of every change;
+    it raises `ArtifactError`. So does this function if the file is damaged or is not a patch.
     """
 
     def expect(facts: Any, layout: Layout) -> None:
@@ -136,7 +136,7 @@ def load_patch(
     deltas: dict[Site, LowRank | Dense] = {}
     for number, site in enumerate(facts.pop("sites")):
         parts = {
-            name.partition(".")[2]: tensor.clone()  # else a view of the file, and of its changes
+            name.partition(".")[2]: tensor.clone()  # not a view of the file, which may change
             for name, tensor in tensors.items()
             if name.startswith(f"{number}.")
         }

@@ -1,12 +1,12 @@
-"""A recipe: a base, edits in their order, and the digests that must come out, as a TOML file.
+"""A recipe: a TOML file with a base, edits in their order, and the expected digests.
 
-base = "gpt2-xl"                  # as -m takes it
-digest = "9f2c..."                # of the base's weights; may be left out
-weights = "03ab..."               # of the weights with all edits; may be left out
+base = "gpt2-xl"                  # as for -m
+digest = "9f2c..."                # of the base's weights; optional
+weights = "03ab..."               # of the weights with all edits; optional
 
 [[edit]]
-patch = "eiffel.safetensors"      # beside the recipe
-id = "77d1..."                    # or its beginning; may be left out
+patch = "eiffel.safetensors"      # a path from the recipe's folder
+id = "77d1..."                    # or its beginning; optional
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class Edit(Frozen):
-    """A patch file, and which edit it must be."""
+    """A patch file, and the id that its edit must have."""
 
     patch: str
     id: str = ""
 
 
 class Recipe(Frozen):
-    """A base, edits, and digests (or beginnings of them; empty: not checked)."""
+    """A base, edits, and digests or their beginnings; an empty digest is not checked."""
 
     base: str
     digest: str = ""
@@ -43,23 +43,23 @@ class Recipe(Frozen):
     edit: tuple[Edit, ...] = Field(min_length=1)
 
     def patches(self, beside: Path) -> list[Path]:
-        """The patch files, as named from the recipe *beside* them."""
+        """The paths of the patch files; *beside* is the path of the recipe."""
         return [beside.parent / edit.patch for edit in self.edit]
 
     def check_base(self, model: EditedModel) -> None:
-        """Raise `ArtifactError` where *model* is of another base."""
+        """Raise `ArtifactError` if *model* has another base."""
         _check("the base", model.base["digest"], self.digest)
 
     def check_edits(self, found: list[Update]) -> None:
-        """Raise `ArtifactError` where the patches hold other edits."""
+        """Raise `ArtifactError` if the patches hold other edits."""
         for edit, update in zip(self.edit, found, strict=True):
             _check(edit.patch, identity_of(update), edit.id)
 
     def check_result(self, model: EditedModel) -> None:
-        """Raise `ArtifactError` where the edits or the weights of *model* are others."""
+        """Raise `ArtifactError` if *model* has other edits or other weights."""
         ids = [entry.id for entry in model.ledger.entries]
         if len(ids) != len(self.edit):
-            raise ArtifactError(f"{len(ids)} edits are in it, the recipe has {len(self.edit)}")
+            raise ArtifactError(f"the model has {len(ids)} edits, the recipe has {len(self.edit)}")
         for edit, found in zip(self.edit, ids, strict=True):
             _check(edit.patch, found, edit.id)
         _check("the result", model.lm.weights_digest(), self.weights)
@@ -68,13 +68,13 @@ class Recipe(Frozen):
 def _check(what: str, found: str, wanted: str) -> None:
     if not found.startswith(wanted):
         raise ArtifactError(
-            f"{what} is {found[:SHORT]}, the recipe says {wanted[:SHORT]}; name the right file, or "
+            f"{what} is {found[:SHORT]}, the recipe says {wanted[:SHORT]}; give the right file, or "
             "correct the recipe"
         )
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in *path*; raises `ArtifactError` that names what is wrong."""
+    """Read the recipe in *path*; raises `ArtifactError` that names what is wrong."""
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe.model_validate(values)
@@ -85,4 +85,4 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_complaint(error)}") from error
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no text of a recipe ({error})") from error
+        raise ArtifactError(f"{path} is not the text of a recipe ({error})") from error

@@ -1,1 +1,1 @@
-"""Scores of edits: pure functions of log-probabilities (nats), and the one scorer behind them."""
+"""Scores of edits: pure functions of log-probabilities (nats), and one scorer for all of them."""

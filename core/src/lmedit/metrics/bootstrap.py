@@ -1,7 +1,7 @@
-"""Percentile bootstrap over cases: differences between two methods, and the score S.
+"""Paired percentile bootstrap over cases: differences between two methods, and the score S.
 
-Efron & Tibshirani 1993, chapter 13. Cases are drawn with replacement, and a drawn case brings
-all its scores under both methods (paired, jointly). Deterministic in the seed.
+Efron & Tibshirani 1993, chapter 13. Cases are drawn with replacement. A drawn case brings its
+scores under both methods. 10 000 resamples, 95 %; the seed determines the result.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 RESAMPLES, LEVEL = 10_000, 0.95
 DRAWN_AT_ONCE = 2_000_000
-PROTOCOL = "paired percentile bootstrap over cases, 10 000 resamples, 95 %"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate on the cases as they are, and the interval of its resamples."""
+    """An estimate on the given cases, and the interval of its resamples."""
 
     estimate: float
     low: float
@@ -35,9 +34,9 @@ class Interval:
 def paired_difference(
     one: Record, other: Record, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """mean(one) - mean(other) over the same cases, in their order; None of no case.
+    """mean(one) - mean(other) over the same cases, in their order; None without cases.
 
-    A case that either method leaves without a score (None) is left out for both.
+    If a case has no score (None) with one method, it is dropped for both.
     """
     pairs = zip(one, other, strict=True)
     differences = [a - b for a, b in pairs if a is not None and b is not None]
@@ -50,8 +49,8 @@ def score_interval(
 ) -> Interval | None:
     """S, the harmonic mean of the columns' means; *records* are (ES, PS, NS), resampled whole.
 
-    A missing score (None) does not enter its column's mean; a resample without any score of a
-    column has no S and is left out. None where that is so of the cases themselves.
+    A missing score (None) is not part of its column's mean. A resample in which a column has no
+    score is dropped. None if the cases themselves have no score in a column.
     """
     table = _table(records)
     return _interval(len(table), lambda drawn: _s(table[drawn]), seed, resamples)
@@ -63,14 +62,14 @@ def paired_score_difference(
     """S of *one* minus S of *other* over the same cases, resampled together (`score_interval`)."""
     a, b = _table(one), _table(other)
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} records are not the same cases")
+        raise ValueError(f"{len(a)} and {len(b)} records; give the same cases on both sides")
     return _interval(len(a), lambda drawn: _s(a[drawn]) - _s(b[drawn]), seed, resamples)
 
 
 def _interval(
     cases: int, statistic: Callable[[Tensor], Tensor], seed: int, resamples: int
 ) -> Interval | None:
-    """*statistic* maps drawn case numbers (R, cases) to (R,); NaN where it has no value."""
+    """*statistic* maps case numbers (R, cases) to (R,); it returns NaN if there is no value."""
     if not cases:
         return None
     estimate = float(statistic(torch.arange(cases)[None])[0])
@@ -96,7 +95,7 @@ def _table(records: Sequence[Record]) -> Tensor:
 
 
 def _s(drawn: Tensor) -> Tensor:
-    """S of drawn records (R, cases, columns): 0 where a mean is 0, NaN where one is missing."""
+    """S of drawn records (R, cases, columns): 0 if a mean is 0, NaN if a mean is missing."""
     means = drawn.nanmean(-2)
     inverse = (1 / means.clamp(min=0)).sum(-1)
     return means.shape[-1] / inverse

@@ -1,7 +1,7 @@
 """CounterFact's scores as pure functions (Meng et al. 2022, section 3.3; Table 4).
 
-A log-probability here is the mean over a target's tokens of log P(token | all before), in nats,
-teacher-forced: the released code compares these length-normalised values, the paper writes P.
+A log-probability is the mean over the target's tokens of log P(token | all before), in nats,
+teacher-forced. The released code compares these length-normalised values; the paper writes P.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROTOCOL = "teacher-forced probability contrast, length-normalised"
-
 
 @dataclass(frozen=True)
 class Contrast:
-    """The mean log-probability of the new and of the true answer after one prompt, in nats."""
+    """Mean log-probabilities of the new and the true answer after one prompt, in nats."""
 
     new: float
     true: float
 
 
 def success(contrast: Contrast) -> float:
-    """1 where the new answer is more probable than the true one, else 0 (a tie is 0): ES, PS."""
+    """1 if the new answer is more probable than the true one, else 0 (a tie is 0): ES, PS."""
     return float(contrast.new > contrast.true)
 
 
@@ -35,7 +33,7 @@ def magnitude(contrast: Contrast) -> float:
 
 
 def kept(contrast: Contrast) -> float:
-    """1 where the true answer is more probable than the new one, else 0 (a tie is 0): NS."""
+    """1 if the true answer is more probable than the new one, else 0 (a tie is 0): NS."""
     return float(contrast.true > contrast.new)
 
 
@@ -45,7 +43,7 @@ def kept_magnitude(contrast: Contrast) -> float:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """The mean; None without values."""
     return sum(values) / len(values) if values else None
 
 
@@ -59,7 +57,7 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def harmonic_mean(values: Sequence[float | None]) -> float | None:
-    """S: the harmonic mean of the data set's ES, PS and NS; None if one is, 0 if one is 0."""
+    """S: the harmonic mean of ES, PS and NS of the data set; None if one is None, 0 if one is 0."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return None

@@ -1,4 +1,4 @@
-"""Continue many prompts at once, with kept keys and values: each row as if it were alone.
+"""Continue many prompts in one batch, with a cache. Each row gives the result it has alone.
 
 Rows stand aligned at their last prompt token (`replay.keep`), with explicit positions and a mask
 of all columns, so new tokens share one column and sliding windows, which count columns, are right.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,7 @@ from lmedit.replay import keep
 from lmedit.replay.batches import BATCH_TOKENS, by_length, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -35,12 +34,7 @@ if TYPE_CHECKING:
     from lmedit.replay.unmerged import RowEdits
 
     Pick = Callable[[list[int], Tensor], list[int]]
-    """(row numbers, next-token logits of these rows) to one token each."""
-
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "greedy": "greedy until end-of-text or the token limit",
-    "sampled": "top-k renormalised, temperature 1, length with the prompt, no stop at end-of-text",
-})  # fmt: skip
+    """Maps (row numbers, next-token logits of these rows) to one token for each row."""
 
 
 def greedy(
@@ -50,10 +44,10 @@ def greedy(
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> list[str]:
-    """What the model writes after each of *prompts*, *under* its edit; the most probable tokens.
+    """Continue each prompt *under* its edit with the most probable tokens.
 
-    The continuation alone, without special tokens; it ends before end-of-text (the tokenizer's
-    and the generation config's) or after *max_new_tokens*.
+    Returns only the continuation, without special tokens. It ends before end-of-text (of the
+    tokenizer or the generation config) or after *max_new_tokens*.
     """
     rows = [encoded(lm, prompt, max_new_tokens) for prompt in prompts]
     wanted = [max_new_tokens] * len(rows)
@@ -71,11 +65,11 @@ def sampled(
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> list[str]:
-    """Each prompt with what the model writes after it, drawn from the *top_k* best tokens.
+    """Each prompt with a continuation that is drawn from the *top_k* best tokens.
 
-    The whole text without special tokens: *max_total_tokens* with the prompt's (a longer prompt
-    stays as it is). Every row draws from its own generator, seeded by *seed* and the prompt: the
-    same prompt twice gives the same text twice, and torch's global generator is left alone.
+    Returns the whole text without special tokens. It has *max_total_tokens* with the prompt; a
+    longer prompt is not continued. Every row has its own generator, seeded by *seed* and the
+    prompt. So the same prompt gives the same text, and torch's global generator stays unchanged.
     """
     rows = [encoded(lm, prompt) for prompt in prompts]
     wanted = [max(0, min(max_total_tokens, lm.max_positions) - len(row)) for row in rows]
@@ -92,10 +86,10 @@ def sampled(
 
 
 def _ladder(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The *top_k* best ids and their summed-up probabilities (B, k).
+    """The *top_k* best ids and their cumulative probabilities (B, k).
 
-    They stand in the order of their ids: the order of two nearly equal ones, which rounding may
-    turn over, then moves no draw.
+    They are sorted by id: if rounding exchanges two ids of nearly equal probability, no draw
+    changes.
     """
     probabilities = logits.cpu().double().softmax(-1)
     ids = probabilities.topk(min(top_k, logits.shape[-1]), dim=-1).indices.sort(-1).values
@@ -109,7 +103,7 @@ def _seed_of(seed: int, prompt: str) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be continued: ``wanted[i]`` tokens after ``rows[i]``, or up to one of `ends`."""
+    """What to continue: ``wanted[i]`` tokens after ``rows[i]``, or until one of `ends`."""
 
     rows: Sequence[list[int]]
     wanted: Sequence[int]
@@ -118,13 +112,13 @@ class _Plan:
     under: RowEdits | None
 
     def edited(self, live: Sequence[int]) -> AbstractContextManager[None]:
-        """The rows *live* of a batch run under their edits."""
+        """Run the rows *live* of a batch under their edits."""
         return self.under.edits.on(self.under.at(live)) if self.under else nullcontext()
 
 
 @torch.no_grad()
 def _continued(lm: Lm, plan: _Plan, pick: Pick) -> list[list[int]]:
-    """The tokens that *pick* puts after each row of *plan*."""
+    """The tokens that *pick* chooses after each row of *plan*."""
     new: list[list[int]] = [[] for _ in plan.rows]
     busy = [i for i, count in enumerate(plan.wanted) if count > 0]
     sizes = [len(plan.rows[i]) + plan.wanted[i] for i in busy]
@@ -148,7 +142,7 @@ def _continued(lm: Lm, plan: _Plan, pick: Pick) -> list[list[int]]:
 
 
 def _start(lm: Lm, rows: Sequence[list[int]]) -> dict[str, Any]:
-    """The model's inputs for the last token of each row, all before it in a cache that grows."""
+    """The model's inputs for the last token of each row; a growing cache holds all others."""
     inputs = keep(lm, rows, [len(row) - 1 for row in rows], layer=0).inputs
     cache = DynamicCache()
     for layer, (keys, values, _) in enumerate(inputs["past_key_values"] or ()):
@@ -157,7 +151,7 @@ def _start(lm: Lm, rows: Sequence[list[int]]) -> dict[str, Any]:
 
 
 def _advance(inputs: dict[str, Any], picked: Sequence[int], going: Sequence[int]) -> None:
-    """Make *inputs* those of the next token: keep the rows *going*, and put *picked* in."""
+    """Change *inputs* to the next token: keep the rows *going*, and insert *picked*."""
     mask = inputs["attention_mask"]
     rows = torch.tensor(going, device=mask.device)
     if len(going) < len(mask):
@@ -169,7 +163,7 @@ def _advance(inputs: dict[str, Any], picked: Sequence[int], going: Sequence[int]
 
 
 def _ends(lm: Lm) -> frozenset[int]:
-    """Ids of end-of-text: the tokenizer's, and those of the model's generation config."""
+    """Ids of end-of-text: of the tokenizer, and of the model's generation config."""
     config = getattr(lm.model, "generation_config", None)
     also = getattr(config, "eos_token_id", None)
     several = also if isinstance(also, list) else [also]
@@ -185,6 +179,6 @@ def _text(lm: Lm, ids: Sequence[int]) -> str:
 
 
 def _added_text(lm: Lm, row: list[int], new: list[int]) -> str:
-    """What *new* adds to the text of *row* (some tokenizers drop a blank at a text's start)."""
+    """What *new* adds to the text of *row*; some tokenizers drop a blank at the start of a text."""
     before, whole = _text(lm, row), _text(lm, row + new)
     return whole[len(before) :] if whole.startswith(before) else _text(lm, new)

@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,23 +31,16 @@ if TYPE_CHECKING:
     from lmedit.replay.unmerged import RowEdits
     from lmedit.types import Case
 
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "exact_match": "equal after NFKC, casefold, blanks joined, punctuation cut at both ends",
-    "contains": "target inside the text, both normalised as for exact_match, at word edges",
-    "GE": "2/3 bigram + 4/3 trigram entropy in bits, mean; words by \\w+|[^\\w\\s] after NFC",
-    "RS": "cosine of tf-idf (smoothed idf as given, words \\w\\w+, lower case)",
-    "essence": "perplexity exp(-sum log p / N) of the first 100 tokens, N counts them all",
-})  # fmt: skip
 WORD = re.compile(r"\w+|[^\w\s]")
-"""A word of GE: a run of letters, digits and _, or one other sign (nltk cuts almost alike)."""
+"""A word of GE: letters, digits and _, or one other sign; nearly the words of nltk."""
 TERM = re.compile(r"\b\w\w+\b")
-"""A term of RS: scikit-learn's `TfidfVectorizer` by default."""
+"""A term of RS: the default of scikit-learn's `TfidfVectorizer`."""
 
 
 def normalised(text: str) -> str:
-    """NFKC, casefold, runs of whitespace to one blank, no blanks or punctuation at the ends.
+    """Normalise *text*: NFKC, casefold, one blank between words, no punctuation at the ends.
 
-    Punctuation is what Unicode calls so (categories P*); signs such as $ or + stay.
+    Punctuation is Unicode's (categories P*); signs such as $ or + stay.
     """
     words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     inside = [i for i, sign in enumerate(words) if not _edge(sign)]
@@ -60,16 +52,16 @@ def _edge(sign: str) -> bool:
 
 
 def exact_match(generated: str, target: str) -> float:
-    """1 where *generated* is *target* after `normalised`, else 0; an empty target never is."""
+    """1 if *generated* equals *target*, both `normalised`; else 0. An empty target gives 0."""
     wanted = normalised(target)
     return float(bool(wanted) and normalised(generated) == wanted)
 
 
 def contains(generated: str, target: str) -> float:
-    """1 where *target* stands in *generated*, both `normalised`, at word edges; else 0.
+    """1 if *generated* contains *target* at word edges, both `normalised`; else 0.
 
-    Between two letters of a script with capitals, or digits, there is no word edge: "Rome" does
-    not stand in "Romeo". Scripts without capitals glue words, so any place counts there.
+    There is no word edge between two digits or letters of a script with capitals: "Romeo" does not
+    contain "Rome". Scripts without capitals do not separate words, so any place counts there.
     """
     text, wanted = normalised(generated), normalised(target)
     at = text.find(wanted) if wanted else -1
@@ -86,10 +78,10 @@ def _glued(one: str, other: str) -> bool:
 
 
 def entropy(words: Sequence[str], n: int) -> float:
-    """H_n = -sum f log2 f, f the shares of the n-grams of *words*, in bits; 0 where none is.
+    """H_n = -sum f log2 f in bits; f are the shares of the n-grams of *words*; 0 without n-grams.
 
-    ROME `eval_utils_counterfact.py:compute_n_gram_entropy`. All n-grams distinct: log2 of their
-    number.
+    ROME `eval_utils_counterfact.py:compute_n_gram_entropy`. If all n-grams differ, it is log2 of
+    their number.
     """
     counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     total = sum(counts.values())
@@ -103,19 +95,19 @@ def fluency(text: str) -> float:
 
 
 def generation_entropy(texts: Sequence[str]) -> float | None:
-    """GE: the mean `fluency` of *texts*, in bits (the tables print 100 times it); None of none."""
+    """GE: the mean `fluency` of *texts* in bits (tables print 100 times it); None without texts."""
     return math.fsum(map(fluency, texts)) / len(texts) if texts else None
 
 
 @dataclass(frozen=True)
 class TfIdf:
-    """The terms' columns and idf; tf-idf here is count times idf (the cosine drops the norm)."""
+    """The columns and idf of the terms. tf-idf is count times idf; the cosine needs no norm."""
 
     columns: Mapping[str, int]
     idf: np.ndarray[Any, np.dtype[np.float64]]
 
     def weights(self, text: str) -> dict[str, float]:
-        """The tf-idf of the known terms of *text*, lower-cased and cut by `TERM`."""
+        """The tf-idf of the known terms of *text*; the text is lower-cased and split by `TERM`."""
         counts = Counter(TERM.findall(text.lower()))
         return {
             term: count * float(self.idf[self.columns[term]])
@@ -125,9 +117,9 @@ class TfIdf:
 
 
 def load_tfidf(vocabulary: Path, idf: Path) -> TfIdf:
-    """Read ROME's `tfidf_vocab.json` (term to column) and `idf.npy`; pickles are refused.
+    """Read ROME's `tfidf_vocab.json` (term to column) and `idf.npy`, without pickles.
 
-    Raises `CasesError` where a file cannot be read or they do not fit together.
+    Raises `CasesError` if a file cannot be read or if the two files do not fit together.
     """
     try:
         columns = json.loads(vocabulary.read_text(encoding="utf-8"))
@@ -145,14 +137,14 @@ def load_tfidf(vocabulary: Path, idf: Path) -> TfIdf:
 
 @dataclass(frozen=True)
 class References:
-    """ROME's reference texts: by (relation, target) the (subject, text) pairs, and the tf-idf."""
+    """ROME's reference texts: (subject, text) pairs by (relation, target), and the tf-idf."""
 
     tfidf: TfIdf
     snippets: Mapping[tuple[str, str], Sequence[tuple[str, str]]]
     digest: str = ""
 
     def of(self, case: Case) -> tuple[list[str], list[str]]:
-        """All texts about things with the case's new answer; those about its subject itself."""
+        """All texts about subjects with the case's new answer, and those about its own subject."""
         found = self.snippets.get((case.relation or "", case.target_id or ""), ())
         own = [text for name, text in found if name == case.request.subject]
         return [text for _, text in found], own
@@ -161,7 +153,7 @@ class References:
 def load_references(folder: Path) -> References:
     """Read `attribute_snippets.json`, `tfidf_vocab.json` and `idf.npy` from *folder* (8.4).
 
-    Raises `CasesError` where one is missing or has another layout.
+    Raises `CasesError` if a file is missing or has another layout.
     """
     tfidf = load_tfidf(folder / "tfidf_vocab.json", folder / "idf.npy")
     path = folder / "attribute_snippets.json"
@@ -176,8 +168,8 @@ def load_references(folder: Path) -> References:
         raise CasesError(f"cannot read {path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise CasesError(
-            f"{path}: {error!r}; a list of objects with relation_id, target_id and samples "
-            "(each with name and text) was expected"
+            f"{path}: {error!r}; it must be a list of objects with relation_id, target_id and "
+            "samples, each with name and text"
         ) from error
     texts = [[*key, *pairs] for key, pairs in sorted(snippets.items())]
     return References(tfidf, snippets, key_of(texts=texts, idf=tfidf.idf.tolist()))
@@ -186,10 +178,10 @@ def load_references(folder: Path) -> References:
 def reference_score(
     generated: Sequence[str], references: Sequence[str], tfidf: TfIdf
 ) -> float | None:
-    """RS: the cosine of the tf-idf of all *generated* and of all *references*, each joined.
+    """RS: cosine of the tf-idf of all *generated* and all *references*, each joined.
 
-    ROME `eval_utils_counterfact.py:tfidf_similarity`. None where a side has no known term (the
-    released code gives NaN or fails).
+    ROME `eval_utils_counterfact.py:tfidf_similarity`. None if a side has no known term; the
+    released code returns NaN or fails then.
     """
     one, other = (tfidf.weights(" ".join(texts)) for texts in (generated, references))
     norms = math.hypot(*one.values()) * math.hypot(*other.values())
@@ -201,10 +193,10 @@ def reference_score(
 def essence_perplexity(
     lm: Lm, texts: Sequence[str], max_tokens: int = 100, under: RowEdits | None = None
 ) -> float | None:
-    """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of *texts* joined, cut to *max_tokens*.
+    """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of the joined *texts*, cut to *max_tokens*.
 
-    N is the number of tokens, though N - 1 are predicted: ROME `util/perplexity.py`. None of no
-    token. For plain perplexity see `health.perplexity`.
+    N is the number of tokens, although only N - 1 are predicted: ROME `util/perplexity.py`. None
+    without tokens. `health.perplexity` is the plain perplexity.
     """
     ids = lm.encode(" ".join(texts))[: min(max_tokens, lm.max_positions)]
     if not ids:

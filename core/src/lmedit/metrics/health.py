@@ -1,14 +1,13 @@
 """A model's health on held-out text: perplexity, and how far an edit moves its predictions.
 
-A text is cut into windows of at most `window` tokens; the next one begins with the last token of
-the one before, so every token but a text's first is predicted exactly once, from at least one and
-at most `window - 1` tokens. Sums are in float64 over rows, the same in any batch and order.
+A text is split into windows of at most `window` tokens. A window begins with the last token of the
+window before. So every token but the first is predicted exactly once, from 1 to `window - 1`
+tokens. Sums are in float64 over rows; batch size and order do not change them.
 """
 
 from __future__ import annotations
 
 import math
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,7 @@ from lmedit.replay.batches import BATCH_TOKENS, log_probabilities, read_rows
 from lmedit.storage.cache import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -27,19 +26,15 @@ if TYPE_CHECKING:
     from lmedit.replay.unmerged import RowEdits
 
 POSITIONS_AT_ONCE = 64
-"""Positions of which float64 log-probabilities are held at a time."""
+"""How many positions have float64 log-probabilities at the same time."""
 WINDOW = 512
-"""Tokens in one window, where neither the user nor the model sets fewer."""
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "perplexity": "exp of the mean negative log-likelihood per token, windows that share one token",
-    "KL": "KL(base || edited) of the next-token distribution, nats, mean over held-out tokens",
-})  # fmt: skip
+"""Tokens in a window, unless the user or the model sets fewer."""
 
 
 def windows(lm: Lm, texts: Iterable[str], window: int = WINDOW) -> list[list[int]]:
-    """The ids of *texts* (documents, or the lines of an open file) in windows; blank ones drop.
+    """The ids of *texts* (documents, or the lines of an open file) in windows.
 
-    A text of one token has nothing to predict and drops too.
+    Blank texts and texts of one token are dropped; there is nothing to predict.
     """
     width = min(window, lm.max_positions)
     if width < 2:
@@ -49,23 +44,23 @@ def windows(lm: Lm, texts: Iterable[str], window: int = WINDOW) -> list[list[int
         ids = lm.encode(text.rstrip("\r\n")) if text.strip() else []
         rows += [ids[start : start + width] for start in range(0, len(ids) - 1, width - 1)]
     if not rows:
-        raise RequestError("the held-out text has no two tokens in a row; give a longer one")
+        raise RequestError("the held-out text has no line of two tokens; give a longer text")
     return rows
 
 
 def perplexity(
     lm: Lm, texts: Iterable[str], window: int = WINDOW, batch_tokens: int = BATCH_TOKENS
 ) -> float:
-    """exp(-(1/N) sum log P(x_t | x before in its window)), N the number of predicted tokens."""
+    """exp(-(1/N) sum log P(x_t | x before in its window)); N is the number of predicted tokens."""
     rows = windows(lm, texts, window)
     sums = read_rows(lm, rows, lambda i, logits: _loss(logits, rows[i]), batch_tokens)
     return math.exp(math.fsum(sums) / sum(len(row) - 1 for row in rows))
 
 
 class HeldOut:
-    """Held-out text as the unedited model sees it, to measure edited models against.
+    """Held-out text and the base model's predictions for it, to compare edited models with.
 
-    It keeps the base's logits of all its tokens, in the model's dtype on the CPU: N x V numbers.
+    It keeps the base's logits of all tokens, in the model's dtype on the CPU: N x V numbers.
     """
 
     def __init__(
@@ -75,7 +70,7 @@ class HeldOut:
         window: int = WINDOW,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        """Run *texts* through *lm*, which must be the base now."""
+        """Run *texts* through *lm*, which must be the base model now."""
         self.rows = windows(lm, texts, window)
         self.digest = key_of(rows=self.rows)
         self.batch_tokens = batch_tokens
@@ -86,7 +81,7 @@ class HeldOut:
     def measure(self, lm: Lm, under: RowEdits | None = None) -> dict[str, float | None]:
         """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token.
 
-        *under* says which one edit it is read with.
+        *under* is the edit to score with.
         """
 
         def read(i: int, logits: Tensor) -> tuple[float, float]:
@@ -100,11 +95,11 @@ class HeldOut:
 
 
 LARGEST = 700.0
-"""Mean loss in nats that counts as this much where it is more: its exponential is still a float."""
+"""A mean loss (nats) above this counts as this; its exponential is still a float."""
 
 
 def _loss(logits: Tensor, row: Sequence[int]) -> float:
-    """The summed negative log-likelihood of the tokens of *row* after its first."""
+    """The summed negative log-likelihood of all tokens of *row* but the first."""
     ids = torch.tensor(row[1:], device=logits.device)[:, None]
     parts = zip(*(torch.split(t, POSITIONS_AT_ONCE) for t in (logits[:-1], ids)), strict=True)
     return -math.fsum(float(log_probabilities(z).gather(1, i).sum()) for z, i in parts)

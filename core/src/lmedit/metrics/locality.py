@@ -1,8 +1,7 @@
-"""What an edit leaves alone: CounterFact+ prompts, KL of next-token distributions, agreement."""
+"""What an edit does not change: CounterFact+ prompts, KL of next-token distributions, agreement."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from lmedit.replay.batches import BATCH_TOKENS, encoded, log_probabilities, predicted, read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -18,15 +17,9 @@ if TYPE_CHECKING:
     from lmedit.replay.unmerged import RowEdits
     from lmedit.types import Request
 
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "NS+": "as NS, the edit's own sentence in front of the neighbourhood prompt (CounterFact+)",
-    "KL": "KL(base || edited) of the next-token distribution after the prompt, nats, mean",
-    "agreement": "share of answer positions whose top-1 token is the unedited model's (EasyEdit)",
-})  # fmt: skip
-
 
 def with_edit(request: Request, prompt: str) -> str:
-    """CounterFact+: "prompt subject target_new. " in front of a neighbourhood *prompt*.
+    """CounterFact+: "prompt subject target_new. " before a neighbourhood *prompt*.
 
     Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`.
     """
@@ -53,14 +46,14 @@ def next_log_probabilities(
 def kl(base: Tensor, edited: Tensor) -> Tensor:
     """KL(base || edited) = sum_x p(x) (log p(x) - log q(x)) in nats, over the last dimension.
 
-    Both are log-probabilities of one dtype; float64 serves best. Where p is 0 a term is 0.
+    Both are log-probabilities of one dtype; float64 is best. If p is 0, the term is 0.
     """
     terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - edited))
     return terms.sum(-1).clamp(min=0)
 
 
 def mean_kl(base: Tensor, edited: Tensor) -> float | None:
-    """The mean of `kl` over prompts (N, V); None of no prompts."""
+    """The mean of `kl` over prompts (N, V); None without prompts."""
     return float(kl(base.double(), edited.double()).mean()) if base.shape[0] else None
 
 
@@ -69,7 +62,7 @@ def answers(
 ) -> list[list[int]]:
     """For each (prompt, answer): the model's top-1 ids at the answer's positions, for `agreement`.
 
-    Teacher-forced on the answer that the data set gives, on the ids of one encoding.
+    Teacher-forced on the data set's answer, with the ids of one encoding.
     """
     return [[best for _, best in row] for row in predicted(lm, pairs, batch_tokens)]
 
@@ -77,6 +70,6 @@ def answers(
 def agreement(base: Sequence[int], edited: Sequence[int]) -> float:
     """The share of positions whose top-1 token did not change (EasyEdit's locality; 9.3).
 
-    It says nothing of whether the token is right; ROME's specificity (`zsre`) does.
+    It does not tell whether the token is right; ROME's specificity (`zsre`) does.
     """
     return sum(one == other for one, other in zip(base, edited, strict=True)) / len(base)

@@ -1,4 +1,4 @@
-"""The one scorer: how probable a target is after a prompt, the same at any batch size and order."""
+"""The one scorer: the probability of a target after a prompt, in any batch size and order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetScore:
-    """A target after a prompt: mean log-probability per token (nats), all tokens top-1 or not."""
+    """A target after a prompt: mean log-probability per token (nats); are all tokens top-1?"""
 
     log_probability: float
     correct: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,20 +17,14 @@ if TYPE_CHECKING:
     from lmedit.types import Delta, Site, Update
 
 EXACT_UP_TO = 1024
-"""The smaller side of a matrix up to which its singular values are computed outright."""
+"""If the smaller side of a matrix is at most this, its singular values are computed exactly."""
 BLOCK, STEPS, TOLERANCE = 8, 500, 1e-10
 HALF, ROUNDS = 2, 10
-"""Bytes of a number of half precision; rounds of the iteration for a change's own key."""
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "relative_norm": "Frobenius norm of the change over that of the matrix before",
-    "spectral_growth": "largest singular value after over before",
-    "survival": "share of the change at its own key that rounding leaves",
-    "patch_bytes": "bytes of the update's tensors, as a patch stores them",
-})  # fmt: skip
+"""Bytes of a half-precision number; iterations to find a change's own key."""
 
 
 def frobenius(delta: Delta) -> float:
-    """The Frobenius norm of a change; of `LowRank` without forming it.
+    """The Frobenius norm of a change. A `LowRank` change is not multiplied out.
 
     ||L R||_F^2 = tr(L^T L R R^T): two r x r Gram matrices, in float64.
     """
@@ -47,7 +40,7 @@ def _norm(matrix: Tensor) -> float:
 
 
 def relative_norms(lm: Lm, update: Update) -> dict[str, float | None]:
-    """||dW||_F / ||W||_F by parameter, W as it is in *lm* now; None where W is 0."""
+    """||dW||_F / ||W||_F by parameter; W is the weight in *lm* now. None if W is 0."""
     return {
         site.parameter: _ratio(frobenius(delta), _norm(lm.weight(site)))
         for site, delta in update.deltas.items()
@@ -55,7 +48,7 @@ def relative_norms(lm: Lm, update: Update) -> dict[str, float | None]:
 
 
 def spectral_growth(lm: Lm, update: Update, seed: int = 0) -> dict[str, float | None]:
-    """sigma_1(W + dW) / sigma_1(W) by parameter, W as it is in *lm* now; None where W is 0."""
+    """sigma_1(W + dW) / sigma_1(W) by parameter; W is the weight in *lm* now. None if W is 0."""
     return {
         site.parameter: _ratio(
             largest_singular_value(lm.weight(site), delta, seed),
@@ -66,10 +59,10 @@ def spectral_growth(lm: Lm, update: Update, seed: int = 0) -> dict[str, float | 
 
 
 def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
-    """How far the weights of *lm* are from *untouched* (storage layout), by the worst tensor.
+    """The distance of the weights of *lm* from *untouched* (storage layout), for the worst tensor.
 
-    `relative_norm` ||W' - W||_F / ||W||_F and `spectral_growth` sigma_1(W') / sigma_1(W); None
-    where nothing was touched.
+    `relative_norm` is ||W' - W||_F / ||W||_F, `spectral_growth` is sigma_1(W') / sigma_1(W). None
+    if *untouched* is empty.
     """
     norms, growths = [], []
     for site, values in untouched.items():
@@ -81,10 +74,11 @@ def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
 
 
 def survival(lm: Lm, update: Update) -> dict[str, float]:
-    """How much of each change is left after rounding to the model's half precision, at its own key.
+    """The share of each change that survives rounding to the model's half precision.
 
-    By parameter: with k the change's leading right singular vector (a rank-one change's key) and
-    dW' what rounding leaves, (dW' k . dW k) / |dW k|^2. Parameters of full precision are left out.
+    By parameter: k is the leading right singular vector of the change (a rank-one change's key),
+    and dW' is the change after rounding: (dW' k . dW k) / |dW k|^2. Parameters of full precision
+    are left out.
     """
     found = {}
     for site, delta in update.deltas.items():
@@ -109,7 +103,7 @@ def _leading(matrix: Tensor) -> Tensor:
 
 
 def worst(values: Iterable[float | None]) -> float | None:
-    """The largest of *values* that were measured: how much the tensor changed that changed most."""
+    """The largest of the measured *values*: the value of the tensor that changed most."""
     return max((value for value in values if value is not None), default=None)
 
 
@@ -119,9 +113,9 @@ def largest_singular_value(
 ) -> float:
     """sigma_1 of *weight* + *delta*: by `torch.linalg` if small, else by power iteration.
 
-    Power iteration runs on a block of 8 vectors that starts from *seed*, until sigma_1 of the
-    block's image settles; its error falls with sigma_9 / sigma_1, and it never overstates.
-    On the CPU, in float64.
+    Power iteration uses a block of 8 vectors, drawn with *seed*, until sigma_1 of the block's image
+    does not change. Its error falls with sigma_9 / sigma_1, and the result is never too large. It
+    runs on the CPU, in float64.
     """
     matrix = weight.cpu().double()
     if min(matrix.shape) <= exact_up_to:
@@ -140,7 +134,7 @@ def largest_singular_value(
 
 
 def _times(matrix: Tensor, delta: Delta | None, block: Tensor) -> Tensor:
-    """(W + dW) X, a `LowRank` change never formed."""
+    """(W + dW) X; a `LowRank` change is not multiplied out."""
     image = matrix @ block
     for factor in _factors(delta):
         block = factor @ block
@@ -148,7 +142,7 @@ def _times(matrix: Tensor, delta: Delta | None, block: Tensor) -> Tensor:
 
 
 def _times_transposed(matrix: Tensor, delta: Delta | None, block: Tensor) -> Tensor:
-    """(W + dW)^T Y, a `LowRank` change never formed."""
+    """(W + dW)^T Y; a `LowRank` change is not multiplied out."""
     image = matrix.T @ block
     for factor in reversed(_factors(delta)):
         block = factor.T @ block
@@ -156,7 +150,7 @@ def _times_transposed(matrix: Tensor, delta: Delta | None, block: Tensor) -> Ten
 
 
 def _factors(delta: Delta | None) -> list[Tensor]:
-    """The matrices of *delta*, the first to multiply first."""
+    """The factors of *delta*, in the order of multiplication."""
     if delta is None:
         return []
     factors = [delta.right, delta.left] if isinstance(delta, LowRank) else [delta.values]
@@ -164,7 +158,7 @@ def _factors(delta: Delta | None) -> list[Tensor]:
 
 
 def patch_bytes(update: Update) -> int:
-    """Bytes of the update's tensors; a patch file adds its header of a few hundred bytes."""
+    """Bytes of the update's tensors. A patch file adds a header of a few hundred bytes."""
     return sum(
         tensor.numel() * tensor.element_size()
         for delta in update.deltas.values()

@@ -1,21 +1,20 @@
 """zsRE's scores by ROME's protocol, and by token ids (Meng et al. 2022, section 3.2).
 
-Efficacy, paraphrase and specificity are shares of target tokens that are the model's top-1 when
-all target tokens before stand in the prompt. Specificity is absolute accuracy on the locality
-answer, not agreement with the unedited model (that is `locality.agreement`).
+Efficacy, paraphrase and specificity are shares of target tokens that are the model's top-1. The
+prompt contains all target tokens before. Specificity is absolute accuracy on the locality answer.
+It is not agreement with the unedited model (that is `locality.agreement`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lmedit.metrics.counterfact import mean
 from lmedit.replay.batches import BATCH_TOKENS, encoded, predicted, read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -24,15 +23,10 @@ if TYPE_CHECKING:
 
     Hits = Callable[[Lm, Sequence[tuple[str, str]], int, RowEdits | None], list[list[bool]]]
 
-PROTOCOL: Mapping[str, str] = MappingProxyType({
-    "rome": "teacher-forced token accuracy, prompt and target tokens joined as strings (ROME)",
-    "ids": "teacher-forced token accuracy on the ids of one encoding",
-})  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ZsreScores:
-    """One record's shares in [0, 1], None where it has no such prompts."""
+    """The shares of one record in [0, 1]; None if it has no such prompts."""
 
     efficacy: float | None
     paraphrase: float | None
@@ -45,12 +39,12 @@ def string_hits(
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> list[list[bool]]:
-    """For each (prompt, target) and token i of " " + target: top-1 or not, by strings.
+    """For each (prompt, target) and each token i of " " + target: is it top-1, by strings?
 
-    The prompt is ``prompt + decode(target[:i])``, encoded anew; right is the first id of
-    ``decode(target[i])`` (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). A token that is
-    part of a character can so never be right. Targets are encoded without special tokens, as
-    MEMIT's heirs do it for tokenizers that add them.
+    The prompt is ``prompt + decode(target[:i])``, encoded again. The first id of
+    ``decode(target[i])`` is right (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). So a token
+    that is part of a character can never be right. Targets are encoded without special tokens, as
+    in MEMIT's successors.
     """
     prompts: list[list[int]] = []
     wanted: list[int | None] = []
@@ -77,10 +71,10 @@ def id_hits(
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> list[list[bool]]:
-    """For each (prompt, target) and token of the target: top-1 or not, by ids.
+    """For each (prompt, target) and each token of the target: is it top-1, by ids?
 
-    The ids of prompt and target are cut from one encoding (`Lm.with_target`), so every token can
-    be reached and the model reads what it would read in the whole text.
+    One encoding gives the ids of prompt and target (`Lm.with_target`). So every token can be right,
+    and the model reads the ids of the whole text.
     """
     return [[own == best for own, best in row] for row in predicted(lm, pairs, batch_tokens, under)]
 
@@ -97,9 +91,9 @@ def zsre_scores(
 ) -> ZsreScores:
     """The scores of one record: means over all target tokens of all prompts of a kind.
 
-    *rewrite* and *paraphrases* are filled prompts for *target*; *locality* are prompts with their
-    own answers (in ROME's reading of the MEND file: ``loc + "?"`` and ``loc_ans``). *hits* is
-    `string_hits` (ROME's protocol) or `id_hits`; *under* says which edit the record is read with.
+    *rewrite* and *paraphrases* are filled prompts for *target*. *locality* are prompts with their
+    own answers; ROME reads them from the MEND file as ``loc + "?"`` and ``loc_ans``. *hits* is
+    `string_hits` (ROME's protocol) or `id_hits`. *under* is the edit to score with.
     """
     pairs = [(prompt, target) for prompt in (rewrite, *paraphrases)] + list(locality)
     found = hits(lm, pairs, batch_tokens, under and under.spread([len(pairs)]))

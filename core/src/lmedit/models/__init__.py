@@ -1,4 +1,4 @@
-"""Load a model; where each family keeps its parts; text to tokens and back to places."""
+"""Load a model, find the parts of its family, and turn text into tokens and places."""
 
 from lmedit.models.lm import Lm
 from lmedit.models.load import TUNED_FILE, load_lm, outline, world, worlds

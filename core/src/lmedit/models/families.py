@@ -1,8 +1,8 @@
-"""Where each family keeps its parts: asked once, here, of the config and the modules.
+"""Where each family has its parts. Only this module asks the config and the modules.
 
-Known families come from one table by `config.model_type`; any other decoder is searched by
-structure: the one list of as many blocks as the config has layers, in a block the one matrix
-outside attention that leads back to the hidden size, and behind the blocks the last norm.
+A table by `config.model_type` holds the known families. Any other decoder is searched by
+structure: the only list with as many blocks as the config has layers, in a block the only matrix
+outside attention that leads back to the hidden size, and after the blocks the last norm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths: of the block list, of a block's MLP output matrix, of the final norm."""
+    """Module paths: the list of blocks, the MLP output matrix of a block, the final norm."""
 
     blocks: str
     mlp_out: str
@@ -44,7 +44,7 @@ KNOWN: dict[str, Family] = {
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family of *model*; raises `UnknownArchitectureError` naming the part not found."""
+    """The family of *model*; raises `UnknownArchitectureError`, which names the missing part."""
     _check_decoder(model)
     known = KNOWN.get(model.config.get_text_config().model_type)
     if known is not None and known.blocks in dict(model.named_modules()):
@@ -53,19 +53,19 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def _check_decoder(model: PreTrainedModel) -> None:
-    """Refuse models that see what comes after a token: no position is the subject's last there."""
+    """Refuse models that read the tokens after a position: no position is the subject's last."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     config = model.config
     two_way = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
     if two_way or config.is_encoder_decoder:
         raise UnknownArchitectureError(
-            f"{_kind(model)} is no decoder that reads from left to right; choose one that is"
+            f"{_kind(model)} is not a decoder that reads from left to right; choose a decoder"
         )
 
 
 def searched(model: PreTrainedModel) -> Family:
-    """The family found by structure alone (module docstring)."""
+    """The family, found by structure alone (see the module docstring)."""
     blocks = _find_blocks(model)
     parent = model.get_submodule(blocks.rpartition(".")[0])
     block = model.get_submodule(blocks)
@@ -84,7 +84,7 @@ def _find_blocks(model: PreTrainedModel) -> str:
     }  # fmt: skip
     outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
     fitting = outermost
-    if len(outermost) > 1:  # a vision tower of the same depth, say
+    if len(outermost) > 1:  # for example a vision tower of the same depth
         fitting = [name for name in outermost if _leads_back(model, lists[name][0])]
     if len(fitting) != 1:
         raise UnknownArchitectureError(
@@ -138,9 +138,9 @@ def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
 
 
 def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
-    """Names, beside *mlp_out*, of the matrices that lead from the hidden size to the keys'.
+    """Names of the matrices next to *mlp_out* that lead from the hidden size to the keys' size.
 
-    Or to twice that, where gate and value are one matrix (the gate comes first).
+    If gate and value are one matrix, its output has twice that size, and the gate comes first.
     """
     hidden, inner = matrix_shape(block.get_submodule(mlp_out))
     beside = block.get_submodule(mlp_out.rpartition(".")[0])
@@ -151,23 +151,23 @@ def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
 
 
 def pre_activation(block: nn.Module, mlp_out: str) -> str:
-    """Path in *block* of the matrix whose output the MLP's activation function takes.
+    """Path in *block* of the matrix whose output goes into the MLP's activation function.
 
-    Of two that lead to the keys' size, it is the one called a gate.
+    If two matrices lead to the keys' size, it is the one whose name contains "gate".
     """
     parent, _, _ = mlp_out.rpartition(".")
     found = mlp_inputs(block, mlp_out)
     names = [name for name in found if "gate" in name] if len(found) > 1 else found
     if len(names) != 1:
         raise UnknownArchitectureError(
-            f"looked beside {mlp_out} for one matrix before the activation function, found "
+            f"looked next to {mlp_out} for one matrix before the activation function, found "
             f"{found or 'none'}; use the MLP's keys instead"
         )
     return f"{parent}.{names[0]}" if parent else names[0]
 
 
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
-"""What families call the matrix that attention writes into the stream with."""
+"""Names of the matrix with which attention writes into the stream."""
 
 
 def attention_out(block: nn.Module) -> str:
@@ -186,7 +186,7 @@ def attention_out(block: nn.Module) -> str:
 
 
 def _above(block: nn.Module, name: str) -> list[nn.Module]:
-    """The modules inside *block* that hold the one called *name*."""
+    """The modules inside *block* that contain the module *name*."""
     parts = name.split(".")[:-1]
     return [block.get_submodule(".".join(parts[:i])) for i in range(1, len(parts) + 1)]
 
@@ -197,7 +197,7 @@ def is_matrix(module: nn.Module) -> bool:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether *module* stores its weight (d_in, d_out): decided by its type, never by shape."""
+    """Whether *module* stores its weight (d_in, d_out); the type decides, never the shape."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)

@@ -1,4 +1,4 @@
-"""`Lm`: a Hugging Face decoder and its tokenizer, as the methods see them."""
+"""`Lm`: a Hugging Face decoder and its tokenizer, as the methods use them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Lm:
-    """A decoder language model with its parts named.
+    """A decoder language model with named parts.
 
-    The model is put into evaluation mode. Its weights change through `add` and `restore` alone,
-    and only the apply and revert hooks call those. Device and dtype are the model's own.
+    The model is in evaluation mode. Only `add` and `restore` change its weights, and only the apply
+    and revert hooks call these. Device and dtype are the model's own.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Lm:
         folder: Path | None = None,
         again: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
-        """Wrap *model*; *tuned* are its measured options by method, *folder* is where it lies.
+        """Wrap *model*. *tuned* are its tuned options by method; *folder* contains its files.
 
-        Without a *tokenizer* it is an outline that reads no text. *text* is its own corpus,
-        *training* its own cases for editors that are trained; *again* loads the model once more.
+        Without a *tokenizer* it is an outline, which reads no text. *text* is its own corpus,
+        *training* its own cases for training editors. *again* loads the model again.
 
-        Raises `UnknownArchitectureError` where a part of the model is not found.
+        Raises `UnknownArchitectureError` if a part of the model is not found.
         """
         self.model = model.eval()
         self.tokenizer: Any = tokenizer
@@ -60,58 +60,58 @@ class Lm:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights as they were when first asked for; the base's identity."""
+        """SHA-256 of the weights at the first call; it identifies the base model."""
         return self.weights_digest()
 
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
-        """SHA-256 of today's weights: of all parameters, or of those of *sites*."""
+        """SHA-256 of the present weights: of all parameters, or of the parameters of *sites*."""
         chosen = self.parameters if sites is None else {site.parameter for site in sites}
         return digest_tensors((name, self._values(name)) for name in sorted(chosen))
 
     def state(self) -> str:
-        """SHA-256 of today's weights; what was not written to since the last call is not read.
+        """SHA-256 of the present weights; it reads only tensors that changed since the last call.
 
-        For caches of what depends on the weights. It trusts torch's count of writes, which a write
-        through ``.data`` leaves as it is; `weights_digest` trusts nothing.
+        For caches of values that depend on the weights. It relies on torch's write counters, which
+        do not see a write through ``.data``; `weights_digest` relies on nothing.
         """
         return self._known.digest(self.parameters, self._written, self._values)
 
     def renew(self) -> bool:
-        """Load the model again, in place of one that somebody changed; everything on it is new.
+        """Load the model again, to replace one that somebody changed; all of it is new.
 
-        False where it was not loaded from anywhere, or what is there now is another.
+        False if it was not loaded from a file, or if the file now holds another model.
         """
         digest = self.digest
         if self._again is None:
             return False
-        del self.model  # memory for one is enough
+        del self.model  # so that memory for one model is enough
         self.model = self._again().eval()
         self._known = KnownTensors()
         return self.weights_digest() == digest
 
     @property
     def revision(self) -> str | None:
-        """The commit that the hub gave the model at; None for a folder."""
+        """The model's commit on the hub; None for a folder."""
         found = getattr(self.model.config, "_commit_hash", None)
         return None if found is None else str(found)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device that the input embedding computes on."""
+        """The device for token ids: the device on which the input embedding computes."""
         return offload.runs_on(self.model.get_input_embeddings())
 
     def device_of(self, site: Site) -> torch.device:
-        """Where the matrix of *site* is multiplied with; its values may be kept elsewhere."""
+        """The device that multiplies with the matrix of *site*; its values may be elsewhere."""
         return offload.runs_on(self.module_of(site))
 
     @property
     def parameters(self) -> frozenset[str]:
-        """The names of all parameters; of tied ones the first."""
+        """The names of all parameters; of tied parameters only the first."""
         return offload.names(self.model)
 
     def _written(self, name: str) -> tuple[int, int]:
         if offload.lies_in_file(self.model, name):
-            return -1, -1  # where nobody writes
+            return -1, -1  # nobody writes to the file
         values = self._values(name)
         return values._version, values.data_ptr()
 
@@ -120,17 +120,17 @@ class Lm:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """The weights' number type, but at least float32: for optimisation and for deltas."""
+        """The dtype of the weights, but at least float32: for optimisation and for deltas."""
         return torch.promote_types(self.model.get_input_embeddings().weight.dtype, torch.float32)
 
     @property
     def dtype_name(self) -> str:
-        """The weights' number type, such as float32."""
+        """The dtype of the weights by name, for example float32."""
         return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
     @property
     def n_layers(self) -> int:
-        """The number of blocks; layers are counted from 0."""
+        """The number of blocks; layers count from 0."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
@@ -140,7 +140,7 @@ class Lm:
 
     @property
     def model_type(self) -> str:
-        """The family's name in the config, such as gpt2."""
+        """The family's name in the config, for example gpt2."""
         return str(self.model.config.get_text_config().model_type)
 
     @property
@@ -153,27 +153,27 @@ class Lm:
         return self.model.get_submodule(f"{self.family.blocks}.{self._checked(layer)}")
 
     def mlp_out_module(self, layer: int) -> nn.Module:
-        """The module of a block's MLP output matrix: keys come in, values go out."""
+        """The module of a block's MLP output matrix: its input are keys, its output are values."""
         return self.block(layer).get_submodule(self.family.mlp_out)
 
     def mlp_module(self, layer: int) -> nn.Module | None:
-        """The module that is a block's whole MLP; None where its parts lie in the block itself."""
+        """The module of a block's whole MLP; None if its parts are children of the block."""
         path = self.family.mlp_out.rpartition(".")[0]
         return self.block(layer).get_submodule(path) if path else None
 
     def attention_out_module(self, layer: int) -> nn.Module:
         """The module of a block's attention output matrix.
 
-        Raises `UnknownArchitectureError` where it is not found.
+        Raises `UnknownArchitectureError` if it is not found.
         """
         block = self.block(layer)
         return block.get_submodule(families.attention_out(block))
 
     def pre_activation_module(self, layer: int) -> nn.Module:
-        """The module whose output a block's MLP applies its activation function to.
+        """The module whose output goes into the activation function of a block's MLP.
 
-        Where gate and value are one matrix, the gate is the first half of that output. Raises
-        `UnknownArchitectureError` where it is not found.
+        If gate and value are one matrix, the gate is the first half of that output. Raises
+        `UnknownArchitectureError` if it is not found.
         """
         block = self.block(layer)
         return block.get_submodule(families.pre_activation(block, self.family.mlp_out))
@@ -190,16 +190,16 @@ class Lm:
         return tuple(self.site_of(f"{where}{name}") for name in (*names, last))
 
     def site_of(self, module: str) -> Site:
-        """The matrix of the module at the path *module*."""
+        """The weight matrix of the module at the path *module*, as a site."""
         transposed = families.is_transposed(self.model.get_submodule(module))
         return Site(f"{module}.weight", transposed)
 
     def module_of(self, site: Site) -> nn.Module:
-        """The module whose parameter *site* is."""
+        """The module that contains the parameter of *site*."""
         return self.model.get_submodule(site.parameter.rpartition(".")[0])
 
     def mlp_out_bias(self, layer: int) -> Site | None:
-        """The bias of the MLP output matrix, or None where it has none."""
+        """The bias of the MLP output matrix; None if it has none."""
         if getattr(self.mlp_out_module(layer), "bias", None) is None:
             return None
         return Site(f"{self.family.blocks}.{layer}.{self.family.mlp_out}.bias")
@@ -212,17 +212,17 @@ class Lm:
         return layer
 
     def stores(self, site: Site) -> bool:
-        """Whether *site*, a parameter of the model, is stored the way round that it says."""
+        """Whether the model stores the parameter of *site* in the orientation of *site*."""
         if self._values(site.parameter).dim() == 1:
             return not site.transposed
         return site.transposed == families.is_transposed(self.module_of(site))
 
     def weight(self, site: Site) -> Tensor:
-        """The parameter of *site* as a view (d_out, d_in), whatever its storage."""
+        """The parameter of *site* as a view (d_out, d_in), in either storage layout."""
         return _as_matrix(self._values(site.parameter), site)
 
     def embeddings(self, side: Literal["input", "output"]) -> Tensor:
-        """The table (V, H) of the input embeddings, or of the output embeddings (the head's)."""
+        """The table (V, H) of the input embeddings, or of the output embeddings (the head)."""
         module = {
             "input": self.model.get_input_embeddings, "output": self.model.get_output_embeddings
         }[side]()  # fmt: skip
@@ -234,24 +234,24 @@ class Lm:
         return self._values(site.parameter).clone()
 
     def added(self, site: Site, change: Tensor) -> Tensor:
-        """The matrix of *site* plus *change* (d_out, d_in), as `add` would leave it."""
+        """The matrix of *site* plus *change* (d_out, d_in), as `add` would store it."""
         weight = self.weight(site)
         finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
         return (weight.to(finer) + change.to(weight.device, finer)).to(weight.dtype)
 
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
-        """Add *change* (d_out, d_in): summed in float32 or finer, rounded to storage once."""
+        """Add *change* (d_out, d_in). The sum is in float32 or finer and is rounded once."""
         weight = _as_matrix(offload.held(self.model, site.parameter).detach(), site)
         weight.copy_(self.added(site, change))
 
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:
-        """Copy *values*, as `snapshot` gave them, back into the parameter of *site*."""
+        """Copy *values*, which `snapshot` returned, back into the parameter of *site*."""
         offload.held(self.model, site.parameter).copy_(values)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of *text*, with the special tokens the tokenizer adds by itself."""
+        """Token ids of *text*, with the special tokens that the tokenizer adds itself."""
         return tokens.encode(self.tokenizer, text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -259,7 +259,10 @@ class Lm:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def subject_last(self, prompt: str, subject: str, context: str = "{}") -> tuple[list[int], int]:
-        """Ids of the filled prompt in *context*, and the index of the subject's last token."""
+        """Ids of the filled prompt in *context*, and the index of the subject's last token.
+
+        Raises `SubjectNotFoundError`.
+        """
         return tokens.subject_last(self.tokenizer, prompt, subject, context)
 
     def subject_span(self, prompt: str, subject: str) -> tuple[list[int], int, int]:
@@ -267,7 +270,7 @@ class Lm:
         return tokens.subject_span(self.tokenizer, prompt, subject)
 
     def with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
-        """Ids of a filled *prompt*, and of " " + *target* after it."""
+        """Ids of a filled *prompt*, and ids of " " + *target* after it."""
         return tokens.with_target(self.tokenizer, prompt, target)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
@@ -275,10 +278,10 @@ class Lm:
         return tokens.padded(rows, self.device)
 
     def logits(self, batch: tokens.Batch) -> Tensor:
-        """Next-token logits (B, T, V) of every position, in the model's dtype.
+        """Next-token logits (B, T, V) at every position, in the model's dtype.
 
-        The padding is not masked: it stands on the right, where no true token of a causal model
-        looks, and a position that may look nowhere gives NaN in some attentions.
+        Padding is not masked. It is on the right, where no true token of a causal model looks. A
+        position without anything to look at gives NaN in some attention functions.
         """
         everything = torch.ones_like(batch.ids)
         out = self.model(input_ids=batch.ids, attention_mask=everything, use_cache=False)

@@ -1,9 +1,8 @@
-"""Parameters that accelerate keeps outside the device a model runs on: in memory, or in a file.
+"""Parameters that accelerate keeps away from the model's device: in memory or in a file.
 
-Such a parameter is a placeholder on the meta device; accelerate's hook on its module has a map from
-names to the true tensors and brings them to the device for each call. What is written to the map's
-tensors is what the next call computes with. A tensor that lies in a file is taken into memory when
-it is first written to.
+Such a parameter is a placeholder on the meta device. accelerate's hook on its module has a map
+from names to the true tensors and moves them to the device for each call. The next call computes
+with what is written to the map's tensors. A tensor in a file moves to memory at the first write.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def names(model: nn.Module) -> frozenset[str]:
-    """The names of all parameters; of tied ones the first, also where they are placeholders."""
+    """The names of all parameters, also of placeholders; of tied parameters only the first."""
     tied = getattr(model, "all_tied_weights_keys", {})
     return frozenset(
         name for name, parameter in model.named_parameters()
@@ -28,9 +27,9 @@ def names(model: nn.Module) -> frozenset[str]:
 
 
 def fetched(model: nn.Module, name: str) -> Tensor:
-    """The parameter *name* with its values, wherever they lie.
+    """The parameter *name* with its values, in memory or in a file.
 
-    Of a model without weights it is the placeholder. Raises `AttributeError` where there is none.
+    If the model has no weights, it is the placeholder. Raises `AttributeError` if there is none.
     """
     parameter = model.get_parameter(name)
     found = _place(model, name) if parameter.is_meta else None
@@ -38,7 +37,7 @@ def fetched(model: nn.Module, name: str) -> Tensor:
 
 
 def held(model: nn.Module, name: str) -> Tensor:
-    """As `fetched`, in memory from now on: what is written to it stays."""
+    """As `fetched`, but in memory from now on, so that a write to it stays."""
     values = fetched(model, name)
     if model.get_parameter(name).is_meta and (found := _place(model, name)) is not None:
         store, key = found
@@ -48,7 +47,7 @@ def held(model: nn.Module, name: str) -> Tensor:
 
 
 def lies_in_file(model: nn.Module, name: str) -> bool:
-    """Whether the values of the parameter *name* are read from a file for each call."""
+    """Whether each call reads the values of the parameter *name* from a file."""
     found = _place(model, name) if model.get_parameter(name).is_meta else None
     return found is not None and found[1] not in getattr(found[0], "state_dict", found[0])
 
@@ -63,7 +62,7 @@ def runs_on(module: nn.Module) -> torch.device:
 
 
 def lacks_weights(model: nn.Module) -> bool:
-    """Whether a parameter's values are nowhere to be found."""
+    """Whether a parameter has no values anywhere."""
     return any(
         parameter.is_meta and _place(model, name) is None
         for name, parameter in model.named_parameters()
@@ -71,7 +70,7 @@ def lacks_weights(model: nn.Module) -> bool:
 
 
 def _place(model: nn.Module, name: str) -> tuple[Any, str] | None:
-    """The map that holds the values of the parameter *name*, and their key in it."""
+    """The map that holds the values of the parameter *name*, and their key in the map."""
     path, _, key = name.rpartition(".")
     for hook in _hooks(model.get_submodule(path)):
         if (store := hook.weights_map) is not None:

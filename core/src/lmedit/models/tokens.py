@@ -1,6 +1,6 @@
-"""From text to token ids and back to places: by character offsets, right in any script.
+"""Text to token ids and to places in them, by character offsets; works for any script.
 
-Nothing here pads to the left, changes the tokenizer, or counts on a space or a BOS token.
+This module does not pad to the left, does not change the tokenizer, and needs no space or BOS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text, and for each token the characters [start, end) it stands for."""
+    """Token ids of a text, and for each token the characters [start, end) that it covers."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids right-padded to one length (B, T), and the mask of true tokens (B, T)."""
+    """Token ids, right-padded to one length (B, T), and the mask of true tokens (B, T)."""
 
     ids: Tensor
     mask: Tensor
@@ -41,10 +41,10 @@ class Batch:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
-    """Token ids of *text*, with the special tokens the tokenizer adds by itself."""
+    """Token ids of *text*, with the special tokens that the tokenizer adds itself."""
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} has no offsets; a fast one (tokenizer.json) is needed"
+            f"{type(tokenizer).__name__} has no offsets; use a fast tokenizer (tokenizer.json)"
         )
     out = tokenizer(text, return_offsets_mapping=True, verbose=False)
     return Encoded(list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]])
@@ -59,10 +59,10 @@ def last_token_in(encoded: Encoded, start: int, end: int) -> int | None:
 def subject_last(
     tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str, context: str = "{}"
 ) -> tuple[list[int], int]:
-    """Ids of *context* with the filled prompt in its ``{}``, and the subject's last token.
+    """Ids of *context* with the filled prompt at its ``{}``, and the subject's last token.
 
-    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` with the prompt, its
-    tokens and the characters tried.
+    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError`; the message gives the
+    prompt, its tokens and the characters.
     """
     before, _, after = context.partition("{}")
     start = len(before) + prompt.index("{}")
@@ -73,7 +73,7 @@ def subject_last(
         tokens = [text[a:b] for a, b in encoded.offsets]
         raise SubjectNotFoundError(
             f"no token of {text!r} ends the subject {subject!r} "
-            f"(tried characters {start} to {start + len(subject)}; tokens {tokens}); "
+            f"(characters {start} to {start + len(subject)}; tokens {tokens}); "
             "use another spelling"
         )
     return encoded.ids, index
@@ -84,7 +84,7 @@ def subject_span(
 ) -> tuple[list[int], int, int]:
     """Ids of the filled prompt, and the range [start, end) of the subject's tokens.
 
-    Raises `SubjectNotFoundError` as `subject_last` does.
+    Raises `SubjectNotFoundError`, as `subject_last` does.
     """
     ids, last = subject_last(tokenizer, prompt, subject)
     begin = prompt.index("{}")
@@ -94,10 +94,10 @@ def subject_span(
 
 
 def as_template(tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str) -> str:
-    """*prompt* with ``{}`` where the subject stands, for prompts written out in full.
+    """Replace the subject in *prompt* by ``{}``, for prompts that are written out in full.
 
-    A prompt that has braces is returned as it is. Tries the exact subject, then without regard
-    to case; raises `SubjectNotFoundError` where neither stands in the prompt exactly once.
+    A prompt with braces is returned unchanged. First the exact subject is searched, then without
+    regard to case. Raises `SubjectNotFoundError` if the prompt does not contain it exactly once.
     """
     if "{}" in prompt or not subject:
         return prompt
@@ -107,18 +107,18 @@ def as_template(tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str) -
             return prompt[:at] + "{}" + prompt[at + len(needle) :]
     tokens = [prompt[a:b] for a, b in encode(tokenizer, prompt).offsets]
     raise SubjectNotFoundError(
-        f"the subject {subject!r} does not stand once in the prompt {prompt!r} (tokens {tokens}; "
-        "tried exactly and without regard to case); write {} where it belongs"
+        f"the prompt {prompt!r} does not contain the subject {subject!r} exactly once, with or "
+        f"without regard to case (tokens {tokens}); write {{}} in the subject's place"
     )
 
 
 def with_target(
     tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
 ) -> tuple[list[int], list[int]]:
-    """Ids of *prompt*, and those that " " + *target* adds to it.
+    """Ids of *prompt*, and the ids that " " + *target* adds to it.
 
-    Both are cut from one encoding of the whole text at the prompt's last character, so that a
-    tokenizer that puts a marker before every text (SentencePiece) does not put one inside.
+    One encoding of the whole text is split at the prompt's last character. So a tokenizer that
+    puts a marker before every text (SentencePiece) puts no marker inside.
     """
     encoded = encode(tokenizer, f"{prompt} {target.strip()}")
     ends = [end for _, end in encoded.offsets]
@@ -130,7 +130,7 @@ def with_target(
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
-    """Rows of ids as one right-padded batch; the padding's id is 0."""
+    """Rows of ids as one right-padded batch; the padding has id 0."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Keys and values that were computed once, as a cache that is read and never grows."""
+"""A cache of computed keys and values; it is read and never grows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class KeptLayer(DynamicLayer):
-    """Keys and values of one block that are read and never grow."""
+    """The keys and values of one block; they are read and never grow."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         """Hold *keys* and *values* (B, heads, P, d)."""
@@ -26,9 +26,9 @@ class KeptLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The kept tensors with the new ones behind; nothing is stored.
+        """Return the kept tensors followed by the new ones; store nothing.
 
-        Kept rows serve as many times as many new ones, over and over in their order.
+        If there are more new rows than kept rows, the kept rows are repeated in their order.
         """
         del args, kwargs
         times = key_states.shape[0] // self.kept[0].shape[0]
@@ -39,7 +39,7 @@ class KeptLayer(DynamicLayer):
 
 
 def read_only(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache of keys and values by block that is read and never grows."""
+    """A cache of the keys and values by block; it is read and never grows."""
     cache = DynamicCache()
     cache.layers = [KeptLayer(keys, values) for keys, values in pairs]
     cache.layer_class_to_replicate = None

@@ -1,8 +1,8 @@
-"""Where files and folders are written before they take their place, and what dead writers left.
+"""Write files and folders beside their place, then rename them; remove the rest of dead writers.
 
-A part lies in a hidden folder beside its place, on whose lock its writer sits. The system lets go
-of the lock however a process ends, so a folder whose lock is free has no writer any more; the next
-write beside it takes it away.
+A part is in a hidden folder beside its place. Its writer holds a lock in that folder. The system
+releases the lock when the process ends, even if it crashes. So a folder with a free lock has no
+writer; the next write in the same place removes it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ CURRENT, EXCHANGE = -100, 2
 
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
-    """A free place beside *path* to write to, for a file or folder that is then renamed to *path*.
+    """A free path beside *path*: write a file or folder there, then rename it to *path*.
 
-    What is there when the block ends is deleted. Raises `ArtifactError` where it cannot be made.
+    Whatever is still there when the block ends is deleted. Raises `ArtifactError` if the place is
+    not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,35 +52,34 @@ def part_of(path: Path) -> Iterator[Path]:
 
 
 def _locked(place: Path) -> tuple[Path, BaseFileLock]:
-    """A new folder in *place*, and its lock, held.
+    """Make a new folder in *place* and hold its lock.
 
-    Another's sweep may find the folder before its lock is held, and take it away: then it is made
-    again.
+    A sweep of another process may remove the folder before its lock is held; then it is made again.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         lock = FileLock(folder / LOCK)
-        lock.acquire()  # makes the folder again, too
+        lock.acquire()  # this also makes the folder again
         if (folder / LOCK).exists():
             return folder, lock
         lock.release()
 
 
 def _sweep(place: Path) -> None:
-    """Delete what killed writers left in *place*; what is being written is left alone."""
+    """Delete parts of killed writers in *place*. Parts with a running writer stay."""
     for folder in place.glob(f"{PREFIX}*"):
         try:
             with FileLock(folder / LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
         except (Timeout, OSError, NotImplementedError):
-            continue  # it is being written, or is not ours to delete
+            continue  # it has a writer, or we may not delete it
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of *folder* if the block ends well, else is removed.
+    """A new folder that replaces *folder* if the block succeeds; else it is removed.
 
-    What was there before is deleted: the caller has made sure that it was ours.
+    The old folder is deleted; the caller has checked that lmedit wrote it. Raises `ArtifactError`.
     """
     with part_of(folder) as part:
         try:
@@ -96,9 +96,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Let two folders change places: at once where the system can, else by renames.
+    """Exchange two folders: in one step if the system can, else by renames.
 
-    A crash between those leaves the old one beside its place, hidden, and nothing deletes it.
+    A crash between the renames leaves the old folder beside its place, hidden; nothing deletes it.
     """
     if sys.platform == "linux":
         rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -117,16 +117,16 @@ def _exchange(new: Path, old: Path) -> None:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """A place beside *path* for a file; renamed to *path* if the block ends well, else removed.
+    """A path beside *path* for a file; renamed to *path* if the block succeeds, else removed.
 
-    Raises `ArtifactError` where the folder cannot be written.
+    Raises `ArtifactError` if the folder is not writable.
     """
     with part_of(path) as part:
         try:
             part.touch(exist_ok=False)
             mode = part.stat().st_mode
             yield part
-            part.chmod(mode)  # safetensors makes files that only their owner can read
+            part.chmod(mode)  # safetensors makes files that only the owner can read
             part.replace(path)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error

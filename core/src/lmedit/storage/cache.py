@@ -1,4 +1,4 @@
-"""Where lmedit keeps what it computed once, and the keys by which it is found again."""
+"""The cache folder of computed results, and the keys of its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CACHE_VARIABLE = "LMEDIT_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where prepared statistics and editors are kept: LMEDIT_CACHE, or the user's cache."""
+    """The folder of prepared statistics and editors: LMEDIT_CACHE, or the user's cache."""
     from platformdirs import user_cache_path
 
     chosen = os.environ.get(CACHE_VARIABLE)

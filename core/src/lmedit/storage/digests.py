@@ -1,4 +1,4 @@
-"""Digests of tensors: what a cache key, a patch and a revert check are made of."""
+"""Digests of tensors, for cache keys, patches and the check after revert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order given; 64 hex digits."""
+    """SHA-256 over names, dtypes, shapes and bytes, in the given order; 64 hex digits."""
     total = hashlib.sha256()
     for name, tensor in named:
         data = tensor.detach().to("cpu").contiguous()
@@ -24,10 +24,10 @@ def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 class KnownTensors:
-    """Digests of named tensors, each taken once for as long as it is not written to."""
+    """Digests of named tensors. A digest is computed again only if the tensor was written to."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Start without digests."""
         self._read: dict[str, tuple[tuple[int, int], str]] = {}
 
     def digest(
@@ -36,7 +36,7 @@ class KnownTensors:
         written: Callable[[str], tuple[int, int]],
         values: Callable[[str], Tensor],
     ) -> str:
-        """SHA-256 over the tensors *names*; *written* says of one what changes with its values."""
+        """SHA-256 over the tensors *names*. ``written(name)`` changes when the values change."""
         total = hashlib.sha256()
         for name in sorted(names):
             now = written(name)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def parse_json(text: str) -> Any:
-    """The value that *text* says; raises `ValueError` also where it is too deep, or no text."""
+    """Parse *text*; raises `ValueError`, also if it is nested too deep or is not valid text."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # halves of characters cannot be printed
+        json.dumps(value, ensure_ascii=False).encode()  # half characters (surrogates) fail here
     except RecursionError:
-        raise ValueError("its JSON is nested too deep") from None
+        raise ValueError("the JSON is nested too deep") from None
     return value
 
 

@@ -1,6 +1,6 @@
-"""Tensors with facts on disk: safetensors with a checksum, written whole; checkpoints are such.
+"""Tensors with facts on disk: safetensors files with a checksum, written whole; checkpoints too.
 
-Loading verifies the format and the checksum, and judges the header before a tensor is read.
+Loading checks the header before it reads a tensor, then the format and the checksum.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Layout = Mapping[str, tuple[str, tuple[int, ...]]]
-    """Tensors by name: number type, as safetensors calls it, and shape."""
+    """Tensors by name: the dtype as safetensors names it, and the shape."""
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
     """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum."""
-    # Copies, since safetensors refuses tensors that share memory.
+    # Copies, because safetensors refuses tensors that share memory.
     flat = {
         name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         for name in sorted(tensors)
@@ -46,7 +46,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
 
 
 def _order_header(path: Path) -> None:
-    """Put the metadata in order: safetensors writes it in any, and bytes should not vary."""
+    """Sort the metadata: safetensors writes it in any order, but the bytes should not vary."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -60,13 +60,12 @@ def _order_header(path: Path) -> None:
 def load_tensors(
     path: Path, kind: str, check: Callable[[Any, Layout], None] | None = None
 ) -> tuple[dict[str, Tensor], Any]:
-    """Read what `save_tensors` wrote; raises `ArtifactError` for any other file.
+    """Read a file of `save_tensors`; raises `ArtifactError` for any other file.
 
-    The tensors are views of the file: who keeps them longer than it makes copies. *check* is given
-    the facts and what tensors there are, before one is read; it raises `ValueError` or
-    `ArtifactError`.
+    The tensors are views of the file; copy them to keep them longer than the file. Before a tensor
+    is read, *check* receives the facts and the layout. It raises `ValueError` or `ArtifactError`.
     """
-    if not os.path.isfile(path):  # which, unlike Path's, takes any name
+    if not os.path.isfile(path):  # unlike Path.is_file, it accepts any name
         raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
     with _opened(path, kind) as (file, metadata):
         facts = parse_json(metadata.get("facts", ""))
@@ -87,7 +86,7 @@ def read_facts(path: Path, kind: str) -> Any:
 
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
-    """The safetensors file *path* of *kind*, and its metadata; what is wrong in it is told."""
+    """Open the safetensors file *path* of *kind* with its metadata; raises `ArtifactError`."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -109,18 +108,18 @@ STATISTICS, BASE = "statistics", "base"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where long work keeps its state between interruptions; one file, replaced whole."""
+    """The file of a long computation's state between interruptions; always replaced whole."""
 
     path: Path
 
     def load(self) -> tuple[dict[str, Tensor], Any] | None:
-        """The tensors and facts saved last, or None where the work starts anew."""
+        """The tensors and facts that were saved last; None if there are none."""
         return load_tensors(self.path, CHECKPOINT) if self.path.is_file() else None
 
     def save(self, tensors: Mapping[str, Tensor], facts: Any) -> None:
-        """Replace the state by *tensors* and *facts* (JSON)."""
+        """Replace the state with *tensors* and *facts* (JSON)."""
         save_tensors(self.path, CHECKPOINT, tensors, facts)
 
     def clear(self) -> None:
-        """Forget the state, when the work is done."""
+        """Delete the state when the work is done."""
         self.path.unlink(missing_ok=True)
