@@ -1,9 +1,9 @@
 """Build the docs as a site: `python docs/build_site.py [FOLDER]`, by default into `site/`.
 
 The pages are plain Markdown, and their links work in the repository. This script copies the pages,
-the READMEs of the packages and the project's own pages. It changes the links to lead to the copies.
-Then Sphinx makes HTML (`conf.py`); its warnings are errors. The headings and lists of `index.md` are
-the navigation.
+the READMEs of the packages and the pages of the project. It makes the links lead to the copies.
+Then Sphinx makes HTML (`conf.py`); its warnings are errors. The headings and lists of `index.md`
+are the navigation.
 """
 
 from __future__ import annotations

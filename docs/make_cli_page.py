@@ -23,7 +23,7 @@ that one line explains, and 2 for wrong usage.
 
 | variable | meaning |
 |---|---|
-| `LMEDIT_MODEL` | the default of `-m`; without it the embedded model `demo`, which needs no network |
+| `LMEDIT_MODEL` | the default of `-m`; if unset: `demo`, the embedded model, without network |
 | `LMEDIT_CACHE` | the folder of prepared statistics and trained editors |
 | `LMEDIT_PLUGINS` | the visible methods; unset: all; empty: none; or a list with commas |
 
