@@ -108,7 +108,9 @@ def test_locating_what_is_no_parameter_is_an_error(
     editor: Make, request_: Request, parameter: str
 ) -> None:
     broken = editor(edit_locate=lambda: Location((Site(parameter),)))
-    with pytest.raises(BrokenPluginError, match=rf"located '{parameter}', .*no parameter of tiny"):
+    with pytest.raises(
+        BrokenPluginError, match=rf"located '{parameter}', .*not a parameter of tiny"
+    ):
         broken.locate(request_)
 
 
