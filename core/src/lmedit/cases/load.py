@@ -146,8 +146,8 @@ def _items(
 ) -> tuple[Case | BrokenCase, ...]:
     if layout is None:
         raise CasesError(
-            f"{path}: no record has the keys of a known layout; give a JSON list of records, or "
-            f"one JSON object per line, in one of: {', '.join(LAYOUTS)}"
+            f"{path}: no record has the keys of a known layout; give JSON records in one of: "
+            f"{', '.join(LAYOUTS)}"
         )
     items: list[Case | BrokenCase] = []
     for index, (line, record) in enumerate(islice(lines, limit)):

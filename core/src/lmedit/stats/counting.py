@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lmedit.types import Corpus
 
 GROUP = 100
-"""So many documents are sorted by length and packed together; a checkpoint counts these groups."""
+"""How many documents are sorted by length and packed together; a checkpoint counts groups."""
 BATCH_TOKENS = 4096
 SAVE_SECONDS = 30.0
 
