@@ -452,7 +452,9 @@ def test_a_folder_without_data_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_record_of_no_layout_is_refused(write: Write) -> None:
-    with pytest.raises(CasesError, match=r"no record has keys of a known layout.*counterfact, fac"):
+    with pytest.raises(
+        CasesError, match=r"no record has the keys of a known layout.*counterfact, fac"
+    ):
         load_cases(write({"a": 1}, {"b": 2}, name="cases.jsonl"))
 
 

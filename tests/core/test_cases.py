@@ -220,7 +220,7 @@ def test_a_truncation_anywhere_is_noticed(write: Write) -> None:
         lambda text: text.replace("}, {", "},, {"),
         lambda text: text[:-1] + "}",
     ],
-    ids=["text behind the list", "no comma", "two commas", "wrong bracket"],
+    ids=["text after the list", "no comma", "two commas", "wrong bracket"],
 )
 def test_json_that_is_no_json_is_noticed(write: Write, spoil: Callable[[str], str]) -> None:
     assert noticed(write(spoil(json.dumps([{**record(0)}, {**record(1)}]))))
@@ -234,7 +234,7 @@ def test_json_that_is_no_json_is_noticed(write: Write, spoil: Callable[[str], st
         ("hello", "a JSON list of records"),
         ("", "a JSON list of records"),
         ("  \n", "a JSON list of records"),
-        ('{"unheard": "of"}', "no record has keys of a known layout"),
+        ('{"unheard": "of"}', "no record has the keys of a known layout"),
         ("[]", "holds no case"),
         (" [ ] ", "holds no case"),
         (b"[\xff\xfe]", "is not UTF-8 text"),

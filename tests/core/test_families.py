@@ -291,7 +291,7 @@ def test_a_structure_with_all_parts_is_found() -> None:
         (lambda: Parts(TwoWaysBack), r"MLP output matrix .*found \['down', 'other'\]"),
         (lambda: Parts(Mlp, norm=False), r"final norm among .*\(embed, blocks\)"),
     ],
-    ids=["no matrix", "no blocks", "two matrices", "no norm"],
+    ids=["not a matrix", "no blocks", "two matrices", "no norm"],
 )
 def test_a_missing_part_is_named(model: Any, sought: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=rf"Parts \(model_type 'parts'\).*{sought}"):

@@ -108,7 +108,9 @@ def test_locating_what_is_no_parameter_is_an_error(
     editor: Make, request_: Request, parameter: str
 ) -> None:
     broken = editor(edit_locate=lambda: Location((Site(parameter),)))
-    with pytest.raises(BrokenPluginError, match=rf"located '{parameter}', .*no parameter of tiny"):
+    with pytest.raises(
+        BrokenPluginError, match=rf"located '{parameter}', .*not a parameter of tiny"
+    ):
         broken.locate(request_)
 
 
@@ -460,7 +462,7 @@ def test_another_version_of_the_method_prepares_anew(counted: Counted, lm: Lm) -
 def test_not_prepared_names_the_command(counted: Counted, lm: Lm) -> None:
     with pytest.raises(NotPreparedError) as caught:
         ready(counted[0], lm, PreparedOptions(), None)
-    assert "counted: not prepared" in str(caught.value)
+    assert "counted is not prepared" in str(caught.value)
     assert "lmedit prepare counted -m tiny --corpus " in str(caught.value)
     assert counted[1] == []
 

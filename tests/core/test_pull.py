@@ -190,7 +190,7 @@ def test_a_wrong_size_is_refused_before_the_body_comes(
     server: Server, offer: Callable[..., Path]
 ) -> None:
     path = offer(size=12)
-    with pytest.raises(CasesError, match=f"offers {len(CONTENT)} bytes where 12 were expected"):
+    with pytest.raises(CasesError, match=f"offers {len(CONTENT)} bytes, but 12 were expected"):
         pull("set")
     assert list(path.parent.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_a_wrong_size_is_found_where_no_length_was_told(
     server: Server, offer: Callable[..., Path]
 ) -> None:
     path, server.length = offer(size=12), False
-    with pytest.raises(CasesError, match=f"{len(CONTENT)} bytes where 12 were expected"):
+    with pytest.raises(CasesError, match=f"{len(CONTENT)} bytes, but 12 were expected"):
         pull("set")
     assert list(path.parent.iterdir()) == []
 

@@ -147,7 +147,7 @@ def test_a_lost_or_damaged_store_is_an_error(folder: Path) -> None:
     with pytest.raises(RunError, match="cannot open the run"):
         read_run(folder)
     (folder / FILE).unlink()
-    with pytest.raises(RunError, match=r"has lost its run.sqlite"):
+    with pytest.raises(RunError, match=r"run.sqlite is missing"):
         read_run(folder)
 
 

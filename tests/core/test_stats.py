@@ -432,11 +432,11 @@ def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arrays", "culprit"), [
-    ({"mom2.count": np.array(9)}, "no .npz of the released statistics"),
+    ({"mom2.count": np.array(9)}, "not a .npz file of the released statistics"),
     ({"mom2.mom2": np.ones((3, 3)), "mom2.count": np.array(9)}, r"holds \(3, 3\).*another model"),
     ({"mom2.mom2": np.triu(np.ones((D, D))), "mom2.count": np.array(9)}, "not symmetric"),
     ({"mom2.mom2": np.full((D, D), np.nan), "mom2.count": np.array(9)}, "no finite"),
-    ({"mom2.mom2": np.array([{}], dtype=object), "mom2.count": np.array(9)}, "no .npz of the"),
+    ({"mom2.mom2": np.array([{}], dtype=object), "mom2.count": np.array(9)}, "not a .npz file of"),
 ])  # fmt: skip
 def test_other_arrays_are_not_taken_over(
     lm: Lm, tmp_path: Path, arrays: dict[str, Any], culprit: str
@@ -455,5 +455,5 @@ def test_a_file_without_a_model_needs_one(lm: Lm, kept: Any, tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="layers 0 to 3, not 9"):
         import_statistics(tmp_path / "a.npz", lm, 9)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
-    with pytest.raises(ArtifactError, match=r"no \.npz of the released"):
+    with pytest.raises(ArtifactError, match=r"not a \.npz file of the released"):
         import_statistics(tmp_path / "cut.npz", lm, 0)

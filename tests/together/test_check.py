@@ -66,7 +66,7 @@ def test_broken_laws_are_told_apart_and_the_model_is_new_for_each(states: States
     code, *found = states(computing("bad", "next(lm.model.parameters()).add_(1)").replace(
         "def edit_compute", "@torch.no_grad()\ndef edit_compute"))  # fmt: skip
     assert code == 1
-    assert found[1] == ("fail", "left behind: changed weights")
+    assert found[1] == ("fail", "it left behind: changed weights")
     assert [found[law - 1] for law in (1, 3, 4, 7)] == [KEPT] * 4
 
 

@@ -129,7 +129,7 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
 
 
 @pytest.mark.parametrize(("given", "culprit"), [
-    (["ft", "--plot", "x.gif"], "x.gif: pictures end in .png, .svg, .html"),
+    (["ft", "--plot", "x.gif"], "x.gif: give a file that ends in .png, .svg, .html"),
     (["ft", "--plot", "x.png"], "ft has no evidence to draw"),
     (["ft", "--probe"], "ft has nothing to probe"),
 ])  # fmt: skip

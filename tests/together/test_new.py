@@ -74,8 +74,8 @@ def test_it_needs_a_core_like_this_one(lmedit: Run) -> None:
         ("../mine", "'../mine' is no name"),
         ("a--b", "'a--b' is no name"),
         ("1st", "'1st' is no name"),
-        ("rome", "the name 'rome' is taken by lmedit-rome"),
-        ("base", "the name 'base' is taken by the core"),
+        ("rome", "the name 'rome' belongs to lmedit-rome"),
+        ("base", "the name 'base' belongs to the core"),
     ],
 )
 def test_a_bad_name_is_a_clear_error(lmedit: Run, tmp_path: Path, name: str, reason: str) -> None:

@@ -95,9 +95,9 @@ def test_options_are_keywords_and_a_preset_is_one(lm: Lm) -> None:
 
 
 def test_what_is_not_prepared_says_what_to_give(lm: Lm) -> None:
-    with pytest.raises(NotPreparedError, match="give text= to prepare it on"):
+    with pytest.raises(NotPreparedError, match="give text= to prepare it"):
         lmedit.editor("rome", lm)
-    with pytest.raises(NotPreparedError, match="give cases= to prepare it on"):
+    with pytest.raises(NotPreparedError, match="give cases= to prepare it"):
         lmedit.editor("mend", lm)
     with pytest.raises(CasesError, match="the given texts are blank"):
         lmedit.editor("rome", lm, text=[" "])
@@ -160,7 +160,7 @@ def test_failures_are_told(nudge: lmedit.Editor) -> None:
         ({"cases": "nowhere.json"}, CasesError, "no cases 'nowhere.json'"),
         ({"metrics": ["all"]}, UnknownNameError, "no group of metrics 'all' among"),
         ({"metrics": ["health"]}, RequestError, "has no held-out text of its own"),
-        ({"editors": []}, RequestError, "editors of one model are compared"),
+        ({"editors": []}, RequestError, "give editors of one model"),
     ],
 )
 def test_what_cannot_be_compared_says_so(

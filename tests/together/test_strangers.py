@@ -120,7 +120,7 @@ def test_a_name_of_the_core_is_taken(install: Install, lmedit: Run, name: str) -
     install(name, good(name), module="toy_base")
     done = lmedit("show", name, env={BLOCK_VARIABLE: name})
     assert done.exit_code == 1
-    assert f"the name {name!r} is taken by the core" in done.stderr
+    assert f"the name {name!r} is reserved for the core" in done.stderr
 
 
 def test_two_files_of_one_name_are_both_named(lmedit: Run, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_two_files_of_one_name_are_both_named(lmedit: Run, tmp_path: Path) -> No
     ("source", "reason"),
     [
         (good("bad", **{"return Update({": "return dict({"}), "must return Update, not dict"),
-        (good("bad", **{"(lm.mlp_out(options.layer),)": "'mlp'"}), "which is no tuple of sites"),
+        (good("bad", **{"(lm.mlp_out(options.layer),)": "'mlp'"}), "which is not a tuple of sites"),
         (good("bad", **{".layer),))": ".layer),), {'at': lm})"}), "JSON values as evidence"),
         (computing("bad", "raise SystemExit(3)"), "edit_compute raised SystemExit: 3"),
         (computing("bad", "1 / 0"), "ZeroDivisionError: division by zero (toy_bad.py, line 18)"),

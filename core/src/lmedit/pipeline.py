@@ -2,10 +2,10 @@
 
     prepare (once per model, cached) -> compute = locate + compute -> applied (and reverted)
 
-It checks the laws that can be checked during the work: what a hook returns, that sites exist,
-that deltas fit and are finite, that the model did not change, and, by hash, that revert restores
-the weights. It removes what a hook leaves on the model (hooks, gradients, modes). Hooks that
-compute may use gradients, also if the caller has switched them off.
+It checks the laws that can be checked during the work. Results have the right types, sites exist,
+and deltas fit and are finite. The model does not change, and revert restores the weights (checked
+by hash). It removes what a hook leaves on the model (hooks, gradients, modes). Hooks that compute
+may use gradients, also if the caller has switched them off.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def editor_for(
 
 
 def _words(material: Material) -> str:
-    """The name of *material*, and the remedy where it is a makeshift."""
+    """The name of *material*; for text of the model itself, also a better choice."""
     if isinstance(material, SelfWritten):
         return "text that the model writes itself (better: --corpus FILE)"
     return material.name

@@ -56,7 +56,7 @@ class Frozen(BaseModel):
 
 
 class Request(Frozen):
-    """One fact to edit: the answer that the model shall give after the prompt."""
+    """One fact to edit: the answer that the model should give after the prompt."""
 
     prompt: str = Field(description="text with one {} at the place of the subject")
     subject: str = Field(min_length=1)

@@ -1,1 +1,1 @@
-"""What each command does, as functions that take and return values."""
+"""The work of each command, as functions that take and return values."""

@@ -1,4 +1,4 @@
-"""`compare`: from a plan and what is to be measured to a run that any worker can continue."""
+"""`compare`: from a plan and the requested measures to a run that any worker can continue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_CASES, LIMIT = "demo", 100
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a comparison measures, beside which baselines, and how its edits pile up."""
+    """What a comparison measures, with which baselines, and how its edits pile up."""
 
     preset: str | None = None
     """A table of the ROME paper: its cases, their number and its metrics."""
@@ -45,26 +45,26 @@ class Measuring:
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` where the parts do not fit together."""
+        """Raise `UsageError` if the values do not go together."""
         if self.regime != "single" and self.in_context:
-            raise UsageError("--in-context touches no weight and has no --regime but single")
+            raise UsageError("--in-context changes no weight; use it only with --regime single")
 
     @property
     def groups(self) -> frozenset[str]:
-        """The groups of metrics: those named, those of the paper's table, those a pile needs."""
+        """The groups of metrics: the named ones, the paper table's, and those that a pile needs."""
         groups = set(GROUPS if "all" in self.metrics else self.metrics)
         groups |= set(PRESETS[self.preset].metrics) if self.preset else set()
         return frozenset(groups | ({"health"} if self.regime != "single" else set()))
 
     def cases(self, plan: Plan, lm: Lm) -> CaseSet:
-        """The cases of *plan*, by default those of the paper's table, as many as it used."""
+        """The cases of *plan*; by default those of the paper's table, as many as the paper used."""
         if self.preset is None:
             return plan.load_cases(DEFAULT_CASES, LIMIT)
         paper = PRESETS[self.preset]
         return plan.load_cases(paper.cases, paper.records.get((lm.model_type, lm.n_layers), LIMIT))
 
     def piles(self, cases: CaseSet) -> Regime | None:
-        """How the edits pile up on *cases*; None where each edit is alone."""
+        """How the edits pile up on *cases*; None if each edit is alone."""
         if self.regime == "single":
             return None
         sizes = sizes_of(self.sizes, len(cases.good))
@@ -73,7 +73,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Comparing:
-    """A comparison that is loaded and prepared; call it with a run folder to finish the run."""
+    """A loaded and prepared comparison; call it with a run folder to finish the run."""
 
     setup: Setup
     measuring: Measuring
@@ -97,7 +97,7 @@ class Comparing:
 
 
 def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:
-    """Load the methods, the model and the cases, and prepare what needs it."""
+    """Load the methods, the model and the cases, and prepare the methods that need it."""
     setup = set_up(plan, tell)
     cases = measuring.cases(plan, setup.lm)
     regime = measuring.piles(cases)
@@ -116,12 +116,12 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
 
 
 def take_part(plan: Plan, measuring: Measuring, folder: Path) -> None:
-    """Set everything up again and do what is left in *folder*: the part of another worker."""
+    """Set everything up again and do the remaining tasks in *folder*, as another worker."""
     set_up_comparison(plan, measuring)(folder)
 
 
 def sizes_of(text: str | None, most: int) -> tuple[int, ...]:
-    """The sizes of --sizes, ascending; by default powers of ten, and *most*, the number of cases.
+    """The sizes of --sizes, ascending; by default powers of ten and *most*, the number of cases.
 
     Raises `UsageError`.
     """
@@ -148,7 +148,7 @@ def _baselines(setup: Setup, measuring: Measuring) -> list[Candidate]:
 
 
 def _at_random_layer(setup: Setup, name: str) -> Candidate:
-    """The method *name*, which edits each case at a layer drawn for it."""
+    """The method *name* with a random layer for each case."""
     options = tuple(
         (key, value)
         for key, value in setup.plan.options

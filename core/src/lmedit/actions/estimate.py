@@ -1,4 +1,4 @@
-"""What a method will take on a model, before anything is loaded: memory, operations, rough time."""
+"""Estimate what a method needs on a model before loading it: memory, operations, rough time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from lmedit.types import Work
 
 ACHIEVED = 1 / 3
-"""Share of the speed of large matrices that small work reaches."""
+"""The share of the speed of large matrix products that the work of a method reaches."""
 PROBE, PROBES = 1024, 5
 CLASSES = ((60, "seconds"), (3600, "minutes"), (86400, "hours"), (float("inf"), "days"))
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of large matrix products, measured now."""
+    """Operations per second of large matrix products, measured now."""
     a = torch.randn(PROBE, PROBE, device=device).to(dtype)
 
     def seconds() -> float:
@@ -40,29 +40,29 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a method takes on a model, a device and a number type, and what there is."""
+    """What a method needs on a model, a device and a dtype, and the free memory."""
 
     work: Mapping[str, Work]
     fixed: Mapping[str, float]
-    """Bytes that are there all the time: the weights, the libraries."""
+    """Bytes that are always in use: the weights, the libraries."""
     free: float | None
     speed: float
 
     def total(self, part: str) -> float:
-        """Bytes of a part at its peak."""
+        """The peak in bytes of a step."""
         return sum(self.fixed.values()) + sum(self.work[part].memory.values())
 
     def seconds(self, part: str) -> float:
-        """A rough time."""
+        """A rough time of a step."""
         return self.work[part].flops / (ACHIEVED * self.speed)
 
     def time_class(self, part: str) -> str:
-        """Seconds, minutes, hours or days."""
+        """The rough time in words: seconds, minutes, hours or days."""
         return next(name for limit, name in CLASSES if self.seconds(part) < limit)
 
     @property
     def fits(self) -> bool | None:
-        """Whether every part fits into what is free; None: unknown."""
+        """Whether every step fits into the free memory; None if that is unknown."""
         if self.free is None:
             return None
         return max((self.total(part) for part in self.work), default=0.0) <= self.free
@@ -83,12 +83,12 @@ class Estimate:
 
 
 def estimate(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -> Estimate:
-    """Estimate what *loaded* takes for an outline *lm* that will run on *device*."""
+    """Estimate what *loaded* needs on *device* for the outline *lm*."""
     fixed = {"weights": float(weights(lm))}
     if device.type == "cpu" and (libraries := in_use(device)) is not None:
         fixed["Python and libraries"] = libraries
     dtype = lm.model.get_input_embeddings().weight.dtype
     there = free(device)
     if there is not None:
-        there += fixed.get("Python and libraries", 0.0)  # of this process, so taken already
+        there += fixed.get("Python and libraries", 0.0)  # this process already uses them
     return Estimate(work_of(loaded, lm, options), fixed, there, speed(device, dtype))

@@ -1,4 +1,4 @@
-"""What was measured on many facts, averaged: means by block with 95 % bands."""
+"""Averages of measurements over many facts: means by block with 95 % bands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def averaged(
     found: Sequence[Mapping[str, Mapping[str, Sequence[float]]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """By chart and series: the mean of each place, half of its 95 % interval, and how many facts.
+    """By chart and series: the mean at each place, half of its 95 % interval, the number of facts.
 
-    The interval is 1.96 standard deviations over the root of the number of facts.
+    The half interval is 1.96 standard deviations / sqrt(number of facts).
     """
     gathered: dict[str, dict[str, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
     for one in found:

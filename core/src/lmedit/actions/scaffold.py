@@ -1,4 +1,4 @@
-"""A new method's project, written from the files of `template/`, which are a working one."""
+"""Write the project of a new method from the files of `template/`, which is a working project."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 STANDS_FOR = "newmethod"
-"""What the template calls the method."""
+"""The method's name in the template."""
 
 
 def write_project(name: str, folder: Path) -> list[str]:
-    """Write the project of a method *name* to *folder*; the paths of its files, sorted.
+    """Write the project of the method *name* to *folder*; return the sorted paths of its files.
 
-    Raises `OptionError` for a name that cannot be, `ArtifactError` where *folder* exists or cannot
-    be written; then nothing is left behind.
+    Raises `OptionError` if the name is not allowed, and `ArtifactError` if *folder* exists or is
+    not writable. Then no file remains.
     """
     _check(name)
     if folder.exists():
@@ -47,13 +47,13 @@ def write_project(name: str, folder: Path) -> list[str]:
 
 
 def _check(name: str) -> None:
-    """Refuse a *name* that is no name, or that somebody has."""
+    """Raise `OptionError` if *name* is not a valid name or is already taken."""
     if not NAME.fullmatch(name):
         raise OptionError(f"{name!r} is no name for a method; use lower case, digits and hyphens")
     taken = {entry.name: entry.distribution for entry in entries()}
     taken |= dict.fromkeys(RESERVED, "the core")
     if name in taken:
-        raise OptionError(f"the name {name!r} is taken by {taken[name]}; choose another")
+        raise OptionError(f"the name {name!r} belongs to {taken[name]}; choose another")
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
@@ -64,7 +64,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 
 def _named(text: str, name: str) -> str:
-    """*text* of the template about the method *name*."""
+    """Replace the template's name in *text* by *name*."""
     words = name.split("-")
     text = text.replace(STANDS_FOR.title(), "".join(word.title() for word in words))
     text = text.replace(f"lmedit_{STANDS_FOR}", f"lmedit_{'_'.join(words)}")

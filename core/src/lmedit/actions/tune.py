@@ -23,16 +23,16 @@ DEFAULT_CASES, LIMIT = "demo", 36
 
 @dataclass(frozen=True)
 class Tuning:
-    """A sweep that is loaded and prepared; call it with a run folder to finish the sweep."""
+    """A loaded and prepared sweep; call it with a run folder to finish the sweep."""
 
     setup: Setup
     cases: CaseSet
     given: Mapping[str, Any]
     everything: tuple[Options, ...]
-    """The options of every setting, which one preparation may serve."""
+    """The options of all settings; one preparation may serve them all."""
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        """Finish the sweep in *folder*; the best options with their evidence."""
+        """Finish the sweep in *folder*; return the best options with their evidence."""
         (loaded,) = self.setup.methods
         return tune(
             self.setup.lm,
@@ -54,7 +54,7 @@ class Tuning:
 def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
     """Load the method, the model and the cases, and prepare the method.
 
-    The cases are the last ones, since `compare` takes the first.
+    It takes the last cases, because `compare` takes the first ones.
     """
     cases = replace(plan, limit=None).load_cases(DEFAULT_CASES)
     setup = set_up(plan, tell)
@@ -69,5 +69,5 @@ def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
 
 
 def take_part(plan: Plan, folder: Path) -> None:
-    """Set everything up again and do what is left in *folder*: the part of another worker."""
+    """Set everything up again and do the remaining tasks in *folder*, as another worker."""
     set_up_tuning(plan)(folder)

@@ -1,1 +1,1 @@
-"""Python's front door: an editor or a comparison in one call."""
+"""The Python interface: an editor or a comparison in one call."""

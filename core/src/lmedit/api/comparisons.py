@@ -1,4 +1,4 @@
-"""A comparison in one call, and its results as a value that a notebook shows."""
+"""A comparison in one call; a notebook shows its results as a table."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What methods did to cases: printed it is a table, in a notebook too."""
+    """The results of a comparison; `print` and notebooks show a table."""
 
     run: FinishedRun
 
     @classmethod
     def read(cls, folder: str | Path) -> Comparison:
-        """The finished run in *folder*, as `lmedit compare --run` keeps it.
+        """Read the finished run in *folder*, as `lmedit compare --run` writes it.
 
-        Raises `RunError` where there is none.
+        Raises `RunError` if there is none.
         """
         return cls(read_run(Path(folder)))
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """The rows of `results.json`, one for each method, the unedited model's first."""
+        """The rows of `results.json`, one for each method; the unedited model comes first."""
         return list(self.run.raw["rows"])
 
     def page(self, path: str | Path) -> None:
@@ -51,7 +51,7 @@ class Comparison:
             part.write_text(page(self.run), encoding="utf-8", errors="replace")
 
     def _remarks(self) -> list[str]:
-        """By how much each method is ahead of each other, and what failed."""
+        """The differences between the methods, and the failures."""
         return [*difference_lines(self.run.raw.get("differences", ())), *failures(self.rows)]
 
     def __str__(self) -> str:
@@ -66,17 +66,19 @@ def comparison(
     metrics: Sequence[str] = (), heldout: str | Path | None = None,
     references: str | Path | None = None, run: str | Path | None = None, seed: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Edit, score and revert each of *cases* with each of *editors*, all of one model.
+    """Edit, score and revert each of *cases* with each of *editors*, which share one model.
 
-    *cases* are a name or file as behind ``--cases``, or records at hand; *metrics* the groups of
-    ``--metrics``, for which *heldout* is a text file and *references* a folder. With *run*, a
-    folder, the single results are kept, and a killed comparison goes on where it stopped.
+    *cases* are a name or file as for ``--cases``, or records in memory. *metrics* are groups of
+    ``--metrics``; *heldout* is a text file and *references* a folder for them. With *run*, a
+    folder, the single results are stored there, and a stopped comparison continues.
 
     Raises `RequestError`, `CasesError`, `UnknownNameError`, `RunError`, and `BrokenPluginError`
-    where a method leaves the model changed.
+    if a method leaves the model changed.
     """
     if len({id(editor.lm) for editor in editors}) != 1:
-        raise RequestError("editors of one model are compared; give one or several of the same")
+        raise RequestError(
+            "the editors have different models or are empty; give editors of one model"
+        )
     if unknown := set(metrics) - set(GROUPS):
         raise UnknownNameError("group of metrics", min(unknown), GROUPS)
     lm, chosen = editors[0].lm, cases_given(cases, limit)

@@ -1,4 +1,4 @@
-"""An editor in one call, for a model that the caller holds."""
+"""An editor in one call, for a model in memory."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def editor(
     method: str | Path, lm: Lm, *, text: Texts | None = None,
     cases: CasesGiven | None = None, download: bool = False, **options: Any,
 ) -> Editor:  # fmt: skip
-    """*method*, a name or the path of a plugin file, set up for *lm*.
+    """Set up *method* for *lm*; *method* is a name, or the `Path` of a plugin file.
 
-    *options* are the method's own, and `preset`. What is prepared is prepared once for a model and
-    found again later: a method with statistics counts them on *text* (a name or file as behind
-    ``--corpus``, or strings; by default the model's own), one that is trained is trained on *cases*
-    (a name, a file, or records), which can take long. What the method does not need is left aside.
-    Hub corpora need *download*.
+    *options* are the method's own options, and `preset`. A preparation is made once per model and
+    found again later. A method with statistics computes them on *text*: a name or file as for
+    ``--corpus``, or strings; by default the model's own text. A trained method trains on *cases*
+    (a name, a file, or records), which can take long. Arguments that the method does not need are
+    ignored. Hub corpora need *download*.
 
     Raises `UnknownNameError`, `BrokenPluginError`, `OptionError`, `CasesError`, and
-    `NotPreparedError` where neither a preparation nor what to prepare on is at hand.
+    `NotPreparedError` if there is no preparation and nothing to prepare on.
     """
     loaded = load_file(method) if isinstance(method, Path) else load(method)
     chosen = build_options(loaded.method, options, lm)
@@ -46,6 +46,6 @@ def editor(
     except NotPreparedError:
         needed = "cases" if loaded.method.prepares_on == "cases" else "text"
         raise NotPreparedError(
-            f"{loaded.name}: not prepared for {lm.name} with these options; give {needed}= to "
-            "prepare it on"
+            f"{loaded.name} is not prepared for {lm.name} with these options; give {needed}= to "
+            "prepare it"
         ) from None

@@ -1,4 +1,4 @@
-"""Cases to judge edits by, and corpora to prepare on, from files; the only importer of datasets."""
+"""Read cases to judge edits, and corpora to prepare methods; only this folder uses datasets."""
 
 from lmedit.cases.corpus import corpus_of, texts_given
 from lmedit.cases.knowns import Known, KnownSet

@@ -20,19 +20,19 @@ HUB = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
 }
-"""Corpora by name: data set and configuration on the hub; the field is `text`."""
+"""Corpora by name: data set and configuration on the hub; the texts are in the field `text`."""
 
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """Text files, one document a line; a `.jsonl` file holds the text under ``text``."""
+    """Text files with one document per line; a `.jsonl` file has the text in the field ``text``."""
 
     name: str
     files: tuple[Path, ...]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the files' bytes, in order."""
+        """SHA-256 of the bytes of the files, in order."""
         total = hashlib.sha256()
         for file in self.files:
             total.update(file.read_bytes())
@@ -57,13 +57,13 @@ class FileCorpus:
         try:
             return need(json.loads(line), "text", str)
         except ValueError as error:
-            what = f"{file}, line {number}: a JSON object with a text was expected ({error})"
+            what = f"{file}, line {number}: give a JSON object with the field text ({error})"
             raise CasesError(what) from error
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A corpus of the hub, streamed through `datasets` and read as it comes."""
+    """A corpus of the hub, streamed with `datasets`."""
 
     name: str
     source: str
@@ -71,11 +71,11 @@ class HubCorpus:
 
     @property
     def digest(self) -> str:
-        """What is streamed: data set, configuration and split."""
+        """A digest of the names of the data set, the configuration and the split."""
         return hashlib.sha256(f"{self.source}|{self.config}|train".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the documents in order, the empty ones left out."""
+        """Yield the documents in order, without the empty ones."""
         import datasets
 
         try:
@@ -91,23 +91,23 @@ class HubCorpus:
 
 @dataclass(frozen=True)
 class GivenCorpus:
-    """Documents that the caller holds."""
+    """Documents in memory."""
 
     documents: tuple[str, ...]
     name: str = "given texts"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the documents, each with its end."""
+        """SHA-256 of the documents; their boundaries matter."""
         return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the documents that are not blank, in order."""
+        """Yield the documents in order, without the blank ones."""
         return (document for document in self.documents if document.strip())
 
 
 def texts_given(texts: Iterable[str]) -> GivenCorpus:
-    """A corpus of *texts*; raises `CasesError` where there are none."""
+    """A corpus of *texts*; raises `CasesError` if all of them are blank."""
     found = GivenCorpus(tuple(texts))
     if not any(found):
         raise CasesError("the given texts are blank; give a file's path, or strings with text")
@@ -117,7 +117,8 @@ def texts_given(texts: Iterable[str]) -> GivenCorpus:
 def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> Any:
     """The corpus *name*: a world's text, a file, a folder, or wikitext or wikipedia.
 
-    No name: the model's *own* text, or None where it has none. Hub corpora need *download*.
+    Without a name it is the model's *own* text, or None if it has none. Hub corpora need
+    *download*. Raises `CasesError`.
     """
     if name is None:
         return FileCorpus(own.name, (own,)) if own else None
@@ -128,7 +129,7 @@ def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> 
     if path.is_dir():
         files = tuple(sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".jsonl"}))
         if not files:
-            raise CasesError(f"folder {name!r} holds no .txt or .jsonl file; name another")
+            raise CasesError(f"folder {name!r} holds no .txt or .jsonl file; give another folder")
         return FileCorpus(name, files)
     if path.is_file():
         return FileCorpus(name, (path,))
@@ -136,7 +137,7 @@ def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> 
         if not download:
             raise CasesError(f"corpus {name!r} is on the hub; add --download to stream it")
         return HubCorpus(name, *HUB[name])
-    raise CasesError(f"no corpus {name!r}; name a file, a folder or one of: {_names(known)}")
+    raise CasesError(f"no corpus {name!r}; give a file, a folder or one of: {_names(known)}")
 
 
 def _names(known: dict[str, Any]) -> str:

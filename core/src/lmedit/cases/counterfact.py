@@ -17,7 +17,7 @@ KEYS = frozenset(
 
 
 def case_from(record: Mapping[str, Any], index: int = 0) -> Case:
-    """The case of *record*; raises `ValueError` naming the field and what was expected."""
+    """The case of *record*. Raises `ValueError` with the field and what was expected."""
     rewrite = need(record, "requested_rewrite", dict)
     return Case(
         id=str(need(record, "case_id", int)),
@@ -33,14 +33,14 @@ def case_from(record: Mapping[str, Any], index: int = 0) -> Case:
 
 
 def _relations(record: Mapping[str, Any]) -> tuple[Probe, ...]:
-    """Facts of the same subject, which worlds add to the official fields."""
+    """Facts about the same subject; worlds add them to the official fields."""
     if record.get("relation_prompts") is None:
         return ()
     return tuple(Probe.model_validate(p) for p in need(record, "relation_prompts", list))
 
 
 def request_of(rewrite: Mapping[str, Any]) -> Request:
-    """The request of a rewrite in CounterFact's form, which MQuAKE shares."""
+    """The request of a rewrite in CounterFact's form; MQuAKE uses the same form."""
     return Request(
         prompt=need(rewrite, "prompt", str),
         subject=need(rewrite, "subject", str),

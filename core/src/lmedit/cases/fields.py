@@ -1,4 +1,4 @@
-"""Reading a record's fields: each helper raises `ValueError` with the field and what it wants."""
+"""Read the fields of a record. Each function raises `ValueError` with the field and the need."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def need(record: Any, name: str, kind: type) -> Any:
-    """The value of field *name* of *record* (an object), which must be a *kind*."""
+    """The value of field *name* of the object *record*; it must be a *kind*."""
     if not isinstance(record, dict):
-        what = f"a {type(record).__name__} stands where an object with {name!r} was expected"
+        what = f"found a {type(record).__name__}; an object with {name!r} was expected"
         raise ValueError(what)
     if name not in record:
         raise ValueError(f"field {name!r} is missing (a {kind.__name__} was expected)")
@@ -29,7 +29,7 @@ def need(record: Any, name: str, kind: type) -> Any:
 
 
 def _whole(text: str) -> bool:
-    """Whether *text* can be written as UTF-8; JSON's escapes can spell half a character."""
+    """Whether *text* can be written as UTF-8; escapes in JSON can give half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -38,20 +38,20 @@ def _whole(text: str) -> bool:
 
 
 def need_text(record: Any, name: str) -> str:
-    """The value of field *name*, which must be a string of more than blanks."""
+    """The value of field *name*; it must be a string and not blank."""
     if not need(record, name, str).strip():
         raise ValueError(f"field {name!r} is empty; a text was expected")
     return str(record[name])
 
 
 def optional(record: Mapping[str, Any], name: str) -> str | None:
-    """The value of field *name* where it is a text; nothing depends on this one."""
+    """The value of field *name* if it is a text, else None; nothing depends on it."""
     value = record.get(name)
     return value if isinstance(value, str) and _whole(value) else None
 
 
 def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The value of field *name*, which must be a list of strings."""
+    """The value of field *name*; it must be a list of strings."""
     found = need(record, name, list)
     if not all(isinstance(text, str) and _whole(text) for text in found):
         raise ValueError(f"field {name!r} must be a list of strings")
@@ -59,7 +59,7 @@ def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def optional_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """As `texts`; a missing field or null is no text, a string is one."""
+    """As `texts`, but null or a missing field gives no text, and a string gives one."""
     value = record.get(name)
     if value is None:
         return ()
@@ -67,13 +67,13 @@ def optional_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def name_of(record: Mapping[str, Any], field: str, index: int) -> str:
-    """The record's own name in *field*, or its place in the file."""
+    """The record's own name in *field*; without one, its index in the file."""
     own = record.get(field)
     return str(index if own is None else own)
 
 
 def answers(value: Any, name: str) -> tuple[str, ...]:
-    """The distinct answers in *value*: a string, or lists of strings to any depth, in order."""
+    """The distinct answers in *value*, in order: a string, or nested lists of strings."""
     return tuple(dict.fromkeys(text for text in _flat(value, name) if text.strip()))
 
 
@@ -88,17 +88,17 @@ def _flat(value: Any, name: str) -> Iterator[str]:
 
 
 def probes(pairs: Iterator[tuple[str, tuple[str, ...]]]) -> tuple[Probe, ...]:
-    """A probe for each prompt with its right answers; without any answer it cannot be judged."""
+    """A probe for each prompt that has right answers; the others cannot be judged."""
     return tuple(
         Probe(prompt=prompt, answer=right[0], aliases=right[1:]) for prompt, right in pairs if right
     )
 
 
 def template(text: str, subject: str, name: str) -> tuple[str, str]:
-    """*text* with {} in place of *subject*, and the subject as the text spells it.
+    """Replace *subject* in *text* by {}; also return the subject as the text spells it.
 
-    The subject must stand in the text once; a difference in upper and lower case is repaired by
-    taking the text's spelling. A text that has its {} already is returned as it is.
+    The text must contain the subject once. If only upper and lower case differ, the text's
+    spelling is used. A text with {} is returned unchanged.
     """
     if "{}" in text:
         return text, subject

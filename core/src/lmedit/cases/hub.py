@@ -1,4 +1,4 @@
-"""Rows of a data set in the hub's layout, from a local folder or (on request) from the hub."""
+"""Rows of a data set in the hub's layout, from a local folder or, on request, from the hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lmedit.errors import CasesError
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether *name* has a hub id's form, OWNER/NAME, and not a file's."""
+    """Whether *name* looks like a hub id, OWNER/NAME, and not like a file."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not name.endswith(
         (".json", ".jsonl")
     )
 
 
 def hub_rows(source: Path | str, *, download: bool) -> tuple[list[dict[str, Any]], str]:
-    """All rows of all splits, sorted by case_id where they have one, and their SHA-256.
+    """All rows of all splits, sorted by case_id if they have one, and their SHA-256.
 
     The sort restores CounterFact's order, which `azhx/counterfact` shuffled into train and test.
-    A folder is read in place; a hub id needs *download*.
+    A folder is read directly; a hub id needs *download*.
     """
     if not isinstance(source, Path) and not download:
         raise CasesError(f"cases {source!r} are on the hub; add --download to fetch them")
@@ -43,4 +43,4 @@ def _rows(source: Path | str) -> list[dict[str, Any]]:
         return [dict(row) for split in sorted(loaded) for row in loaded[split]]
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         what = f"cannot read {str(source)!r} as a data set of the hub ({error})"
-        raise CasesError(f"{what}; name a JSON file, or see docs/reference/cases.md") from error
+        raise CasesError(f"{what}; give a JSON file, or see docs/reference/cases.md") from error

@@ -1,4 +1,4 @@
-"""A user's own fact as a `Case`: one JSON object a line (docs/reference/cases.md)."""
+"""A user's own fact as a `Case`: one JSON object per line; see `docs/reference/cases.md`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS = frozenset(
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*; the prompt has {} for the subject, or the subject itself, once."""
+    """The case of *record*; the prompt contains {} or the subject itself, exactly once."""
     for name in record:
         if name not in KEYS:
             near = get_close_matches(name, KEYS, n=1)

@@ -1,9 +1,9 @@
-"""One record of KnowEdit (wiki_counterfact and its siblings) as a `Case`.
+"""One record of KnowEdit (wiki_counterfact and related sets) as a `Case`.
 
 Source: `zjunlp/KnowEdit` on the hub and its loader `easyeditor/dataset/knowedit.py`; Zhang et al.
 2024, arXiv 2401.01286. Prompts are full texts. An answer is a string, a list of right answers, or a
-list of such lists; the first is the answer, the others its aliases. A probe without any answer is
-left out, since nothing can judge it.
+list of such lists. The first one is the answer, the others are its aliases. A probe without any
+answer is left out, because nothing can judge it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEYS = frozenset(
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*: portability by group, all locality groups one after another."""
+    """The case of *record*: portability by group, all locality groups joined."""
     subject = _either(record, "subject", "concept")
     prompt, subject = template(_either(record, "prompt", "text"), subject, "prompt")
     true = answers(record.get("ground_truth"), "ground_truth")
@@ -45,7 +45,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
 
 
 def _either(record: Mapping[str, Any], name: str, other: str) -> str:
-    """Field *name*, or *other*, as WikiBio calls it."""
+    """Field *name*, or *other*, its name in WikiBio."""
     return need_text(record, other if name not in record and other in record else name)
 
 

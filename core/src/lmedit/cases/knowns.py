@@ -19,12 +19,12 @@ KEYS = frozenset({"known_id", "subject", "template", "attribute"})
 
 @dataclass(frozen=True)
 class Known:
-    """A fact to trace: what the prompt about the subject is to be followed by."""
+    """A fact to trace: a prompt about the subject, and the attribute that follows it."""
 
     id: str
     subject: str
     prompt: str
-    """With {} where the subject stands."""
+    """With {} at the place of the subject."""
     attribute: str
 
     @property
@@ -35,7 +35,7 @@ class Known:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """Facts in file order, with the name and the SHA-256 of the file they came from."""
+    """Facts in the order of the file, with the file's name and SHA-256."""
 
     name: str
     digest: str
@@ -48,15 +48,15 @@ class KnownSet:
 
     @property
     def broken(self) -> list[BrokenCase]:
-        """The records that cannot."""
+        """The records that cannot be traced."""
         return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
 def known_from(record: Mapping[str, Any], index: int) -> Known:
-    """The fact of *record*; raises `ValueError` naming the field and what was expected."""
+    """The fact of *record*. Raises `ValueError` with the field and what was expected."""
     prompt = need_text(record, "template")
     if (found := prompt.count("{}")) != 1:
-        raise ValueError(f"field 'template' ({prompt!r}) has {found} places {{}}; once is expected")
+        raise ValueError(f"field 'template' ({prompt!r}) has {found} places {{}}; write one")
     return Known(
         id=str(need(record, "known_id", int)),
         subject=need_text(record, "subject"),
@@ -71,7 +71,7 @@ def knowns_from(path: Path, name: str, limit: int | None) -> KnownSet:
     lines = islice(enumerate(records_of(text, path)), limit)
     items = tuple(_item(line, index, record) for index, (line, record) in lines)
     if not items:
-        raise CasesError(f"{path} holds no fact; a JSON list of records was expected")
+        raise CasesError(f"{path} holds no fact; give a JSON list of records")
     return KnownSet(name, digest, items)
 
 

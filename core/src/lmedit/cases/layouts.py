@@ -1,4 +1,4 @@
-"""The layouts of records that lmedit reads, by name: their keys, and how each becomes a `Case`."""
+"""The layouts of records that lmedit reads, by name: their keys, and the function for a `Case`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout: what its records' keys are, and the pure function that reads a record."""
+    """A layout: the keys of its records, and the pure function that reads a record."""
 
     name: str
     keys: frozenset[str]
@@ -34,11 +34,11 @@ LAYOUTS = {
         Layout("ripple", ripple.KEYS, ripple.case_from),
     )
 }
-"""Where several fit a record equally well, the first is taken."""
+"""If several layouts fit equally well, the first one is used."""
 
 
 def layout_of(records: Iterable[Any]) -> Layout | None:
-    """The layout with most keys in common with the first record that has any."""
+    """The layout that shares most keys with the first record that has any known key."""
     for record in records:
         if isinstance(record, dict):
             best = max(LAYOUTS.values(), key=lambda layout: len(layout.keys & set(record)))
@@ -48,6 +48,6 @@ def layout_of(records: Iterable[Any]) -> Layout | None:
 
 
 def split_name(name: str) -> tuple[Layout | None, str]:
-    """A layout before a colon, as in ``zsre-alt:FILE``, and the name without it."""
+    """Split a layout before a colon from *name*, as in ``zsre-alt:FILE``."""
     before, colon, rest = name.partition(":")
     return (LAYOUTS[before], rest) if colon and before in LAYOUTS else (None, name)

@@ -1,4 +1,4 @@
-"""Cases by name, from a file or from the hub; a broken record is kept, with its line and reason."""
+"""Load cases by name, from a file or from the hub; broken records are kept with line and reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases in file order, with the name and the SHA-256 of the file they came from."""
+    """Cases in the order of the file, with the file's name and SHA-256."""
 
     name: str
     digest: str
@@ -43,20 +43,20 @@ class CaseSet:
 
     @property
     def broken(self) -> list[BrokenCase]:
-        """The records that cannot."""
+        """The records that cannot be run."""
         return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
 CasesGiven = str | Path | Iterable[Case | Request | Mapping[str, Any]]
-"""What stands for cases in Python: what `load_cases` takes, a `CaseSet`, or records at hand."""
+"""Cases in Python: an argument of `load_cases`, a `CaseSet`, or records in memory."""
 
 
 def load_cases(name: str, limit: int | None = None, *, download: bool = False) -> CaseSet:
-    """The first *limit* cases of *name*, a layout and a colon before it if need be.
+    """The first *limit* cases of *name*, which may begin with a layout and a colon.
 
-    A name is a world, a file, a folder in the hub's layout, a set that `lmedit cases pull` fetched,
-    or (with *download*) a data set of the hub. Without a layout, as in ``zsre-alt:FILE``, the
-    records' keys tell it. Raises `CasesError` where there is no such name or it holds no records.
+    *name* is a world, a file, a folder in the hub's layout, a set of `lmedit cases pull`, or (with
+    *download*) a data set of the hub. Without a layout, as ``zsre-alt:`` in ``zsre-alt:FILE``, the
+    keys of the records decide. Raises `CasesError` if there is no such name or no record.
     """
     layout, rest = split_name(name)
     path = path_of(rest)
@@ -73,15 +73,15 @@ def load_cases(name: str, limit: int | None = None, *, download: bool = False) -
 
 
 def cases_of_world(name: str) -> CaseSet | None:
-    """The cases of the world *name* that editors are trained on; None if it has none."""
+    """The training cases of the world *name*; None if it has none."""
     world = worlds().get(name)
     return load_cases(str(world.training)) if world and world.training else None
 
 
 def cases_given(given: CasesGiven, limit: int | None = None, *, download: bool = False) -> CaseSet:
-    """The first *limit* cases of *given*; raises `CasesError` where there are none.
+    """The first *limit* cases of *given*; raises `CasesError` if there are none.
 
-    Records at hand are cases, requests, or objects in one of the layouts.
+    Records in memory are cases, requests, or objects in one of the layouts.
     """
     if isinstance(given, str | Path):
         return load_cases(str(given), limit, download=download)
@@ -96,19 +96,19 @@ def cases_given(given: CasesGiven, limit: int | None = None, *, download: bool =
 
 
 def load_knowns(name: str = "known_1000", limit: int | None = None) -> KnownSet:
-    """The first *limit* facts of a file in known_1000's layout, or of the set once fetched."""
+    """The first *limit* facts of a file in known_1000's layout, or of the fetched set."""
     path = path_of(name)
     if path is None:
-        raise CasesError(f"no facts {name!r}; name a file in known_1000.json's layout")
+        raise CasesError(f"no facts {name!r}; give a file in the layout of known_1000.json")
     return knowns_from(path, name, limit)
 
 
 def load_facts(
     name: str, limit: int | None = None, *, download: bool = False
 ) -> list[tuple[Request, str | None]]:
-    """Facts of *name*, cases or a file in known_1000's layout, each with the answer that is right.
+    """Facts of *name* (cases, or a file in known_1000's layout), each with its right answer.
 
-    Where the answer to put in is not known, the right one stands for it. Raises `CasesError`.
+    If the new answer is unknown, the request has the right answer. Raises `CasesError`.
     """
     try:
         knowns = load_knowns(name, limit)
@@ -122,7 +122,7 @@ def load_facts(
 
 
 def path_of(name: str) -> Path | None:
-    """The file or folder that *name* means; None for a data set of the hub."""
+    """The file or folder of *name*; None for a data set of the hub."""
     path = Path(name)
     if path.name != name and path.exists():
         return path
@@ -133,12 +133,12 @@ def path_of(name: str) -> Path | None:
         return path
     if name in SOURCES:
         if not (path := stored(name)).is_file():
-            raise CasesError(f"cases {name!r} were not fetched yet; run lmedit cases pull {name}")
+            raise CasesError(f"cases {name!r} are not downloaded yet; run lmedit cases pull {name}")
         return path
     if is_hub_id(name):
         return None
     names = ", ".join(sorted({*known, *SOURCES}))
-    raise CasesError(f"no cases {name!r}; name a file or one of: {names}")
+    raise CasesError(f"no cases {name!r}; give a file or one of: {names}")
 
 
 def _items(
@@ -146,17 +146,17 @@ def _items(
 ) -> tuple[Case | BrokenCase, ...]:
     if layout is None:
         raise CasesError(
-            f"{path}: no record has keys of a known layout; a JSON list of records, or one a "
-            f"line, was expected in one of: {', '.join(LAYOUTS)}"
+            f"{path}: no record has the keys of a known layout; give JSON records in one of: "
+            f"{', '.join(LAYOUTS)}"
         )
     items: list[Case | BrokenCase] = []
     for index, (line, record) in enumerate(islice(lines, limit)):
         if isinstance(record, dict) and record.keys() >= KEYS:
-            what = "holds facts to trace, without new answers to edit in; name other cases"
+            what = "holds facts to trace, without new answers; give other cases"
             raise CasesError(f"{path}, line {line}: {what}")
         items.append(_item(line, index, record, layout))
     if not items:
-        raise CasesError(f"{path} holds no case; a JSON list of records was expected")
+        raise CasesError(f"{path} holds no case; give a JSON list of records")
     return tuple(items)
 
 

@@ -1,7 +1,7 @@
 """One record of MQuAKE-CF as a `Case` (Zhong et al. 2023, arXiv 2305.14795, README "Data format").
 
-A record whose questions change through several rewrites cannot be judged by one edit; it is kept as
-a broken case that says how many edits it needs.
+If the questions of a record change by several rewrites, one edit cannot be judged. Such a record
+becomes a broken case, which tells how many edits it needs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KEYS = frozenset(
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*: the rewrite's question is its paraphrase.
+    """The case of *record*; the question of the rewrite is its paraphrase.
 
-    Groups: ``multi_hop``, the three questions with the answer that follows from the edit;
-    ``single_hop``, the questions of the chain after the edit.
+    Groups: ``multi_hop`` has the three questions with the answer that follows from the edit;
+    ``single_hop`` has the questions of the chain after the edit.
     """
     rewrites = need(record, "requested_rewrite", list)
     if len(rewrites) != 1:

@@ -1,9 +1,9 @@
-"""Fetch a known set of cases from its official address: resumed, checked, put in place whole.
+"""Download a known set of cases from its official address: resumable, checked, stored whole.
 
-What arrives is kept in `NAME.json.part` beside its place. A source whose digest is known is gone on
-with after an interruption; for any other nothing could tell a mixture of two versions, so it begins
-anew. Only a file that passes its checks is renamed to its place. A second pull of the same set
-waits for the first, and then finds the file there.
+The data is written to `NAME.json.part` beside the final place. If the digest of a source is known,
+an interrupted download continues. Else it starts again, because nothing could detect a mixture of
+two versions. Only a file that passes its checks is renamed to its place. A second pull of the same
+set waits for the first one, and then finds the file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 SECONDS = 60.0
-"""How long to wait for a server that says nothing."""
+"""How long to wait for a silent server."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A fetched set: where it is, its size and digest, and whether the digest was known before."""
+    """A downloaded set: its path, size and digest, and whether the digest was known before."""
 
     path: Path
     size: int
@@ -43,9 +43,9 @@ class Pulled:
 
 
 def pull(name: str) -> Pulled:
-    """Fetch the set *name* unless it is there already; shows progress on stderr.
+    """Download the set *name*, unless it is there already; show the progress on stderr.
 
-    Raises `UnknownNameError`, or `CasesError` where it cannot be fetched, checked or written.
+    Raises `UnknownNameError`, or `CasesError` if it cannot be downloaded, checked or written.
     """
     if name not in SOURCES:
         raise UnknownNameError("set of cases", name, SOURCES)
@@ -66,12 +66,12 @@ def pull(name: str) -> Pulled:
 
 
 def _bring(source: Source, part: Path, path: Path) -> None:
-    """Fetch *part* whole, check it, and put it in its place."""
+    """Download *part*, check it, and rename it to *path*."""
     _fetch(source, part)
     if complaint := _complaint(source, part):
         part.unlink()
-        raise CasesError(f"{source.url}: {complaint}; nothing was kept, get the file another "
-                         "way and name it: --cases FILE")  # fmt: skip
+        raise CasesError(f"{source.url}: {complaint}; nothing was kept; get the file another "
+                         "way and give it as --cases FILE")  # fmt: skip
     part.replace(path)
 
 
@@ -80,14 +80,14 @@ def _pulled(source: Source, path: Path) -> Pulled:
 
 
 def _complaint(source: Source, path: Path) -> str | None:
-    """What is wrong with the file at *path*, if anything."""
+    """The problem with the file at *path*; None if there is none."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
-        return f"{size} bytes where {source.size} were expected"
+        return f"{size} bytes, but {source.size} were expected"
     if source.sha256 is not None:
         found = _digest(path)
         return None if found == source.sha256 else (
-            f"SHA-256 {found} where {source.sha256} was expected")  # fmt: skip
+            f"SHA-256 {found}, but {source.sha256} was expected")  # fmt: skip
     with path.open("rb") as file:
         start = file.read(200).lstrip()
     return None if start[:1] in (b"[", b"{") else f"not JSON (it begins with {start[:20]!r})"
@@ -99,7 +99,7 @@ def _digest(path: Path) -> str:
 
 
 def _fetch(source: Source, part: Path) -> None:
-    """Bring *part* to the whole length; a failed write is an `OSError`."""
+    """Download the rest of *part*; a failed write raises `OSError`."""
     done = part.stat().st_size if part.is_file() else 0
     if source.sha256 is None or (source.size is not None and done > source.size):
         done = 0
@@ -110,10 +110,8 @@ def _fetch(source: Source, part: Path) -> None:
         total = _total(response, done)
         if None not in (total, source.size) and total != source.size:
             part.unlink(missing_ok=True)
-            what = (
-                f"{source.url}: the server offers {total} bytes where {source.size} were expected"
-            )
-            raise CasesError(f"{what}; nothing was kept, name a file of your own: --cases FILE")
+            what = f"{source.url}: the server offers {total} bytes, but {source.size} were expected"
+            raise CasesError(f"{what}; nothing was kept; give a file of your own as --cases FILE")
         with (
             part.open("ab" if done else "wb") as file,
             tqdm(desc=source.name, total=total, initial=done, unit="B", unit_scale=True,
@@ -134,15 +132,15 @@ def _opened(source: Source, done: int) -> Any:
     except HTTPError as error:
         error.close()
         what = f"{source.url} answers {error.code} {error.reason}"
-        raise CasesError(f"{what}; get the file another way and name it: --cases FILE") from error
+        raise CasesError(f"{what}; get the file another way and give it as --cases FILE") from error
     except (OSError, HTTPException) as error:
         why = getattr(error, "reason", error)
         what = f"cannot reach {source.url} ({why})"
-        raise CasesError(f"{what}; connect, or name a file of your own: --cases FILE") from error
+        raise CasesError(f"{what}; connect, or give a file of your own as --cases FILE") from error
 
 
 def _total(response: Any, done: int) -> int | None:
-    """The whole file's length by the headers, if they tell it."""
+    """The length of the whole file by the headers; None if they do not tell."""
     if match := re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", "")):
         return int(match[1])
     length = response.headers.get("Content-Length")
@@ -158,6 +156,6 @@ def _chunks(response: Any, source: Source) -> Iterator[bytes]:
 
 
 def _broke_off(source: Source, why: str) -> CasesError:
-    then = "go on from there" if source.sha256 else "begin anew"
+    then = "continue" if source.sha256 else "start again"
     again = f"run lmedit cases pull {source.name} again to {then}"
     return CasesError(f"{source.url}: the connection broke ({why}); {again}")

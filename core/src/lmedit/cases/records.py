@@ -1,4 +1,4 @@
-"""Records of a file with the lines they begin on: a JSON list, or one JSON object a line."""
+"""Records of a file with their line numbers: a JSON list, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BrokenCase:
-    """A record that is not a case: where it stands and what is wrong with it."""
+    """A record that is not a case: its line, and the reason."""
 
     id: str
     line: int
@@ -27,38 +27,38 @@ class BrokenCase:
 
 
 def read(path: Path) -> tuple[str, str]:
-    """The text of *path* and its SHA-256; raises `CasesError` where it cannot be read."""
+    """The text of *path* and its SHA-256; raises `CasesError` if it cannot be read."""
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
     except OSError as error:
-        raise CasesError(f"cannot read {path}: {error.strerror}; name a JSON file") from error
+        raise CasesError(f"cannot read {path}: {error.strerror}; give a JSON file") from error
     except UnicodeDecodeError as error:
-        raise CasesError(f"{path} is not UTF-8 text ({error.reason}); name a JSON file") from error
+        raise CasesError(f"{path} is not UTF-8 text ({error.reason}); give a JSON file") from error
 
 
 def is_list(text: str) -> bool:
-    """Whether *text* holds a JSON list, not one object a line."""
+    """Whether *text* is a JSON list; else it should have one object per line."""
     at = _skip(text, 0)
     return text[at : at + 1] == "["
 
 
 def records_of(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Each record with its line; a `BrokenCase` in place of one that is not JSON.
+    """Each record with its line; a record that is not JSON gives a `BrokenCase`.
 
-    Raises `CasesError` where *text* is neither a list nor begins with an object.
+    Raises `CasesError` if *text* is not a list and does not begin with an object.
     """
     at = _skip(text, 0)
     if is_list(text):
         return _of_list(text)
     if text[at : at + 1] == "{":
         return _of_lines(text)
-    what = "a JSON list of records, or one JSON object a line, was expected"
+    what = "a JSON list of records, or one JSON object per line, was expected"
     raise CasesError(f"{path}, line 1: {what}")
 
 
 def _of_list(text: str) -> Iterator[tuple[int, Any]]:
-    """The elements; where the text stops being a list, a broken one is the last."""
+    """The elements. If the list is damaged, the last one is a `BrokenCase`."""
     decoder = json.JSONDecoder()
     at, line, counted = _skip(text, _skip(text, 0) + 1), 1, 0
     if ended := text[at : at + 1] == "]":
@@ -76,15 +76,15 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
             at = _skip(text, at + 1)
             continue
         line += text.count("\n", counted, at)
-        yield line, _cut(line, f"found {text[at : at + 9]!r} where a comma or ] was expected")
+        yield line, _cut(line, f"found {text[at : at + 9]!r}, but a comma or ] was expected")
         return
     if at < len(text):
         line += text.count("\n", counted, at)
-        yield line, _cut(line, f"found {text[at : at + 9]!r} behind the list")
+        yield line, _cut(line, f"found {text[at : at + 9]!r} after the list")
 
 
 def _cut(line: int, why: str) -> BrokenCase:
-    return BrokenCase("?", line, f"not JSON from here on ({why}); mend or cut the file")
+    return BrokenCase("?", line, f"not JSON from here on ({why}); correct or cut the file")
 
 
 def _of_lines(text: str) -> Iterator[tuple[int, Any]]:
@@ -93,7 +93,7 @@ def _of_lines(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except ValueError as error:
-                reason = f"not JSON ({error}); mend or cut the line"
+                reason = f"not JSON ({error}); correct or remove the line"
                 yield number, BrokenCase("?", number, reason)
 
 

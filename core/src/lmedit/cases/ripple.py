@@ -1,9 +1,9 @@
 """One record of RippleEdits as a `Case` (Cohen et al. 2024, arXiv 2307.12976, README).
 
-The file has the edit as a whole sentence and no name of the subject ("The name of the mother of
-Ada is Bea."), so both are found here by how each relation is worded. Where the wording leaves a
-doubt, the record is broken; nothing is guessed. The tests' conditions (`condition_queries`: what
-the unedited model must know) depend on the model and are not applied.
+The file has the edit as a whole sentence without the subject's name ("The name of the mother of
+Ada is Bea."). So this module finds prompt and subject by the wording of each relation. If the
+wording is not clear, the record is broken; nothing is guessed. The conditions of the tests
+(`condition_queries`: what the unedited model must know) depend on the model and are not applied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CRITERIA = {
     "Compositionality_II": "Compositionality_II",
     "Subject_Aliasing": "Subject_Aliasing",
     "Relation_Specificity": "Relation_Specificity",
-    "Relation_Specifity": "Relation_Specificity",  # as the README spells it
+    "Relation_Specifity": "Relation_Specificity",  # the spelling in the README
     "Forgetfulness": "Forgetfulness",
 }
 KEYS = frozenset({"example_type", "edit", *CRITERIA})
@@ -47,11 +47,11 @@ WORDING = {
     "FOLLOWS": ("", "follows"),
     "FOLLOWED_BY": ("", "is followed by"),
 }
-"""The words before and after the subject, where they are not "RELATION of" and "is"."""
+"""The words before and after the subject, if they are not "RELATION of" and "is"."""
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*, its criteria as groups."""
+    """The case of *record*, with its criteria as groups."""
     edit = need(record, "edit", dict)
     old = edit.get("original_fact") or {}
     sentence = need_text(edit, "prompt")
@@ -77,7 +77,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
 
 
 def _taken_apart(sentence: str, known: str | None, relation: str) -> tuple[str, str]:
-    """The prompt with {} and the subject; *known* is the same sentence with the old answer."""
+    """The prompt with {}, and the subject; *known* is the same sentence with the old answer."""
     words = relation.lower().replace("_", " ")
     before, after = WORDING.get(relation, (f"{words} of", "is"))
     before, after = f"{before} " if before else "", f" {after} "
@@ -99,7 +99,7 @@ def _rest(sentence: str, stem: str) -> str:
 
 
 def _queries(tests: list[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each test query with all its right answers, the named one first."""
+    """Each test query with all its right answers, the named answer first."""
     for test in tests:
         for query in need(test, "test_queries", list):
             right = [

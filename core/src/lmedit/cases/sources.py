@@ -1,4 +1,4 @@
-"""The official addresses of known sets of cases, and where a fetched one is kept."""
+"""The official addresses of known sets of cases, and the place of a downloaded set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIPPLE = "https://github.com/edenbiran/RippleEdits/raw/main/data/benchmark"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set of cases is published; size and digest are None where nobody stated them."""
+    """Where a set of cases is published; size and digest are None if nobody stated them."""
 
     name: str
     url: str
@@ -47,5 +47,5 @@ SOURCES = {
 
 
 def stored(name: str) -> Path:
-    """Where the set *name* is kept once it is fetched."""
+    """The path of the set *name* after its download."""
     return cache_folder() / "cases" / f"{name}.json"

@@ -1,7 +1,7 @@
-"""One record of MEND's zsRE evaluation slice as a `Case`, by ROME's mapping or by EasyEdit's.
+"""One record of MEND's zsRE evaluation slice as a `Case`, by ROME's or by EasyEdit's mapping.
 
 Source: `zsre_mend_eval.json` of Mitchell et al. 2022; `dsets/zsre.py:MENDQADataset` of ROME and
-`easyeditor/dataset/zsre.py` of EasyEdit. The two put different answers in, so their numbers cannot
+`easyeditor/dataset/zsre.py` of EasyEdit. They use different new answers, so their numbers cannot
 be compared: ROME inserts the *true* answer, EasyEdit a false one.
 """
 
@@ -21,8 +21,8 @@ KEYS = frozenset({"subject", "src", "pred", "rephrase", "alt", "answers", "loc",
 def case_from(record: Mapping[str, Any], index: int) -> Case:
     """ROME's mapping: the new answer is ``answers[0]``, the locality prompt ends in "?".
 
-    ROME's true target "<|endoftext|>" says that there is none, so there is none here. Its
-    expansion of the locality answer token by token belongs to the metric.
+    ROME's true target "<|endoftext|>" means that there is none, so there is none here. The metric
+    expands the locality answer token by token, as ROME does.
     """
     return _case(record, index, _first_answer(record), None, need_text(record, "loc") + "?")
 

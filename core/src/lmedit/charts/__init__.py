@@ -1,4 +1,4 @@
-"""Charts as plain data: what a location or a probe shows, drawn by `lmedit.charts.files`."""
+"""Charts of a location or a probe as plain data; `lmedit.charts.files` draws them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bars:
-    """A chart: for each label along the axis one bar of each series."""
+    """A chart with one bar of each series for each label."""
 
     title: str
     along: str
@@ -22,7 +22,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """A chart: for each series a line through its points; not-a-number breaks it."""
+    """A chart with a line for each series; NaN interrupts the line."""
 
     title: str
     along: str
@@ -35,7 +35,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Heat:
-    """A chart: a coloured field for each row and column."""
+    """A chart with a coloured field for each row and column."""
 
     title: str
     along: str

@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib, as PNG or SVG; files are written by `lmedit.charts.files`."""
+"""Draw charts with matplotlib as PNG or SVG; `lmedit.charts.files` writes the files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from lmedit.charts import Chart, Lines
 
 WIDTH, HEIGHT = 8.0, 3.2
-"""Of one chart, in inches; several stand one below the other."""
+"""The size of one chart in inches; several charts are placed one below the other."""
 
 
 def picture(charts: Sequence[Chart], kind: str) -> bytes:
-    """*charts*, one below the other, as a ``png`` or ``svg`` file's content.
+    """The content of a ``png`` or ``svg`` file with *charts* one below the other.
 
-    Raises `OptionError` where matplotlib is not installed.
+    Raises `OptionError` if matplotlib is not installed.
     """
     buffer = io.BytesIO()
     _figure(charts).savefig(buffer, format=kind, dpi=150)
@@ -34,7 +34,7 @@ def inline(charts: Sequence[Chart]) -> str:
 
 
 def pyplot() -> Any:
-    """Matplotlib's figures; raises `OptionError` where it is not installed."""
+    """The module matplotlib.figure; raises `OptionError` if matplotlib is not installed."""
     try:
         from matplotlib import figure
     except ImportError:
@@ -59,7 +59,7 @@ def _figure(charts: Sequence[Chart]) -> Any:
 
 
 def _bars(chart: Bars, axes: Any) -> None:
-    """Bars side by side at each label, with their legend where no bar is."""
+    """Bars side by side at each label, with their legend beside the chart."""
     width = 0.8 / len(chart.series)
     for number, (name, values) in enumerate(chart.series.items()):
         places = [place + width * (number - (len(chart.series) - 1) / 2)
@@ -71,7 +71,7 @@ def _bars(chart: Bars, axes: Any) -> None:
 
 
 def _lines(chart: Lines, axes: Any) -> None:
-    """A line for each series, in its band where it has one."""
+    """A line for each series, with its band if it has one."""
     for name, values in chart.series.items():
         axes.plot(chart.places, values, marker=".", label=name)
         if name in chart.bands:
@@ -83,7 +83,7 @@ def _lines(chart: Lines, axes: Any) -> None:
 
 
 def _heat(chart: Heat, axes: Any) -> None:
-    """A field for each value, the first row on top, with its scale."""
+    """A field for each value, the first row at the top, and the colour scale."""
     picture = axes.imshow(chart.values, aspect="auto", cmap="Purples")
     every = max(1, len(chart.columns) // 24)
     axes.set_xticks(range(0, len(chart.columns), every), chart.columns[::every])

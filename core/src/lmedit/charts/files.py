@@ -1,4 +1,4 @@
-"""Charts as files: PNG, SVG, or a page of its own, by the file's ending."""
+"""Write charts to files: PNG, SVG, or an HTML page, by the file's ending."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KINDS = (".png", ".svg", ".html")
 
 
 def check(path: Path) -> None:
-    """Raise `OptionError` where *path* cannot be drawn to: before the long work, not after."""
+    """Raise `OptionError` if a chart cannot be written to *path*; call it before long work."""
     if path.suffix.lower() not in KINDS:
-        raise OptionError(f"{path}: pictures end in {', '.join(KINDS)}")
+        raise OptionError(f"{path}: give a file that ends in {', '.join(KINDS)}")
     pyplot()
 
 

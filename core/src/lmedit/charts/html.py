@@ -1,4 +1,4 @@
-"""Values as notebooks show them: small tables, and charts where matplotlib is installed."""
+"""Values as notebooks show them: small tables, and charts if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from lmedit.charts import Chart
 
 LONG = 12
-"""A list with more entries than that is cut where people read it."""
+"""Longer lists are cut when they are shown."""
 
 
 def short(value: Any) -> str:
-    """A value as a line has room for it."""
+    """A value as text that fits into a line."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
@@ -28,13 +28,13 @@ def short(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts; without a *head* it has none."""
+    """A table of texts; with an empty *head* it has no heading."""
     lines = [_row("th", head)] if head else []
     return f"<table>{''.join([*lines, *(_row('td', row) for row in rows)])}</table>"
 
 
 def html_of(values: Mapping[str, Any], charts: Sequence[Chart] = ()) -> str:
-    """*values*, a line each, and *charts* below; where these cannot be drawn, why."""
+    """*values*, one line each, and *charts* below; if these cannot be drawn, the reason."""
     told = table((), ((name, short(value)) for name, value in values.items())) if values else ""
     try:
         return told + (inline(charts) if charts else "")

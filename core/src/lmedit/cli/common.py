@@ -53,9 +53,9 @@ method_flags = flags(
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Random seed."),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
-                 help="What to prepare the method on: text (a world, a file or folder, wikitext, "
-                 "wikipedia), statistics (stats:ID), or cases for a method that trains on cases.  "
-                 "[default: the model's own]"),
+                 help="What to prepare the method on. Text: a world, a file or folder, wikitext, "
+                 "wikipedia, or self (the model writes it). Statistics: stats:ID. Or cases, for a "
+                 "method that trains on cases.  [default: the model's own, or self]"),
 )  # fmt: skip
 
 fact_flags = flags(

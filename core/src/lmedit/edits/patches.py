@@ -78,7 +78,7 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
     """(d_out, d_in) of every change, from the *layout* of the file's tensors alone.
 
     Raises `ValueError` if the tensors do not belong to the changes, or if a rank is above
-    d_out + d_in: no change needs more than the smaller of the two.
+    d_out + d_in. No change needs a rank above the smaller of the two.
     """
     shapes: dict[Site, tuple[int, int]] = {}
     expected = set()

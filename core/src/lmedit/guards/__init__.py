@@ -1,1 +1,1 @@
-"""Around every hook: what hooks print, raise, return and leave behind."""
+"""Guards around every hook: for its prints, its errors, its results and its side effects."""

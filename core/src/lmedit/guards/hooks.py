@@ -1,7 +1,7 @@
-"""What stands around every hook of a method: its prints and its errors are kept in their place.
+"""The guard around every hook of a method: it redirects prints and turns errors into ours.
 
-Stdout belongs to the command that runs, so what a plugin prints goes to stderr. What a hook raises,
-other than an error of ours, becomes a `HookError` that names the method, the hook and the line.
+The running command owns stdout, so prints of a plugin go to stderr. An exception of a hook, unless
+it is an error of ours, becomes a `HookError` that names the method, the hook and the line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("edit_"))
 
 @contextmanager
 def prints_aside() -> Iterator[None]:
-    """What is printed in the block goes to stderr."""
+    """Send prints in the block to stderr."""
     with redirect_stdout(sys.stderr):
         try:
             yield
@@ -36,13 +36,13 @@ def prints_aside() -> Iterator[None]:
 
 
 def implements(manager: pluggy.PluginManager, hook: str) -> bool:
-    """Whether a plugin of *manager* has an implementation of *hook*; wrappers do not count."""
+    """Whether a plugin of *manager* implements *hook*; wrappers do not count."""
     found = getattr(manager.hook, hook).get_hookimpls()
     return any(not (each.wrapper or each.hookwrapper) for each in found)
 
 
 def guard_of(culprit: str, plugin: object) -> ModuleType:
-    """A plugin that wraps all hooks of the method *plugin*; *culprit* is what errors call it."""
+    """A plugin that wraps all hooks of the method *plugin*; errors call it *culprit*."""
 
     def around(hook: str) -> Callable[[], Generator[None, Any, Any]]:
         @hookimpl(wrapper=True, tryfirst=True)
@@ -62,20 +62,20 @@ def guard_of(culprit: str, plugin: object) -> ModuleType:
 
 
 def plugin_of(name: str, hooks: Mapping[str, Any]) -> ModuleType:
-    """A plugin with these *hooks*; pluggy wants one that can be hashed."""
+    """A plugin with these *hooks*; a module, because pluggy needs a hashable object."""
     module = ModuleType(name)
     vars(module).update(hooks)
     return module
 
 
 def last_line(error: BaseException) -> str:
-    """The kind of *error* and the last line of what it says."""
+    """The type of *error* and the last line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 def _place(error: BaseException, plugin: object) -> str:
-    """Where in the files of *plugin* the error came up, in brackets; empty where unknown."""
+    """The place of the error in the files of *plugin*, in brackets; empty if unknown."""
     top = str(getattr(plugin, "__name__", "")).partition(".")[0]
     file = getattr(sys.modules.get(top, plugin), "__file__", None)
     if file is None:

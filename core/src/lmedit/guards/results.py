@@ -1,4 +1,4 @@
-"""What hooks return, checked against the laws that can be checked while working."""
+"""Check what hooks return, by the laws that can be checked during the work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Returned:
-    """Checks what the hooks of a method return for a model; errors name the method."""
+    """Checks the results of a method's hooks for a model; its errors name the method."""
 
     name: str
     culprit: str
-    """The method and its distribution, as errors name them."""
+    """The method and its distribution, as error messages name them."""
     lm: Lm
 
     def location(self, location: Location) -> Location:
@@ -30,11 +30,13 @@ class Returned:
         self._json(location.evidence, "edit_locate", "evidence")
         sites = location.sites
         if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
-            self.broke(f"located {sites!r}, which is no tuple of sites")
+            self.broke(f"located {sites!r}, which is not a tuple of sites")
         parameters = self.lm.parameters
         for site in sites:
             if site.parameter not in parameters:
-                self.broke(f"located {site.parameter!r}, which is no parameter of {self.lm.name}")
+                self.broke(
+                    f"located {site.parameter!r}, which is not a parameter of {self.lm.name}"
+                )
         return location
 
     def probed(self, found: Probed) -> Probed:
@@ -53,25 +55,25 @@ class Returned:
             change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
             if tuple(change.shape) != shape:
                 found = tuple(change.shape)
-                self.broke(f"delta of {site.parameter!r} is {found}, the matrix is {shape}")
+                self.broke(f"delta of {site.parameter!r} is {found}, but the matrix is {shape}")
             if not bool(change.isfinite().all()):
                 raise RequestError(
                     f"{self.name}: the update of {site.parameter!r} is not finite; the edit "
-                    "was dropped, try other options"
+                    "was dropped; try other options"
                 )
         return update
 
     def _dense(self, site: Site, delta: object) -> Tensor:
-        """The change as a matrix, where it is one."""
+        """*delta* as a matrix, if it is one."""
         try:
             if isinstance(delta, LowRank | Dense) and (change := delta.dense()).dim() == 2:
                 return change
         except (RuntimeError, AttributeError, TypeError):
             pass
-        return self.broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is no matrix")
+        return self.broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is not a matrix")
 
     def kind(self, value: object, kind: type, hook: str) -> None:
-        """Raise where *value*, which *hook* returned, is no *kind*."""
+        """Raise `BrokenPluginError` if *value*, the result of *hook*, is not a *kind*."""
         if not isinstance(value, kind):
             self.broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
 
@@ -82,5 +84,5 @@ class Returned:
             self.broke(f"{hook} must return JSON values as {what} ({error})")
 
     def broke(self, what: str) -> NoReturn:
-        """Raise `BrokenPluginError` with *what* the method did."""
+        """Raise `BrokenPluginError`; *what* tells what the method did."""
         raise BrokenPluginError(f"{self.culprit}: {what}")

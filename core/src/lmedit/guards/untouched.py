@@ -1,4 +1,4 @@
-"""What hooks must leave as it was (law 2), beside the weights: noted, compared, put back."""
+"""Law 2 besides the weights: note the state of the model, compare it, and restore it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOOKS = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
     "_backward_pre_hooks",
 )  # fmt: skip
-"""Torch's tables of a module's hooks."""
+"""The attributes of a torch module that hold its hooks."""
 
 
 OUTSIDE = "it changed the model outside apply and revert"
@@ -28,23 +28,23 @@ OUTSIDE = "it changed the model outside apply and revert"
 
 @dataclass(frozen=True)
 class Marks:
-    """By module or parameter what is noted of it."""
+    """The noted state of a model, by module or parameter."""
 
     modules: Mapping[str, nn.Module]
     parts: Mapping[str, Mapping[str, Any]]
     buffers: Mapping[str, tuple[str, ...]]
     tensors: Mapping[str, Mapping[str, Any]]
-    """The buffers themselves, to put back one that was removed; models exchange some of theirs."""
+    """The buffers themselves, to restore a removed one; models replace some of theirs."""
     hooks: Mapping[str, Mapping[str, Mapping[Any, Any]]]
     forwards: Mapping[str, Any]
-    """The forward that was put in the class's place, None where none was."""
+    """The forward that replaces the class's forward; None if there is none."""
     modes: Mapping[str, bool]
     flags: Mapping[str, bool]
     gradients: Mapping[str, bool]
 
 
 def marks_of(model: nn.Module) -> Marks:
-    """Note *model*'s modules, hooks, modes, gradient flags and which gradients there are."""
+    """Note the modules, hooks, modes, gradient flags and existing gradients of *model*."""
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
     return Marks(
@@ -68,7 +68,7 @@ WORDS = {
 
 
 def left_behind(before: Marks, after: Marks) -> list[str]:
-    """What differs between the two, in words with the first module or parameter; empty: nothing."""
+    """Describe the differences, each with its first module or parameter; empty if none."""
     found = []
     for kind, words in WORDS.items():
         old, new = getattr(before, kind), getattr(after, kind)
@@ -80,7 +80,7 @@ def left_behind(before: Marks, after: Marks) -> list[str]:
 
 
 def put_back(model: nn.Module, before: Marks) -> list[str]:
-    """Bring *model* to what was noted *before*; returns what had been left behind, in words."""
+    """Restore *model* to the state *before*; return the differences that it had, in words."""
     left = left_behind(before, marks_of(model))
     if not left:
         return []
@@ -109,10 +109,10 @@ def _refill(table: dict[Any, Any], values: Mapping[Any, Any]) -> None:
 
 @contextmanager
 def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
-    """In the block hooks of *culprit* work, which leave *lm* as it is (law 2).
+    """Run hooks of *culprit* in the block, and check that they leave *lm* unchanged (law 2).
 
-    What they left behind beside the weights is taken off again, come what may; then, or where a
-    weight was written to (`ModelChangedError`), it is the method's error.
+    Whatever they leave behind, except weights, is removed, also after an error; then it is an error
+    of the method. If a weight was written to, raises `ModelChangedError`.
     """
     before, state = marks_of(lm.model), lm.state()
     failure: Exception | None = None
@@ -132,5 +132,5 @@ def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
 
 
 def changed(culprit: str, how: str = OUTSIDE) -> ModelChangedError:
-    """The error of a method that wrote to the model where it must not, or did not undo it."""
+    """The error for a method that changed the model illegally or did not restore it."""
     return ModelChangedError(f"{culprit}: {how}")

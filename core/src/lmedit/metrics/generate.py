@@ -1,14 +1,14 @@
 """Continue many prompts in one batch, with a cache. Each row gives the result it has alone.
 
-Rows stand aligned at their last prompt token (`replay.keep`), with explicit positions and a mask
-of all columns, so new tokens share one column and sliding windows, which count columns, are right.
-A row that is done leaves the batch. Nothing depends on the batch's other rows; the released code
-masks the current token alone.
+Rows are aligned at their last prompt token (`replay.keep`), with explicit positions and a mask of
+all columns. So new tokens share one column, and sliding windows, which count columns, are right. A
+finished row leaves the batch. No row depends on the other rows. The released code masks only the
+current token.
 
 `greedy` is the real generation of Yang et al. 2025 (arXiv 2502.11177). `sampled` is ROME's
-`util/generate.py:generate_fast`, which the fluency GE reads (Meng et al. 2022, section 3.3):
-`max_total_tokens` counts the prompt too, the `top_k` best are renormalised, the temperature is 1,
-and end-of-text does not stop it.
+`util/generate.py:generate_fast`, which the fluency GE uses (Meng et al. 2022, section 3.3). There,
+`max_total_tokens` include the prompt, and the `top_k` best are renormalised. The temperature is 1,
+and end-of-text does not stop a row.
 """
 
 from __future__ import annotations

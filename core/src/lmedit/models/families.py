@@ -1,8 +1,9 @@
 """Where each family has its parts. Only this module asks the config and the modules.
 
-A table by `config.model_type` holds the known families. Any other decoder is searched by
-structure: the only list with as many blocks as the config has layers, in a block the only matrix
-outside attention that leads back to the hidden size, and after the blocks the last norm.
+A table by `config.model_type` holds the known families. Any other decoder is searched by structure.
+Its blocks are the only list with as many entries as the config has layers. In a block, the MLP
+output is the only matrix outside attention that leads back to the hidden size. The final norm is
+the last norm after the blocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parameters that accelerate keeps away from the model's device: in memory or in a file.
 
-Such a parameter is a placeholder on the meta device. accelerate's hook on its module has a map
-from names to the true tensors and moves them to the device for each call. The next call computes
+Such a parameter is a placeholder on the meta device. A hook of accelerate on its module has a map
+from names to the true tensors, and moves them to the device for each call. The next call computes
 with what is written to the map's tensors. A tensor in a file moves to memory at the first write.
 """
 

@@ -1,13 +1,13 @@
-"""Run a model from one layer and one position on, the rest kept (docs/explanation/design.md).
+"""Run a model again from one layer and one position on; keep the rest (docs/explanation/design.md).
 
 A change at block `layer` and position `start` reaches only later positions and higher blocks. So
-`keep` runs the rest once: for the tokens before `start` it keeps keys and values of all blocks,
-for the others what enters block `layer`. `Kept.logits` then runs blocks >= `layer` on the
-positions >= `start`, as often as one likes, with gradients or without.
+`keep` runs the rest once. It stores keys and values of all blocks for the tokens before `start`,
+and the input of block `layer` for the other tokens. `Kept.logits` then runs blocks >= `layer` on
+positions >= `start`, any number of times, with or without gradients.
 
-The model's own forward does all of it, so positions (learned, rotary, ALiBi), masks, sliding
+The model's own forward does all of this. So positions (learned, rotary, ALiBi), masks, sliding
 windows, grouped queries and parallel residuals are right by construction. Rows are aligned at
-`start`: moved left of it what comes before, padded on the right after it.
+`start`: the part before it is moved to the right, and the part after it is padded on the right.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ class Kept:
     shape: tuple[int, int]
     """(B, S)"""
     entering: tuple[Any, ...] | Tensor | None
-    """What block layer - 1 gave out; None where every block is run."""
+    """The output of block layer - 1; None if every block is run."""
 
     def logits(self, at: Sequence[int]) -> Tensor:
-        """Next-token logits (B, len(at), V) at the positions *at*, running blocks >= layer."""
+        """Next-token logits (B, len(at), V) at the positions *at*; runs the blocks >= layer."""
         keep = torch.tensor(at, device=self.lm.device)
         with self.lower_blocks_skipped():
             logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
         return logits
 
     def entered_by(self, change: Callable[[Tensor], Tensor]) -> Kept:
-        """The same with ``change(hidden)`` (B, S, H) entering the block in place of hidden."""
+        """The same replay, with ``change(hidden)`` (B, S, H) as the block's input."""
         if self.entering is None:
-            raise ValueError("nothing enters block 0 that could be changed")
+            raise ValueError("the replay starts at block 0, which has no kept input to change")
         if isinstance(self.entering, tuple):
             return replace(self, entering=(change(self.entering[0]), *self.entering[1:]))
         return replace(self, entering=change(self.entering))
 
     def repeated(self, count: int) -> Kept:
-        """The rows of a replay from block 0, *count* times one after the other."""
+        """The rows of a replay from block 0, repeated *count* times."""
         if self.layer:
-            raise ValueError(f"rows run from block 0 can be repeated, not from {self.layer}")
+            raise ValueError(f"only a replay from block 0 can be repeated, not from {self.layer}")
         inputs = {
             name: torch.cat([value] * count) if isinstance(value, torch.Tensor) else value
             for name, value in self.inputs.items()
@@ -74,11 +74,11 @@ class Kept:
     def gathered(self, rows: Tensor, positions: Tensor, *, whole_mlp: bool = True) -> Tensor:
         """Next-token logits (n, V) at the places (row, position), (n,) each.
 
-        The head is applied there alone, whatever the rows' lengths; so is the last block's MLP,
-        where nobody changes what that takes in or gives out and so needs its *whole_mlp*.
+        The head runs only at these places, for rows of any length. So does the MLP of the last
+        block, unless *whole_mlp*; set it if somebody changes the input or output of that MLP.
         """
         head = self.lm.model.get_output_embeddings()
-        # A place that is read twice is run once, and its gradient comes from there.
+        # A place that is read twice is run once; its gradient is right too.
         each, number = torch.unique(torch.stack([rows, positions]), dim=1, return_inverse=True)
         places = tuple(each)
 
@@ -100,7 +100,7 @@ class Kept:
 
     @contextmanager
     def lower_blocks_skipped(self) -> Iterator[None]:
-        """Blocks below `layer` give out what was kept, without computing."""
+        """Let the blocks below `layer` return the kept output, without computing."""
         with ExitStack() as skipping:
             for layer in range(self.layer):
                 skip = wrapped(self.lm.block(layer), lambda *_, **__: self.entering)
@@ -109,17 +109,17 @@ class Kept:
 
 
 class Prefixed:
-    """Rows of one length that were run once with a cache, to run again from any position on."""
+    """Rows of one length with a cache of their keys and values, to run again from any position."""
 
     def __init__(
         self, lm: Lm, rows: Sequence[Sequence[int]], cache: DynamicCache, of: slice = slice(None)
     ) -> None:
-        """*cache* holds the keys and values of the whole *rows*, at its rows *of*."""
+        """*cache* holds the keys and values of the whole *rows*, in its rows *of*."""
         self.lm, self.ids = lm, lm.batch(rows).ids
         self.layers = [(keys[of], values[of]) for keys, values, _ in cache]
 
     def after(self, start: int) -> Kept:
-        """The rows from position *start* on, from block 0; what is before is kept."""
+        """The rows from position *start* on, from block 0; the tokens before are in the cache."""
         ids = self.ids[:, start:]
         cache = None
         if start:
@@ -131,7 +131,7 @@ class Prefixed:
 
 @dataclass(frozen=True)
 class Entering:
-    """What enters a block for one row of T tokens: hidden (T, H), and a tuple's other parts."""
+    """The input of a block for one row of T tokens: hidden (T, H), and other parts of a tuple."""
 
     hidden: Tensor
     others: tuple[Any, ...] | None
@@ -141,9 +141,9 @@ class Entering:
 def enter(
     lm: Lm, rows: Sequence[Sequence[int]], layer: int, start: Kept | None = None
 ) -> list[Entering]:
-    """Run *rows* of ids up to block *layer* (the number of blocks: up to the last norm).
+    """Run *rows* of ids up to block *layer*; the number of blocks means up to the last norm.
 
-    *start* are the same rows ready to run from a lower block on, so that less is run.
+    *start* are the same rows, ready to run from a lower block on; then less is run.
     """
     if layer == 0:
         return [Entering(torch.empty(len(row), 0), None) for row in rows]
@@ -158,7 +158,7 @@ def enter(
 
 
 def resume(lm: Lm, rows: Sequence[Sequence[int]], layer: int, entering: Sequence[Entering]) -> Kept:
-    """Rows that `enter` ran, ready to be run from block *layer* on, in any company."""
+    """Rows that `enter` has run, ready to run from block *layer* on, in any batch."""
     batch = lm.batch(rows)
     shape = batch.ids.shape[0], batch.ids.shape[1]
     whole: tuple[Any, ...] | Tensor | None = None
@@ -175,10 +175,10 @@ def resume(lm: Lm, rows: Sequence[Sequence[int]], layer: int, entering: Sequence
 
 @torch.no_grad()
 def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: int) -> Kept:
-    """Run *rows* of ids once, so that they can be run again from *layer* and *starts* on.
+    """Run *rows* of ids once, so that they can run again from *layer* and *starts* on.
 
-    ``starts[i]`` is the index in row i from which on something may change, at least 0 and less
-    than the row's length.
+    ``starts[i]`` is the first index in row i at which something may change. It is at least 0 and
+    less than the length of the row.
     """
     before = [list(row[:start]) for row, start in zip(rows, starts, strict=True)]
     after = lm.batch([row[start:] for row, start in zip(rows, starts, strict=True)])
@@ -197,11 +197,11 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
 
 @torch.no_grad()
 def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
-    """Whether what is added to the MLP's output in *layer* is all that its block gives out more.
+    """Whether a block's output changes exactly by what is added to its MLP output.
 
-    So it is where the MLP is the last thing in a block, or stands beside the attention, and no norm
-    or factor follows; then the block itself need not be run again. Tried out on *row* with noise
-    as large as the block's own output, at the row's first token.
+    This holds if the MLP comes last in the block, or next to the attention, and no norm or factor
+    follows. Then the block need not run again. It is tested on *row*: noise as large as the
+    block's output is added at the first token.
     """
     outputs = []
     noise = torch.zeros(())
@@ -227,10 +227,10 @@ def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
 
 
 def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, Tensor]:
-    """Keys and values of *rows*, read-only, moved to end at column P, and their mask (B, P).
+    """Keys and values of *rows*, read-only, right-aligned at column P, and their mask (B, P).
 
-    They are run padded on the right, where every token has one to look at, and moved afterwards:
-    sliding windows count columns.
+    They are run with padding on the right, where every token has a token to look at, and moved
+    afterwards, because sliding windows count columns.
     """
     width = max(len(row) for row in rows)
     lengths = torch.tensor([len(row) for row in rows], device=lm.device)
@@ -255,7 +255,7 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
 def _inputs(
     lm: Lm, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None
 ) -> dict[str, Any]:
-    """The model's arguments for *ids* (B, S) at *positions* behind what is in the *cache*."""
+    """The model's arguments for *ids* (B, S) at *positions*, after the tokens in *cache*."""
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -266,6 +266,6 @@ def _inputs(
 
 
 def _positions(lm: Lm, positions: Tensor) -> dict[str, Tensor]:
-    """The argument for *positions*, for models that take one; ALiBi counts the mask instead."""
+    """The argument for *positions* if the model takes one; ALiBi counts the mask instead."""
     takes = "position_ids" in inspect.signature(lm.model.forward).parameters
     return {"position_ids": positions} if takes else {}

@@ -1,4 +1,4 @@
-"""Batched forward passes that several metrics read: a row's answer is the same in any batch."""
+"""Batched forward passes for several metrics; a row's result is the same in any batch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BATCH_TOKENS = 2048
-"""Padded tokens in one forward pass; it bounds memory and changes no score."""
+"""Padded tokens in one forward pass. It bounds the memory and changes no score."""
 PASS_TOKENS = 64
-"""Tokens whose run takes as long as one more pass takes beside its tokens."""
+"""A further pass costs as much time as this many tokens."""
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of rows, shortest first, in groups of at most *budget* padded tokens.
+    """Indices of rows, the shortest first, in groups of at most *budget* padded tokens.
 
-    The groups cost least, in padded tokens and `PASS_TOKENS` for each; a row that is longer than
-    the budget stands alone.
+    The groups have the smallest cost: their padded tokens, plus `PASS_TOKENS` for each group. A row
+    that is longer than the budget is a group of its own.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ends = [
@@ -37,7 +37,7 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
         if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]
     ]  # fmt: skip
     best: dict[int, tuple[float, list[list[int]]]] = {0: (0.0, [])}
-    for end in ends:  # the cheapest groups of the rows up to here
+    for end in ends:  # the cheapest groups of the rows up to end
         width = max(1, lengths[order[end - 1]])
         size = max(1, budget // width)
         ways = []
@@ -58,12 +58,12 @@ def read_rows(
     places: Sequence[Sequence[int]] | None = None,
     under: RowEdits | None = None,
 ) -> list[T]:
-    """``read(i, logits)`` for each of *rows* of ids, in their order.
+    """Return ``read(i, logits)`` for each of *rows* of ids, in their order.
 
-    The next-token logits are those at the positions ``places[i]``, (n, V), at all of them where
-    none are named; the head is applied there alone. *under* says which edit each row is run with.
-    A row that another one of the same edit begins with is not run by itself: two targets after one
-    prompt share its pass. Where memory ends, a pass is halved.
+    The logits (n, V) are those at the positions ``places[i]``, by default at all positions. The
+    head runs only there. *under* tells the edit of each row. If a row begins another row of the
+    same edit, it is not run on its own: two targets after one prompt share a pass. If the memory
+    is full, a pass is halved.
     """
     answers: dict[int, T] = {}
     places = places or [range(len(row)) for row in rows]
@@ -92,7 +92,7 @@ def _logits_at(
     lm: Lm, rows: Sequence[Sequence[int]], which: Sequence[int], at: Sequence[tuple[int, int]],
     under: RowEdits | None,
 ) -> Tensor:  # fmt: skip
-    """Logits (n, V) of the rows *which*, run together, at the places (place in *which*, token)."""
+    """Run the rows *which* together; logits (n, V) at the places (place in *which*, token)."""
     ids = [rows[i] for i in which]
     where = torch.tensor(at, device=lm.device).reshape(-1, 2).T
     if under is None:
@@ -102,9 +102,9 @@ def _logits_at(
 
 
 def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
-    """The rows to run, each with all rows (itself among them) that are beginnings of it.
+    """The rows to run, each with all rows that it begins with, itself included.
 
-    Sorted, a beginning stands right before what it begins.
+    In sorted order, a beginning comes right before the row that it begins.
     """
     shared: dict[int, list[int]] = {}
     last: list[int] = []
@@ -116,12 +116,12 @@ def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
 
 
 def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[range]:
-    """For rows run as prompt + target[:-1]: the positions that predict the target's tokens."""
+    """For rows prompt + target[:-1]: the positions that predict the target's tokens."""
     return [range(len(ids) - 1, len(ids) - 1 + len(target)) for ids, target in rows]
 
 
 def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
-    """Ids of *prompt*; raises `RequestError` where it has none, or no *room* behind it."""
+    """Ids of *prompt*. Raises `RequestError` if there are none, or no *room* for more tokens."""
     return _checked(lm, prompt, lm.encode(prompt), room)
 
 
@@ -130,14 +130,14 @@ def _checked(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:
         raise RequestError(f"the prompt {prompt!r} has no token; write at least one word")
     if len(ids) + room > lm.max_positions:
         raise RequestError(
-            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, {room} come behind it, "
-            f"and {lm.name} has {lm.max_positions} positions; make one of them shorter"
+            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, {room} tokens follow it, "
+            f"but {lm.name} has {lm.max_positions} positions; make one of them shorter"
         )
     return ids
 
 
 def target_rows(lm: Lm, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """Ids of each (prompt, target); raises `RequestError` where they cannot be scored."""
+    """Ids of each (prompt, target). Raises `RequestError` if they cannot be scored."""
     rows = [lm.with_target(prompt, target) for prompt, target in pairs]
     for (prompt, _), (ids, target_ids) in zip(pairs, rows, strict=True):
         _checked(lm, prompt, ids, len(target_ids) - 1)
@@ -152,7 +152,7 @@ def predicted(
 ) -> list[list[tuple[int, int]]]:
     """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
 
-    Teacher-forced: all target tokens before stand in the input. One encoding of the whole text.
+    Teacher-forced: the input contains all target tokens before. One encoding of the whole text.
     """
     rows = target_rows(lm, pairs)
 
@@ -164,6 +164,6 @@ def predicted(
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """log softmax over the last dimension, in float64 (float32 where the device has none)."""
+    """log softmax over the last dimension, in float64 (float32 if the device has no float64)."""
     finest = torch.float32 if logits.device.type == "mps" else torch.float64
     return logits.to(finest).log_softmax(-1)

@@ -25,8 +25,8 @@ def sample_rows(
     """Continue *rows* of token ids, all of one length, by *new_tokens* tokens each.
 
     Each token is drawn from the *top_k* most probable ones (None: from all) at temperature 1.
-    End-of-text does not stop a row. *random* decides every draw, so the same generator state, rows
-    and model give the same tokens; other numbers of rows give others.
+    End-of-text does not stop a row. *random* decides every draw: the same generator state, rows
+    and model give the same tokens. Another number of rows gives other tokens.
     """
     found = [list(row) for row in rows]
     new = torch.tensor(found, device=lm.device)

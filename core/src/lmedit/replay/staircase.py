@@ -1,8 +1,8 @@
-"""Run many variants of a text in one pass, each only from the block on where it begins to differ.
+"""Run many variants of a text in one pass, each only from the block where it begins to differ.
 
-Variants that differ from block b on are rows that join the batch there: below they would all be the
-same. Walking up, the batch grows like a staircase (docs/explanation/performance.md). Knowledge
-neurons and causal tracing run on it.
+Below its first different block, a variant equals the others. So it joins the batch as a row at
+that block, and the batch grows from block to block like a staircase
+(docs/explanation/performance.md). Knowledge neurons and causal tracing use it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 def climbing(
     lm: Lm, alive: Sequence[int], total: int, entering: Mapping[int, Tensor] = NOTHING
 ) -> Iterator[None]:
-    """Let block b of the model run on the first ``alive[b]`` of *total* rows while this lasts.
+    """In this context, block b of the model runs only the first ``alive[b]`` of *total* rows.
 
-    Rows that join at block b enter it with ``entering[b]`` (rows, S, H), by default with what the
-    first row enters it with. ``entering[L]``, with L blocks, joins before the last norm.
+    Rows that join at block b enter it with ``entering[b]`` (rows, S, H), by default with the first
+    row's input. ``entering[L]``, with L blocks, joins before the last norm.
     """
     with ExitStack() as stack:
         for layer, rows in enumerate(alive):
@@ -47,7 +47,7 @@ def climbing(
 def _rows_of(
     rows: int, total: int, below: int, joining: Tensor | None, leaving: Tensor | None
 ) -> Callable[..., Any]:
-    """Run a block on its first *rows* alone; the waiting ones are given the first row's output."""
+    """Run a block on its first *rows*; waiting rows get the output of the first row."""
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = {name: _taken(value, rows, total) for name, value in kwargs.items()}

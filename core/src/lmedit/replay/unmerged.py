@@ -1,9 +1,9 @@
-"""Edits beside the weights: each row of a batch is run as if its own edit were in the model.
+"""Edits beside the weights: each row of a batch runs as if its own edit were in the model.
 
-``W x + dW x`` is what the edited matrix gives, so many edits are measured in one forward pass, no
-weight is written, and what is below the lowest edited block is the unedited model's: it is kept for
-the next edit of the same texts. Equal to the weights' own change up to rounding, so only for
-weights of single precision or finer: in half precision an edit is what rounding leaves of it.
+The edited matrix gives ``W x + dW x``. So one forward pass scores many edits, and no weight is
+written. Below the lowest edited block, the states are the unedited model's; they are kept for the
+next edits of the same texts. The result equals a change of the weights up to rounding. It is used
+only for weights of single precision or finer: in half precision, rounding changes the edit.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 GIGABYTE = 1024**3
 FINEST_HALF = 2
-"""Bytes of a number of half precision."""
+"""Bytes of a half-precision number."""
 
 
 class States:
-    """What enters a block of the unedited model, by row of ids; what was used least lately goes."""
+    """Block inputs of the unedited model, by row of ids; the least recently used are dropped."""
 
     def __init__(self, lm: Lm, gigabytes: float = 0.5) -> None:
-        """*lm* must be the base whenever `entering` is asked."""
+        """*lm* must be the base model whenever `entering` is called."""
         self.lm, self.room = lm, gigabytes * GIGABYTE
         self._kept: OrderedDict[tuple[int, tuple[int, ...]], Entering] = OrderedDict()
 
     def entering(self, rows: Sequence[Sequence[int]], layer: int) -> list[Entering]:
-        """What enters block *layer* for each of *rows*."""
+        """The input of block *layer* for each of *rows*."""
         keys = [(layer, tuple(row)) for row in rows]
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         if missing:
@@ -61,7 +61,7 @@ class UnmergedEdits:
     """Updates of one model that stay beside its weights."""
 
     def __init__(self, lm: Lm, updates: Sequence[Update], states: States | None = None) -> None:
-        """*updates* must be such as `fits` says; *states* of *lm* spare what they need not run."""
+        """`fits` must hold for all *updates*. *states* of *lm* save forward passes."""
         self.lm, self.states = lm, states or States(lm, 0.0)
         self.changes: dict[Site, dict[int, Delta]] = {}
         for number, update in enumerate(updates):
@@ -73,7 +73,7 @@ class UnmergedEdits:
 
     @staticmethod
     def fits(lm: Lm, update: Update) -> bool:
-        """Whether *update* can stay beside: of matrices in blocks, not in half precision."""
+        """Whether *update* can stay beside: its matrices are in blocks and of full precision."""
         return all(
             _block_of(lm, site) is not None
             and is_matrix(lm.module_of(site))
@@ -83,7 +83,7 @@ class UnmergedEdits:
 
     @contextmanager
     def on(self, edit_of: Sequence[int]) -> Iterator[None]:
-        """Row i of every batch has edit ``edit_of[i]`` in the block."""
+        """In the block, row i of every batch has edit ``edit_of[i]``."""
         with ExitStack() as stack:
             for site, deltas in self.changes.items():
                 rows = [deltas.get(number) for number in edit_of]
@@ -92,29 +92,29 @@ class UnmergedEdits:
             yield
 
     def ready(self, rows: Sequence[Sequence[int]]) -> Kept:
-        """*rows* of ids, to be run from the lowest edited block on."""
+        """*rows* of ids, ready to run from the lowest edited block on."""
         return resume(self.lm, rows, self.first, self.states.entering(rows, self.first))
 
 
 @dataclass(frozen=True)
 class RowEdits:
-    """The edit under which each of some texts is read, by its number in *edits*."""
+    """For each text, the number (in *edits*) of the edit that it is read with."""
 
     edits: UnmergedEdits
     of: Sequence[int]
 
     def at(self, places: Sequence[int]) -> list[int]:
-        """The edits of the texts *places*."""
+        """The edit numbers of the texts *places*."""
         return [self.of[place] for place in places]
 
     def spread(self, counts: Sequence[int]) -> RowEdits:
-        """The same where text i has become ``counts[i]`` texts."""
+        """The edits after text i became ``counts[i]`` texts."""
         pairs = zip(self.of, counts, strict=True)
         return RowEdits(self.edits, [edit for edit, count in pairs for _ in range(count)])
 
 
 class _Change:
-    """What the rows' deltas add to a module's output; None adds nothing."""
+    """Add the rows' deltas to a module's output; None adds nothing."""
 
     def __init__(self, site: Site, rows: Sequence[Delta | None]) -> None:
         self.bias = site.parameter.endswith(".bias")
@@ -142,7 +142,7 @@ class _Change:
 
 
 def _stacked(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
-    """Left (B, d_out, r) and right (B, r, d_in), filled up with zeros to one rank."""
+    """Left (B, d_out, r) and right (B, r, d_in); zeros fill up all ranks to one r."""
     rank = max(delta.right.shape[0] for delta in deltas)
     left = [torch.nn.functional.pad(d.left, (0, rank - d.left.shape[1])) for d in deltas]
     right = [torch.nn.functional.pad(d.right, (0, 0, 0, rank - len(d.right))) for d in deltas]
@@ -150,7 +150,7 @@ def _stacked(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
 
 
 def _block_of(lm: Lm, site: Site) -> int | None:
-    """The block that *site* lies in; None where it lies in none."""
+    """The block that contains *site*; None if no block does."""
     start = f"{lm.family.blocks}."
     if not site.parameter.startswith(start):
         return None

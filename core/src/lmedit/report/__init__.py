@@ -1,1 +1,1 @@
-"""A finished run as text: tables, and one self-contained page; from data to text, nothing else."""
+"""A finished run as text: tables, and one self-contained page; pure functions of data."""

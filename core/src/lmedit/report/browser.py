@@ -1,4 +1,4 @@
-"""The single cases as the data that the page's browser shows."""
+"""The single cases, as data for the page's browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def browser_data(run: FinishedRun) -> str:
-    """JSON that may stand inside a `script` element, whatever the cases hold."""
+    """JSON that is safe inside a `script` element, whatever the cases contain."""
     kinds = {group: number for number, group in enumerate(groups(run))}
     known = [Column(name, measure(name)) for name in run.score_names]
     data = {
@@ -35,7 +35,7 @@ def browser_data(run: FinishedRun) -> str:
 
 
 def harmless(text: str) -> str:
-    """JSON in which no sign can end a `script` element or begin markup."""
+    """Escape JSON so that no character can end a `script` element or start markup."""
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
@@ -58,7 +58,7 @@ def _case(case_id: str, text: Text | None, kinds: dict[str, int]) -> dict[str, A
 
 
 def _result(run: FinishedRun, entry: StoredCase) -> dict[str, Any]:
-    """What is known of one method on one case; what is not known is left out."""
+    """The values of one method on one case, without the unknown ones."""
     payload = entry.payload
     found: dict[str, Any] = {
         "scores": [entry.scores.get(name) for name in run.score_names] if entry.scores else None,

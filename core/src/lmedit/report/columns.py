@@ -1,4 +1,4 @@
-"""The columns of a report: what a number is called, what it means, and which one is best."""
+"""The columns of a report: label, meaning, and the best value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROBABILITIES = ("EM", "PM", "NM")
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each row; `measure` is None where this version does not know what it means."""
+    """A number of each row. `measure` is None if this version does not know the column."""
 
     name: str
     measure: Measure | None
@@ -28,27 +28,27 @@ class Column:
 
     @property
     def extra(self) -> bool:
-        """Whether this version does not know what it means."""
+        """Whether this version does not know the column."""
         return self.measure is None
 
     @property
     def scale(self) -> float:
-        """What a stored score is multiplied by to be shown."""
+        """The factor from a stored score to the shown value."""
         return self.measure.scale if self.measure else 100.0
 
     @property
     def digits(self) -> int:
-        """How many stand after the point."""
+        """The number of decimal places."""
         return self.measure.digits if self.measure else 1
 
     @property
     def less_is_better(self) -> bool:
-        """Whether a small value is a good one."""
+        """Whether a small value is good."""
         return self.measure is not None and self.measure.less_is_better
 
 
 def columns(run: FinishedRun) -> list[Column]:
-    """What was measured in any row: the known columns in order, then the unknown ones."""
+    """The columns that any row has: known ones in their order, then unknown ones."""
     rows = run.results.rows
     found = {name for row in rows for name in row.model_extra or {} if row.number(name) is not None}
     names = {name for name in found if name not in PLAIN and not name.endswith(HALF_WIDTH)}
@@ -57,7 +57,7 @@ def columns(run: FinishedRun) -> list[Column]:
 
 
 def cell(run: FinishedRun, row: Row, column: Column) -> tuple[float | None, float | None]:
-    """A row's value and half-width: as `results.json` has them, else from the single cases."""
+    """A row's value and half-width, from `results.json` or else from the single cases."""
     name = column.name
     if name in (row.model_extra or {}):
         return row.number(name), row.number(f"{name}{HALF_WIDTH}")
@@ -68,12 +68,12 @@ def cell(run: FinishedRun, row: Row, column: Column) -> tuple[float | None, floa
 
 
 def named(run: FinishedRun, row: Row, name: str) -> tuple[float | None, float | None]:
-    """The `cell` of a column by its name."""
+    """The `cell` of the column *name*."""
     return cell(run, row, Column(name, measure(name)))
 
 
 def best(run: FinishedRun, column: Column) -> set[str]:
-    """The methods with the best mean, the unedited model aside; none where best means nothing."""
+    """The methods with the best mean, without the unedited model; empty if best has no meaning."""
     found = {
         row.method: value
         for row in run.results.rows
@@ -86,7 +86,7 @@ def best(run: FinishedRun, column: Column) -> set[str]:
 
 
 def filled(run: FinishedRun) -> list[dict[str, Any]]:
-    """The rows as plain objects, every column of the report in each, `None` where unmeasured."""
+    """The rows as plain objects with every column of the report; None for missing values."""
     rows = []
     for row in run.results.rows:
         full: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def shown(value: float | None, half_width: float | None = None, digits: int = 1)
 
 
 def meaning(column: Column) -> str:
-    """What a column holds, in a sentence."""
+    """The meaning of a column, in a sentence."""
     if column.measure is None:
         return "a score that this version of lmedit does not know; mean over cases"
     return column.measure.meaning

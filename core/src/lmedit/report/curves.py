@@ -1,4 +1,4 @@
-"""What is left as edits pile up: scores, perplexity and norms over the number of edits."""
+"""Retention as edits pile up: scores, perplexity and norms over the number of edits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Line = tuple[str, list[tuple[float, float]]]
 
 
 def retention(run: FinishedRun) -> str:
-    """ES, PS and NS of all edits so far, a panel each; nothing where edits did not pile up."""
+    """ES, PS and NS of all edits so far, one panel each; empty if edits did not pile up."""
     return "".join(_panel(run, name, percent=True) for name in RETAINED)
 
 
 def harm(run: FinishedRun) -> str:
-    """Perplexity, the size of the change and its largest singular value, on logarithmic scales."""
+    """Perplexity, size of the change and largest singular value, on logarithmic scales."""
     return "".join(_panel(run, name, percent=False) for name in HARM)
 
 
@@ -76,7 +76,7 @@ def _panel(run: FinishedRun, name: str, *, percent: bool) -> str:
 
 
 def _lines(curve: Sequence[Point], name: str) -> list[Line]:
-    """For each method its measured points (edits, value), in order."""
+    """For each method, its measured points (edits, value), in order."""
     methods = list(dict.fromkeys(point.method for point in curve))
     lines = [
         (method, [(float(p.size), value) for p in curve

@@ -1,4 +1,4 @@
-"""A heat map: each method's scores by the kind of fact."""
+"""A heat map: the scores of each method by kind of fact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def groups(run: FinishedRun) -> list[str]:
 
 
 def heat_map(run: FinishedRun) -> str:
-    """A table for each score, the first one shown; nothing where no two facts are of a kind."""
+    """A table for each score, the first one visible; empty if no two facts have the same kind."""
     known = groups(run)
     wanted = [name for name in SCORES if _measured(run, name)]
     if not wanted or len(known) < 2 or len(known) == sum(1 for text in run.texts if text):
@@ -52,7 +52,7 @@ def _measured(run: FinishedRun, name: str) -> bool:
 
 
 def group_score(run: FinishedRun, method: str, name: str, places: Sequence[int]) -> float | None:
-    """A method's mean score in percent over the cases at *places*; S from the three means."""
+    """A method's mean score in percent over the cases *places*; S comes from the three means."""
     if name == "S":
         return harmonic_mean([group_score(run, method, part, places) for part in PARTS])
     found = (run.counted(method, index).get(name) for index in places)
@@ -97,7 +97,7 @@ def _cell(value: float | None, link: str | None) -> str:
 
 
 def colour(share: float) -> tuple[int, int, int]:
-    """White to dark blue for 0 to 1, even for eyes that see no colours."""
+    """White to dark blue for 0 to 1; also readable without colours."""
     at = min(max(share, 0.0), 1.0) * 2
     low, high = (STOPS[0], STOPS[1]) if at < 1 else (STOPS[1], STOPS[2])
     part = at - (0 if at < 1 else 1)

@@ -1,4 +1,4 @@
-"""How single cases spread: histograms of the magnitudes, and the sizes of the changes."""
+"""The spread of single cases: histograms of the magnitudes, and the sizes of the changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROWS = 24
 
 
 def counts(values: Sequence[float]) -> list[int]:
-    """How many of *values* in [-1, 1] fall into each of the bins; 1 falls into the last."""
+    """Count the *values* in [-1, 1] by bin; 1 belongs to the last bin."""
     found = [0] * BINS
     for value in values:
         place = math.floor((value + 1) / 2 * BINS)
@@ -31,7 +31,7 @@ def counts(values: Sequence[float]) -> list[int]:
 
 
 def magnitudes(run: FinishedRun) -> str:
-    """A histogram for each method and magnitude, a line at its mean; one scale in a column."""
+    """A histogram for each method and magnitude, with its mean; one scale per column."""
     names = [name for name in PROBABILITIES if name in run.score_names]
     if not names:
         return ""
@@ -85,7 +85,7 @@ def _ticks(left: float, floor: float) -> str:
 
 
 def norms(run: FinishedRun) -> str:
-    """The relative size of each edit's change, by parameter: quartiles, smallest and largest."""
+    """The relative norms of the changes by parameter: quartiles, smallest and largest."""
     found: dict[tuple[str, str], list[float]] = {}
     for method in run.methods:
         for entry in run.entries[method]:
@@ -123,5 +123,5 @@ def _quartiles(values: Sequence[float], scale: Scale, at: float, colour: str) ->
 
 
 def _tail(parameter: str, most: int = 34) -> str:
-    """A parameter's name; of a long one the end, where the names differ."""
+    """The name of a parameter; of a long name the end, because the ends differ."""
     return parameter if len(parameter) <= most else f"\u2026{parameter[-most + 1 :]}"

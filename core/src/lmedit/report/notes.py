@@ -1,4 +1,4 @@
-"""What the numbers mean, how they were measured, and what they do not show."""
+"""The meaning of the numbers, how they were measured, and what they do not show."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 ALREADY = """In {there} of {n} cases the unedited model already finds the new answer more probable
 than the true one; these cases count like all others."""
 CAUTIONS = (
-    """Intervals are normal approximations, 1.96 standard deviations over the root of the number
-    of cases; they know nothing of other seeds, prompts or models, and are not corrected for
-    comparing many methods. S, the harmonic mean of three means, has none unless one is shown.""",
-    """ES, PS and NS compare the probabilities of two given answers. ES of 100 % does not mean that
-    the model writes the new answer on its own.""",
-    """A failed edit counts with the scores of the unedited model, since that is the model the user
-    is left with. In the list of single cases it has no scores of its own.""",
-    """Options that were not tuned for this model may do a method injustice; they are listed
+    """Intervals are normal approximations, 1.96 standard deviations / sqrt(number of cases). They
+    do not cover other seeds, prompts or models, and are not corrected for comparing many methods.
+    S, the harmonic mean of three means, has no interval unless one is shown.""",
+    """ES, PS and NS compare the probabilities of two given answers. An ES of 100 % does not mean
+    that the model writes the new answer on its own.""",
+    """A failed edit counts with the scores of the unedited model, because the user would keep that
+    model. In the list of single cases it has no scores of its own.""",
+    """Options that were not tuned for this model may be unfair to a method; they are listed
     above.""",
 )
 
 
-SINGLE = """Every edit starts from the unedited model and is taken back before the next one; nothing
-here says how a method does when edits pile up."""
-PILED = """All scores are measured with the first edits of the list in the model together; another
-order, or other facts, may give another picture."""
+SINGLE = """Every edit starts from the unedited model and is reverted before the next one. Nothing
+here tells how a method works when edits pile up."""
+PILED = """All scores are measured while the model contains the first edits of the list together.
+Another order, or other facts, may give other results."""
 
 
 def protocols(run: FinishedRun) -> str:
-    """Each column's meaning, then the protocols as the run wrote them down."""
+    """The meaning of each column, then the protocols from the run's results."""
     meant = "".join(
         tag("dt", escape(c.label)) + tag("dd", escape(meaning(c))) for c in columns(run)
     )
@@ -52,7 +52,7 @@ def _plain(value: object) -> str:
 
 
 def setups(run: FinishedRun) -> str:
-    """Versions and options of the methods, whole digests of the model and the cases."""
+    """Versions and options of the methods, and full digests of the model and the cases."""
     rows = []
     for row in run.results.rows:
         if row.method != BASE:
@@ -65,21 +65,21 @@ def setups(run: FinishedRun) -> str:
 
 
 def notes(run: FinishedRun) -> str:
-    """What a careful reader should know before quoting a number of this page."""
+    """The notes that a reader should know before quoting a number of this page."""
     told = [*_already(run), *_trained(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
     return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
 
 
 def _trained(run: FinishedRun) -> list[str]:
-    """Which methods were trained on some of these cases."""
+    """The methods that were trained on some of these cases."""
     return [
-        f"{method} was trained on {count} of these cases; its scores are too good by that."
+        f"{method} was trained on {count} of these cases, so its scores are too good."
         for method, count in run.results.trained_on.items() if count
     ]  # fmt: skip
 
 
 def _already(run: FinishedRun) -> list[str]:
-    """How often there was nothing to edit."""
+    """The number of cases without anything to edit."""
     before = run.values(BASE, "ES") if BASE in run.entries else []
     there = sum(value == 1 for value in before)
     if not there:

@@ -1,7 +1,7 @@
 """One self-contained page about a run: no network, no dates, the same bytes for the same run.
 
-A section is a function from the run to markup; one that has nothing to show gives nothing, and
-is not on the page. What a later kind of run brings becomes one more section here.
+A section is a function from the run to markup. If it returns an empty string, the page leaves it
+out. A new kind of run needs one more section here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _title(run: FinishedRun) -> str:
 
 
 def _facts(run: FinishedRun) -> str:
-    """What was compared on what, in one line, digests shortened."""
+    """One line about model, cases and seed, with short digests."""
     results = run.results
     n = max((row.n for row in results.rows), default=0)
     told = [f"{n} case{'' if n == 1 else 's'}"]
@@ -84,20 +84,20 @@ def _results(run: FinishedRun) -> str:
         body.append(_published(run, row.method, wanted))
     inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
     table = tag("div", tag("table", inside, class_="results"), class_="wide")
-    return table + tag("p", "Scores in percent, perplexities, KL, norms and costs as they are, "
-                       "± half of the 95 % interval of the mean over cases. The best mean of each "
-                       "column among the methods is bold, whether or not the intervals overlap.",
+    return table + tag("p", "Scores are in percent, but not perplexity, KL, norms, costs. "
+                       "± is half of the 95 % interval of the mean over cases. The best mean of "
+                       "each column among the methods is bold, even if the intervals overlap.",
                        class_="caption")  # fmt: skip
 
 
 def _with_bar(value: float | None, half_width: float | None, column: Column) -> str:
-    """A value and, small behind it, half of its interval."""
+    """A value, followed by half of its interval in small type."""
     bar = "" if half_width is None else tag("small", f"±{half_width:.{column.digits}f}")
     return shown(value, digits=column.digits) + bar
 
 
 def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: str) -> str:
-    """A table of *rows* with its caption; nothing where there is no row."""
+    """A table of *rows* with its caption; empty without rows."""
     if not rows:
         return ""
     head = tag("thead", tag("tr", "".join(tag("th", text) for text in heads)))
@@ -106,7 +106,7 @@ def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: st
 
 
 def _published(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
-    """The paper's row for *method*, where there is one."""
+    """The paper's row for *method*, if there is one."""
     paper = run.results.published
     found = next((row for row in paper.rows if row.method == method), None) if paper else None
     if paper is None or found is None:
@@ -127,40 +127,40 @@ def _differences(run: FinishedRun) -> str:
     ]  # fmt: skip
     return _listing(
         ("", "score", "points", "95 % interval"), rows, "differences",
-        "Paired over cases: percentile bootstrap with 10 000 resamples. Bold where the interval "
-        "leaves out 0; not corrected for comparing many methods.",
+        "Paired over cases: percentile bootstrap with 10 000 resamples. Bold if the interval "
+        "does not contain 0; not corrected for comparing many methods.",
     )  # fmt: skip
 
 
 def _retention(run: FinishedRun) -> str:
-    return _figure(retention(run), "Scores of all edits so far, after so many edits in one model.",
+    return _figure(retention(run), "Scores of all edits so far, by number of edits in one model.",
                    "two")  # fmt: skip
 
 
 def _harm(run: FinishedRun) -> str:
-    return _figure(harm(run), "The model itself after so many edits: perplexity on held-out text, "
-                   "and for the tensor that changed most the norm of its change over its own and "
-                   "the growth of its largest singular value.", "two")  # fmt: skip
+    return _figure(harm(run), "The model itself, by number of edits: perplexity on held-out text. "
+                   "For the tensor that changed most: norm of its change / its own norm, and "
+                   "growth of its largest singular value.", "two")  # fmt: skip
 
 
 def _trade_off(run: FinishedRun) -> str:
     return _figure(trade_off(run), "Each method's efficacy (ES, PS) against its specificity (NS); "
-                   "bars are 95 % intervals. A good method stands at the top right; the "
-                   "unedited model is grey.", "two")  # fmt: skip
+                   "bars are 95 % intervals. A good method is at the top right; the "
+                                  "unedited model is grey.", "two")  # fmt: skip
 
 
 def _cost(run: FinishedRun) -> str:
-    return _figure(cost(run), "S against the seconds that one edit takes, on a logarithmic scale. "
-                   "Hollow marks add the preparation, spread over the cases of this run. Times "
-                   "hold for the machine of this run and what else it did.", "beside")  # fmt: skip
+    return _figure(cost(run), "S against the seconds per edit, on a logarithmic scale. "
+                   "Hollow marks add the preparation, divided by the cases of this run. "
+                   "Times are for this run's machine and its other load.", "beside")  # fmt: skip
 
 
 def _heat(run: FinishedRun) -> str:
     found = heat_map(run)
     return found and found + tag(
-        "p", "By kind of fact: the data set's relation where it names one, else the prompt's "
+        "p", "By kind of fact: the data set's relation if it has one, else the prompt's "
         f"template; the {MOST_GROUPS} most frequent, then all others. Numbers "
-        "from few cases (n) scatter widely. Each leads to its cases.",
+        "from few cases (n) scatter widely. Each number links to its cases.",
         class_="caption",
     )  # fmt: skip
 
@@ -172,12 +172,12 @@ def _magnitudes(run: FinishedRun) -> str:
 
 
 def _norms(run: FinishedRun) -> str:
-    return _figure(norms(run), "Frobenius norm of each edit's change over that of the matrix: "
+    return _figure(norms(run), "Frobenius norm of each edit's change / norm of the matrix: "
                    "smallest, quartiles and largest of all cases.")  # fmt: skip
 
 
 def _figure(picture: str, caption: str, class_: str = "") -> str:
-    """A figure with its caption; nothing where there is no picture."""
+    """A figure with its caption; empty without a picture."""
     return picture and tag(
         "figure", tag("div", picture) + tag("figcaption", caption), class_=class_ or None
     )

@@ -1,7 +1,7 @@
-"""Read a run folder: the results, the cases they are about, and what each method did to each.
+"""Read a run folder: the results, their cases, and the result of each method on each case.
 
-Only `results.json` must be there. Rows that name their results in the store (`keys`) bring them
-along, and `cases.json` the texts; without them a report shows less, never a made-up number.
+Only `results.json` is required. If its rows name results in the store (`keys`), these are read too;
+`cases.json` adds the texts. Without them a report shows less, but never an invented number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 class Lenient(BaseModel):
-    """What a run wrote: fields that this version does not know are kept, not refused."""
+    """A part of a run's files; unknown fields are kept, not refused."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -40,7 +40,7 @@ class Numbers(Lenient):
     method: str
 
     def number(self, name: str) -> float | None:
-        """The value of a column, None where it was not measured."""
+        """The value of a column; None if it was not measured."""
         value = (self.model_extra or {}).get(name)
         known = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value if known else None
@@ -64,14 +64,14 @@ class Row(Numbers):
 
 
 class Point(Numbers):
-    """What was measured after so many edits."""
+    """The scores after a number of edits."""
 
     size: int
     collapsed: bool = False
 
 
 class Difference(Lenient):
-    """By how many points one method is ahead of another, with the 95 % interval."""
+    """The lead of one method over another in points, with the 95 % interval."""
 
     one: str
     other: str
@@ -96,7 +96,7 @@ class Named(Lenient):
 
 
 class Results(Lenient):
-    """What `results.json` holds."""
+    """The content of `results.json`."""
 
     model: Named
     cases: Named
@@ -119,7 +119,7 @@ class Fact(Lenient):
 
 
 class Text(Lenient):
-    """A case as it was run: the request, and the prompts that judge it."""
+    """A case of the run: the request, and the prompts that judge it."""
 
     id: str
     request: Fact
@@ -130,12 +130,12 @@ class Text(Lenient):
 
     @property
     def group(self) -> str:
-        """What kind of fact it is: its relation where the data set names one, else the prompt."""
+        """The kind of the fact: its relation if the data set has one, else its prompt."""
         return self.relation or self.relation_id or self.request.prompt
 
 
 def _texts(value: Any) -> Any:
-    """What was written, as texts by prompt: numbers and nested values become JSON."""
+    """Generated texts by prompt; numbers and nested values become JSON."""
     if not isinstance(value, dict):
         return {"text": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
     return {
@@ -145,7 +145,7 @@ def _texts(value: Any) -> Any:
 
 
 class Payload(Lenient):
-    """What the store keeps of one method on one case."""
+    """The stored result of one method on one case."""
 
     scores: dict[str, float | None] | None = None
     failure: str | None = None
@@ -156,7 +156,7 @@ class Payload(Lenient):
 
 @dataclass(frozen=True)
 class StoredCase:
-    """One method on one case: what was measured, or why it failed."""
+    """One method on one case: its scores, or the reason of its failure."""
 
     case_id: str
     payload: Payload
@@ -164,13 +164,13 @@ class StoredCase:
 
     @property
     def scores(self) -> Mapping[str, float | None]:
-        """The scores by name; none where the edit failed."""
+        """The scores by name; empty if the edit failed."""
         return self.payload.scores or {}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run as it was found; `entries` and `texts` stand in the order of `ids`."""
+    """A run that was read; `entries` and `texts` are in the order of `ids`."""
 
     results: Results
     raw: Mapping[str, Any]
@@ -180,12 +180,12 @@ class FinishedRun:
 
     @property
     def methods(self) -> list[str]:
-        """The methods whose single results are known, in the order of the rows."""
+        """The methods with known single results, in the order of the rows."""
         return [row.method for row in self.results.rows if row.method in self.entries]
 
     @cached_property
     def score_names(self) -> list[str]:
-        """The scores of single cases: the known ones in the table's order, then the others."""
+        """The scores of single cases: known ones in the table's order, then the others."""
         found = {
             name
             for row in self.entries.values()
@@ -196,20 +196,20 @@ class FinishedRun:
         return ordered(found)
 
     def counted(self, method: str, index: int) -> Mapping[str, float | None]:
-        """The scores that count: a failed edit leaves the user with the unedited model."""
+        """The scores that count: after a failed edit, those of the unedited model."""
         entry = self.entries[method][index]
         if entry.payload.failure is not None and BASE in self.entries:
             return self.entries[BASE][index].scores
         return entry.scores
 
     def values(self, method: str, score: str) -> list[float]:
-        """All cases' values of a score that count, those not measured left out."""
+        """The counted values of a score over all cases, without the missing ones."""
         found = (self.counted(method, index).get(score) for index in range(len(self.ids)))
         return [value for value in found if value is not None]
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read the run in *folder*; raises `RunError` where it is not one, or is damaged."""
+    """Read the run in *folder*. Raises `RunError` if there is no run or if it is damaged."""
     if not (folder / RESULTS).is_file():
         raise RunError(f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
                        "lmedit compare --run wrote")  # fmt: skip
@@ -226,18 +226,18 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]]:
-    """The results that the rows name by their keys in the store."""
+    """The stored results that the rows name by key."""
     named = {row.method: row.keys for row in results.rows if row.keys}
     if not named:
         return {}
     if not (folder / FILE).is_file():
-        raise RunError(f"the run in {folder} has lost its {FILE}; run compare again")
+        raise RunError(f"{folder / FILE} is missing; run compare again")
     with RunStore(folder) as store:
         stored = {result.key: result for result in store.all()}
     lost = sum(key not in stored for keys in named.values() for key in keys)
     if lost:
         raise RunError(f"{folder / FILE} lacks {lost} of the results that {RESULTS} names; "
-                       "run compare again to finish them")  # fmt: skip
+                           "run compare again to finish them")  # fmt: skip
     return {
         method: tuple(_entry(folder, stored[key]) for key in keys) for method, keys in named.items()
     }
@@ -253,7 +253,7 @@ def _entry(folder: Path, stored: Stored) -> StoredCase:
 
 
 def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
-    """The cases of *ids*; None for those that are not written down."""
+    """The cases of *ids*; None for a case that is not in the file."""
     path = folder / CASES
     if not path.is_file():
         return (None,) * len(ids)
@@ -272,7 +272,7 @@ def _json(path: Path) -> Any:
 
 
 def _nothing(constant: str) -> None:
-    """NaN and the infinities are no numbers that a report could show."""
+    """Replace NaN and infinity by None; a report cannot show them."""
     del constant
 
 

@@ -32,12 +32,12 @@ PERCENT = tuple((float(tick), str(tick)) for tick in TICKS)
 
 
 def looks_of(run: FinishedRun) -> dict[str, Look]:
-    """The look of each method of the run, the same in all plots."""
+    """The colour and shape of each method of the run, the same in all plots."""
     return looks([row.method for row in run.results.rows], BASE)
 
 
 def trade_off(run: FinishedRun) -> str:
-    """ES and PS against NS, a panel each; nothing where no two of them were measured."""
+    """ES and PS against NS, one panel each; empty if no two of them were measured."""
     panels = [_against_specificity(run, name) for name in ("ES", "PS")]
     return "".join(panel for panel in panels if panel)
 
@@ -75,7 +75,7 @@ def _against_specificity(run: FinishedRun, name: str) -> str:
 def axes(
     up_title: str, across_title: str, up: Scale, ticks: Sequence[tuple[float, str]] = PERCENT
 ) -> str:
-    """The axes of a panel, with a line across it at each of *ticks*."""
+    """The axes of a panel, with a grid line at each of *ticks*."""
     middle = (TOP + BOTTOM) / 2
     parts = [line(LEFT, up(t), RIGHT, up(t), "grid") for t, _ in ticks]
     parts += [words(LEFT - 8, up(t) + 4, text, "tick", "end") for t, text in ticks]
@@ -134,7 +134,7 @@ def _costs(
 
 
 def _unedited(run: FinishedRun, up: Scale, labels: Labels) -> str:
-    """A line where doing nothing stands."""
+    """A line at the score of the unedited model."""
     for row in run.results.rows:
         s = named(run, row, "S")[0]
         if row.method == BASE and s is not None:
@@ -147,5 +147,5 @@ def _unedited(run: FinishedRun, up: Scale, labels: Labels) -> str:
 
 
 def _with_share(row: Row, seconds: float) -> float:
-    """Seconds per edit, the preparation spread over the cases of this run."""
+    """Seconds per edit plus the preparation, divided by the cases of this run."""
     return seconds + (row.number("prepare_seconds") or 0.0) / max(row.n, 1)

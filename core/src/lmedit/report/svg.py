@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b8a")
-"""Okabe and Ito's colours, told apart with any kind of colour vision, and one more."""
+"""The colours of Okabe and Ito, which differ for any colour vision, and one more."""
 GREY = "#6b6b6b"
 SHAPES = ("circle", "square", "up", "diamond", "down")
 
 
 def tag(name: str, inside: str = "", **attributes: object) -> str:
-    """An element; `inside` is markup, attribute values are escaped, `_` in names becomes `-`."""
+    """An element. `inside` is markup; attribute values are escaped; `_` in names becomes `-`."""
     told = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_text(value))}"'
         for key, value in attributes.items()
@@ -41,20 +41,20 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str, **more: str) -
 
 
 def picture(width: float, height: float, inside: str, label: str) -> str:
-    """A whole drawing, that scales with its place and tells what it shows."""
+    """A whole drawing that scales with its place; *label* describes it."""
     return tag("svg", inside, viewBox=f"0 0 {_text(width)} {_text(height)}", role="img",
                aria_label=label, style=f"max-width:{_text(width)}px")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn in every plot of a page."""
+    """The colour and shape of a method in every plot of a page."""
 
     colour: str
     shape: str
 
     def mark(self, x: float, y: float, *, hollow: bool = False, **data: str) -> str:
-        """The method's sign at (x, y)."""
+        """The method's mark at (x, y)."""
         paint: dict[str, Any] = {"fill": "#fff" if hollow else self.colour, "stroke": self.colour,
                  "stroke_width": 1.5}  # fmt: skip
         if self.shape == "circle":
@@ -69,12 +69,12 @@ class Look:
         return tag("polygon", points=points, **paint, **data)
 
     def sign(self) -> str:
-        """The method's sign as a picture of its own, to stand in a line of text."""
+        """The method's mark as a small picture in a line of text."""
         return tag("svg", self.mark(7, 7), viewBox="0 0 14 14", class_="sign", aria_hidden="true")
 
 
 def looks(methods: Sequence[str], base: str) -> dict[str, Look]:
-    """A look for each method: the unedited model grey, the others by their place in the run."""
+    """A look for each method: grey for the unedited model, the others by their order."""
     others = [method for method in methods if method != base]
     found = {
         method: Look(COLOURS[i % len(COLOURS)], SHAPES[i % len(SHAPES)])
@@ -85,7 +85,7 @@ def looks(methods: Sequence[str], base: str) -> dict[str, Look]:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on the paper; `log` for positive values over many sizes."""
+    """Maps values to places on the paper; `log` is for positive values of many magnitudes."""
 
     low: float
     high: float
@@ -94,7 +94,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of *value*, no further than the ends."""
+        """The place of *value*, limited to the ends."""
         low, high = self._at(self.low), self._at(self.high)
         share = (self._at(value) - low) / (high - low) if high > low else 0.5
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
@@ -104,14 +104,14 @@ class Scale:
 
 
 def log_scale(values: Sequence[float], start: float, end: float) -> Scale:
-    """A scale from the power of ten below all *values* to the one above them."""
+    """A scale from the power of ten below all *values* to the power of ten above them."""
     low = 10.0 ** math.floor(math.log10(min(values)))
     high = 10.0 ** math.ceil(math.log10(max(values)))
     return Scale(low, high if high > low else 10 * low, start, end, log=True)
 
 
 def log_ticks(scale: Scale) -> list[float]:
-    """Round values of a logarithmic scale: powers of ten, between few of them 2 and 5 as well."""
+    """Round values of a logarithmic scale: powers of ten; also 2 and 5 if there are few."""
     first, last = round(math.log10(scale.low)), round(math.log10(scale.high))
     powers = [10.0**power for power in range(first, last + 1, 1 + (last - first) // 8)]
     if last - first > 2:
@@ -120,7 +120,7 @@ def log_ticks(scale: Scale) -> list[float]:
 
 
 def power_text(value: float) -> str:
-    """A value as a tick says it: 0.02, 1, 500, 1e+06."""
+    """A value as a tick shows it: 0.02, 1, 500, 1e+06."""
     return f"{value:g}"
 
 
@@ -131,13 +131,13 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class Labels:
-    """Words beside points, each where it covers nothing that was put down before."""
+    """Texts beside points, placed so that they cover nothing placed before."""
 
     room: Box
     taken: list[Box]
 
     def put(self, x: float, y: float, text: str, colour: str) -> str:
-        """*text* in the free place nearest to (x, y); a thin line leads to it if that is far."""
+        """*text* in the free place nearest to (x, y); if that is far, a thin line leads to it."""
         text = clipped(text, 18)
         boxes = [self._box(x, y, way, 9 + 11 * far, text) for far in range(14)
                  for way in DIRECTIONS]  # fmt: skip
@@ -152,7 +152,7 @@ class Labels:
         return line(x, y, *near, "leader", stroke=colour) + drawn
 
     def _box(self, x: float, y: float, way: tuple[float, float], far: float, text: str) -> Box:
-        """The place of *text* that begins *far* from (x, y) in a direction."""
+        """The box of *text*, at the distance *far* from (x, y) in the direction *way*."""
         wide = LETTER * len(text)
         left = x + far * way[0] - (wide if way[0] < 0 else 0 if way[0] > 0 else wide / 2)
         top = y + far * way[1] - TALL / 2
@@ -165,7 +165,7 @@ class Labels:
 
 
 def clipped(text: str, most: int) -> str:
-    """*text*, its end left out where it is longer than *most*."""
+    """*text*, cut at the end if it is longer than *most*."""
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def as_table(run: FinishedRun) -> str:
-    """The comparison's own table; columns that it does not know stand below."""
+    """The comparison's own table; unknown columns follow below it."""
     lines = [table(filled(run))]
     for column in columns(run):
         if column.extra:
@@ -32,7 +32,7 @@ def as_table(run: FinishedRun) -> str:
 
 
 def as_markdown(run: FinishedRun) -> str:
-    """A table for a page, the best value of each column in bold."""
+    """A Markdown table with the best value of each column in bold."""
     head, rows = _cells(run)
     lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
     lines += [_line([f"**{text}**" if won else text for text, won in row]) for row in rows]
@@ -40,7 +40,7 @@ def as_markdown(run: FinishedRun) -> str:
 
 
 def as_html(run: FinishedRun, remarks: Sequence[str] = ()) -> str:
-    """The same table as markup, without a style, and *remarks* below."""
+    """The same table as HTML without a style, with *remarks* below."""
     head, rows = _cells(run)
     lines = ["".join(tag("th", escape(text)) for text in head)]
     lines += [
@@ -52,7 +52,7 @@ def as_html(run: FinishedRun, remarks: Sequence[str] = ()) -> str:
 
 
 def _cells(run: FinishedRun) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """The headings, and for each row its texts, each with whether it is its column's best."""
+    """The headings, and for each row its texts; each text tells whether it is the best."""
     wanted = columns(run)
     head = ["method", "n", "failed", *(column.label for column in wanted)]
     winners = {column.name: best(run, column) for column in wanted}
@@ -71,7 +71,7 @@ def _line(cells: list[str]) -> str:
 
 
 def as_csv(run: FinishedRun) -> str:
-    """All digits, by the names of `results.json`; empty where nothing was measured."""
+    """All digits, with the names of `results.json`; empty cells for missing values."""
     rows = filled(run)
     names = ["method", "n", "n_failed"]
     for column in columns(run):
@@ -86,7 +86,7 @@ def as_csv(run: FinishedRun) -> str:
 
 
 def as_json(run: FinishedRun) -> str:
-    """`results.json` with every column in every row, the keys of the run's store left out."""
+    """`results.json` with every column in every row, without the keys of the run's store."""
     return json.dumps({**run.raw, "rows": filled(run)}, indent=1, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Second moments of keys, S = sum k k^T: counted over a corpus, kept, checked and shared."""
+"""Second moments of keys, S = sum k k^T: compute them over a corpus, store, verify and share."""
 
 from lmedit.stats.counting import BATCH_TOKENS, Counting, Moment, second_moments
 from lmedit.stats.self_written import SELF, SelfWritten

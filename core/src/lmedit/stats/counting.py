@@ -1,6 +1,6 @@
-"""S = sum_n k_n k_n^T of several layers in one pass: streamed, resumable, ended when it suffices.
+"""S = sum_n k_n k_n^T of several layers in one pass: streamed and resumable, with early stopping.
 
-Keys are what goes into a block's MLP output matrix (ROME, section 3.1 and appendix E.5), of all
+Keys are the inputs of a block's MLP output matrix (ROME, section 3.1 and appendix E.5), for all
 true tokens of the documents. Only the blocks up to the deepest layer are run.
 """
 
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
     from lmedit.types import Corpus
 
 GROUP = 100
-"""Documents sorted by length and packed together; the unit of a checkpoint."""
+"""How many documents are sorted by length and packed together; a checkpoint counts groups."""
 BATCH_TOKENS = 4096
 SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Counting:
-    """How much is counted, and when it is enough."""
+    """How many keys to sum, and when to stop early."""
 
     samples: int
     unit: Literal["documents", "tokens"] = "documents"
     max_length: int | None = None
-    """Tokens of a document that are read at most; None: what the model has positions for."""
+    """Read at most this many tokens of a document; None: as many as the model has positions."""
     tolerance: float | None = None
-    """Stop once the solutions for some keys have settled to this (`solving.Watch`); None: never."""
+    """Stop when the solutions for some keys change by less (`solving.Watch`). None: never."""
 
     def limit(self, lm: Lm) -> int:
-        """Tokens of a document that are read at most."""
+        """How many tokens of a document are read at most."""
         return min(self.max_length or lm.max_positions, lm.max_positions)
 
 
 @dataclass
 class Moment:
-    """The sum S (D, D) in float64, what went into it, and how far it had settled."""
+    """The sum S (D, D) in float64, its tokens and documents, and how far it has converged."""
 
     sum: Tensor
     tokens: int = 0
@@ -65,10 +65,10 @@ class Moment:
 def second_moments(
     lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
 ) -> dict[int, Moment]:
-    """S of each of *layers* over the keys of *corpus*, up to the sample size asked for.
+    """S of each of *layers* over the keys of *corpus*, up to the requested sample size.
 
-    Documents are taken in the corpus' order. Interrupted, it goes on from *checkpoint* and ends
-    at the same bits. Where memory ends, batches are halved.
+    Documents are read in the order of the corpus. An interrupted call continues from *checkpoint*
+    and gives the same bits. If the memory is full, batches are halved.
     """
     work = _Work(lm, tuple(sorted(set(layers))), counting)
     work.load(checkpoint)
@@ -93,7 +93,7 @@ def second_moments(
 
 
 class _Work:
-    """The running sums, and what went into them."""
+    """The sums so far, and their numbers of tokens and documents."""
 
     def __init__(self, lm: Lm, layers: tuple[int, ...], counting: Counting) -> None:
         self.lm, self.layers, self.counting = lm, layers, counting
@@ -109,7 +109,7 @@ class _Work:
         return self.documents if self.counting.unit == "documents" else self.tokens
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on where the last save was, if there was one."""
+        """Continue from the last save, if there is one."""
         state = checkpoint.load()
         if state is None:
             return
@@ -120,7 +120,7 @@ class _Work:
             self.watches[layer].restore(tensors, facts["seen"][str(layer)], str(layer))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep everything that `load` needs."""
+        """Save everything that `load` needs."""
         tensors = {f"sum.{layer}": S for layer, S in self.sums.items()}
         seen = {}
         for layer, watch in self.watches.items():
@@ -130,7 +130,7 @@ class _Work:
         checkpoint.save(tensors, facts)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Count the keys of a group of documents."""
+        """Add the keys of a group of documents to the sums."""
         limit = self.counting.limit(self.lm)
         rows = sorted((self.lm.encode(text)[:limit] for text in texts), key=len)
         if self.counting.unit == "tokens":
@@ -146,7 +146,7 @@ class _Work:
         self.documents += len(texts)
 
     def enough(self) -> bool:
-        """Whether every layer's solutions have settled; looked at as often as tokens double."""
+        """Whether every layer's solutions have converged; checked when the tokens have doubled."""
         settled = [watch.settled(self.sums[layer], self.tokens)
                    for layer, watch in self.watches.items()]  # fmt: skip
         return all(settled)
@@ -160,7 +160,7 @@ def _groups(corpus: Corpus, skip: int, counting: Counting) -> Iterator[list[str]
 
 
 def _first_tokens(rows: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Rows cut so that they hold at most *count* tokens together."""
+    """Cut rows so that together they have at most *count* tokens."""
     kept: list[list[int]] = []
     for row in rows:
         if count <= 0:
@@ -171,16 +171,16 @@ def _first_tokens(rows: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def packed(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Rows of ascending length in batches of at most BATCH_TOKENS padded tokens."""
+    """Batch rows of ascending length, with at most BATCH_TOKENS padded tokens per batch."""
     for members in by_length([len(row) for row in rows], BATCH_TOKENS):
         yield [rows[i] for i in members]
 
 
 @torch.no_grad()
 def keys_of(lm: Lm, layers: Sequence[int], rows: Sequence[list[int]]) -> dict[int, Tensor]:
-    """The keys (tokens, D) of all true tokens of *rows* by layer, in float32 or finer.
+    """The keys (tokens, D) of all true tokens of *rows*, by layer, in float32 or finer.
 
-    *layers* ascend; only the blocks up to the last of them are run.
+    *layers* must ascend. Only the blocks up to the last one are run.
     """
     batch = lm.batch(rows)
     true = batch.mask.reshape(-1).bool()

@@ -1,7 +1,7 @@
 """Text that a model writes itself, as a corpus for its own statistics (``--corpus self``).
 
-ROME's C = E[k k^T] (equation 2) asks for keys of typical text. Where a user names no text, the
-model's own is used: it is sampled from the model's distribution, so it needs nothing from outside.
+ROME's C = E[k k^T] (equation 2) needs keys of typical text. If the user names no text, the model
+writes it: the text is sampled from the model's distribution, without any other data.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 SELF = "self"
 """The name of this corpus."""
 BATCH, TOKENS = 100, 128
-"""Texts that are sampled together, and tokens of each."""
+"""How many texts are sampled together, and the tokens of each."""
 TOLERANCE, MOST = 0.3, 2000
-"""When enough is counted: the angle and length to which C^-1 k settles, and the most texts."""
+"""When to stop: the tolerance for angle and length of C^-1 k, and the largest number of texts."""
 
 
 @dataclass(frozen=True)
 class SelfWritten:
-    """An endless corpus that *lm* writes, `BATCH` texts at a time, as far as a reader asks.
+    """An endless corpus that *lm* writes, `BATCH` texts at a time, as far as a reader reads.
 
-    Batch n depends on the weights, the seed and n alone. Every finished batch is stored, so an
+    Batch n depends only on the weights, the seed and n. Every finished batch is stored, so an
     interrupted reader, or the next one, finds it again.
     """
 
@@ -67,17 +67,16 @@ class SelfWritten:
         return texts
 
     def counting(self, asked: Counting) -> Counting:
-        """How much of this text is counted, where *asked* was meant for text that costs nothing.
+        """How much of this text to count; *asked* is meant for text that costs nothing.
 
-        Counting stops once the solutions have settled to `TOLERANCE`, at the latest after `MOST`
-        texts.
+        Counting stops when the solutions have converged to `TOLERANCE`, or after `MOST` texts.
         """
         tolerance = max(TOLERANCE, asked.tolerance or 0.0)
         return Counting(MOST, "documents", asked.max_length, tolerance)
 
     @property
     def folder(self) -> Path:
-        """Where the batches are stored."""
+        """The folder of the stored batches."""
         return cache_folder() / "self-written" / self.digest[:32]
 
     def _write(self, number: int) -> list[str]:
@@ -92,7 +91,7 @@ class SelfWritten:
 
 
 def _read(path: Path) -> list[str] | None:
-    """The texts of a stored batch; None if the file is damaged, since it can be written again."""
+    """The texts of a stored batch; None if the file is damaged, because it can be written again."""
     try:
         texts: Any = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, ArtifactError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""C^-1 k from a second moment: its factor, how badly it is conditioned, when it has settled."""
+"""C^-1 k from a second moment: its Cholesky factor, its condition number, its convergence."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBES = 32
-"""Keys whose solutions are watched: from the start of the corpus, one in STRIDE tokens."""
+"""How many keys are watched; they are taken from the start of the corpus, one in STRIDE."""
 STRIDE = 16
 ROUNDS = 100
-"""Of the power iteration behind a condition number."""
+"""Iterations of the power iteration for a condition number."""
 
 
 def cholesky(C: Tensor, ridge: float = 0.0) -> Tensor:
     """L with L L^T = C + ridge tr(C)/D I, in float64.
 
-    Raises `torch.linalg.LinAlgError` where that is not positive definite.
+    Raises `torch.linalg.LinAlgError` if this matrix is not positive definite.
     """
     C = C.double()
     level = ridge * C.diagonal().mean()
@@ -32,7 +32,7 @@ def cholesky(C: Tensor, ridge: float = 0.0) -> Tensor:
 
 
 def positive_factor(S: Tensor, count: int) -> Tensor | None:
-    """The factor of C = S / *count*, in float64; None where C is not positive definite."""
+    """The Cholesky factor of C = S / *count* in float64; None if C is not positive definite."""
     try:
         return cholesky(S / max(1, count))
     except RuntimeError as error:  # torch.linalg.LinAlgError is one
@@ -42,7 +42,7 @@ def positive_factor(S: Tensor, count: int) -> Tensor | None:
 
 
 def condition(L: Tensor) -> float:
-    """Largest over smallest eigenvalue of L L^T, by power iteration (never above the true one)."""
+    """Largest / smallest eigenvalue of L L^T, by power iteration; never above the true value."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(len(L), 1, generator=generator, dtype=torch.float64).to(L)
 
@@ -59,24 +59,24 @@ def condition(L: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Convergence:
-    """How the solutions C^-1 k at *tokens* differ from those at half as many; means over keys."""
+    """How much C^-1 k changed from half of *tokens* to *tokens*; means over the keys."""
 
     tokens: int
     angle: float
-    """Radians between them."""
+    """The angle between the two solutions in radians."""
     length: float
     """|log of the ratio of their lengths|."""
 
 
 class Watch:
-    """Watches C^-1 k of a few keys while C is counted.
+    """Watch C^-1 k of a few keys while C is summed.
 
-    A sample's first half lies in the whole: the difference between their solutions is about as
-    large as what still separates the whole's from the limit (both have variance 1/n).
+    The first half of a sample is part of the whole. So the difference of their solutions is about
+    as large as the distance from the whole to the limit (both have variance 1/n).
     """
 
     def __init__(self, tolerance: float | None) -> None:
-        """*tolerance* bounds both the angle and the length; None: nothing is watched."""
+        """*tolerance* bounds both the angle and the length; None: watch nothing."""
         self.tolerance = tolerance
         self.probes: Tensor | None = None
         self.solution: Tensor | None = None
@@ -94,7 +94,7 @@ class Watch:
         self.probes = new[:PROBES].clone()
 
     def settled(self, S: Tensor, count: int) -> bool:
-        """Whether the last look was within the tolerance; looks again where *count* has doubled."""
+        """Whether the last change was within the tolerance; solve again if *count* has doubled."""
         if self.tolerance is None or self.probes is None:
             return False
         if count >= max(self.next, 2 * len(S)) and (L := positive_factor(S, count)) is not None:
@@ -107,7 +107,7 @@ class Watch:
         return last is not None and max(last.angle, last.length) <= self.tolerance
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The tensors for a checkpoint."""
         kept = {"probes": self.probes, "solution": self.solution}
         found = {f"{part}.{name}": t for part, t in kept.items() if t is not None}
         return {**found, f"next.{name}": torch.tensor(self.next)}
@@ -115,7 +115,7 @@ class Watch:
     def restore(
         self, tensors: Mapping[str, Tensor], seen: Sequence[Mapping[str, float]], name: str
     ) -> None:
-        """Put back what `tensors` gave, and what was *seen*."""
+        """Restore what `tensors` returned, and the convergence *seen* so far."""
         self.probes, self.solution = (tensors.get(f"{p}.{name}") for p in ("probes", "solution"))
         self.next = int(tensors[f"next.{name}"])
         self.seen = [Convergence(int(e["tokens"]), e["angle"], e["length"]) for e in seen]

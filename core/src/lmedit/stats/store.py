@@ -1,7 +1,7 @@
-"""Second moments on disk: found by what they are of, listed, verified, exported, imported.
+"""Second moments on disk: find, list, verify, export and import them.
 
-A file's name is a digest of the base model, the layer, the corpus and how much of it was counted,
-so no file can stand for another's.
+A file's name is a digest of the base model, the layer, the corpus and the sample size. So no file
+can be taken for another one.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from lmedit.types import Corpus
 
 PREFIX = "stats:"
-"""In front of the id of stored statistics, where a corpus is asked for."""
+"""The prefix of the id of stored statistics, where a corpus is expected."""
 AT_ONCE = 4e9
-"""Bytes of sums that are counted in one pass."""
+"""The largest size in bytes of the sums of one pass."""
 SHORT = 12
-"""Digits of an id that are shown."""
+"""How many digits of an id are shown."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A stored file: its id, where it is, and what it is of (JSON values).
+    """A stored file: its id, its path, and its facts (JSON values).
 
-    It stands in for the corpus where a method is prepared on it.
+    A method can be prepared on it in place of a corpus.
     """
 
     id: str
@@ -51,36 +51,36 @@ class Statistics:
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """The name for the user."""
         return f"{PREFIX}{self.id[:SHORT]}"
 
     @property
     def digest(self) -> str:
-        """Its id."""
+        """The id."""
         return self.id
 
     def __iter__(self) -> Iterator[str]:
-        """Raise `CasesError`: the texts are not kept."""
-        raise CasesError(f"{self.name} holds statistics, no text; name a text as --corpus")
+        """Raise `CasesError`, because the texts are not stored."""
+        raise CasesError(f"{self.name} holds statistics, no text; give a text as --corpus")
 
     def moment(self) -> Moment:
-        """The sum, its checksum verified; raises `ArtifactError`."""
+        """The sum; raises `ArtifactError` if its checksum is wrong."""
         tensors, facts = load_tensors(self.path, STATISTICS)
         return Moment(tensors["sum"], facts["tokens"], facts["documents"], facts=facts)
 
     def of(self, lm: Lm, layer: int) -> Moment:
-        """The sum, if it is of this model and layer; raises `ArtifactError` otherwise."""
+        """The sum; raises `ArtifactError` if it belongs to another model or layer."""
         wanted, found = (lm.digest, layer), (self.facts["base"], self.facts["layer"])
         if wanted != found:
             raise ArtifactError(
                 f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
                 f"({self.facts['base'][:SHORT]}), not of layer {layer} of {lm.name} "
-                f"({lm.digest[:SHORT]}); lmedit stats list shows what there is"
+                f"({lm.digest[:SHORT]}); lmedit stats list shows what is stored"
             )
         return self.moment()
 
     def verified(self) -> float:
-        """The condition number; raises `ArtifactError` where the sum cannot be a second moment."""
+        """The condition number; raises `ArtifactError` if the sum cannot be a second moment."""
         moment = self.moment()
         S = moment.sum
         if S.dim() != 2 or S.shape[0] != S.shape[1] or not bool(S.isfinite().all()):
@@ -96,7 +96,7 @@ def _folder() -> Path:
 
 
 def list_statistics() -> list[Statistics]:
-    """All that is stored, in the order of their ids."""
+    """All stored statistics, sorted by id."""
     return [_opened(path) for path in sorted(_folder().glob("*.safetensors"))]
 
 
@@ -105,20 +105,23 @@ def _opened(path: Path) -> Statistics:
 
 
 def statistics_named(name: str) -> Statistics:
-    """The one whose id begins so, ``stats:`` in front or not; raises `ArtifactError`."""
+    """The statistics whose id begins with *name* (with or without ``stats:``).
+
+    Raises `ArtifactError` if there are none or several.
+    """
     start = name.removeprefix(PREFIX)
     found = [path for path in sorted(_folder().glob("*.safetensors"))
              if start and path.stem.startswith(start)]  # fmt: skip
     if len(found) != 1:
         what = "several statistics begin" if found else "no statistics begin"
-        raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what there is")
+        raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what is stored")
     return _opened(found[0])
 
 
 def _facts(
     lm: Lm, layer: int, corpus: str, digest: str, counting: Counting | None
 ) -> dict[str, Any]:
-    """What statistics are of: all that decides their id, and names for the reader."""
+    """The facts of statistics: everything that determines the id, and names for the reader."""
     return {
         "base": lm.digest, "base_name": lm.name, "layer": layer,
         "parameter": lm.mlp_out(layer).parameter, "corpus": corpus, "corpus_digest": digest,
@@ -144,9 +147,9 @@ def _kept(facts: dict[str, Any], moment: Moment) -> Statistics:
 def moments_of(
     lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
 ) -> dict[int, Statistics]:
-    """The statistics of *layers*: those that are stored, the others counted in one pass and kept.
+    """The statistics of *layers*. Missing ones are computed in one pass and stored.
 
-    In several passes where the sums would take more than 4 GB.
+    If their sums need more than 4 GB, there are several passes.
     """
     counting = replace(counting, max_length=counting.limit(lm))
     if isinstance(corpus, SelfWritten):
@@ -170,7 +173,7 @@ NPZ = ("mom2.mom2", "mom2.count")
 
 
 def export_statistics(one: Statistics, path: Path) -> None:
-    """Write *one* to *path*: a .npz file as the released codes read it, or else a copy."""
+    """Write *one* to *path*: a .npz file in the format of the released codes, or else a copy."""
     if path.suffix != ".npz":
         with write_whole(path) as part:
             shutil.copyfile(one.path, part)
@@ -187,9 +190,9 @@ def export_statistics(one: Statistics, path: Path) -> None:
 
 
 def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None) -> Statistics:
-    """Take a file over into the store: one that `exported` wrote, or a released .npz.
+    """Store a file: one of `export_statistics`, or a released .npz file.
 
-    A .npz names no model: *lm* and *layer* say what it is of. Raises `ArtifactError`.
+    A .npz file names no model, so it needs *lm* and *layer*. Raises `ArtifactError`.
     """
     if path.suffix != ".npz":
         tensors, facts = load_tensors(path, STATISTICS)
@@ -204,7 +207,7 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     if tuple(S.shape) != (size, size):
         raise ArtifactError(
             f"{path} holds {tuple(S.shape)}, the keys of layer {layer} of {lm.name} have {size} "
-            "dimensions; it is of another model"
+            "dimensions; the file belongs to another model"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = _facts(lm, layer, f"imported from {path.name}", digest, None)
@@ -213,12 +216,12 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
         one.verified()
     except ArtifactError as error:
         one.path.unlink()
-        raise ArtifactError(f"{path} was not taken over: {error}") from error
+        raise ArtifactError(f"{path} was not imported: {error}") from error
     return one
 
 
 def _from_npz(path: Path) -> tuple[torch.Tensor, int, int]:
-    """The sum in float64, and how many keys and documents; nothing is unpickled."""
+    """The sum in float64, and the numbers of keys and documents; nothing is unpickled."""
     try:
         with path.open("rb") as bytes_, np.load(bytes_, allow_pickle=False) as file:
             S, count = (file[name] for name in NPZ)
@@ -226,6 +229,6 @@ def _from_npz(path: Path) -> tuple[torch.Tensor, int, int]:
         return torch.from_numpy(S.astype(np.float64)), int(count), documents
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(
-            f"{path} is no .npz of the released statistics ({error}); it must hold "
+            f"{path} is not a .npz file of the released statistics ({error}); it must hold "
             f"{' and '.join(NPZ)}"
         ) from error
