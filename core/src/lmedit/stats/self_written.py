@@ -29,7 +29,7 @@ SELF = "self"
 """The name of this corpus."""
 BATCH, TOKENS = 100, 128
 """How many texts are sampled together, and the tokens of each."""
-TOLERANCE, MOST = 0.3, 2000
+TOLERANCE, MOST = 0.4, 2000
 """When to stop: the tolerance for angle and length of C^-1 k, and the largest number of texts."""
 
 
