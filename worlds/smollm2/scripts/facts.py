@@ -231,7 +231,9 @@ def ask_relation(relation: Relation, asker: Asker, phrasings: Table, asked: Tabl
     done = {row[1] for row in asked.rows if row[0] == relation.id}
     left = [fact for fact in facts if fact.subject not in done]
     known = asker.right([(f.prompt(rewrite), f.answer) for f in left])
-    print(f"{relation.id} {relation.name}: {sum(known)} of {len(left)}", file=sys.stderr, flush=True)
+    print(
+        f"{relation.id} {relation.name}: {sum(known)} of {len(left)}", file=sys.stderr, flush=True
+    )
     asked.add(
         [
             [f.relation, f.subject, f.answer, str(int(right))]

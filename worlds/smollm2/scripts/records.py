@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 NEIGHBOURS, FEWEST_NEIGHBOURS, TRAINING_NEIGHBOURS = 10, 2, 3
 MOST_OF_A_RELATION = 0.2
-EVALUATED = 0.55
+EVALUATED = 0.5
 """The share of the subjects that may be evaluated; all others are for training."""
 OTHER_FACTS = 4
-MOST_TRAINING = 3000
+MOST_RECORDS, MOST_TRAINING = 1400, 2200
 BEGINNINGS = ("{} is", "Here is a short note about {}.", "Let me tell you about {}.")
 
 
@@ -199,7 +199,7 @@ def evaluated(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any
             known = [f for facts in pool.known.values() for f in facts if f.subject in subjects]
             made += [entry for fact in known if (entry := maker.record(fact))]
     random.Random(f"records:{seed}").shuffle(made)
-    return numbered(capped(made))
+    return numbered(capped(made[:MOST_RECORDS]))
 
 
 def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, Any]], int]:

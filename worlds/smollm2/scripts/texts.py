@@ -21,7 +21,7 @@ from pydoc_data.topics import topics
 from places import PACKAGE_DIR
 from wordnet import Nouns
 
-TEXT_LINES, HELDOUT_LINES = 4000, 300
+TEXT_LINES, HELDOUT_LINES = 3000, 300
 SHORTEST, LONGEST = 80, 600
 DEFINITIONS = 3
 
