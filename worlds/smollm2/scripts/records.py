@@ -27,7 +27,7 @@ MOST_OF_A_RELATION = 0.2
 EVALUATED = 0.5
 """The share of the subjects that may be evaluated; all others are for training."""
 OTHER_FACTS = 4
-MOST_RECORDS, MOST_TRAINING = 1400, 2200
+MOST_RECORDS, MOST_TRAINING = 1350, 2000
 BEGINNINGS = ("{} is", "Here is a short note about {}.", "Let me tell you about {}.")
 
 
@@ -170,20 +170,23 @@ def begin(beginning: str, lead: str, subject: str) -> str:
     return beginning.replace("{}", lead.replace("{}", subject))
 
 
-def capped(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of which no relation has more than its share, in their order."""
+def capped(made: list[dict[str, Any]], total: int, share: float = 1.0) -> list[dict[str, Any]]:
+    """At most *total* records, in their order; the relations with most of them give way.
+
+    No relation has more than *share* of them.
+    """
     counts = Counter(entry["requested_rewrite"]["relation_id"] for entry in made)
     most = max(counts.values())
-    while most > MOST_OF_A_RELATION * sum(min(most, count) for count in counts.values()):
+    while (kept := sum(min(most, c) for c in counts.values())) > total or most > share * kept:
         most -= 1
     seen: Counter[str] = Counter()
-    kept = []
+    chosen = []
     for entry in made:
         relation = entry["requested_rewrite"]["relation_id"]
         seen[relation] += 1
         if seen[relation] <= most:
-            kept.append(entry)
-    return kept
+            chosen.append(entry)
+    return chosen
 
 
 def numbered(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,7 +202,7 @@ def evaluated(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any
             known = [f for facts in pool.known.values() for f in facts if f.subject in subjects]
             made += [entry for fact in known if (entry := maker.record(fact))]
     random.Random(f"records:{seed}").shuffle(made)
-    return numbered(capped(made[:MOST_RECORDS]))
+    return numbered(capped(made, MOST_RECORDS, MOST_OF_A_RELATION))
 
 
 def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, Any]], int]:
@@ -216,10 +219,12 @@ def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, A
             if entry:
                 (known if pool.knows(fact) else unknown).append(entry)
     rng = random.Random(f"training:{seed}")
+    rng.shuffle(known)
     rng.shuffle(unknown)
+    known = capped(known, MOST_TRAINING)
     made = [*known, *unknown][:MOST_TRAINING]
     rng.shuffle(made)
-    return numbered(made), min(len(known), MOST_TRAINING)
+    return numbered(made), len(known)
 
 
 def write(made: list[dict[str, Any]], path: Path) -> None:
