@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lmedit.errors import ArtifactError, ModelError
 from lmedit.models.gguf_header import Header, read_header
 from lmedit.models.refusals import check_class, first_line
-from lmedit.models.sources import models_folder
+from lmedit.models.sources import MODELS, models_folder, pulled_folder
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.json_files import write_json
 
@@ -35,6 +35,10 @@ RECORD = "lmedit-gguf.json"
 """In a folder made from a GGUF file: what it was made from."""
 PACKAGES = ("gguf", "accelerate")
 """What transformers needs to read a GGUF file."""
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Special tokens: their names in transformers, and in the keys of a GGUF file."""
+TRIAL = "The tower stands by the river, since 1889."
+"""A text that every tokenizer of English can give back."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def converted_folder(file: Path) -> Path:
-    """Where the cache keeps the model folder of the GGUF *file*: named by its SHA-256."""
-    return models_folder() / f"gguf-{digest_of(file)[:12]}"
+    """Where the cache keeps the model folder of the GGUF *file*: named by its SHA-256.
+
+    It is the pulled model's folder where the file is that of a pulled model.
+    """
+    digest = digest_of(file)
+    for source in MODELS.values():
+        if source.sha256 == digest and pulled_folder(source.name).is_dir():
+            return pulled_folder(source.name)
+    return models_folder() / f"gguf-{digest[:12]}"
 
 
 def digest_of(file: Path) -> str:
@@ -140,7 +151,7 @@ def convert(file: Path, header: Header, place: Path) -> None:
             model = _model(where, config)
         step("tokenizer")
         with _named(file, header, "tokenizer"):
-            tokenizer = _tokenizer(where)
+            tokenizer = _tokenizer(where, header)
         step("writing")
         try:
             with _bars_hidden():
@@ -218,13 +229,19 @@ def _unpacked() -> dict[str, Any]:
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
-def _tokenizer(where: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
+def _tokenizer(where: dict[str, Any], header: Header) -> Any:
+    """The tokenizer in the file, tried out: some releases read it as another family's."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    if not tokenizer("a").input_ids:
-        raise ValueError("it has no vocabulary")
-    return tokenizer
+    for kind in (PreTrainedTokenizerFast, AutoTokenizer):
+        tokenizer: Any = kind.from_pretrained(**where)
+        for name, key in SPECIAL.items():
+            if (number := header.values.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+                setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
+        said = tokenizer.decode(tokenizer(TRIAL).input_ids, skip_special_tokens=True)
+        if said.strip() == TRIAL:
+            return tokenizer
+    raise ValueError("it does not give back the text that it is given")
 
 
 @contextmanager
