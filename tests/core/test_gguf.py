@@ -16,7 +16,7 @@ from made_gguf import LAYERS, H, matrices, write_gguf
 from small_world import FACT
 
 from lmedit.cli import main
-from lmedit.edits.model_folders import opened, written
+from lmedit.edits.model_folders import open_folder, write_folder
 from lmedit.errors import ModelError
 from lmedit.models import Lm, gguf, load_lm, outline
 from lmedit.models.gguf_header import read_header
@@ -112,7 +112,7 @@ def test_commands_take_a_gguf_file_and_say_the_note_once(tmp_path: Path) -> None
     done = run("apply", "patch.safetensors", "-m", file, "-O", "edited")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("Q8_0 read as float32") == 1
-    assert opened("edited").base["digest"] == load_lm(str(file)).digest
+    assert open_folder("edited").base["digest"] == load_lm(str(file)).digest
 
 
 def test_a_plan_needs_no_conversion(tmp_path: Path, own_cache: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_remainder_in_a_folder_of_floats_is_let_be(tmp_path: Path) -> None:
     again = load_lm(str(folder))
     assert again.digest == lm.digest
     assert outline(str(folder)).parameters == lm.parameters
-    written(opened(str(folder)), tmp_path / "out")
+    write_folder(open_folder(str(folder)), tmp_path / "out")
     assert load_lm(str(tmp_path / "out")).digest == lm.digest
 
 
