@@ -176,7 +176,7 @@ def set_up(plan: Plan, tell: Tell = silent) -> Setup:
     """Load the methods and the model of *plan*. Notes go to *tell*."""
     methods = tuple(plan.load_methods(tell))
     lm = plan.load_model()
-    for remark in remarks_on_files(plan, lm):
+    for remark in (*lm.notes, *remarks_on_files(plan, lm)):
         tell(remark)
     return Setup(plan, methods, lm, tell)
 

@@ -90,9 +90,12 @@ def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
 
 
 def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
-    """The preparation in the model's folder as a list; empty if the options differ."""
-    path = lm.folder / SHIPPED / f"{loaded.name}{SUFFIX}" if lm.folder else None
-    if path is None or not path.is_file():
-        return []
-    prepared = load_prepared(path, lm)
-    return [prepared] if prepared.facts.get("options") == chosen_options(options) else []
+    """The preparation in the model's or its world's folder as a list; empty if options differ."""
+    folders = [lm.folder / SHIPPED] if lm.folder else []
+    folders += [lm.prepared] if lm.prepared else []
+    for path in (folder / f"{loaded.name}{SUFFIX}" for folder in folders):
+        if path.is_file():
+            prepared = load_prepared(path, lm)
+            if prepared.facts.get("options") == chosen_options(options):
+                return [prepared]
+    return []

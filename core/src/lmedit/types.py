@@ -234,12 +234,17 @@ class Work:
 class World:
     """A model with its own cases and texts, so that everything works offline."""
 
-    model: Path
+    model: Path | str
+    """The model's folder, or the name of a model that `lmedit models pull` downloads."""
     cases: Path
     text: Path
     heldout: Path
     training: Path | None = None
     """Cases for training editors; no evaluation uses them."""
+    tuned: Path | None = None
+    """A file of tuned options by method, for a model whose folder does not contain one."""
+    prepared: Path | None = None
+    """A folder of preparations for the model, with one file NAME.safetensors for each method."""
 
 
 def request_from(values: Mapping[str, Any]) -> Request:

@@ -19,6 +19,7 @@ from lmedit.cli.edit import edit
 from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
+from lmedit.cli.models import models
 from lmedit.cli.new import new
 from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
@@ -63,6 +64,6 @@ def main() -> None:
 
 for command in (
     methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
-    import_, compare, report, cases, new, check, doctor,
+    import_, compare, report, cases, models, new, check, doctor,
 ):  # fmt: skip
     main.add_command(command)

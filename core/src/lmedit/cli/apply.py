@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, model_flags, note
+from lmedit.cli.common import fact_line, json_flag, model_flags, note, tell_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,7 @@ def apply(
         model, patches = chosen.base, tuple(chosen.patches(recipe))
     quiet_hub()
     edited = open_folder(model, device=device, dtype=dtype, download=download)
+    tell_notes(edited.lm)
     if chosen:
         chosen.check_base(edited)
     found = read(edited, patches)

@@ -33,7 +33,7 @@ def flags(*decorators: Decorator) -> Decorator:
 
 model_flags = flags(
     click.option("-m", "--model", default="demo", envvar="LMEDIT_MODEL", show_default=True,
-                 show_envvar=True, help="A world, a model folder, or a hub id."),
+                 show_envvar=True, help="A world, a pulled model, FOLDER, FILE.gguf, or a hub id."),
     click.option("--device", default="auto", show_default=True,
                  help="cpu, cuda, mps, ...; map: spread over all devices, by accelerate."),
     click.option("--dtype", default="auto", show_default=True,
@@ -82,6 +82,12 @@ def fact_line(facts: Mapping[str, Any]) -> str:
         return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
     text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
     return f"{text} -> {request.get('target_new')}"
+
+
+def tell_notes(lm: Lm) -> None:
+    """Print the notes on how *lm* was loaded, on stderr."""
+    for text in lm.notes:
+        note(text)
 
 
 def plan_of(given: dict[str, Any]) -> Plan:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import model_flags, note
+from lmedit.cli.common import model_flags, note, tell_notes
 
 FOLDER = click.Path(path_type=Path)
 
@@ -32,6 +32,7 @@ def export(
     check_peft()
     quiet_hub()
     base = open_folder(model, device=device, dtype=dtype, download=download)
+    tell_notes(base.lm)
     found = read_patches(base, patches)
     updates = [update for update, _ in found]
     adapter = adapter_of(updates, rank)
@@ -57,6 +58,7 @@ def import_(
     from lmedit.version import __version__
 
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
+    tell_notes(lm)
     update = read_adapter(lm, folder)
     facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
              "adapter": folder.name, "model": base_of(lm, update)}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, model_flags, note
+from lmedit.cli.common import json_flag, model_flags, note, tell_notes
 
 if TYPE_CHECKING:
     from lmedit.stats import Statistics
@@ -98,6 +98,7 @@ def import_(
     lm = None
     if file.suffix == ".npz" and layer is not None:
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
+        tell_notes(lm)
     one = import_statistics(file, lm, layer)
     click.echo(json.dumps(_told(one), indent=1) if as_json else one.name)
     note(f"to prepare a method on it, give --corpus {one.name}")

@@ -16,7 +16,10 @@ from torch import nn
 from lmedit.errors import UnknownArchitectureError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
+
+    from lmedit.types import Site
 
 
 @dataclass(frozen=True)
@@ -213,3 +216,10 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
 
 def _kind(model: PreTrainedModel) -> str:
     return f"{type(model).__name__} (model_type {model.config.model_type!r})"
+
+
+def as_matrix(parameter: Tensor, site: Site) -> Tensor:
+    """A view (d_out, d_in) of *parameter*; a bias is one column."""
+    if parameter.dim() == 1:
+        return parameter.unsqueeze(1)
+    return parameter.T if site.transposed else parameter

@@ -10,6 +10,7 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.models import families, offload, tokens
+from lmedit.models.gguf import drop_remainder
 from lmedit.storage.digests import KnownTensors, digest_tensors
 from lmedit.types import Site
 
@@ -27,6 +28,10 @@ class Lm:
     The model is in evaluation mode. Only `add` and `restore` change its weights, and only the apply
     and revert hooks call these. Device and dtype are the model's own.
     """
+
+    prepared: Path | None = None
+    notes: Sequence[str] = ()
+    """A folder of preparations besides its own; notes for its user on how it was loaded."""
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Lm:
         Raises `UnknownArchitectureError` if a part of the model is not found.
         """
         self.model = model.eval()
+        drop_remainder(model)
         self.tokenizer: Any = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
         self.tuned = tuned
@@ -219,7 +225,7 @@ class Lm:
 
     def weight(self, site: Site) -> Tensor:
         """The parameter of *site* as a view (d_out, d_in), in either storage layout."""
-        return _as_matrix(self._values(site.parameter), site)
+        return families.as_matrix(self._values(site.parameter), site)
 
     def embeddings(self, side: Literal["input", "output"]) -> Tensor:
         """The table (V, H) of the input embeddings, or of the output embeddings (the head)."""
@@ -242,7 +248,7 @@ class Lm:
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
         """Add *change* (d_out, d_in). The sum is in float32 or finer and is rounded once."""
-        weight = _as_matrix(offload.held(self.model, site.parameter).detach(), site)
+        weight = families.as_matrix(offload.held(self.model, site.parameter).detach(), site)
         weight.copy_(self.added(site, change))
 
     @torch.no_grad()
@@ -292,10 +298,3 @@ class Lm:
     def next_probabilities(self, prompt: str) -> Tensor:
         """The probability of every token after *prompt*, (V,), in float32."""
         return self.logits(self.batch([self.encode(prompt)]))[0, -1].float().softmax(-1)
-
-
-def _as_matrix(parameter: Tensor, site: Site) -> Tensor:
-    """A view (d_out, d_in) of *parameter*; a bias is one column."""
-    if parameter.dim() == 1:
-        return parameter.unsqueeze(1)
-    return parameter.T if site.transposed else parameter

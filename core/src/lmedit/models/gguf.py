@@ -1,0 +1,280 @@
+"""GGUF files as model folders: transformers de-quantises them once, as float32, into the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from lmedit.errors import ArtifactError, ModelError
+from lmedit.models.gguf_header import Header, read_header
+from lmedit.models.refusals import check_class, first_line
+from lmedit.models.sources import MODELS, models_folder, pulled_folder
+from lmedit.storage.atomic import replacing_folder
+from lmedit.storage.json_files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedModel
+
+SUFFIX = ".gguf"
+RECORD = "lmedit-gguf.json"
+"""In a folder made from a GGUF file: what it was made from."""
+PACKAGES = ("gguf", "accelerate")
+"""What transformers needs to read a GGUF file."""
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Special tokens: their names in transformers, and in the keys of a GGUF file."""
+TRIAL = "The tower stands by the river, since 1889."
+"""A text that every tokenizer of English can give back."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A GGUF file as a model folder, and a note of what the conversion lost."""
+
+    folder: Path
+    note: str
+
+
+def folder_of(file: Path) -> Converted:
+    """The model folder of the GGUF *file* in the cache; it is written where it is not there.
+
+    Raises `ModelError` where the file cannot be read, or the folder cannot be written.
+    """
+    folder = converted_folder(file)
+    with written_or_said(folder), locked(folder):
+        if not folder.is_dir():
+            check_packages(file)
+            header = read_header(file)
+            with replacing_folder(folder) as place:
+                convert(file, header, place)
+                write_json(place / RECORD, {"file": file.name, **facts_of(file, header)})
+    return Converted(folder, f"{file.name}: {record_of(folder).get('note')}")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What is kept beside a converted model; raises `ModelError` where it cannot be read."""
+    path = folder / RECORD
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = f"{path} is damaged ({first_line(error)})"
+        raise ModelError(f"{what}; delete the folder {folder}, it is made again") from error
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """No other process writes *folder*, of the cache, meanwhile."""
+    locks = folder.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{folder.name}.lock"):
+        yield
+
+
+def converted_folder(file: Path) -> Path:
+    """Where the cache keeps the model folder of the GGUF *file*: named by its SHA-256.
+
+    It is the pulled model's folder where the file is that of a pulled model.
+    """
+    digest = digest_of(file)
+    for source in MODELS.values():
+        if source.sha256 == digest and pulled_folder(source.name).is_dir():
+            return pulled_folder(source.name)
+    return models_folder() / f"gguf-{digest[:12]}"
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of the bytes of *file*; 64 hex digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def facts_of(file: Path, header: Header) -> dict[str, Any]:
+    """What is kept beside a converted model of the GGUF *file*."""
+    from transformers import __version__
+
+    return {"sha256": digest_of(file), "size": file.stat().st_size, "types": dict(header.types),
+            "note": header.note, "transformers": __version__}  # fmt: skip
+
+
+def check_packages(what: Path | str) -> None:
+    """Raise `ModelError` where a package is missing that *what*, a GGUF file, needs."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        what = f"{what} is a GGUF file, which needs the package {' and '.join(missing)}"
+        raise ModelError(f"{what}; pip install 'lmedit[gguf]'")
+
+
+@contextmanager
+def written_or_said(folder: Path) -> Iterator[None]:
+    """Let a failed write of *folder* be a `ModelError` that says what to do."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ModelError(f"{error}; make room or set LMEDIT_CACHE, and run again") from error
+    except OSError as error:
+        what = f"cannot write {folder}: {error.strerror or error}; nothing was kept"
+        raise ModelError(f"{what}; make room or set LMEDIT_CACHE, and run again") from error
+
+
+def config_of(file: Path) -> Any:
+    """The transformers config of the GGUF *file*; its tensors are not read. Raises `ModelError`."""
+    check_packages(file)
+    header = read_header(file)
+    with _alone(file) as where:
+        return _config(where, file, header)
+
+
+def convert(file: Path, header: Header, place: Path) -> None:
+    """Write the model of the GGUF *file* to the empty folder *place*, as float32 safetensors.
+
+    Raises `ModelError` where transformers cannot read it, `OSError` where it cannot be written.
+    """
+    with _alone(file) as where, _steps(file.name, 4) as step:
+        step("config")
+        config = _config(where, file, header)
+        step("weights")
+        with _named(file, header, "weights"):
+            model = _model(where, config)
+        step("tokenizer")
+        with _named(file, header, "tokenizer"):
+            tokenizer = _tokenizer(where, header)
+        step("writing")
+        try:
+            with _bars_hidden():
+                model.save_pretrained(place)
+                tokenizer.save_pretrained(place)
+        except SafetensorError as error:  # a full disk, as safetensors tells it
+            raise OSError(str(error)) from error
+
+
+def drop_remainder(model: Any) -> None:
+    """Take off *model* what says that it is a GGUF file's, if all its weights are plain floats.
+
+    transformers leaves it on a model that it has de-quantised, and then refuses to save it.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    left = getattr(model.config, "quantization_config", None)
+    if not any(_is_gguf(each) for each in (left, getattr(quantizer, "quantization_config", None))):
+        return
+    if all(parameter.is_floating_point() for parameter in model.parameters()):
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if left is not None:
+            del model.config.quantization_config
+
+
+def _is_gguf(quantised: Any) -> bool:
+    """Whether *quantised*, a quantisation config as values or as an object, is that of GGUF."""
+    values = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
+    return str(getattr(values.get("quant_method"), "value", values.get("quant_method"))) == "gguf"
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[dict[str, Any]]:
+    """Arguments for transformers' loaders, with *file* in a folder where nothing else lies."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"model{SUFFIX}"
+        try:
+            link.symlink_to(file.resolve())
+        except OSError:  # a system without links
+            link = file.resolve()
+        yield {
+            "pretrained_model_name_or_path": str(link.parent), "gguf_file": str(link),
+            "local_files_only": True, "trust_remote_code": False,
+        }  # fmt: skip
+
+
+def _config(where: dict[str, Any], file: Path, header: Header) -> Any:
+    from transformers import AutoConfig
+
+    with _named(file, header, "config"):
+        config = AutoConfig.from_pretrained(**where)
+    check_class(str(file), type(config), config.to_dict())
+    return config
+
+
+def _model(where: dict[str, Any], config: Any) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        **where, **_unpacked(), config=config, dtype=torch.float32, output_loading_info=True
+    )
+    model, info = found
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"it lacks {len(missing)} tensors: {', '.join(missing[:3])}")
+    drop_remainder(model)
+    return model
+
+
+def _unpacked() -> dict[str, Any]:
+    """What asks for plain floats of a transformers that can leave weights packed."""
+    from transformers.utils import quantization_config
+
+    kind = getattr(quantization_config, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def _tokenizer(where: dict[str, Any], header: Header) -> Any:
+    """The tokenizer in the file, tried out: some releases read it as another family's."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    for kind in (PreTrainedTokenizerFast, AutoTokenizer):
+        tokenizer: Any = kind.from_pretrained(**where)
+        for name, key in SPECIAL.items():
+            if (number := header.values.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+                setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
+        said = tokenizer.decode(tokenizer(TRIAL).input_ids, skip_special_tokens=True)
+        if said.strip() == TRIAL:
+            return tokenizer
+    raise ValueError("it does not give back the text that it is given")
+
+
+@contextmanager
+def _named(file: Path, header: Header, part: str) -> Iterator[None]:
+    """Let any error in reading a *part* of *file* be one line."""
+    from transformers import __version__
+
+    try:
+        with _bars_hidden():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{file}: transformers {__version__} cannot read the {part} of its architecture "
+            f"{header.architecture!r} ({first_line(error)}); update transformers, or give the "
+            "model as a safetensors folder"
+        ) from error
+
+
+def _bars_hidden() -> contextlib.redirect_stderr[io.StringIO]:
+    """Hide the bars that transformers draws on stderr, terminal or not."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+@contextmanager
+def _steps(name: str, count: int) -> Iterator[Callable[[str], None]]:
+    """A bar of *count* steps on stderr; a call of what is yielded says which one begins."""
+    bar = tqdm(total=count, unit="step", disable=None, leave=False, file=sys.stderr)
+
+    def step(what: str) -> None:
+        bar.set_description(f"{name}: {what}", refresh=False)
+        bar.update()
+
+    with bar:
+        yield step

