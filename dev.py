@@ -1,10 +1,16 @@
 #!/usr/bin/env python3
-"""Set up and run a task: `python3 dev.py demo|test|check|bench|docs|isolated`.
+"""Set up this repository and run one task in it.
 
-It needs python3, pip and venv alone. It makes `.venv` beside this file, installs the core, all
-plugins and the demo from their folders, with the versions of `constraints.txt`, and runs the
-task. A second call installs nothing unless a `pyproject.toml` or the constraints changed.
-`test --oldest` does so in `.venv-oldest`, with the oldest versions that are supported
+    python3 dev.py --list                # the tasks
+    python3 dev.py test                  # all checks and all tests, as CI runs them
+    python3 dev.py test --only rome      # the tests of one plugin, or of a folder of tests/
+    python3 dev.py test --changed        # the tests of the files that you changed
+    python3 dev.py demo -- --limit 3     # what follows -- is for the tool behind the task
+
+This script needs python3 with pip and venv. It makes the folder `.venv` beside this file. There it
+installs the core, all plugins and the demo world from their folders, with the versions of
+`constraints.txt`. A second call installs nothing, unless a `pyproject.toml` or the constraints
+changed. `test --oldest` does the same in `.venv-oldest`, with the oldest supported versions
 (`constraints-oldest.txt`).
 """
 
@@ -16,105 +22,217 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-OLDEST = "--oldest" in sys.argv
-VENV = ROOT / (".venv-oldest" if OLDEST else ".venv")
-CONSTRAINTS = "constraints-oldest.txt" if OLDEST else "constraints.txt"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-STAMP = VENV / "lmedit-installed"
+EVERYTHING = ("tests", "plugins")
+TESTS_PER_PROCESS = 12
+"""For so few test files a second process costs more than it saves."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A virtual environment, and the file with the versions that it holds."""
+
+    folder: Path = ROOT / ".venv"
+    constraints: str = "constraints.txt"
+
+    @property
+    def programs(self) -> Path:
+        """The folder of the environment's programs."""
+        return self.folder / ("Scripts" if os.name == "nt" else "bin")
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says what was installed."""
+        return self.folder / "lmedit-installed"
+
+
+NEWEST = Place()
+OLDEST = Place(ROOT / ".venv-oldest", "constraints-oldest.txt")
 
 
 def members() -> list[Path]:
-    """The folders of all distributions, the core first."""
+    """Return the folders of all distributions, the core first."""
     return [ROOT / "core", *sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("worlds/*"))]
 
 
-def wanted() -> str:
-    """A digest of all that decides what is installed."""
-    files = [ROOT / "pyproject.toml", ROOT / CONSTRAINTS]
+def wanted(place: Place) -> str:
+    """Return a digest of all that decides what is installed in *place*."""
+    files = [ROOT / "pyproject.toml", ROOT / place.constraints]
     files += [member / "pyproject.toml" for member in members()]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def run(*command: str | Path, **extra: str) -> None:
-    """Run *command* in the repository; a failure ends this script with its exit code."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **extra}
-    environment.pop("PYTHONHOME", None)
-    code = subprocess.call([str(part) for part in command], cwd=ROOT, env=environment)
+def environment(place: Place, **extra: str) -> dict[str, str]:
+    """Return the variables for a program of *place*."""
+    path = f"{place.programs}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    return {**kept, "PATH": path, **extra}
+
+
+def run(*command: str | Path, place: Place = NEWEST, **extra: str) -> None:
+    """Run *command* in the repository; if it fails, end this script with its exit code."""
+    parts = [str(part) for part in command]
+    code = subprocess.call(parts, cwd=ROOT, env=environment(place, **extra))
     if code:
         sys.exit(code)
 
 
-def set_up() -> None:
+def set_up(place: Place) -> None:
     """Make the virtual environment, or bring it up to date."""
-    if STAMP.is_file() and STAMP.read_text() == wanted():
+    if place.stamp.is_file() and place.stamp.read_text() == wanted(place):
         return
-    if not (BIN / "python").exists():
-        print(f"dev.py: making {VENV.name}", file=sys.stderr)
-        venv.create(VENV, with_pip=True)
+    if not (place.programs / "python").exists():
+        print(f"dev.py: making {place.folder.name}", file=sys.stderr)
+        venv.create(place.folder, with_pip=True)
     print("dev.py: installing (a minute or two)", file=sys.stderr)
-    pip = (BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, "--upgrade", "pip")
+    pip = (place.programs / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check")
+    run(*pip, "--upgrade", "pip", place=place)
     editable = [part for member in members() for part in ("--editable", str(member))]
-    run(*pip, "--constraint", CONSTRAINTS, "--group", "dev", *editable)
-    STAMP.write_text(wanted())
+    run(*pip, "--constraint", place.constraints, "--group", "dev", *editable, place=place)
+    place.stamp.write_text(wanted(place))
 
 
-def demo(*arguments: str) -> None:
-    """Compare every installed method on the embedded model."""
-    workers = str(min(4, os.cpu_count() or 1))
-    run("lmedit", "compare", "--cases", "demo", "-m", "demo", "--limit", "100",
-        "--workers", workers, *arguments)  # fmt: skip
+# ---- the tests to run
 
 
-def bench(*arguments: str) -> None:
-    """Plain against ours: all ratios in one table."""
-    run("python", "benchmarks/all.py", *arguments)
+def suites() -> dict[str, str]:
+    """Return the names that `--only` takes, each with its folder of tests."""
+    folders = [*sorted(ROOT.glob("plugins/*/tests")), *sorted(ROOT.glob("tests/*/"))]
+    named = {at.parent.name if at.name == "tests" else at.name: at for at in folders}
+    return {
+        name: at.relative_to(ROOT).as_posix() for name, at in named.items() if any(at.glob("*.py"))
+    }
 
 
-def check(*_: str) -> None:
-    """Lint, types and import contracts."""
+def changed_tests(place: Place, since: str) -> list[str]:
+    """Return the test files of what changed; the script behind it says why, on stderr."""
+    script = ROOT / "tests" / "architecture" / "changed_tests.py"
+    command = [str(place.programs / "python"), str(script), *(["--since", since] if since else [])]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(place), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout.split()
+
+
+def processes(paths: list[str]) -> list[str]:
+    """Return pytest's options for parallel work: none for a few files, else one process a core."""
+    files = [file for path in paths for file in [ROOT / path, *(ROOT / path).rglob("test_*.py")]]
+    few = sum(file.suffix == ".py" for file in files) <= TESTS_PER_PROCESS
+    return [] if few and paths else ["-n", "auto", "--dist", "worksteal"]
+
+
+# ---- the tasks: the first line of each is what --list shows
+
+
+def test(asked: argparse.Namespace) -> None:
+    """Run all checks, then all tests. --only NAME or --changed run those tests alone."""
+    paths: list[str] = [suites()[name] for name in asked.only or ()]
+    if asked.changed is not None:
+        paths += changed_tests(asked.place, asked.changed)
+        if not paths:
+            return
+        print("dev.py: testing", *paths, sep="\n  ", file=sys.stderr)
+    if not paths and asked.place == NEWEST:
+        check(asked)
+    # One thread a process: two computing processes with two threads each stall one another.
+    command = ("python", "-m", "pytest", *processes(paths), *paths, *asked.rest)
+    run(*command, place=asked.place, OMP_NUM_THREADS="1")
+
+
+def check(asked: argparse.Namespace) -> None:
+    """Check style, layout, types and the import contracts. It takes seconds."""
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
     run("mypy")
     run("lint-imports")
 
 
-def test(*arguments: str) -> None:
-    """All checks, then all tests; with the oldest versions the tests alone."""
-    if not OLDEST:
-        check()
-    # One thread a process: two computing processes with two threads each stall one another.
-    run("python", "-m", "pytest", "-n", "auto", *arguments, OMP_NUM_THREADS="1")
+def demo(asked: argparse.Namespace) -> None:
+    """Compare all installed methods on the embedded model. After --: flags of lmedit compare."""
+    flags = ("--cases", "demo", "-m", "demo", "--limit", "100")
+    workers = str(min(4, os.cpu_count() or 1))
+    run("lmedit", "compare", *flags, "--workers", workers, *asked.rest)
 
 
-def docs(*_: str) -> None:
-    """The site, in `site/`; warnings are errors."""
+def bench(asked: argparse.Namespace) -> None:
+    """Time our code against plain code, in about twenty minutes. After --: flags of all.py."""
+    run("python", "benchmarks/all.py", *asked.rest)
+
+
+def docs(asked: argparse.Namespace) -> None:
+    """Build the site into the folder site/. A warning is an error."""
     run("python", "docs/build_site.py")
 
 
-def isolated(*_: str) -> None:
-    """Each plugin alone beside the core, from wheels; a line each."""
-    run("python", "tests/together/isolated.py")
+def isolated(asked: argparse.Namespace) -> None:
+    """Install each plugin from its wheel, alone beside the core, and run all its tests there."""
+    run("python", "tests/together/isolated.py", *asked.rest)
+
+
+def rooms(asked: argparse.Namespace) -> None:
+    """Count the rooms, floors, imports and circles of the core. After --: --types."""
+    run("python", "tests/architecture/count_rooms.py", *asked.rest)
+
+
+TASKS = {task.__name__: task for task in (test, check, demo, bench, docs, isolated, rooms)}
+
+
+def listed() -> str:
+    """Return a line for each task."""
+    lines = {name: (task.__doc__ or "").splitlines()[0] for name, task in TASKS.items()}
+    return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
+
+
+def read(given: list[str]) -> argparse.Namespace:
+    """Return what the command line *given* asks for."""
+    about, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="dev.py",
+        description=about,
+        epilog=f"tasks:\n{listed()}\n\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=TASKS, metavar="TASK", nargs="?")
+    parser.add_argument("--list", action="store_true", help="print the tasks, a line each")
+    alone = parser.add_argument_group("for the task test")
+    alone.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=suites(),
+        help=f"run the tests of these alone: {', '.join(suites())}",
+    )
+    alone.add_argument(
+        "--changed",
+        nargs="?",
+        const="",
+        metavar="REF",
+        help="run the tests of the files that differ from where this branch left REF or main",
+    )
+    alone.add_argument("--oldest", action="store_true", help="with the oldest supported versions")
+    cut = given.index("--") if "--" in given else len(given)
+    asked = parser.parse_args(given[:cut])
+    asked.rest, asked.place = given[cut + 1 :], OLDEST if asked.oldest else NEWEST
+    if asked.task is None and not asked.list:
+        parser.error("name a task; python3 dev.py --list shows them")
+    if asked.task != "test" and (asked.oldest or asked.only or asked.changed is not None):
+        parser.error("--only, --changed and --oldest belong to the task test")
+    return asked
 
 
 def main() -> None:
-    """Read the task's name, set up, run it."""
-    tasks = {"demo": demo, "test": test, "check": check, "bench": bench,
-             "docs": docs, "isolated": isolated}  # fmt: skip
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="What stands behind -- is for lmedit compare, pytest or benchmarks/all.py.",
-    )
-    parser.add_argument("task", choices=tasks)
-    parser.add_argument("--oldest", action="store_true", help="with the oldest supported versions")
-    given = sys.argv[1:]
-    cut = given.index("--") if "--" in given else len(given)
-    task = parser.parse_args(given[:cut]).task
-    set_up()
-    tasks[task](*given[cut + 1 :])
+    """Read the command line, set up, run the task."""
+    asked = read(sys.argv[1:])
+    if asked.list:
+        print(listed())
+        return
+    set_up(asked.place)
+    TASKS[asked.task](asked)
 
 
 if __name__ == "__main__":

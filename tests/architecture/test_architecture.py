@@ -194,7 +194,7 @@ def test_functions_are_short(source: Path) -> None:
 
 @by_source
 def test_files_are_short(source: Path) -> None:
-    assert len(source.read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= 350
 
 
 def offences(module: ast.Module) -> list[str]:

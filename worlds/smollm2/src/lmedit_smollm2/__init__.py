@@ -12,4 +12,6 @@ WORLD = World(
     text=_HERE / "text.txt",
     heldout=_HERE / "heldout.txt",
     training=_HERE / "training.json",
+    tuned=_HERE / "lmedit-tuned.json",
+    prepared=_HERE / "lmedit-prepared",
 )
