@@ -60,6 +60,8 @@ class Method:
     options: type[Options] = Options
     prepares_on: Literal["text", "cases"] | None = None
     """What `edit_prepare` receives: texts, or cases to train on. None: there is no preparation."""
+    needs_subject: bool = False
+    """Whether the method uses the subject's place in the prompt."""
 
 
 def build_options(
@@ -67,8 +69,9 @@ def build_options(
 ) -> Options:
     """Build the options of *method*. Later sources win: defaults, tuned for *lm*, preset, *given*.
 
-    *given* may hold strings as typed, and the key ``preset``. *seed* wins over all. Raises
-    `OptionError` or `UnknownNameError`; the message names the option.
+    *given* may hold strings, as typed, and the key ``preset``. *seed* is the seed of the whole
+    command where the user gave one. Raises `OptionError` where *given* holds another seed, and
+    `OptionError` or `UnknownNameError` that names the option for other faults.
     """
     values = dict(lm.tuned.get(method.name, {}).get("options", {})) if lm else {}
     given = dict(given)
@@ -83,6 +86,10 @@ def build_options(
             raise UnknownNameError("option", name, known, f"{method.name}: ")
     values |= {name: typed(value) for name, value in given.items()}
     if seed is not None:
+        if "seed" in given and values["seed"] != seed:
+            raise OptionError(
+                f"{method.name}: -o seed {given['seed']} and --seed {seed} differ; give one"
+            )
         values["seed"] = seed
     try:
         options = method.options.model_validate(values)

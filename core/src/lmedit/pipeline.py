@@ -74,6 +74,7 @@ class Editor:
             yield
 
     def _locate(self, request: Request) -> Location:
+        check_subject(self.loaded, request)
         hook = self.loaded.manager.hook.edit_locate
         found = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
         return self._returned.location(found)
@@ -157,6 +158,15 @@ class Editor:
                 raise changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
                 raise changed(self.loaded.culprit, "edit_revert did not bring the weights back")
+
+
+def check_subject(loaded: LoadedMethod, request: Request) -> None:
+    """Raise `RequestError` where *loaded* needs a subject and *request* names none."""
+    if loaded.method.needs_subject and request.subject is None:
+        raise RequestError(
+            f"{loaded.name} edits at the place of the subject, and the fact names no subject; "
+            "give --subject NAME, or --subject auto"
+        )
 
 
 @torch.enable_grad()

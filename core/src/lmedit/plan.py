@@ -56,11 +56,17 @@ class Plan:
     """Pairs of ``-o``: a name and a value, both as typed."""
     plugins: tuple[Path, ...] = ()
     observers: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int | None = None
+    """The seed of everything random, where the user gave one; see `drawn_from`."""
     corpora: tuple[str, ...] = ()
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
     limit: int | None = None
+
+    @property
+    def drawn_from(self) -> int:
+        """The seed that comparisons draw from: the user's, or 0."""
+        return self.seed or 0
 
     def load_methods(self, tell: Tell = silent) -> list[LoadedMethod]:
         """Load the methods and attach the observers.

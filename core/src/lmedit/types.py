@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lmedit import _moved
 from lmedit.charts.html import html_of
@@ -56,30 +63,47 @@ class Frozen(BaseModel):
 
 
 class Request(Frozen):
-    """One fact to edit: the answer that the model should give after the prompt."""
+    """One fact to edit: the answer that the model should give after the prompt.
 
-    prompt: str = Field(description="text with one {} at the place of the subject")
-    subject: str = Field(min_length=1)
+    The prompt has one ``{}`` for the subject. A fact without a subject has a prompt without
+    ``{}``; only methods that need no subject (`Method.needs_subject`) can edit it.
+    """
+
+    prompt: str = Field(description="text with one {} at the place of the subject, if any")
+    subject: str | None = Field(default=None, min_length=1)
     target_new: str = Field(min_length=1, description="the new answer")
     target_true: str | None = Field(default=None, description="the present answer, if known")
 
+    @field_validator("target_true", mode="before")
+    @classmethod
+    def _blank_is_absent(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (found := self.prompt.count("{}")) != 1:
+        found = self.prompt.count("{}")
+        if self.subject is None and found:
+            raise ValueError(
+                f"prompt {self.prompt!r} has a place for the subject, and the fact has no "
+                "subject; name it, or write the prompt out without {}"
+            )
+        if self.subject is not None and found != 1:
             raise ValueError(
                 f"prompt {self.prompt!r} has {found} places for the subject; "
                 "write {} exactly once"
             )
-        if not self.subject.strip() or not self.target_new.strip():
-            raise ValueError("subject and target_new must hold more than blanks")
+        if self.subject is not None and not self.subject.strip():
+            raise ValueError("the subject is blank; name it, or leave it out")
+        if not self.target_new.strip() or not self.prompt.strip():
+            raise ValueError("prompt and target_new must hold more than blanks")
         if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
             raise ValueError(f"target_new {self.target_new!r} is already the present answer")
         return self
 
     @property
     def text(self) -> str:
-        """The prompt with the subject filled in."""
-        return self.prompt.replace("{}", self.subject)
+        """The prompt with the subject filled in, where the fact has one."""
+        return self.prompt if self.subject is None else self.prompt.replace("{}", self.subject)
 
 
 class Probe(Frozen):

@@ -85,7 +85,7 @@ class Comparing:
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Finish the run in *folder* and return its results."""
-        lm, seed = self.setup.lm, self.setup.plan.seed
+        lm, seed = self.setup.lm, self.setup.plan.drawn_from
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if self.regime is not None:
             return pile_up(*given, self.regime, self.baselines)
@@ -108,7 +108,7 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
         measuring.heldout,
         measuring.heldout_lines,
         measuring.references,
-        plan.seed,
+        plan.drawn_from,
     )
     return Comparing(
         setup, measuring, cases, editors, _baselines(setup, measuring), scoring, regime
@@ -161,4 +161,4 @@ def _at_random_layer(setup: Setup, name: str) -> Candidate:
     def at_layer(layer: int) -> Editor:
         return alone.editor(loaded, alone.options(loaded, layer=layer))
 
-    return random_layer(name, setup.lm, at_layer, plan.seed)
+    return random_layer(name, setup.lm, at_layer, plan.drawn_from)

@@ -1,26 +1,29 @@
-"""One edit, before and after: what `lmedit edit` does."""
+"""One edit, before and after, and whether it took: what `lmedit edit` does."""
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.cases import load_cases
+from lmedit.actions.damage import damage, held_out, way_out
+from lmedit.actions.probes import probes_of
+from lmedit.actions.verdict import chances_of, sentence_of, verdict_of, why_not, written
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
-from lmedit.metrics.teacher_forcing import score_targets
-from lmedit.metrics.weights import survival
-from lmedit.models import worlds
+from lmedit.metrics.weights import relative_norms, survival, worst
+from lmedit.pipeline import check_subject
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case, Request
+    from lmedit.types import Request, Update
 
 TOP = 5
 
@@ -30,18 +33,27 @@ LEAST_LEFT = 0.5
 
 
 def edit_one(
-    editor: Editor, request: Request, out: Path | None = None, *, force: bool = False
+    editor: Editor,
+    request: Request,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    near: str | None = None,
 ) -> dict[str, Any]:
     """Compute the edit of *request*, look at the model before and after, write the patch.
 
-    Returns the object of `lmedit edit --json` (docs/reference/json.md). Raises `RequestError` where
-    the model gives the new answer already, or, unless *force*, where a model of half precision
-    would round most of the edit away.
+    Returns the object of `lmedit edit --json` (docs/reference/json.md). Its `refused` is None, or says in one line
+    why the edit is not accepted: it did not take, or it damages the model. Then no patch is
+    written, unless *force*. *near* names a file of neighbours, see `probes_of`.
+
+    Raises `RequestError` where the model gives the new answer already, or, unless *force*, where a
+    model of half precision would round most of the edit away.
     """
     lm = editor.lm
-    probes = _probes(lm, request)
-    before = _look(lm, request, probes)
-    if before["correct"]:
+    check_subject(editor.loaded, request)
+    looking = _Looking(lm, request, near)
+    before = looking.look()
+    if before.pop("verdict") == "took":
         raise RequestError(
             f"{lm.name} already answers {request.target_new!r} to {request.text!r}; "
             "nothing to edit, give another --target"
@@ -57,46 +69,90 @@ def edit_one(
             "--dtype float32, or --force to edit all the same"
         )
     with editor.applied(update):
-        after = _look(lm, request, probes)
+        after = looking.look()
+    verdict = after.pop("verdict")
+    refused = None
+    if (harm := damage(before, after, looking.text)) is not None:
+        refused = f"{harm}; {way_out(editor.loaded, request)}"
+    elif verdict != "took":
+        refused = why_not(verdict, after["writes"], request)
+    told = {
+        "verdict": verdict, "target_tokens": looking.tokens, "measured_on": looking.text,
+        "relative_norm": worst(relative_norms(lm, update).values()),
+        "survives": left, "number_type": lm.dtype_name,
+    }  # fmt: skip
     path = out or Path(f"{_slug(editor.name, request)}.safetensors")
-    metrics = {"before": _measured(before), "after": _measured(after), "survives": left,
-               "number_type": lm.dtype_name}  # fmt: skip
-    facts = {
+    facts = _facts(editor, request, update)
+    if force or refused is None:
+        metrics = {"before": _measured(before), "after": _measured(after), **told}
+        save_patch(path, update, {**facts, "metrics": metrics, "seconds": seconds})
+    return {
+        "method": editor.name, "model": facts["model"], "request": facts["request"],
+        "before": before, "after": after, "seconds": seconds, **told,
+        "refused": refused, "remarks": list(looking.remarks),
+        "patch": str(path) if force or refused is None else None,
+    }  # fmt: skip
+
+
+def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
+    """Where the patch comes from."""
+    return {
         "lmedit": __version__,
         "method": editor.name,
         "version": editor.loaded.version,
         "options": editor.options.model_dump(mode="json"),
-        "model": base_of(lm, update),
+        "model": base_of(editor.lm, update),
         "request": request.model_dump(),
     }
-    save_patch(path, update, {**facts, "metrics": metrics, "seconds": seconds})
-    return {
-        "method": editor.name, "model": facts["model"], "request": facts["request"],
-        "before": before, "after": after, "seconds": seconds, "patch": str(path),
-        "survives": left, "number_type": lm.dtype_name,
-    }  # fmt: skip
 
 
-def _look(lm: Lm, request: Request, probes: dict[str, str]) -> dict[str, Any]:
-    """The model's answers now: probabilities of both targets, the top tokens, the probes' top."""
-    targets = [request.target_new]
-    if request.target_true is not None:
-        targets.append(request.target_true)
-    scores = score_targets(lm, [(request.text, target) for target in targets])
-    chances = [math.exp(score.log_probability) for score in scores]
-    return {
-        "target_new": chances[0],
-        "target_true": chances[1] if len(chances) > 1 else None,
-        "correct": scores[0].correct,
-        "top": top_tokens(lm, request.text),
-        "probes": {kind: {"prompt": prompt, "top": top_tokens(lm, prompt)}
-                   for kind, prompt in probes.items()},
-    }  # fmt: skip
+class _Looking:
+    """What is looked at before and after an edit; made while the model is unedited."""
+
+    def __init__(self, lm: Lm, request: Request, near: str | None) -> None:
+        self.lm = lm
+        self.request = request
+        probes = probes_of(lm, request, near)
+        self.probes, self.remarks = probes.prompts, probes.remarks
+        self.tokens = len(lm.with_target(request.text, request.target_new)[1])
+        self.held: HeldOut
+        self.text, self.held = held_out(lm)
+
+    def look(self) -> dict[str, Any]:
+        """The model's answers now.
+
+        The probabilities of both targets, what the model writes, the top tokens, the probes' top
+        tokens, perplexity, and KL from the unedited model (nats per token).
+        """
+        lm, request = self.lm, self.request
+        names = {"target_new": request.target_new, "target_true": request.target_true}
+        known = {name: target for name, target in names.items() if target is not None}
+        chances = dict(zip(known, chances_of(lm, request.text, [*known.values()]), strict=True))
+        new, true = chances["target_new"], chances.get("target_true")
+        text = written(lm, request.text, new.tokens)
+        return {
+            "target_new": new.joint,
+            "target_true": true and true.joint,
+            "target_new_per_token": new.per_token,
+            "target_true_per_token": true and true.per_token,
+            "correct": new.correct,
+            "verdict": verdict_of(text, request.target_new, new),
+            "writes": sentence_of(text, request),
+            "top": top_tokens(lm, request.text),
+            "probes": {
+                kind: {"prompt": prompt, "top": top_tokens(lm, prompt)}
+                for kind, prompt in self.probes.items()
+            },
+            **self.held.measure(lm),
+        }
 
 
-def _measured(look: dict[str, Any]) -> dict[str, Any]:
-    """Of what was seen of the model, the numbers that a patch keeps."""
-    return {name: look[name] for name in ("target_new", "target_true", "correct")}
+NOT_KEPT = frozenset({"top", "probes"})
+"""Of what was seen of the model, what a patch does not keep."""
+
+
+def _measured(look: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in look.items() if name not in NOT_KEPT}
 
 
 def top_tokens(lm: Lm, prompt: str, count: int = TOP) -> list[dict[str, Any]]:
@@ -108,25 +164,7 @@ def top_tokens(lm: Lm, prompt: str, count: int = TOP) -> list[dict[str, Any]]:
     ]
 
 
-def _probes(lm: Lm, request: Request) -> dict[str, str]:
-    """A paraphrase and a neighbour of *request*, where the model's world has records for them."""
-    world = worlds().get(lm.name)
-    if world is None:
-        return {}
-    cases = [c for c in load_cases(lm.name).good if c.request.prompt == request.prompt]
-    own = [case for case in cases if case.request.subject == request.subject]
-    found = {}
-    if own and own[0].paraphrases:
-        found["paraphrase"] = own[0].paraphrases[0]
-    if neighbours := _neighbours(own or cases, request):
-        found["neighbour"] = neighbours[0]
-    return found
-
-
-def _neighbours(cases: list[Case], request: Request) -> list[str]:
-    return [p for case in cases for p in case.neighbours if request.subject not in p]
-
-
 def _slug(method: str, request: Request) -> str:
-    words = re.sub(r"\W+", "-", f"{request.subject} {request.target_new}".lower()).strip("-")
+    text = f"{request.subject or request.prompt[:30]} {request.target_new}".lower()
+    words = re.sub(r"\W+", "-", text).strip("-")
     return f"{method}-{words[:60]}"

@@ -41,7 +41,7 @@ class Tuning:
             folder,
             given=self.given,
             prepared=self.editor,
-            seed=self.setup.plan.seed,
+            seed=self.setup.plan.drawn_from,
         )
 
     def editor(self, setting: Mapping[str, Any]) -> Editor:

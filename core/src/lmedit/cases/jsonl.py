@@ -17,13 +17,18 @@ KEYS = frozenset(
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*; the prompt contains {} or the subject itself, exactly once."""
+    """The case of *record*; the prompt has {} for the subject, or the subject itself, once.
+
+    A record without a subject is a question and its answer; its prompt has no {}.
+    """
     for name in record:
         if name not in KEYS:
             near = get_close_matches(name, KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(KEYS))}"
             raise ValueError(f"field {name!r} is unknown; {hint}")
-    prompt, subject = template(need_text(record, "prompt"), need_text(record, "subject"), "prompt")
+    prompt, subject = need_text(record, "prompt"), None
+    if record.get("subject") is not None:
+        prompt, subject = template(prompt, need_text(record, "subject"), "prompt")
     true = record.get("target_true")
     return Case(
         id=name_of(record, "id", index),

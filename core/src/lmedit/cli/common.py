@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.errors import RequestError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lmedit.models import Lm
-    from lmedit.plan import Plan
+    from lmedit.plan import Plan, Setup
     from lmedit.types import Request
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -50,8 +46,8 @@ method_flags = flags(
                  type=click.Path(path_type=Path), help="Load a method from this file; repeatable."),
     click.option("--observe", "observers", multiple=True, metavar="NAME|FILE.py",
                  help="Add an observer of the hooks (docs/reference/hooks.md); repeatable."),
-    click.option("--seed", type=int, default=0, show_default=True,
-                 help="Random seed."),
+    click.option("--seed", type=click.IntRange(0),
+                 help="Random seed.  [default: 0]"),
     click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
                  help="What to prepare the method on. Text: a world, a file or folder, wikitext, "
                  "wikipedia, or self (the model writes it). Statistics: stats:ID. Or cases, for a "
@@ -60,11 +56,13 @@ method_flags = flags(
 
 fact_flags = flags(
     click.option("--prompt", help="The prompt, with {} where the subject stands."),
-    click.option("--subject", help="The subject of the fact."),
+    click.option("--subject",
+                 help="The subject of the fact; auto: lmedit proposes it. Some methods need none."),
     click.option("--target", help="The new answer."),
-    click.option("--target-true", help="Today's answer; default: what the model says now."),
+    click.option("--target-true", help="The present answer, if known; its probability is then "
+                 "reported too."),
     click.option("--fact", type=click.File(encoding="utf-8"),
-                 help="The fact as JSON: prompt, subject, target_new[, target_true]; - is stdin."),
+                 help="The fact as JSON: prompt, target_new[, subject, target_true]; - is stdin."),
 )  # fmt: skip
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -80,7 +78,7 @@ def fact_line(facts: Mapping[str, Any]) -> str:
     request = facts.get("request", {})
     if not request:
         return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
-    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject", "")))
+    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject") or "{}"))
     return f"{text} -> {request.get('target_new')}"
 
 
@@ -111,30 +109,33 @@ def plan_of(given: dict[str, Any]) -> Plan:
     return Plan(**{names[flag]: given.pop(flag) for flag in list(given) if flag in names})
 
 
-def fact_of(
-    lm: Lm, prompt: str | None, subject: str | None, target: str | None, target_true: str | None,
-    fact: Any,
-) -> Request:  # fmt: skip
-    """The request that the fact flags describe; raises `RequestError` with one clear line."""
-    from lmedit.models import as_template
-    from lmedit.types import request_from
+def fact_values(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the fact flags out of *given* and check the fact; no model is loaded.
 
-    values: dict[str, Any] = {}
-    if fact is not None:
-        try:
-            values = json.load(fact)
-        except ValueError as error:
-            raise RequestError(f"--fact is not JSON ({error}); see lmedit edit --help") from error
-        if not isinstance(values, dict):
-            raise RequestError("--fact must hold one JSON object; see lmedit edit --help")
-    flags_given = {
-        "prompt": prompt, "subject": subject, "target_new": target, "target_true": target_true
-    }  # fmt: skip
-    values |= {name: value for name, value in flags_given.items() if value is not None}
-    missing = [name for name in ("prompt", "subject", "target_new") if name not in values]
-    if missing:
-        raise RequestError(f"the fact lacks {', '.join(missing)}; give --prompt, --subject "
-                           "and --target, or --fact FILE")  # fmt: skip
-    if isinstance(values["prompt"], str) and isinstance(values["subject"], str):
-        values["prompt"] = as_template(lm.tokenizer, values["prompt"], values["subject"])
-    return request_from(values)
+    Raises `RequestError` with one clear line.
+    """
+    from lmedit.actions.given_fact import read_fact
+
+    names = {
+        "prompt": "prompt",
+        "subject": "subject",
+        "target": "target_new",
+        "target_true": "target_true",
+    }
+    flags_given = {name: given.pop(flag) for flag, name in names.items()}
+    file = given.pop("fact")
+    return read_fact(flags_given, None if file is None else file.read(), note)
+
+
+def fact_of(setup: Setup, values: Mapping[str, Any]) -> Request:
+    """The request of *values* for the model and the methods of *setup*.
+
+    Raises `RequestError` where a method needs a subject and the fact names none.
+    """
+    from lmedit.actions.given_fact import request_of
+    from lmedit.pipeline import check_subject
+
+    request = request_of(setup.lm, values, note)
+    for loaded in setup.methods:
+        check_subject(loaded, request)
+    return request

@@ -11,6 +11,7 @@ import click
 from lmedit.cli.common import (
     fact_flags,
     fact_of,
+    fact_values,
     json_flag,
     method_flags,
     model_flags,
@@ -26,27 +27,45 @@ from lmedit.cli.common import (
 @click.option(
     "--force",
     is_flag=True,
-    help="Edit also where a model of half precision rounds most of the edit away.",
+    help="Write the patch also where the edit did not take, damages the model, or is mostly lost "
+    "by rounding.",
+)
+@click.option(
+    "--near",
+    metavar="NAME|FILE",
+    help="Neighbours to look at: cases, or a text file of prompts, one a line. Default: those of "
+    "the world, else what the model itself names.",
 )
 @model_flags
 @method_flags
 @json_flag
-def edit(method: str, out: Path | None, *, force: bool, as_json: bool, **given: Any) -> None:
+def edit(
+    method: str, out: Path | None, near: str | None, *, force: bool, as_json: bool, **given: Any
+) -> None:
     """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
 
-    The model on disk is left alone; the patch holds the change.
+    The model on disk is left alone; the patch holds the change. The command ends with a verdict:
+    whether the model now writes the whole target. An edit that did not take, or that damages the
+    model, is refused: no patch is written, and the exit code is 1, unless --force.
     """
+    given["methods"] = (method,)
+    plan, values = plan_of(given), fact_values(given)
     from lmedit.actions.edit import edit_one
     from lmedit.actions.edit_text import edit_text
+    from lmedit.errors import RequestError
     from lmedit.plan import set_up
 
-    given["methods"] = (method,)
-    setup = set_up(plan_of(given), note)
-    request = fact_of(setup.lm, **given)
+    setup = set_up(plan, note)
+    request = fact_of(setup, values)
     (editor,) = setup.editors()
-    result = edit_one(editor, request, out, force=force)
+    result = edit_one(editor, request, out, force=force, near=near)
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
-        return
-    click.echo(edit_text(result))
-    note(f"the model is BASE; the edit is in {result['patch']}")
+    else:
+        click.echo(edit_text(result))
+    if result["patch"] is None:
+        raise RequestError(f"{result['refused']}; no patch is written without --force")
+    if not as_json:
+        if result["refused"]:
+            note(f"--force: the patch is written, though {result['refused']}")
+        note(f"the model is BASE; the edit is in {result['patch']}")

@@ -12,6 +12,7 @@ from lmedit.charts.html import short
 from lmedit.cli.common import (
     fact_flags,
     fact_of,
+    fact_values,
     json_flag,
     method_flags,
     model_flags,
@@ -71,8 +72,9 @@ def locate(
         files.check(plot)
     given["methods"] = (method,)
     plan = plan_of(given)
+    values = None if facts else fact_values(given)
     setup = set_up(plan, note)
-    request = None if facts else fact_of(setup.lm, **given)
+    request = None if values is None else fact_of(setup, values)
     (editor,) = setup.editors()
     if request is None:
         told, charts = _averages(editor, str(facts), limit, download=plan.download)

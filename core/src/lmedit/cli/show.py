@@ -61,7 +61,7 @@ def described(path: Path) -> dict[str, Any]:
 
 def _of_patch(told: dict[str, Any]) -> str:
     """A patch as a few lines of text."""
-    from lmedit.actions.edit_text import measured_lines
+    from lmedit.actions.edit_text import measured_lines, verdict_text
 
     model, seed = told.get("model", {}), told.get("options", {}).get("seed")
     revision = f", revision {model['revision'][:12]}" if model.get("revision") else ""
@@ -77,6 +77,8 @@ def _of_patch(told: dict[str, Any]) -> str:
         lines.append(f"{change['parameter']}  {rows} x {columns}, {rank}")
     if told.get("metrics"):
         lines += measured_lines(told.get("request", {}), told["metrics"])
+        if "verdict" in told["metrics"]:
+            lines.append(f"verdict: {verdict_text(told['metrics'])}")
     return "\n  ".join([f"edit {told['id'][:12]}", *lines])
 
 

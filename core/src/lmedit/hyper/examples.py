@@ -90,9 +90,9 @@ def apart_texts(case: Case) -> list[str]:
     return [*near[:2], *other[:1], *near[2:], *other[1:]][:APART]
 
 
-def front_of(text: str, subject: str) -> str:
+def front_of(text: str, subject: str | None) -> str:
     """The sentences of *text* before the one with *subject* in it; empty where there is none."""
-    before = text[: max(0, text.find(subject))]
+    before = text[: max(0, text.find(subject))] if subject else ""
     end = max(before.rfind(mark) for mark in ".!?\n")
     return before[: end + 1]
 

@@ -264,14 +264,13 @@ class Lm:
         """The text of *ids*."""
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    def subject_last(self, prompt: str, subject: str, context: str = "{}") -> tuple[list[int], int]:
-        """Ids of the filled prompt in *context*, and the index of the subject's last token.
-
-        Raises `SubjectNotFoundError`.
-        """
+    def subject_last(
+        self, prompt: str, subject: str | None, context: str = "{}"
+    ) -> tuple[list[int], int]:
+        """Ids of the filled prompt in *context*, and the index of the subject's last token."""
         return tokens.subject_last(self.tokenizer, prompt, subject, context)
 
-    def subject_span(self, prompt: str, subject: str) -> tuple[list[int], int, int]:
+    def subject_span(self, prompt: str, subject: str | None) -> tuple[list[int], int, int]:
         """Ids of the filled prompt, and the range [start, end) of the subject's tokens."""
         return tokens.subject_span(self.tokenizer, prompt, subject)
 

@@ -57,13 +57,15 @@ def last_token_in(encoded: Encoded, start: int, end: int) -> int | None:
 
 
 def subject_last(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str, context: str = "{}"
+    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str | None, context: str = "{}"
 ) -> tuple[list[int], int]:
     """Ids of *context* with the filled prompt at its ``{}``, and the subject's last token.
 
-    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError`; the message gives the
-    prompt, its tokens and the characters.
+    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` with the prompt, its
+    tokens and the characters tried, and where the fact has no subject.
     """
+    if subject is None:
+        raise SubjectNotFoundError(f"the fact {prompt!r} names no subject; name the subject")
     before, _, after = context.partition("{}")
     start = len(before) + prompt.index("{}")
     text = before + prompt.replace("{}", subject) + after
@@ -80,7 +82,7 @@ def subject_last(
 
 
 def subject_span(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str
+    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str | None
 ) -> tuple[list[int], int, int]:
     """Ids of the filled prompt, and the range [start, end) of the subject's tokens.
 
@@ -88,7 +90,7 @@ def subject_span(
     """
     ids, last = subject_last(tokenizer, prompt, subject)
     begin = prompt.index("{}")
-    offsets = encode(tokenizer, prompt.replace("{}", subject)).offsets
+    offsets = encode(tokenizer, prompt.replace("{}", subject or "")).offsets
     touching = (i for i, (a, b) in enumerate(offsets) if a < b and b > begin)
     return ids, min(last, next(touching)), last + 1
 

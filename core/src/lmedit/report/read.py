@@ -113,7 +113,7 @@ class Fact(Lenient):
     """The request of a case."""
 
     prompt: str
-    subject: str
+    subject: str | None = None
     target_new: str
     target_true: str | None = None
 

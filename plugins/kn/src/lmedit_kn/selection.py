@@ -82,7 +82,9 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
 def asking(request: Request, options: KnOptions) -> list[str]:
     """The texts that ask for the fact: the request's own first, then those of the options."""
     own = [frame.replace("{}", request.text) for frame in options.frames]
-    others = [prompt.replace("{}", request.subject) for prompt in options.prompts]
+    if options.prompts and request.subject is None:
+        raise RequestError("kn: the option prompts needs the subject of the fact; name it")
+    others = [prompt.replace("{}", request.subject or "") for prompt in options.prompts]
     return list(dict.fromkeys([request.text, *own, *others]))
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """ROME needs the second moment of its keys once per model."""
-    return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text")
+    return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text", needs_subject=True)
 
 
 @hookimpl
@@ -74,7 +74,7 @@ def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
 @hookimpl
 def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
     """Causal tracing of the model's own answer (section 2)."""
-    noise = options.trace_noise or subject_noise(lm, [request.subject])
+    noise = options.trace_noise or subject_noise(lm, [request.subject or request.text])
     setup = Setup(noise, options.trace_samples, options.trace_window, options.seed)
     span = random_span(lm, request, options.seed)
     control = trace(lm, request, setup, span, [STATE]) if span else None

@@ -1,0 +1,77 @@
+"""Whether an edit damages the model: perplexity and KL on a few lines, before and after."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from lmedit.metrics.health import HeldOut
+from lmedit.models import worlds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
+    from lmedit.types import Request
+
+GROWTH = 2.0
+"""Perplexity may grow to so many times what it was; beyond, the edit is refused."""
+DRIFT = 0.5
+"""KL(base || edited) in nats per token, mean over the lines; beyond, the edit is refused."""
+LINES = 8
+"""Lines of a world's held-out text that are read."""
+
+PLAIN = (
+    "The meeting starts at nine, and everybody should bring a notebook and a pen.",
+    "She opened the window because the room was warm, then she went back to her desk.",
+    "Water boils at a lower temperature in the mountains than it does at the sea.",
+    "A good recipe needs fresh vegetables, a little salt, and some patience.",
+    "In 1969 two people walked on the Moon while a third one stayed in orbit.",
+    "The train to the coast was late again, so we read the newspaper on the platform.",
+    "Many farmers in the valley grow wheat and corn, and some keep sheep.",
+    "If the printer does not answer, switch it off, wait a minute, and switch it on again.",
+)
+"""Plain sentences without rare names, for models that bring no held-out text."""
+
+
+def held_out(lm: Lm) -> tuple[str, HeldOut]:
+    """A few lines as *lm*, unedited, sees them, and what they are called.
+
+    They are the first lines of a world's held-out text; for other models they are `PLAIN`.
+    """
+    world = worlds().get(lm.name)
+    if world is None:
+        return f"{len(PLAIN)} plain sentences", HeldOut(lm, PLAIN)
+    with world.heldout.open(encoding="utf-8") as lines:
+        few = list(islice((line for line in lines if line.strip()), LINES))
+    return f"{len(few)} lines of {world.heldout.name}", HeldOut(lm, few)
+
+
+def damage(
+    before: Mapping[str, float | None], after: Mapping[str, float | None], text: str
+) -> str | None:
+    """What the edit damages, in words; None where perplexity and KL stay within the limits.
+
+    *before* and *after* hold `perplexity`, *after* also `KL` (nats per token); both were measured
+    on *text*.
+    """
+    was, now, moved = before["perplexity"], after["perplexity"], after["KL"]
+    if was is not None and now is not None and not now <= GROWTH * was:
+        return f"the edit damages the model: perplexity {was:.1f} -> {now:.1f} on {text}"
+    if moved is not None and not moved <= DRIFT:
+        return (
+            f"the edit damages the model: its predictions on {text} move by {moved:.2f} nats a "
+            "token"
+        )
+    return None
+
+
+def way_out(loaded: LoadedMethod, request: Request) -> str:
+    """What the user can do about an edit that damages the model."""
+    ways: Sequence[str] = [
+        *(["-o preset r-rome"] if "r-rome" in loaded.method.options.presets else []),
+        *(["a prompt with words before the subject"] if request.prompt.startswith("{}") else []),
+        "another layer (lmedit tune)",
+    ]
+    return f"try {', or '.join(ways)}"

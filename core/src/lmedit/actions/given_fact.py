@@ -1,0 +1,104 @@
+"""From what the user gives as a fact to a `Request`: checked before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import RequestError
+from lmedit.types import request_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lmedit.models import Lm
+    from lmedit.types import Request
+
+    Tell = Callable[[str], object]
+
+AUTO = "auto"
+"""As the subject: lmedit proposes it, see `lmedit.actions.subjects`."""
+
+
+def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> dict[str, Any]:
+    """The values of a fact: those of the JSON object *text*, and the *flags* given, which win.
+
+    Blanks at the ends of the values go, and *tell* is told. Raises `RequestError` where *text* is
+    no JSON object, a value is missing or wrong, or prompt and subject do not fit together. No
+    model is needed.
+    """
+    values = {} if text is None else _of_json(text)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    missing = [name for name in ("prompt", "target_new") if values.get(name) is None]
+    if missing:
+        raise RequestError(
+            f"the fact lacks {', '.join(missing)}; give --prompt and --target (and --subject "
+            "where the method needs it), or --fact FILE"
+        )
+    values = {name: _trimmed(name, value, tell) for name, value in values.items()}
+    subject, prompt = values.get("subject"), values["prompt"]
+    if subject == AUTO and isinstance(prompt, str) and "{}" in prompt:
+        raise RequestError(
+            "--subject auto looks for the subject in the prompt; write the prompt out without {}"
+        )
+    if isinstance(subject, str) and isinstance(prompt, str) and "{}" not in prompt and prompt:
+        _check_the_rest(values)
+        return values
+    request_from(values)
+    return values
+
+
+def request_of(lm: Lm, values: Mapping[str, Any], tell: Tell) -> Request:
+    """The request of *values*, as `read_fact` gives them.
+
+    Where the prompt is written out in full, the subject is looked for in it, and *tell* is told
+    what was taken. Raises `SubjectNotFoundError` where it does not stand in it.
+    """
+    from lmedit.models import as_template
+    from lmedit.models.places import place_subject
+
+    values = dict(values)
+    subject, prompt = values.get("subject"), values["prompt"]
+    if subject is None or "{}" in prompt:
+        return request_from(values)
+    if subject == AUTO:
+        from lmedit.actions.subjects import propose_subject
+
+        values |= propose_subject(lm, prompt, values.get("target_true"), tell)
+        return request_from(values)
+    placed = place_subject(prompt, subject)
+    if placed is None:
+        values["prompt"] = as_template(lm.tokenizer, prompt, subject)
+        return request_from(values)
+    if placed.remark:
+        tell(placed.remark)
+    return request_from({**values, "prompt": placed.template, "subject": placed.subject})
+
+
+def _of_json(text: str) -> dict[str, Any]:
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise RequestError("--fact is empty; give a JSON object, see lmedit edit --help")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"--fact is not JSON ({error}); see lmedit edit --help") from error
+    if not isinstance(values, dict):
+        raise RequestError("--fact must hold one JSON object; see lmedit edit --help")
+    return values
+
+
+def _trimmed(name: str, value: Any, tell: Tell) -> Any:
+    """*value* without blanks and tabs at its ends. A line end stays: it can be meant."""
+    if not isinstance(value, str):
+        return value
+    bare = value.strip(" \t")
+    if bare and bare != value:
+        tell(f"{name}: blanks at the ends are left out; {bare!r} is taken")
+        return bare
+    return value
+
+
+def _check_the_rest(values: Mapping[str, Any]) -> None:
+    """Check all but the subject's place in the prompt."""
+    request_from({**values, "prompt": "{}" + values["prompt"]})

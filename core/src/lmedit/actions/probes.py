@@ -1,0 +1,193 @@
+"""What an edit is looked at with, beside its own prompt: neighbours and other facts.
+
+They come from the user's file, from the model's world, or from the model itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmedit.cases import load_cases
+from lmedit.errors import CasesError
+from lmedit.metrics.generate import greedy
+from lmedit.metrics.locality import next_log_probabilities
+from lmedit.models import worlds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lmedit.models import Lm
+    from lmedit.types import Case, Request
+
+NEIGHBOURS = 2
+"""Neighbours that are shown."""
+LISTS = (
+    "Other examples like {} are",
+    "Here is a list of names of the same kind: {},",
+    "{} and",
+)
+"""Prompts after which a model names other subjects of the kind of the one in ``{}``."""
+LIST_TOKENS = 30
+CANDIDATES = 16
+"""Names at most that are tried as neighbours."""
+CONFIDENT = 0.1
+"""The least probability of the top token after a neighbour's or another fact's prompt."""
+ABOUT = ("{} is known for", "{} is famous for its", "{} was", "{} belongs to the")
+"""Prompts about a subject, for models without records."""
+_WORD = r"[A-Z\u00c0-\u00de][\w'\u2019.-]*"
+NAME = re.compile(rf"{_WORD}(?:[ -](?:of |the |de |la )*{_WORD})*")
+"""A run of capitalised words."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Prompts to look at before and after an edit, by what they are, and remarks for the user."""
+
+    prompts: Mapping[str, str]
+    remarks: tuple[str, ...] = field(default=())
+
+
+def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
+    """A paraphrase, two neighbours and another fact of the subject, as far as they are found.
+
+    *near* is a file of cases in any layout that `load_cases` reads, or of prompts, one a line.
+    Without it the model's world is asked, and without a world the model itself. Raises
+    `CasesError` where *near* cannot be read.
+    """
+    if near is not None and (prompts := _plain_prompts(near)):
+        named = _named({"neighbour": prompts[:NEIGHBOURS]})
+    elif near is not None:
+        named = from_cases(load_cases(near).good, request)
+    elif lm.name in worlds():
+        named = from_cases(load_cases(lm.name).good, request)
+    else:
+        named = {}
+    if not any(kind.startswith("neighbour") for kind in named):
+        named |= _named({"neighbour": own_neighbours(lm, request)})
+    if "another fact" not in named:
+        named |= _named({"another fact": other_facts(lm, request)})
+    lacking = [kind for kind in ("neighbour", "another fact") if kind not in named]
+    remarks = [_lack(kind, request) for kind in lacking]
+    return Probes(named, tuple(remarks))
+
+
+def _lack(kind: str, request: Request) -> str:
+    why = "the fact names no subject" if request.subject is None else (
+        "the model names nothing that it answers with confidence"
+    )  # fmt: skip
+    what = "no neighbour is shown" if kind == "neighbour" else (
+        "no other fact of the subject is shown"
+    )  # fmt: skip
+    return f"{what}: {why}; give --near FILE"
+
+
+def _named(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The prompts by kind; the second one of a kind has a number."""
+    return {
+        kind if i == 0 else f"{kind} {i + 1}": prompt
+        for kind, prompts in found.items()
+        for i, prompt in enumerate(prompts)
+    }
+
+
+def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
+    """Of *cases*, those that ask for the same, for neighbours, and for the same subject."""
+    own = [c for c in cases if request.subject is not None and c.request.subject == request.subject]
+    same = [c for c in own if _asks(c, request)]
+    alike = same or [c for c in cases if c.request.prompt == request.prompt]
+    neighbours = [
+        *_without(request, (p for c in alike for p in c.neighbours)),
+        *_without(request, (c.request.text for c in alike)),
+    ]
+    others = [p.prompt for c in same for p in c.relations]
+    others += [c.request.text for c in own if c not in same]
+    paraphrases = [p for c in same for p in c.paraphrases]
+    return _named({
+        "paraphrase": paraphrases[:1],
+        "neighbour": list(dict.fromkeys(neighbours))[:NEIGHBOURS],
+        "another fact": [text for text in others if text != request.text][:1],
+    })  # fmt: skip
+
+
+def _asks(case: Case, request: Request) -> bool:
+    """Whether *case* asks what *request* asks, in the same words or in a paraphrase's."""
+    return case.request.prompt == request.prompt or any(
+        text.endswith(request.text) for text in case.paraphrases
+    )
+
+
+def _without(request: Request, prompts: Iterable[str]) -> list[str]:
+    """Those of *prompts* that are not about the subject of *request*."""
+    name = request.subject or request.text
+    return [prompt for prompt in prompts if name not in prompt]
+
+
+def _plain_prompts(near: str) -> list[str]:
+    """The prompts of a text file, one a line, or of a JSON list of texts; else none."""
+    path = Path(near)
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CasesError(f"cannot read {near}: {error}; give prompts or cases") from error
+    if not text.lstrip().startswith(("{", "[")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        listed = json.loads(text)
+    except ValueError:
+        return []
+    texts = listed if isinstance(listed, list) else []
+    return texts if all(isinstance(each, str) for each in texts) else []
+
+
+def own_neighbours(lm: Lm, request: Request) -> list[str]:
+    """The request's prompt with other names that *lm* itself writes beside the subject's.
+
+    Names are runs of capitalised words in greedy lists. The prompt of a name is kept where the
+    model's top token has at least the probability `CONFIDENT` and does not begin the new answer.
+    The most confident ones come first.
+    """
+    if request.subject is None:
+        return []
+    asked = [text.replace("{}", request.subject) for text in LISTS]
+    names = _names(greedy(lm, asked, LIST_TOKENS), request)
+    prompts = [request.prompt.replace("{}", name) for name in names]
+    return _confident(lm, prompts, request)[:NEIGHBOURS]
+
+
+def _names(texts: Sequence[str], request: Request) -> list[str]:
+    """The names in *texts* that share no word with the subject and the new answer."""
+    taken = set(re.findall(r"\w+", f"{request.subject} {request.target_new}".casefold()))
+    found = dict.fromkeys(name.rstrip(".-'") for text in texts for name in NAME.findall(text))
+    return [
+        name for name in found
+        if len(name) > 2 and not taken & set(re.findall(r"\w+", name.casefold()))
+    ][:CANDIDATES]  # fmt: skip
+
+
+def other_facts(lm: Lm, request: Request) -> list[str]:
+    """The prompt about the subject, of `ABOUT`, that *lm* answers with most confidence."""
+    if request.subject is None:
+        return []
+    prompts = [text.replace("{}", request.subject) for text in ABOUT]
+    asked = [prompt for prompt in prompts if prompt != request.text]
+    return _confident(lm, asked, request)[:1]
+
+
+def _confident(lm: Lm, prompts: Sequence[str], request: Request) -> list[str]:
+    """Those of *prompts* with a top token that is confident and not the new answer's first."""
+    if not prompts:
+        return []
+    best = next_log_probabilities(lm, prompts).exp().max(dim=-1)
+    new = lm.with_target(request.text, request.target_new)[1][0]
+    kept = [
+        (float(p), prompt)
+        for prompt, p, token in zip(prompts, best.values, best.indices, strict=True)
+        if float(p) >= CONFIDENT and int(token) != new
+    ]
+    return [prompt for _, prompt in sorted(kept, key=lambda each: -each[0])]

@@ -1,0 +1,202 @@
+"""Propose the subject of a prompt: the words whose disturbance takes most off the answer.
+
+As in causal tracing (Meng et al. 2022, section 2.1), noise is added to the embeddings of a span
+of words, and the probability of the answer is read again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit.errors import SubjectNotFoundError
+from lmedit.trace import changed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lmedit.models import Lm
+
+SIGMAS = 3.0
+"""The noise's deviation, in deviations of all entries of the embedding table."""
+SEEDS = 4
+"""Draws of the noise for each span."""
+SPANS = 24
+"""Spans that are tried at most."""
+ROWS = 16
+"""Rows of one forward pass."""
+NAMES_FIRST = 0.25
+"""A name is taken where its drop is at least this share of the largest drop."""
+RUNNERS_UP = 3
+_SMALL = "of the de la le du da von van der den di al and for"
+_FUNCTION = """
+a an the this that these those and or but if of in on at by to from for with without about as is
+are was were be been being am do does did has have had can could will would shall should may might
+must not no what who whom whose which where when why how it its he him his she her they them their
+we our you your i my me there here also known called located s
+"""
+JOINERS = frozenset(_SMALL.split())
+"""Words without capitals that stand inside names."""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
+"""English words that no subject begins or ends with."""
+WORD = re.compile(r"\w+(?:[-.'\u2019](?!s\b)\w+)*")
+"""A word; a possessive "'s" is not part of it."""
+BREAK = re.compile(r"[,;:!?()\"\n]")
+"""Signs between two words that do not belong to one subject."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, end) of a prompt, and whether they are a name."""
+
+    start: int
+    end: int
+    name: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A span as a subject, and how much its disturbance takes off P(answer), mean over draws."""
+
+    subject: str
+    span: Span
+    drop: float
+
+
+def spans_of(prompt: str) -> list[Span]:
+    """The spans of *prompt* that can be its subject, names first; at most `SPANS`.
+
+    Names are runs of capitalised words, with small words such as "of" inside, and such a run
+    without the article in front. Other spans are runs of words that are no function words.
+    """
+    names, others = _runs(prompt, capital=True), _runs(prompt, capital=False)
+    found = {(a, b): Span(a, b, name=True) for a, b in names}
+    for a, b in others:
+        found.setdefault((a, b), Span(a, b, name=False))
+    return list(found.values())[:SPANS]
+
+
+def _runs(prompt: str, *, capital: bool) -> list[tuple[int, int]]:
+    """Runs of words by their characters: names, or all words that are no function words."""
+    words = [(m.start(), m.end(), m.group()) for m in WORD.finditer(prompt)]
+    found: list[tuple[int, int]] = []
+    for first, (start, _, word) in enumerate(words):
+        article = capital and word in {"The", "A", "An"}
+        if not article and not _content(word, capital=capital):
+            continue
+        end = start
+        for start_, end_, last in words[first:]:
+            if BREAK.search(prompt[end:start_]):
+                break
+            end = end_
+            inside = (capital and last in JOINERS) or (article and start_ == start)
+            if not inside and not _content(last, capital=capital):
+                break
+            if not inside:
+                found.append((start, end_))
+    # The longest run from each word comes first; parts of it follow.
+    return sorted(found, key=lambda run: (run[0], -run[1]))
+
+
+def _content(word: str, *, capital: bool) -> bool:
+    """Whether *word* can begin or end a subject; of a name, a word with a capital or a digit."""
+    named = any(sign.isupper() or sign.isdigit() for sign in word)
+    return word.lower() not in FUNCTION_WORDS and (named or not capital)
+
+
+@torch.no_grad()
+def proposals(lm: Lm, prompt: str, answer: str | None = None) -> list[Proposal]:
+    """The spans of *prompt* by how much noise on them takes off the answer, the largest drop first.
+
+    The answer's first token is read: that of *answer*, or the model's top token. Noise is drawn
+    from N(0, (3 sigma)^2), sigma the deviation of the embedding table. Names whose drop is a
+    quarter of the largest one come before other spans, and a whole name before its parts where
+    they drop about the same.
+    """
+    from lmedit.models.tokens import encode
+
+    encoded = encode(lm.tokenizer, prompt)
+    token = None if answer is None else lm.with_target(prompt, answer)[1][0]
+    clean = lm.next_probabilities(prompt)
+    token = int(clean.argmax()) if token is None else token
+    spans = spans_of(prompt)
+    touched = [
+        [i for i, (a, b) in enumerate(encoded.offsets) if a < span.end and b > span.start]
+        for span in spans
+    ]
+    rows = [(n, seed) for n, places in enumerate(touched) if places for seed in range(SEEDS)]
+    drops: dict[int, list[float]] = {}
+    for at in range(0, len(rows), ROWS):
+        part = rows[at : at + ROWS]
+        disturbed = _disturbed(lm, encoded.ids, [(touched[n], seed) for n, seed in part], token)
+        for (n, _), p in zip(part, disturbed, strict=True):
+            drops.setdefault(n, []).append(float(clean[token]) - p)
+    found = [
+        Proposal(prompt[spans[n].start : spans[n].end], spans[n], sum(each) / len(each))
+        for n, each in drops.items()
+    ]
+    return _ordered(found)
+
+
+def _disturbed(
+    lm: Lm, ids: Sequence[int], rows: Sequence[tuple[Sequence[int], int]], token: int
+) -> list[float]:
+    """P(*token*) after *ids*, for each of *rows*: places to disturb, and the seed of the noise."""
+    table = lm.model.get_input_embeddings()
+    width = lm.embeddings("input").shape[1]
+    deviation = SIGMAS * float(lm.embeddings("input").float().std())
+    noise = torch.zeros(len(rows), len(ids), width)
+    for row, (places, seed) in enumerate(rows):
+        drawn = torch.randn(len(places), width, generator=torch.Generator().manual_seed(seed))
+        noise[row, list(places)] = deviation * drawn
+
+    def disturb(_: Tensor, out: Tensor) -> Tensor:
+        return out + noise.to(out.device, out.dtype)
+
+    with changed(table, disturb):
+        logits = lm.logits(lm.batch([ids] * len(rows)))[:, -1].float()
+    return logits.softmax(-1)[:, token].tolist()
+
+
+def _ordered(found: Sequence[Proposal]) -> list[Proposal]:
+    """*found*, the best proposal first; see `proposals`."""
+    ranked = sorted(found, key=lambda each: -each.drop)
+    if not ranked:
+        return []
+    least = max(ranked[0].drop, 0.0)
+    names = [each for each in ranked if each.span.name and each.drop >= NAMES_FIRST * least]
+    first = (names or ranked)[0]
+    whole = [
+        each for each in names
+        if each.span.start <= first.span.start and each.span.end >= first.span.end
+        and each.drop >= 0.8 * first.drop
+    ]  # fmt: skip
+    first = max(whole, key=lambda each: each.span.end - each.span.start, default=first)
+    return [first, *(each for each in ranked if each is not first)]
+
+
+def propose_subject(
+    lm: Lm, prompt: str, answer: str | None, tell: Callable[[str], object]
+) -> dict[str, str]:
+    """``prompt`` with {} and ``subject``, as proposed; *tell* is told, with the runners-up.
+
+    Raises `SubjectNotFoundError` where no words of *prompt* matter to the answer.
+    """
+    found = proposals(lm, prompt, answer)
+    if not found or found[0].drop <= 0:
+        raise SubjectNotFoundError(
+            f"no words of {prompt!r} carry the model's answer; name the subject with --subject"
+        )
+    best, *others = found
+    after = ", ".join(f"{each.subject!r} {each.drop:.3f}" for each in others[:RUNNERS_UP])
+    tell(
+        f"subject: {best.subject!r} is taken; noise on it takes {best.drop:.3f} off the answer's "
+        f"probability (runners-up: {after or 'none'})"
+    )
+    template = f"{prompt[: best.span.start]}{{}}{prompt[best.span.end :]}"
+    return {"prompt": template, "subject": best.subject}

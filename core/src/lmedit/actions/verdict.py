@@ -1,0 +1,105 @@
+"""Whether an edit took: how probable the target is, and what the model writes by itself."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lmedit.metrics.generate import greedy
+from lmedit.metrics.generated_text import contains
+from lmedit.metrics.teacher_forcing import score_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit.models import Lm
+    from lmedit.types import Request
+
+Verdict = Literal["took", "took only under teacher forcing", "did not take"]
+
+WRITES = 40
+"""Tokens that the model writes at most (more where the target alone is longer)."""
+SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?][\"'\u201d\u2019)]*(?=\s|$)|[\u3002\uff01\uff1f]|\n"
+)
+"""The end of a sentence, or of the line; not after initials and short forms such as "St."."""
+
+
+@dataclass(frozen=True)
+class TargetChance:
+    """How probable a target is after a prompt, teacher-forced."""
+
+    joint: float
+    """P(target | prompt): the product over its tokens."""
+    per_token: float
+    """The geometric mean of the tokens' probabilities, joint ** (1 / tokens)."""
+    tokens: int
+    correct: bool
+    """Whether each token is top-1, given the prompt and the target's own earlier tokens."""
+
+
+def chances_of(lm: Lm, prompt: str, targets: Sequence[str]) -> list[TargetChance]:
+    """The probability of each of *targets* after *prompt*."""
+    found = []
+    for target, score in zip(
+        targets, score_targets(lm, [(prompt, target) for target in targets]), strict=True
+    ):
+        n = len(lm.with_target(prompt, target)[1])
+        mean = score.log_probability
+        found.append(TargetChance(math.exp(n * mean), math.exp(mean), n, score.correct))
+    return found
+
+
+def written(lm: Lm, prompt: str, target_tokens: int) -> str:
+    """What *lm* writes after *prompt*, greedy, to at most `WRITES` tokens."""
+    return greedy(lm, [prompt], max(WRITES, target_tokens + 5))[0]
+
+
+def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:
+    """Whether the model gives *target*, from what it writes (*text*) and the target's *chance*.
+
+    "took": the text that greedy decoding writes begins with the whole target, at a word edge.
+    "took only under teacher forcing": each token of the target is top-1 once the target's earlier
+    tokens are given, but the text does not begin so: the model goes on to another word (Rome to
+    Romeo), or the prompt alone is cut into other tokens than the prompt with the target.
+    "did not take": all else.
+    """
+    if begins_with(text, target):
+        return "took"
+    return "took only under teacher forcing" if chance.correct else "did not take"
+
+
+def begins_with(text: str, target: str) -> bool:
+    """Whether *text* begins with *target*, blanks in front aside, and the last word ends there."""
+    text, target = " ".join(text.split()), " ".join(target.split())
+    rest = text[len(target) :]
+    if not text.startswith(target):
+        return False
+    if target[-1].isdigit() and re.match(r"[.,]?\d", rest):
+        return False
+    return not (_in_word(target[-1]) and _in_word(rest[:1]))
+
+
+def _in_word(sign: str) -> bool:
+    """Whether *sign* joins its neighbours to one word: digits, and scripts with capitals."""
+    return sign.isdigit() or sign.lower() != sign.upper()
+
+
+def sentence_of(text: str, request: Request) -> str:
+    """*text* to the end of its first sentence; a target that *text* begins with stays whole."""
+    target = request.target_new.strip()
+    bare = text.lstrip()
+    start = len(target) if bare.startswith(target) else 0
+    end = SENTENCE_END.search(bare, start)
+    return (bare[: end.end()] if end else bare).rstrip()
+
+
+def why_not(verdict: Verdict, sentence: str, request: Request) -> str:
+    """Why an edit with this *verdict* is refused, with what the model writes instead."""
+    target = request.target_new.strip()
+    line = f"the edit {verdict}: after {request.text!r} the model writes {sentence!r}"
+    if verdict == "did not take" and contains(sentence, target):
+        return f"{line}, with {target!r} further on; give --target as the model begins its answer"
+    return f"{line}, not {target!r}; try another layer (lmedit tune) or method"
