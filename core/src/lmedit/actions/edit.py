@@ -42,9 +42,9 @@ def edit_one(
 ) -> dict[str, Any]:
     """Compute the edit of *request*, look at the model before and after, write the patch.
 
-    Returns the object of `lmedit edit --json` (docs/reference/json.md). Its `refused` is None, or says in one line
-    why the edit is not accepted: it did not take, or it damages the model. Then no patch is
-    written, unless *force*. *near* names a file of neighbours, see `probes_of`.
+    Returns the object of `lmedit edit --json` (docs/reference/json.md). Its `refused` is None, or
+    says in one line why the edit is not accepted: it did not take, or it damages the model. Then no
+    patch is written, unless *force*. *near* names a file of neighbours, see `probes_of`.
 
     Raises `RequestError` where the model gives the new answer already, or, unless *force*, where a
     model of half precision would round most of the edit away.
