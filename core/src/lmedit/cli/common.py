@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lmedit.models import Lm
     from lmedit.plan import Plan, Setup
     from lmedit.types import Request
 
