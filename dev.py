@@ -8,7 +8,7 @@
     python3 dev.py demo -- --limit 3     # what follows -- is for the tool behind the task
 
 This script needs python3 with pip and venv. It makes the folder `.venv` beside this file. There it
-installs the core, all plugins and the demo world from their folders, with the versions of
+installs the core, all plugins and the worlds from their folders, with the versions of
 `constraints.txt`. A second call installs nothing, unless a `pyproject.toml` or the constraints
 changed. `test --oldest` does the same in `.venv-oldest`, with the oldest supported versions
 (`constraints-oldest.txt`).
@@ -55,7 +55,11 @@ OLDEST = Place(ROOT / ".venv-oldest", "constraints-oldest.txt")
 
 def members() -> list[Path]:
     """Return the folders of all distributions, the core first."""
-    return [ROOT / "core", *sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("worlds/*"))]
+    files = [
+        *sorted(ROOT.glob("plugins/*/pyproject.toml")),
+        *sorted(ROOT.glob("worlds/*/pyproject.toml")),
+    ]
+    return [ROOT / "core", *(file.parent for file in files)]
 
 
 def wanted(place: Place) -> str:
@@ -159,6 +163,14 @@ def demo(asked: argparse.Namespace) -> None:
     run("lmedit", "compare", *flags, "--workers", workers, *asked.rest)
 
 
+def real(asked: argparse.Namespace) -> None:
+    """Pull a real model and compare all methods on it. After --: flags of lmedit compare."""
+    run("lmedit", "models", "pull", "smollm2")
+    flags = ("--cases", "smollm2", "-m", "smollm2", "--limit", "100")
+    workers = str(min(4, os.cpu_count() or 1))
+    run("lmedit", "compare", *flags, "--workers", workers, *asked.rest)
+
+
 def bench(asked: argparse.Namespace) -> None:
     """Time our code against plain code, in about twenty minutes. After --: flags of all.py."""
     run("python", "benchmarks/all.py", *asked.rest)
@@ -179,7 +191,7 @@ def rooms(asked: argparse.Namespace) -> None:
     run("python", "tests/architecture/count_rooms.py", *asked.rest)
 
 
-TASKS = {task.__name__: task for task in (test, check, demo, bench, docs, isolated, rooms)}
+TASKS = {task.__name__: task for task in (test, check, demo, real, bench, docs, isolated, rooms)}
 
 
 def listed() -> str:

@@ -19,7 +19,7 @@ RUN = ROOT / "runs" / "pictures"
 LMEDIT = ("-c", "from lmedit.cli import main; main()")
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
 COMPARISON = ("compare", "--cases", "demo", "-m", "demo", "--limit", "100", "--run", str(RUN))
-TRAINING = "worlds/demo/scripts/editors.py"
+TRAINING = "worlds/editors.py"
 COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
     "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),
@@ -59,7 +59,7 @@ def make(name: str) -> None:
         python(*LMEDIT, *COMPARISON)
         draw([scores(SCORES[name])], PICTURES / name)
     else:
-        python(TRAINING, TRAININGS[name])
+        python(TRAINING, "demo", TRAININGS[name])
 
 
 if __name__ == "__main__":

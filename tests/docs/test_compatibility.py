@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-MEMBERS = [ROOT / "core", *(ROOT / "worlds").iterdir(), *(ROOT / "plugins").iterdir()]
+MEMBERS = [
+    ROOT / "core",
+    *(p.parent for p in ROOT.glob("worlds/*/pyproject.toml")),
+    *(ROOT / "plugins").iterdir(),
+]
 
 
 def pins(name: str) -> dict[str, str]:
