@@ -207,7 +207,8 @@ def evaluated(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any
 
 def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, Any]], int]:
     """Records of subjects that are not evaluated, and how many of them the model knows."""
-    known, unknown = [], []
+    known: list[dict[str, Any]] = []
+    unknown: list[dict[str, Any]] = []
     for pool in maker.pools.values():
         facts = [f for f in pool.facts if f.subject not in taken]
         answers = {f.answer for f in facts if pool.known.get(f.answer)}

