@@ -60,7 +60,7 @@ def test_peft_gives_the_edited_models_logits(family: str, tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
 def test_a_method_is_exported_merged_and_taken_back(lmedit: Run, model: Path) -> None:
-    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors", "--force")
     done = lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter")
     assert done.exit_code == 0, done.stderr
     assert float(done.stdout.rpartition(" ")[2]) < 1e-4
@@ -87,7 +87,7 @@ def test_a_method_is_exported_merged_and_taken_back(lmedit: Run, model: Path) ->
 
 def test_a_dense_change_is_cut_and_what_is_lost_is_told(lmedit: Run, model: Path) -> None:
     flags = ["-m", model, "-o", "learning_rate", "0.01"]
-    lmedit("edit", "ft", *FACT, *flags, "-o", "bias", "false", "-O", "ft.safetensors")
+    lmedit("edit", "ft", *FACT, *flags, "--force", "-o", "bias", "false", "-O", "ft.safetensors")
     refused = lmedit("export", "ft.safetensors", "-m", model, "-O", "adapter")
     assert "is dense, but LoRA has a low rank; give --rank N" in refused.stderr
     shares = []
@@ -97,7 +97,7 @@ def test_a_dense_change_is_cut_and_what_is_lost_is_told(lmedit: Run, model: Path
         assert f"rank {rank}, largest difference" in done.stdout
         shares.append("is lost at rank" in done.stderr)
     assert shares[0] is True
-    lmedit("edit", "ft", *FACT, *flags, "-O", "bias.safetensors")
+    lmedit("edit", "ft", *FACT, *flags, "--force", "-O", "bias.safetensors")
     refused = lmedit("export", "bias.safetensors", "-m", model, "-O", "adapter", "--rank", "4")
     assert "LoRA changes only matrices" in refused.stderr
     assert not Path("adapter").exists()
@@ -158,12 +158,12 @@ def test_another_models_adapter_and_a_damaged_one_are_refused(
     assert "is not a LoRA adapter of peft" in done.stderr
     assert not Path("x.safetensors").exists()
     other = save_model(tmp_path / "other", seed=7)
-    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors", "--force")
     assert "was made on" in lmedit("export", "kn.safetensors", "-m", other, "-O", "a").stderr
 
 
 def test_what_is_not_ours_is_not_overwritten(lmedit: Run, model: Path) -> None:
-    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors", "--force")
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear", encoding="utf-8")
     done = lmedit("export", "kn.safetensors", "-m", model, "-O", "mine")
@@ -179,7 +179,7 @@ def test_without_peft_the_way_to_it_is_told_and_nothing_is_written(
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(ArtifactError, match=r"pip install 'lmedit\[adapters\]'"):
         prove_adapter(tiny_family("gpt2"), [], tmp_path)
-    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors")
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors", "--force")
     done = lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter")
     assert "pip install 'lmedit[adapters]'" in done.stderr
     assert not Path("adapter").exists()

@@ -187,7 +187,7 @@ def test_a_plugin_file_that_breaks(lmedit: Run, model: Path, tmp_path: Path) -> 
 def test_unwritable_patch_leaves_nothing(lmedit: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "edit.safetensors"
-    refused(lmedit("edit", "ft", *FACT, "-m", model, "-O", out), "cannot write")
+    refused(lmedit("edit", "ft", *FACT, "-m", model, "-O", out, "--force"), "cannot write")
 
 
 def test_the_model_on_disk_is_never_changed(lmedit: Run, model: Path, cases: Path) -> None:

@@ -149,8 +149,8 @@ def test_edit_writes_a_patch_that_makes_the_answer_likelier(
 ) -> None:
     # On a random model the penalty on delta outweighs what there is to gain.
     penalty = ("-o", "decay", 0) if method == "rome" else ()
-    arguments = ("-m", model, "--corpus", text, "-O", "edit.safetensors", "--json", *penalty)
-    result = json.loads(lmedit("edit", method, *FACT, *arguments).stdout)
+    arguments = ("-m", model, "--corpus", text, "-O", "edit.safetensors", "--json", "--force")
+    result = json.loads(lmedit("edit", method, *FACT, *arguments, *penalty).stdout)
     assert result["after"]["target_new"] > result["before"]["target_new"]
     assert set(result) >= {"method", "model", "request", "before", "after", "seconds", "patch"}
     update, facts = load_patch(Path(result["patch"]))
@@ -164,7 +164,7 @@ def test_edit_writes_a_patch_that_makes_the_answer_likelier(
 
 def test_edit_reads_the_fact_from_stdin(lmedit: Run, model: Path) -> None:
     fact = {"prompt": "{} is in the city of", "subject": "The tower", "target_new": "the sea"}
-    done = lmedit("edit", "ft", "--fact", "-", "-m", model, input=json.dumps(fact))
+    done = lmedit("edit", "ft", "--fact", "-", "-m", model, "--force", input=json.dumps(fact))
     assert done.exit_code == 0
     assert "before" in done.stdout
     assert "the model is BASE" in done.stderr

@@ -139,7 +139,8 @@ def test_edits_of_a_spread_model_are_kept_and_written(place: str | None, tmp_pat
 
 
 def test_a_model_is_spread_over_what_there_is(lmedit: Run, model: Path) -> None:
-    done = lmedit("edit", "ft", *FACT, "-m", model, "--device", "map", "-o", "steps", "2", "--json")
+    flags = ("--device", "map", "-o", "steps", "2", "--force", "--json")
+    done = lmedit("edit", "ft", *FACT, "-m", model, *flags)
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["after"]["target_new"] > 0
 

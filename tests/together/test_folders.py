@@ -39,7 +39,7 @@ def patches(lmedit: Run, model: Path) -> list[Path]:
         path = Path(f"{number}.safetensors").absolute()
         given = [] if method == "kn" else ["-o", "layer", "1", "-o", "learning_rate", "0.01"]
         done = lmedit("edit", method, "--prompt", "{} is in the city of", "--subject", subject,
-                      "--target", target, "-m", model, "-O", path, *given)  # fmt: skip
+                      "--target", target, "-m", model, "-O", path, "--force", *given)  # fmt: skip
         assert done.exit_code == 0, done.stderr
         made.append(path)
     return made

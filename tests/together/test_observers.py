@@ -39,7 +39,8 @@ def patched(lmedit: Run, model: Path, tmp_path: Path) -> Callable[..., tuple[Res
         for number, source in enumerate(sources):
             (tmp_path / f"observer{number}.py").write_text(source)
             flags += ["--observe", tmp_path / f"observer{number}.py"]
-        done = lmedit("edit", "ft", *FACT, "-m", model, "-O", "out.safetensors", *flags, "--json")
+        flags += ["-O", "out.safetensors", "--force", "--json"]
+        done = lmedit("edit", "ft", *FACT, "-m", model, *flags)
         content = Path("out.safetensors").read_bytes() if done.exit_code == 0 else b""
         return done, content[8 + int.from_bytes(content[:8], "little") :]
 
@@ -132,7 +133,8 @@ def test_a_broken_observer_changes_and_breaks_nothing(
 
 
 def test_the_same_observer_may_watch_twice(lmedit: Run, model: Path) -> None:
-    done = lmedit("edit", "ft", *FACT, "-m", model, "--observe", TIMER, "--observe", TIMER)
+    flags = ("--observe", TIMER, "--observe", TIMER, "--force")
+    done = lmedit("edit", "ft", *FACT, "-m", model, *flags)
     assert done.exit_code == 0
     assert done.stderr.count("edit_compute:") == 2
 

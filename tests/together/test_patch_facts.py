@@ -29,7 +29,8 @@ FT = ("ft", *FACT, "--target-true", "the river", "-o", "learning_rate", "0.01", 
 @pytest.fixture
 def made(lmedit: Run, model: Path) -> dict[str, object]:
     """An edit in ``p.safetensors``, and what the command printed."""
-    done = lmedit("edit", *FT, "-m", model, "--seed", "7", "-O", "p.safetensors", "--json")
+    done = lmedit("edit", *FT, "-m", model, "--seed", "7", "-O", "p.safetensors", "--json",
+                  "--force")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -57,7 +58,7 @@ def test_what_was_measured_is_in_the_patch(
 
 
 def test_half_precision_is_in_the_patch(lmedit: Run, model: Path) -> None:
-    lmedit("edit", *FT, "-m", model, "--dtype", "bfloat16", "-O", "h.safetensors")
+    lmedit("edit", *FT, "-m", model, "--dtype", "bfloat16", "-O", "h.safetensors", "--force")
     left = load_patch(Path("h.safetensors"))[1]["metrics"]["survives"]
     assert 0.5 < left < 1.1
     told = f"{100 * left:.1f} % of the edit survives rounding to bfloat16"
@@ -70,7 +71,7 @@ def test_a_model_of_the_hub_is_named_with_its_revision(lmedit: Run, model: Path)
     ft = load("ft")
     editor = prepare(ft, lm, build_options(ft.method, {}, lm), None)
     request = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
-    edit_one(editor, request, Path("r.safetensors"))
+    edit_one(editor, request, Path("r.safetensors"), force=True)
     assert load_patch(Path("r.safetensors"))[1]["model"]["revision"] == "0123456789abcdef0123"
     assert ", revision 0123456789ab, " in lmedit("show", "r.safetensors").stdout
 

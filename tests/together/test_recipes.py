@@ -22,7 +22,8 @@ def recipe(lmedit: Run, model: Path) -> Path:
     """Two edits, with every digest that can be given."""
     Path("edits").mkdir()
     for number, target in enumerate(("the sea", "the river")):
-        lmedit("edit", "kn", *FACT[:-1], target, "-m", model, "-O", f"edits/{number}.safetensors")
+        flags = ("-O", f"edits/{number}.safetensors", "--force")
+        lmedit("edit", "kn", *FACT[:-1], target, "-m", model, *flags)
     paths = [f"edits/{number}.safetensors" for number in (0, 1)]
     lmedit("apply", *paths, "-m", model, "-O", "first")
     head = json.loads(lmedit("log", "first", "--json").stdout)

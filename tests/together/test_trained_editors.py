@@ -53,7 +53,7 @@ def test_train_then_edit_and_compare(
     assert [point["step"] for point in made["facts"]["curve"]] == [0, 2, 4]
     assert picture.read_text(encoding="utf-8").startswith("<?xml")
     written = Path(made["path"]).stat().st_mtime_ns
-    told = lmedit("edit", method, *FACT, *own, "-O", tmp_path / "patch.safetensors")
+    told = lmedit("edit", method, *FACT, *own, "-O", tmp_path / "patch.safetensors", "--force")
     assert told.exit_code == 0, told.stderr
     done = lmedit("compare", method, *own, "--cases", cases, "--json")
     assert done.exit_code == 0, done.stderr
@@ -97,7 +97,7 @@ def test_one_of_several_editors_is_chosen_by_its_corpus(
     own = (*flags("mend"), "-m", model)
     for corpus in (training, other):
         assert lmedit("prepare", "mend", *own, "--corpus", corpus).exit_code == 0
-    edit = ("edit", "mend", *FACT, *own, "-O", tmp_path / "patch.safetensors")
+    edit = ("edit", "mend", *FACT, *own, "-O", tmp_path / "patch.safetensors", "--force")
     several = lmedit(*edit)
     assert several.exit_code == 1
     assert "choose: --corpus mend=NAME" in several.stderr
@@ -120,7 +120,7 @@ def test_an_editor_in_the_models_folder_is_used_and_only_there(
         (folder / "lmedit-prepared").mkdir()
         shutil.copy(made["path"], folder / "lmedit-prepared" / "mend.safetensors")
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "empty"))
-    patch = ("-O", tmp_path / "patch.safetensors")
+    patch = ("-O", tmp_path / "patch.safetensors", "--force")
     assert lmedit("edit", "mend", *FACT, *small, "-m", own, *patch).exit_code == 0
     # Made with other options it is not the one that was asked for.
     assert "not prepared" in lmedit("edit", "mend", *FACT, "-m", own, *patch).stderr

@@ -79,7 +79,9 @@ def test_the_file_is_taken_by_every_command(
 def test_options_of_other_weights_are_taken_with_a_remark(lmedit: Run, model: Path) -> None:
     entry = {"options": {"layer": 1}, "evidence": {"model": "elsewhere", "model_digest": "0"}}
     Path("other.json").write_text(json.dumps({"ft": entry}), encoding="utf-8")
-    done = lmedit("edit", "ft", *FACT, "-m", model, "-o", "@other.json", "-o", "steps", "2")
+    done = lmedit(
+        "edit", "ft", *FACT, "-m", model, "-o", "@other.json", "-o", "steps", "2", "--force"
+    )
     assert done.exit_code == 0
     assert "other.json: ft was tuned on other weights (elsewhere)" in done.stderr
 
