@@ -191,7 +191,7 @@ def test_a_model_of_images_and_text_is_named(tmp_path: Path) -> None:
 
 def test_a_model_of_something_else_is_named(tmp_path: Path) -> None:
     folder = only_config(tmp_path / "vit", model_type="vit")
-    assert "damaged" not in refused(folder, "(vit) is no causal language model")
+    assert "damaged" not in refused(folder, "(vit) is not a causal language model")
 
 
 def test_an_unknown_type_is_named_with_the_version(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_damaged_conversion_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert folder is not None
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="delete that folder, it is made again"):
+    with pytest.raises(ModelError, match="delete that folder, lmedit makes it again"):
         load_lm(str(file))
 
 

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint, all of them: a tensor that is missing would be drawn at random."""
+"""Read all weights of a checkpoint. transformers would fill missing tensors at random."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WRAPPERS = r"^(?:_orig_mod\.|module\.)+"
-"""What torch.compile and data parallelism put before the names of tensors."""
+"""The prefixes that torch.compile and DataParallel add to the names of tensors."""
 SHOWN = 3
 
 
 def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreTrainedModel:
-    """The model of *config* with the weights of *source*; *how* goes to transformers' loader.
+    """Load the model of *config* with the weights of *source*; *how* goes to transformers' loader.
 
-    Names that a wrapper has left its prefix on are read without it, where the weights are whole
-    then; a note says so. Raises `ModelError` where tensors are missing or have another shape.
+    A wrapper's prefix is removed from tensor names if the weights are complete then; *notes*
+    receives a line about it. Raises `ModelError` if tensors are missing or have another shape.
     """
     model, info = _read(source, config, how)
     wrapped = [key for key in info["unexpected_keys"] if re.match(WRAPPERS, key)]
@@ -51,7 +51,7 @@ def _read(
 
 
 def _check_whole(source: str, info: Mapping[str, Any]) -> None:
-    """Raise `ModelError` where a tensor has another shape than the config says, or is missing."""
+    """Raise `ModelError` if a tensor is missing or its shape differs from the config's."""
     if wrong := sorted(info["mismatched_keys"]):
         name, stored, expected = wrong[0]
         raise ModelError(
@@ -66,14 +66,14 @@ def _check_whole(source: str, info: Mapping[str, Any]) -> None:
 
 
 def _counted(names: Collection[str]) -> str:
-    """The number of tensors and the first few names of them."""
+    """The number of tensors and the first few names."""
     first = ", ".join(sorted(names, key=_natural)[:SHOWN])
     more = ", ..." if len(names) > SHOWN else ""
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'} ({first}{more})"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """An order of names in which block 2 comes before block 10."""
+    """A sort key that puts block 2 before block 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 

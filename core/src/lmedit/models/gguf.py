@@ -1,4 +1,4 @@
-"""GGUF files as model folders: transformers de-quantises them once, as float32, into the cache."""
+"""GGUF files as model folders. transformers converts a file once, to float32 in the cache."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 RECORD = "lmedit-gguf.json"
-"""In a folder made from a GGUF file: what it was made from."""
+"""In a converted folder: the file that says which GGUF file it was made from."""
 PACKAGES = ("gguf", "accelerate")
-"""What transformers needs to read a GGUF file."""
+"""The packages that transformers needs to read a GGUF file."""
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 """Special tokens: their names in transformers, and in the keys of a GGUF file."""
 TRIAL = "The tower stands by the river, since 1889."
-"""A text that every tokenizer of English can give back."""
+"""A text that every tokenizer of English can encode and decode."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A GGUF file as a model folder, and a note of what the conversion lost."""
+    """The model folder made from a GGUF file, and a note on what the conversion lost."""
 
     folder: Path
     note: str
 
 
 def folder_of(file: Path) -> Converted:
-    """The model folder of the GGUF *file* in the cache; it is written where it is not there.
+    """Return the model folder of the GGUF *file* in the cache. Write it first if it is missing.
 
-    Raises `ModelError` where the file cannot be read, or the folder cannot be written.
+    Raises `ModelError` if the file cannot be read or the folder cannot be written.
     """
     folder = converted_folder(file)
     with written_or_said(folder), locked(folder):
@@ -66,19 +66,19 @@ def folder_of(file: Path) -> Converted:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """What is kept beside a converted model; raises `ModelError` where it cannot be read."""
+    """Read the facts stored with a converted model. Raises `ModelError` if they are damaged."""
     path = folder / RECORD
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         what = f"{path} is damaged ({first_line(error)})"
-        raise ModelError(f"{what}; delete the folder {folder}, it is made again") from error
+        raise ModelError(f"{what}; delete the folder {folder}, lmedit makes it again") from error
     return found
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """No other process writes *folder*, of the cache, meanwhile."""
+    """Let no other process write *folder* of the cache at the same time."""
     locks = folder.parent / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{folder.name}.lock"):
@@ -86,9 +86,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def converted_folder(file: Path) -> Path:
-    """Where the cache keeps the model folder of the GGUF *file*: named by its SHA-256.
+    """The folder of the cache for the GGUF *file*; its name contains the file's SHA-256.
 
-    It is the pulled model's folder where the file is that of a pulled model.
+    If the file belongs to a model that was pulled, it is the folder of that model.
     """
     digest = digest_of(file)
     for source in MODELS.values():
@@ -104,7 +104,7 @@ def digest_of(file: Path) -> str:
 
 
 def facts_of(file: Path, header: Header) -> dict[str, Any]:
-    """What is kept beside a converted model of the GGUF *file*."""
+    """The facts to store with the model made from the GGUF *file*."""
     from transformers import __version__
 
     return {"sha256": digest_of(file), "size": file.stat().st_size, "types": dict(header.types),
@@ -112,7 +112,7 @@ def facts_of(file: Path, header: Header) -> dict[str, Any]:
 
 
 def check_packages(what: Path | str) -> None:
-    """Raise `ModelError` where a package is missing that *what*, a GGUF file, needs."""
+    """Raise `ModelError` if a package is missing; *what* is the GGUF file that needs it."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         what = f"{what} is a GGUF file, which needs the package {' and '.join(missing)}"
         raise ModelError(f"{what}; pip install 'lmedit[gguf]'")
@@ -120,7 +120,7 @@ def check_packages(what: Path | str) -> None:
 
 @contextmanager
 def written_or_said(folder: Path) -> Iterator[None]:
-    """Let a failed write of *folder* be a `ModelError` that says what to do."""
+    """Turn a failed write of *folder* into a `ModelError` with the remedy."""
     try:
         yield
     except ArtifactError as error:
@@ -131,7 +131,7 @@ def written_or_said(folder: Path) -> Iterator[None]:
 
 
 def config_of(file: Path) -> Any:
-    """The transformers config of the GGUF *file*; its tensors are not read. Raises `ModelError`."""
+    """Read the config of the GGUF *file*, without its tensors. Raises `ModelError`."""
     check_packages(file)
     header = read_header(file)
     with _alone(file) as where:
@@ -141,7 +141,7 @@ def config_of(file: Path) -> Any:
 def convert(file: Path, header: Header, place: Path) -> None:
     """Write the model of the GGUF *file* to the empty folder *place*, as float32 safetensors.
 
-    Raises `ModelError` where transformers cannot read it, `OSError` where it cannot be written.
+    Raises `ModelError` if transformers cannot read it, `OSError` if it cannot be written.
     """
     with _alone(file) as where, _steps(file.name, 4) as step:
         step("config")
@@ -162,9 +162,9 @@ def convert(file: Path, header: Header, place: Path) -> None:
 
 
 def drop_remainder(model: Any) -> None:
-    """Take off *model* what says that it is a GGUF file's, if all its weights are plain floats.
+    """Remove the marks of a GGUF file from *model* if all its weights are plain floats.
 
-    transformers leaves it on a model that it has de-quantised, and then refuses to save it.
+    transformers sets these marks on a model that it converted, and then refuses to save it.
     """
     quantizer = getattr(model, "hf_quantizer", None)
     left = getattr(model.config, "quantization_config", None)
@@ -178,14 +178,14 @@ def drop_remainder(model: Any) -> None:
 
 
 def _is_gguf(quantised: Any) -> bool:
-    """Whether *quantised*, a quantisation config as values or as an object, is that of GGUF."""
+    """Whether *quantised*, a quantisation config (a dictionary or an object), is for GGUF."""
     values = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
     return str(getattr(values.get("quant_method"), "value", values.get("quant_method"))) == "gguf"
 
 
 @contextmanager
 def _alone(file: Path) -> Iterator[dict[str, Any]]:
-    """Arguments for transformers' loaders, with *file* in a folder where nothing else lies."""
+    """Arguments for transformers' loaders, with *file* alone in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / f"model{SUFFIX}"
         try:
@@ -222,7 +222,7 @@ def _model(where: dict[str, Any], config: Any) -> PreTrainedModel:
 
 
 def _unpacked() -> dict[str, Any]:
-    """What asks for plain floats of a transformers that can leave weights packed."""
+    """Arguments that ask transformers for plain floats; new versions can keep weights packed."""
     from transformers.utils import quantization_config
 
     kind = getattr(quantization_config, "GgufConfig", None)
@@ -230,7 +230,7 @@ def _unpacked() -> dict[str, Any]:
 
 
 def _tokenizer(where: dict[str, Any], header: Header) -> Any:
-    """The tokenizer in the file, tried out: some releases read it as another family's."""
+    """Read the tokenizer and try it; some versions of transformers read it wrongly."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     for kind in (PreTrainedTokenizerFast, AutoTokenizer):
@@ -241,12 +241,12 @@ def _tokenizer(where: dict[str, Any], header: Header) -> Any:
         said = tokenizer.decode(tokenizer(TRIAL).input_ids, skip_special_tokens=True)
         if said.strip() == TRIAL:
             return tokenizer
-    raise ValueError("it does not give back the text that it is given")
+    raise ValueError("it does not decode the text that it encodes")
 
 
 @contextmanager
 def _named(file: Path, header: Header, part: str) -> Iterator[None]:
-    """Let any error in reading a *part* of *file* be one line."""
+    """Turn any error in reading a *part* of *file* into a `ModelError` of one line."""
     from transformers import __version__
 
     try:
@@ -269,7 +269,7 @@ def _bars_hidden() -> contextlib.redirect_stderr[io.StringIO]:
 
 @contextmanager
 def _steps(name: str, count: int) -> Iterator[Callable[[str], None]]:
-    """A bar of *count* steps on stderr; a call of what is yielded says which one begins."""
+    """Show a bar of *count* steps on stderr; call the yielded function when a step begins."""
     bar = tqdm(total=count, unit="step", disable=None, leave=False, file=sys.stderr)
 
     def step(what: str) -> None:

@@ -1,8 +1,8 @@
-"""What a GGUF file says of itself, read without its tensors: architecture, types, whole length.
+"""Read the header of a GGUF file: architecture, number types, and the length of the whole file.
 
 The layout is that of ggml's `docs/gguf.md`, versions 2 and 3: counts, keys with values, one entry
-for each tensor, then the tensors. Reading it here takes a tenth of a second; the reader of the
-package `gguf` makes an array of every token, which takes seconds, and is misled by a cut file.
+for each tensor, then the tensors. The reader of the package `gguf` makes an array for every token.
+That takes seconds, and it does not report a truncated file.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
            12: "d"}  # fmt: skip
-"""By the number of a value's type: how `struct` reads it."""
+"""The format of `struct` for each number of a value type."""
 DEPTH = 4
-"""Arrays in arrays: more than this is damage."""
+"""The deepest nesting of arrays; a deeper one is damage."""
 EXACT = ("F32", "F16", "BF16")
-"""The types whose numbers float32 holds exactly."""
+"""The number types that float32 represents exactly."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself."""
+    """The header of a GGUF file."""
 
     architecture: str
     values: Mapping[str, Any]
-    """Its keys with one value; those with lists are left out."""
+    """The keys with one value. Keys with arrays are left out."""
     types: Mapping[str, int]
-    """How many tensors there are of each number type, by ggml's name of the type."""
+    """The number of tensors of each number type, by ggml's name of the type."""
     size: int
-    """How many bytes the whole file has."""
+    """The length of the whole file in bytes, as the header implies it."""
 
     @property
     def stored_as(self) -> str:
-        """The number types of the weights, the most frequent first; F32 only where all are."""
+        """The number types of the weights, the most frequent first. F32 is named only if alone."""
         rounded = {name: count for name, count in self.types.items() if name != "F32"}
         return " and ".join(sorted(rounded, key=lambda name: -rounded[name])) or "F32"
 
     @property
     def note(self) -> str:
-        """Which number types are read as float32, and what that loses."""
+        """One line: the number types that are read as float32, and what is lost."""
         exact = set(self.types) <= set(EXACT)
         lost = "nothing is lost" if exact else "weights are as the file rounds them"
         return f"{self.stored_as} read as float32: {lost}"
 
 
 def read_header(file: Path) -> Header:
-    """The header of *file*; raises `ModelError` where it is no whole GGUF file of one part."""
+    """Read the header of *file*. Raises `ModelError` if it is not a whole GGUF file of one part."""
     try:
         with file.open("rb") as opened:
             if opened.read(len(MAGIC)) != MAGIC:
@@ -81,7 +81,7 @@ def read_header(file: Path) -> Header:
 
 
 class _Reader:
-    """Reads values from *data* one after the other; a read beyond the end is a `struct.error`."""
+    """Read values from *data* in order. A read beyond the end raises `struct.error`."""
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self.file = file
@@ -139,7 +139,7 @@ class _Reader:
         return None
 
     def tensor(self) -> tuple[str, int, int]:
-        """Type name, offset and bytes of the next tensor."""
+        """The type name, offset and size in bytes of the next tensor."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         self.text()

@@ -1,6 +1,6 @@
-"""Load a model by name: a world's, a pulled one, a folder's, a GGUF file's, or the hub's.
+"""Load a model by name: a world, a pulled model, a folder, a GGUF file or a hub id.
 
-Nothing is downloaded unless asked for, and no code of a checkpoint is ever run.
+lmedit downloads only if the user asks for it, and never runs code of a checkpoint.
 """
 
 from __future__ import annotations
@@ -53,32 +53,31 @@ SPREAD = "map"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the model lies that a name means."""
+    """The files that a model's name stands for."""
 
     source: str
-    """What transformers is given: a folder, or a hub id."""
+    """The argument for transformers: a folder or a hub id."""
     folder: Path
     world: World | None = None
     remedy: str = "write it again"
-    """What to do where the files are damaged."""
+    """The remedy if the files are damaged."""
     note: str | None = None
-    """What is to be told whenever the model is loaded."""
+    """A note for the user at every load."""
 
     @property
     def tuned(self) -> dict[str, Any]:
-        """Options by method: the world's, and before them those in the model's own folder."""
+        """Tuned options by method. Those in the model's folder override the world's."""
         shared = self.world.tuned if self.world else None
         return {**(_tuned(shared) if shared else {}), **_tuned(self.folder / TUNED_FILE)}
 
 
 def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
-    """Load the model *name*; from the hub only what is in the cache, unless *download*.
+    """Load the model *name*: a world, a pulled model, a folder, a GGUF file or a hub id.
 
-    It is a world, a pulled model, a folder, a GGUF file or a hub id. *dtype* is auto (the
-    checkpoint's), float32, bfloat16, float16 or float64; *device* is a name of torch's, or
-    ``map``: spread over all devices by accelerate. Raises `ModelError` with culprit and remedy:
-    also for a checkpoint that is not whole, and for matrices that cannot be edited in place. Code
-    of the checkpoint is never run.
+    *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
+    that torch knows, or ``map``: spread over all devices by accelerate. Only with *download* is a
+    model downloaded from the hub. Raises `ModelError` with culprit and remedy, also if tensors are
+    missing or cannot be edited in place. Code of the checkpoint never runs.
     """
     place = _place_of(name)
     notes = [place.note] if place.note else []
@@ -123,7 +122,7 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
 
 
 def _place_of(name: str) -> _Place:
-    """What *name* means; a GGUF file is converted first. Raises `ModelError`."""
+    """Find the files of the model *name*. Converts a GGUF file first. Raises `ModelError`."""
     world = worlds().get(name)
     if world is not None and isinstance(world.model, Path):
         return _Place(str(world.model), world.model, world)
@@ -135,7 +134,7 @@ def _place_of(name: str) -> _Place:
         return _Place(str(folder), folder, world, remedy=command)
     if _is_gguf(name):
         found = gguf.folder_of(Path(name))
-        remedy = "delete that folder, it is made again"
+        remedy = "delete that folder, lmedit makes it again"
         return _Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
     folder = Path(name)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -144,7 +143,7 @@ def _place_of(name: str) -> _Place:
 
 
 def _is_gguf(name: str) -> bool:
-    """Whether *name* is a GGUF file; raises `ModelError` where it is one that is not there."""
+    """Whether *name* is a GGUF file. Raises `ModelError` if that file does not exist."""
     if not name.endswith(gguf.SUFFIX) or Path(name).is_dir():
         return False
     if not Path(name).is_file():
@@ -198,7 +197,7 @@ def _load(
 
 
 def _config(place: _Place, *, local: bool) -> Any:
-    """The config of a checkpoint that may be loaded; raises `ModelError` for any other."""
+    """Read the config of a checkpoint. Raises `ModelError` if the checkpoint is not supported."""
     from transformers import AutoConfig, PreTrainedConfig
 
     source = place.source
@@ -221,7 +220,7 @@ def _config(place: _Place, *, local: bool) -> Any:
 
 
 def _no_config(place: _Place, error: Exception, *, local: bool) -> str:
-    """What to say where no config was found."""
+    """The line for a model whose config was not found."""
     if place.folder.exists():
         return _complaint(place, error)
     if local:

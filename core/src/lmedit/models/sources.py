@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that a wheel brings as a GGUF file, which is read and never installed or run."""
+    """A model in a wheel that contains it as a GGUF file. The wheel is never installed or run."""
 
     name: str
     distribution: str
@@ -52,10 +52,10 @@ MODELS = {
 
 
 def models_folder() -> Path:
-    """The folder of the cache where pulled and converted models lie."""
+    """The folder of the cache for pulled and converted models."""
     return cache_folder() / "models"
 
 
 def pulled_folder(name: str) -> Path:
-    """The folder of the pulled model *name*, whether it is there or not."""
+    """The folder of the pulled model *name*. It need not exist yet."""
     return models_folder() / name
