@@ -62,20 +62,11 @@ def edit_one(
     started = time.perf_counter()
     update = editor.compute(request)
     seconds = time.perf_counter() - started
-    left = min(survival(lm, update).values(), default=None)
-    if left is not None and left < LEAST_LEFT and not force:
-        raise RequestError(
-            f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
-            "--dtype float32, or --force to edit all the same"
-        )
+    left = _check_survival(lm, update, force=force)
     with editor.applied(update):
         after = looking.look()
     verdict = after.pop("verdict")
-    refused = None
-    if (harm := damage(before, after, looking.text)) is not None:
-        refused = f"{harm}; {way_out(editor.loaded, request)}"
-    elif verdict != "took":
-        refused = why_not(verdict, after["writes"], request)
+    refused = _why_refused(editor, looking, verdict, before, after)
     told = {
         "verdict": verdict, "target_tokens": looking.tokens, "measured_on": looking.text,
         "relative_norm": worst(relative_norms(lm, update).values()),
@@ -92,6 +83,32 @@ def edit_one(
         "refused": refused, "remarks": list(looking.remarks),
         "patch": str(path) if force or refused is None else None,
     }  # fmt: skip
+
+
+def _check_survival(lm: Lm, update: Update, *, force: bool) -> float | None:
+    """The share of *update* that rounding leaves; raises `RequestError` if it is too small."""
+    left = min(survival(lm, update).values(), default=None)
+    if left is not None and left < LEAST_LEFT and not force:
+        raise RequestError(
+            f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
+            "--dtype float32, or --force to edit all the same"
+        )
+    return left
+
+
+def _why_refused(
+    editor: Editor,
+    looking: _Looking,
+    verdict: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> str | None:
+    """Why the edit is not accepted; None if it took and does no damage."""
+    if (harm := damage(before, after, looking.text)) is not None:
+        return f"{harm}; {way_out(editor.loaded, looking.request)}"
+    if verdict != "took":
+        return why_not(verdict, after["writes"], looking.request)
+    return None
 
 
 def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
