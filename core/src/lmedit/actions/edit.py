@@ -20,6 +20,7 @@ from lmedit.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmedit.actions.verdict import Verdict
     from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
@@ -99,7 +100,7 @@ def _check_survival(lm: Lm, update: Update, *, force: bool) -> float | None:
 def _why_refused(
     editor: Editor,
     looking: _Looking,
-    verdict: str,
+    verdict: Verdict,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> str | None:
