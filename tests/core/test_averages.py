@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lmedit.actions.facts import averaged, charts_of
+from lmedit.actions.facts import average_facts, charts_of
 
 
 def test_each_place_is_averaged_over_the_facts_that_have_the_series() -> None:
-    found = averaged([
+    found = average_facts([
         {"Effect": {"last": [1.0, 2.0], "middle": [5.0, 5.0]}}, {"Effect": {"last": [3.0, 2.0]}},
     ])  # fmt: skip
     last, middle = found["Effect"]["last"], found["Effect"]["middle"]

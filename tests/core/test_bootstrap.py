@@ -14,7 +14,6 @@ from lmedit.metrics.bootstrap import (
     Interval,
     paired_difference,
     paired_score_difference,
-    score_interval,
 )
 from lmedit.metrics.counterfact import harmonic_mean, mean
 
@@ -56,14 +55,6 @@ def test_a_difference_is_that_of_a_plain_loop() -> None:
     estimate = sum(ONE) / 80 - sum(OTHER) / 80
     found = paired_difference(ONE, OTHER, seed=4, resamples=500)
     assert close(found, estimate, plain_quantile(means, 0.025), plain_quantile(means, 0.975))
-
-
-def test_s_is_that_of_a_plain_loop() -> None:
-    values = [plain_s([RECORDS[i] for i in drawn]) for drawn in plain_draws(60, 400, seed=2)]
-    found = score_interval(RECORDS, seed=2, resamples=400)
-    low, high = plain_quantile(values, 0.025), plain_quantile(values, 0.975)
-    assert close(found, plain_s(RECORDS), low, high)
-    assert found.low < found.estimate < found.high
 
 
 def test_a_difference_of_s_draws_the_same_cases_for_both() -> None:
@@ -143,23 +134,29 @@ def test_a_case_without_a_score_is_left_out_for_both() -> None:
     assert paired_difference(one, other) == paired_difference(ONE, OTHER)
 
 
+def s_of(records: list[tuple[float | None, ...]]) -> float:
+    """S of *records*, as the difference draws it."""
+    return float(bootstrap._s(bootstrap._table(records)))
+
+
 def test_s_means_each_column_over_the_cases_that_have_it() -> None:
     records = [(1.0, 0.5, None), (1.0, None, 0.25), (0.0, 0.25, 0.75)]
-    found = score_interval(records, resamples=200)
-    assert found.estimate == pytest.approx(harmonic_mean([2 / 3, 0.375, 0.5]))
+    assert s_of(records) == pytest.approx(harmonic_mean([2 / 3, 0.375, 0.5]))
+    found = paired_score_difference(records, [(0.5, 0.5, 0.5)] * 3, resamples=200)
+    assert found.estimate == pytest.approx(s_of(records) - 0.5)
     assert math.isfinite(found.low)
     assert math.isfinite(found.high)
 
 
-def test_s_is_nought_where_a_mean_is() -> None:
-    assert score_interval([(1.0, 0.0, 1.0)] * 5, resamples=50) == Interval(0, 0, 0)
+def test_s_is_zero_if_a_mean_is() -> None:
+    assert s_of([(1.0, 0.0, 1.0)] * 5) == 0
 
 
 def test_nothing_has_no_interval() -> None:
     assert paired_difference([], []) is None
     assert paired_difference([None], [1.0]) is None
-    assert score_interval([]) is None
-    assert score_interval([(1.0, None, 1.0)] * 3) is None
+    assert paired_score_difference([], []) is None
+    assert paired_score_difference([(1.0, None, 1.0)] * 3, RECORDS[:3]) is None
 
 
 def test_one_case_has_an_interval_without_width() -> None:

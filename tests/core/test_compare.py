@@ -15,7 +15,7 @@ import torch
 
 from lmedit import Applied, Case, Dense, Editor, Lm, Location, LowRank, Options, Request, Update
 from lmedit.cases import BrokenCase, CaseSet, load_cases
-from lmedit.compare.case_scores import score_case, score_cases
+from lmedit.compare.case_scores import score_cases
 from lmedit.compare.comparison import compare
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.table import failures, table
@@ -160,7 +160,7 @@ def test_scores_are_percentages_of_the_cases_edited_one_at_a_time(
     scores = []
     for one in cases.good:
         with editor.applied(editor.compute(one.request)):
-            scores.append(score_case(lm, one))
+            scores.append(score_cases(lm, [one])[0])
     for name in ("ES", "EM", "PS", "PM", "NS", "NM"):
         values = [score[name] for score in scores]
         average = sum(values) / 4
@@ -182,7 +182,7 @@ def test_the_base_row_is_the_unedited_model(
     lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
 ) -> None:
     result = run(lm, cases, tmp_path, make("push"))
-    scores = [score_case(lm, one)["EM"] for one in cases.good]
+    scores = [score_cases(lm, [one])[0]["EM"] for one in cases.good]
     assert result["rows"][0]["EM"] == pytest.approx(100 * sum(scores) / 4)
 
 
@@ -269,10 +269,10 @@ def test_a_failed_edit_has_the_base_scores_and_the_others_their_own(
 ) -> None:
     editor = make("m", edit_compute=refuse_the_tower)
     row = row_of(run(lm, cases, tmp_path, editor), "m")
-    scores = [score_case(lm, cases.good[0])["EM"]]
+    scores = [score_cases(lm, [cases.good[0]])[0]["EM"]]
     for one in cases.good[1:]:
         with editor.applied(editor.compute(one.request)):
-            scores.append(score_case(lm, one)["EM"])
+            scores.append(score_cases(lm, [one])[0]["EM"])
     assert row["EM"] == pytest.approx(100 * sum(scores) / 4)
 
 

@@ -16,16 +16,16 @@ from lmedit.cases import CaseSet
 from lmedit.cli.compare import PAPER_TABLES
 from lmedit.compare import paper_tables as tables
 from lmedit.compare.candidates import Candidate, in_context, random_layer
-from lmedit.compare.case_scores import Scoring, score_case
+from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.comparison import compare
-from lmedit.compare.measures import GROUPS, MEASURES, measure, ordered, protocol
+from lmedit.compare.measures import GROUPS, MEASURES, measure, protocol, sort_columns
 from lmedit.compare.table import difference_lines, table, with_paper_rows
 from lmedit.errors import CasesError, UsageError
 from lmedit.memory import peak_memory
 from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.metrics.generate import greedy, sampled
 from lmedit.metrics.generated_text import fluency, load_references
-from lmedit.metrics.health import HeldOut, perplexity
+from lmedit.metrics.health import HeldOut
 from lmedit.metrics.locality import with_edit
 from lmedit.metrics.teacher_forcing import TargetScore, score_targets
 from lmedit.testing import TEXTS
@@ -91,7 +91,7 @@ def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> 
     assert found["NS_plus"] == expected
     assert found["NM_plus"] == pytest.approx(sum(t - n for n, t in chances) / 2)
     assert found["neighbour_KL"] == found["KL"] == 0
-    assert found["perplexity"] == perplexity(lm, TEXTS)
+    assert found["perplexity"] == HeldOut(lm, TEXTS).base["perplexity"]
     own = sampled(lm, CASE.generation, 100, seed=3)
     assert found["GE"] == pytest.approx(sum(map(fluency, own)) / 2)
     assert [looked.generated["text 1"], looked.generated["text 2"]] == own
@@ -106,7 +106,7 @@ def test_a_group_right_in_one_spelling_is_right(lm: Lm, monkeypatch: pytest.Monk
     wrong = Probe(prompt="It is in", answer="Rome", aliases=("Roma",))
     right = Probe(prompt="It is in", answer="ocean", aliases=("the sea", "main"))
     one = CASE.model_copy(update={"groups": {"g": (wrong, right), "none": ()}})
-    found = score_case(lm, one)
+    found = score_cases(lm, [one])[0]
     assert (found["portability/g"], found["portability/none"]) == (0.5, None)
 
 
@@ -129,7 +129,7 @@ def test_every_case_score_has_a_protocol(groups: frozenset[str]) -> None:
 
 def test_columns_have_one_order_and_unknown_ones_come_last() -> None:
     names = ["ES", "NS", "portability/b", "seconds_per_edit", "aa", "portability/b_ci", "zz"]
-    assert ordered(set(names)) == names
+    assert sort_columns(set(names)) == names
     assert measure("zz") is None
     group = measure("portability/Logical_Generalization")
     assert group is not None
@@ -149,7 +149,7 @@ def test_the_baseline_in_context_puts_the_fact_in_front_of_every_prompt(
     baseline = Candidate("in-context", asked=in_context)
     result = compare(lm, cases, [], tmp_path, 0, Scoring(frozenset({"locality"})), [baseline])
     base, row = result["rows"]
-    assert row["EM"] == pytest.approx(100 * score_case(lm, asked)["EM"])
+    assert row["EM"] == pytest.approx(100 * score_cases(lm, [asked])[0]["EM"])
     assert row["EM"] != base["EM"]
     assert row["neighbour_KL"] > base["neighbour_KL"] == 0
     assert row["seconds_per_edit"] is None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmedit import Case, Lm, Request
-from lmedit.compare.case_scores import score_case
+from lmedit.compare.case_scores import score_cases
 from lmedit.metrics.counterfact import (
     Contrast,
     harmonic_mean,
@@ -181,7 +181,7 @@ def case_of(request: Request, **probes: object) -> Case:
 def test_a_paraphrase_that_is_the_prompt_scores_like_the_prompt(lm: Lm, request_: Request) -> None:
     """PS is ES then. A neighbour like it scores the opposite: NS falls where the edit wins."""
     text = request_.text
-    scores = score_case(lm, case_of(request_, paraphrases=(text, text), neighbours=(text,)))
+    scores = score_cases(lm, [case_of(request_, paraphrases=(text, text), neighbours=(text,))])[0]
     assert near(scores["PS"], scores["ES"])
     assert near(scores["PM"], scores["EM"])
     assert near(scores["NS"], 1 - scores["ES"])
@@ -195,7 +195,7 @@ def test_swapped_targets_swap_the_case_scores(lm: Lm, request_: Request) -> None
         update={"target_new": request_.target_true, "target_true": request_.target_new}
     )
     probes = {"paraphrases": ("The tower is in",), "neighbours": ("The boat is in",)}
-    one, other = (score_case(lm, case_of(r, **probes)) for r in (request_, swapped))
+    one, other = (score_cases(lm, [case_of(r, **probes)])[0] for r in (request_, swapped))
     assert all(one[name] + other[name] == 1 for name in ("ES", "PS", "NS"))
     for name in ("EM", "PM", "NM"):
         assert near(one[name], -other[name])
@@ -204,7 +204,7 @@ def test_swapped_targets_swap_the_case_scores(lm: Lm, request_: Request) -> None
 def test_a_case_averages_over_its_prompts(lm: Lm, request_: Request) -> None:
     paraphrases = ("Nobody knew the tower in", "The tower is in", "In the city")
     neighbours = ("A boat came to", "The old city is in")
-    scores = score_case(lm, case_of(request_, paraphrases=paraphrases, neighbours=neighbours))
+    scores = score_cases(lm, [case_of(request_, paraphrases=paraphrases, neighbours=neighbours)])[0]
 
     def chances(prompt: str) -> tuple[float, float]:
         pairs = [(prompt, request_.target_new), (prompt, request_.target_true)]
@@ -223,10 +223,10 @@ def test_a_case_averages_over_its_prompts(lm: Lm, request_: Request) -> None:
 
 
 def test_what_a_case_does_not_have_is_not_scored(lm: Lm, request_: Request) -> None:
-    alone = score_case(lm, case_of(request_))
+    alone = score_cases(lm, [case_of(request_)])[0]
     assert {name for name, value in alone.items() if value is not None} == {"ES", "EM"}
     nameless = request_.model_copy(update={"target_true": None})
-    without = score_case(lm, case_of(nameless, paraphrases=("a",), neighbours=("b",)))
+    without = score_cases(lm, [case_of(nameless, paraphrases=("a",), neighbours=("b",))])[0]
     measured = {name for name, value in without.items() if value is not None}
     assert measured == {"efficacy", "paraphrase"}
 
@@ -238,5 +238,6 @@ def test_relation_specificity_is_the_share_of_other_facts_still_right(
     best = [lm.decode([int(lm.next_probabilities(p).argmax())]) for p in prompts]
     probes = [{"prompt": p, "answer": b.strip() or "?"} for p, b in zip(prompts, best, strict=True)]
     right = [s.correct for s in score_targets(lm, [(p["prompt"], p["answer"]) for p in probes])]
-    scores = score_case(lm, case_of(request_, relations=tuple(probes), neighbours=("A boat",)))
+    case = case_of(request_, relations=tuple(probes), neighbours=("A boat",))
+    (scores,) = score_cases(lm, [case])
     assert scores["relation_specificity"] == sum(right) / 4

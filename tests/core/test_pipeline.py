@@ -341,13 +341,13 @@ def test_scores_are_the_same_after_an_edit_as_before(
 ) -> None:
     """Apply and revert change no score: the case scores exactly as before."""
     from lmedit import Case
-    from lmedit.compare.case_scores import score_case
+    from lmedit.compare.case_scores import score_cases
 
     case = Case(id="0", request=request_, paraphrases=("The tower is in",), neighbours=("In",))
-    made, before = editor(edit_compute=bend), score_case(lm, case)
+    made, before = editor(edit_compute=bend), score_cases(lm, [case])[0]
     with made.applied(made.compute(request_)):
-        assert score_case(lm, case) != before
-    assert score_case(lm, case) == before
+        assert score_cases(lm, [case])[0] != before
+    assert score_cases(lm, [case])[0] == before
 
 
 def test_hooks_may_take_gradients_whatever_the_callers_setting(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmedit.actions.estimate import ACHIEVED, Estimate, estimate
-from lmedit.compare.comparison import predicted
+from lmedit.compare.comparison import predict_memory
 from lmedit.models import load_lm, outline
 from lmedit.options import Options, build_options
 from lmedit.planning import block_flops, head_flops, weights
@@ -104,7 +104,7 @@ def test_where_the_system_cannot_tell_nothing_is_made_up(
     found = planned({"edit": Work({"a": 1.0})})
     assert (found.free, found.fits) == (None, None)
     assert list(found.fixed) == ["weights"]
-    assert predicted(editor(edit_plan=lambda: {"edit": Work({"a": 1.0})}), 1) is None
+    assert predict_memory(editor(edit_plan=lambda: {"edit": Work({"a": 1.0})}), 1) is None
 
 
 def test_a_prediction_is_what_is_held_and_what_comes_on_top(
@@ -117,9 +117,9 @@ def test_a_prediction_is_what_is_held_and_what_comes_on_top(
         asked.append(requests)
         return {"edit": Work({"a": requests * 2.0**20})}
 
-    assert predicted(editor(edit_plan=says), 8) == 11
+    assert predict_memory(editor(edit_plan=says), 8) == 11
     assert asked == [8]
-    assert predicted(editor(), 8) is None
+    assert predict_memory(editor(), 8) is None
 
 
 def test_time_classes_follow_the_operations() -> None:

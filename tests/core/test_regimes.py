@@ -13,7 +13,7 @@ from lmedit import Case, Dense, Editor, Lm, Location, LowRank, Method, Options, 
 from lmedit.cases import BrokenCase, CaseSet
 from lmedit.compare import regimes
 from lmedit.compare.candidates import Candidate
-from lmedit.compare.case_scores import Scoring, score_case
+from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.store import RunStore
 from lmedit.errors import BrokenPluginError
@@ -99,7 +99,7 @@ def test_each_size_is_what_a_plain_loop_measures(
         for place, delta in update.deltas.items():
             lm.add(place, delta.dense())
         if number in found:
-            scores = [score_case(lm, seen) for seen in cases.good[:number]]
+            scores = [score_cases(lm, [seen])[0] for seen in cases.good[:number]]
             for name in ("ES", "EM", "PS", "NS", "NM"):
                 mean = sum(score[name] for score in scores) / number
                 assert found[number][name] == pytest.approx(100 * mean), name

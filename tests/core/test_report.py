@@ -12,7 +12,7 @@ from made_run import FAILURE, made_run
 from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
 from lmedit.metrics.counterfact import mean
-from lmedit.report.browser import harmless
+from lmedit.report.browser import escape_json
 from lmedit.report.columns import best, columns, named
 from lmedit.report.heatmap import colour, group_score
 from lmedit.report.histograms import counts
@@ -261,6 +261,6 @@ def test_scores_of_a_kind_are_those_of_its_cases(made: Path) -> None:
 
 def test_data_in_a_script_element_cannot_end_it() -> None:
     evil = json.dumps({"a": "</script><!-- & \u2028\u2029"}, ensure_ascii=False)
-    text = harmless(evil)
+    text = escape_json(evil)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == json.loads(evil)

@@ -12,15 +12,9 @@ import torch
 
 from lmedit import Lm, Request
 from lmedit.errors import RequestError
-from lmedit.metrics.locality import (
-    agreement,
-    answers,
-    kl,
-    mean_kl,
-    next_log_probabilities,
-    with_edit,
-)
-from lmedit.metrics.zsre import ZsreScores, id_hits, string_hits, zsre_scores
+from lmedit.metrics import zsre
+from lmedit.metrics.locality import kl, mean_kl, next_log_probabilities, with_edit
+from lmedit.metrics.zsre import ZsreScores, string_hits, zsre_scores
 from lmedit.replay.batches import PASS_TOKENS, by_length
 from lmedit.tiny import tiny_lm
 
@@ -58,12 +52,6 @@ def plain_string_hits(lm: Lm, prompt: str, target: str) -> list[bool]:
     return hits
 
 
-def plain_id_hits(lm: Lm, prompt: str, target: str) -> list[bool]:
-    whole = ids_of(lm, f"{prompt} {target}")
-    begin = len(ids_of(lm, prompt))
-    return [top(lm, whole[:i]) == whole[i] for i in range(begin, len(whole))]
-
-
 @pytest.fixture(scope="module")
 def fluent() -> Lm:
     """A model whose top-1 answers are words with a blank: some hits, some misses."""
@@ -84,43 +72,36 @@ def test_string_hits_are_those_of_the_released_protocol(fluent: Lm) -> None:
     assert 0 < sum(flat) < len(flat)
 
 
-def test_id_hits_are_those_of_a_plain_loop(fluent: Lm) -> None:
-    pairs = [*PAIRS, *((p, f"{a} {b}") for p in PROMPTS for a in ("the", "old") for b in ("in",))]
-    expected = [plain_id_hits(fluent, *pair) for pair in pairs]
-    assert id_hits(fluent, pairs) == expected
-    flat = [hit for row in expected for hit in row]
-    assert 0 < sum(flat) < len(flat)
-
-
-def test_a_part_of_a_character_can_be_hit_by_ids_alone(
+def test_a_part_of_a_character_cannot_be_hit(
     fluent: Lm, told_to_say: Callable[[Lm, str], Lm]
 ) -> None:
-    """A model that always says the true token, by its ids: strings cannot see it."""
+    """A model that always says the true token: strings cannot see it."""
     prompt, target = "The tower", "🍕"
     whole = ids_of(fluent, f"{prompt} {target}")
     assert len(whole) - len(ids_of(fluent, prompt)) > 2
 
     says = told_to_say(tiny_lm(), f"{prompt} {target}")
-    assert all(id_hits(says, [(prompt, target)])[0])
     assert not all(string_hits(says, [(prompt, target)])[0])
 
 
-@pytest.mark.parametrize("hits", [string_hits, id_hits])
 @pytest.mark.parametrize("batch_tokens", [1, 30, 70, 10**9])
-def test_batch_size_and_order_change_no_hit(fluent: Lm, hits: object, batch_tokens: int) -> None:
+def test_batch_size_and_order_change_no_hit(fluent: Lm, batch_tokens: int) -> None:
     order = random.Random(batch_tokens).sample(range(len(PAIRS)), len(PAIRS))
-    alone = [hits(fluent, [PAIRS[i]])[0] for i in order]
-    assert hits(fluent, [PAIRS[i] for i in order], batch_tokens) == alone
+    alone = [string_hits(fluent, [PAIRS[i]])[0] for i in order]
+    assert string_hits(fluent, [PAIRS[i] for i in order], batch_tokens) == alone
 
 
-def test_scores_are_means_over_all_target_tokens_of_a_kind() -> None:
+def test_scores_are_means_over_all_target_tokens_of_a_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given = {"r": [True, False], "p": [True, True], "q": [False, True], "x": [True], "y": [False]}
 
     def hits(_: object, pairs: list[tuple[str, str]], *__: object) -> list[list[bool]]:
         assert pairs == [("r", "t"), ("p", "t"), ("q", "t"), ("x", "1"), ("y", "2")]
         return [given[prompt] for prompt, _ in pairs]
 
-    scores = zsre_scores(None, "t", "r", ["p", "q"], [("x", "1"), ("y", "2")], hits)
+    monkeypatch.setattr(zsre, "string_hits", hits)
+    scores = zsre_scores(None, "t", "r", ["p", "q"], [("x", "1"), ("y", "2")])
     assert scores == ZsreScores(0.5, 0.75, 0.5)
 
 
@@ -131,17 +112,15 @@ def test_a_record_without_probes_has_no_such_scores(fluent: Lm) -> None:
 
 
 def test_a_paraphrase_that_is_the_prompt_scores_like_it(fluent: Lm) -> None:
-    for hits in (string_hits, id_hits):
-        text = "The tower stands in"
-        scores = zsre_scores(fluent, "the old city", text, [text], [(text, "the old city")], hits)
-        assert scores.efficacy == scores.paraphrase == scores.specificity
+    text = "The tower stands in"
+    scores = zsre_scores(fluent, "the old city", text, [text], [(text, "the old city")])
+    assert scores.efficacy == scores.paraphrase == scores.specificity
 
 
-@pytest.mark.parametrize("hits", [string_hits, id_hits])
-def test_a_prompt_that_is_empty_or_too_long_is_a_clear_error(fluent: Lm, hits: object) -> None:
+def test_a_prompt_that_is_empty_or_too_long_is_a_clear_error(fluent: Lm) -> None:
     for prompt in ("", "the river runs to the sea and " * 40):
         with pytest.raises(RequestError, match="the prompt"):
-            hits(fluent, [(prompt, "the sea"), PAIRS[0]])
+            string_hits(fluent, [(prompt, "the sea"), PAIRS[0]])
 
 
 def test_the_edits_own_sentence_stands_in_front() -> None:
@@ -184,24 +163,9 @@ def test_kl_agrees_with_torch_and_is_no_distance() -> None:
     assert mean_kl(one, two) != pytest.approx(mean_kl(two, one), abs=1e-6)
 
 
-def test_identical_models_have_no_kl_and_full_agreement(fluent: Lm) -> None:
+def test_identical_models_have_no_kl(fluent: Lm) -> None:
     one, two = (next_log_probabilities(fluent, PROMPTS, budget) for budget in (1, 1))
     assert mean_kl(one, two) == 0
-    before, after = answers(fluent, PAIRS), answers(fluent, PAIRS, batch_tokens=1)
-    assert [agreement(a, b) for a, b in zip(before, after, strict=True)] == [1.0] * len(PAIRS)
-
-
-def test_answers_are_the_top_tokens_where_the_answer_stands(fluent: Lm) -> None:
-    for (prompt, target), found in zip(PAIRS, answers(fluent, PAIRS), strict=True):
-        whole, begin = ids_of(fluent, f"{prompt} {target}"), len(ids_of(fluent, prompt))
-        assert found == [top(fluent, whole[:i]) for i in range(begin, len(whole))]
-
-
-def test_agreement_by_hand() -> None:
-    assert agreement([1, 2, 3, 4], [1, 0, 3, 0]) == 0.5
-    assert agreement([1], [2]) == 0
-    with pytest.raises(ValueError, match="zip"):
-        agreement([1, 2], [1])
 
 
 def test_groups_hold_every_row_once_within_the_budget() -> None:

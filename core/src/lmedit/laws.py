@@ -79,7 +79,7 @@ class Trial:
 def law_1(trial: Trial) -> None:
     """The method has the name of its entry point, and every option has a default."""
     name = trial.loaded.method.name
-    _hold(
+    _require(
         trial.name in {None, name},
         f"it calls itself {name!r}, but its entry point is {trial.name!r}",
     )
@@ -93,22 +93,22 @@ def law_2(trial: Trial) -> None:
         location, _ = trial.raw_update()
         trial.loaded.manager.hook.edit_probe(location=location, **trial.arguments)
         left = before.differs_from(State.of(trial.lm))
-        _hold(not left, f"it left behind: {', '.join(left)}")
+        _require(not left, f"it left behind: {', '.join(left)}")
 
 
 def law_3(trial: Trial) -> None:
     """Located sites are parameters of the model."""
     location = trial.loaded.manager.hook.edit_locate(**trial.arguments)
-    _hold(bool(location.sites), "it located no site")
-    for site in _nowhere(trial.lm, location):
+    _require(bool(location.sites), "it located no site")
+    for site in _unknown_sites(trial.lm, location):
         raise LawBrokenError(f"{site.parameter!r} is not a parameter")
 
 
 def law_4(trial: Trial) -> None:
     """Every delta belongs to a located site, has its shape, and is finite."""
     location, update = trial.raw_update()
-    _hold(bool(update.deltas), "the update changes nothing")
-    for reason in _unfit(trial.lm, location, update):
+    _require(bool(update.deltas), "the update changes nothing")
+    for reason in _misfits(trial.lm, location, update):
         raise LawBrokenError(reason)
 
 
@@ -120,30 +120,30 @@ def law_5(trial: Trial) -> None:
             torch.manual_seed(seed)
             updates.append(trial.raw_update()[1])
     first, second = updates
-    _hold(set(first.deltas) == set(second.deltas), "it changed other sites in the second run")
+    _require(set(first.deltas) == set(second.deltas), "it changed other sites in the second run")
     for site, delta in first.deltas.items():
         for name, tensor in delta.tensors().items():
             same = torch.equal(tensor, second.deltas[site].tensors()[name])
-            _hold(same, f"{name} of {site.parameter!r} differs in the second run")
+            _require(same, f"{name} of {site.parameter!r} differs in the second run")
 
 
 def law_6(trial: Trial) -> None:
     """Apply and then revert restores the weights to the bit, also after an error in between."""
     lm, hook = trial.lm, trial.loaded.manager.hook
     location, update = trial.raw_update()
-    if _nowhere(lm, location) or _unfit(lm, location, update):
+    if _unknown_sites(lm, location) or _misfits(lm, location, update):
         raise NotTriedError("the update breaks law 3 or 4, so it cannot be applied")
     before = lm.weights_digest()
     applied = hook.edit_apply(lm=lm, update=update)
-    _hold(lm.weights_digest() != before, "apply changed nothing")
-    _hold(hook.edit_revert(lm=lm, applied=applied) is True, "revert did not return True")
-    _hold(lm.weights_digest() == before, "revert did not restore the weights")
+    _require(lm.weights_digest() != before, "apply changed nothing")
+    _require(hook.edit_revert(lm=lm, applied=applied) is True, "revert did not return True")
+    _require(lm.weights_digest() == before, "revert did not restore the weights")
     try:
         with Editor(trial.loaded, lm, trial.options, trial.prepared).applied(update):
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass
-    _hold(lm.weights_digest() == before, "an interrupted edit was not reverted")
+    _require(lm.weights_digest() == before, "an interrupted edit was not reverted")
 
 
 def law_7(trial: Trial) -> None:
@@ -156,14 +156,16 @@ def law_7(trial: Trial) -> None:
     found = hook.edit_compute_many(requests=requests, locations=locations, **shared)
     if found is None:
         return
-    _hold(
+    _require(
         len(found) == len(requests),
         f"it returned {len(found)} updates for {len(requests)} requests",
     )
     for arguments, location, update in zip(of, locations, found, strict=True):
         alone = hook.edit_compute(location=location, **arguments)
         subject = arguments["request"].subject
-        _hold(_alike(update, alone), f"the update for {subject!r} differs when computed together")
+        _require(
+            _close(update, alone), f"the update for {subject!r} differs when computed together"
+        )
 
 
 LAWS = (law_1, law_2, law_3, law_4, law_5, law_6, law_7)
@@ -204,17 +206,17 @@ def verdicts(trial: Trial) -> Iterator[Verdict]:
             marks = marks_of(lm.model)
 
 
-def _hold(holds: bool, reason: str) -> None:
+def _require(holds: bool, reason: str) -> None:
     if not holds:
         raise LawBrokenError(reason)
 
 
-def _nowhere(lm: Lm, location: Location) -> list[Site]:
+def _unknown_sites(lm: Lm, location: Location) -> list[Site]:
     """The sites that are not parameters of the model."""
     return [site for site in location.sites if site.parameter not in lm.parameters]
 
 
-def _unfit(lm: Lm, location: Location, update: Update) -> list[str]:
+def _misfits(lm: Lm, location: Location, update: Update) -> list[str]:
     """The ways in which law 4 is broken; empty if the law holds."""
     found = []
     for site, delta in update.deltas.items():
@@ -228,7 +230,7 @@ def _unfit(lm: Lm, location: Location, update: Update) -> list[str]:
     return found
 
 
-def _alike(one: Update, other: Update) -> bool:
+def _close(one: Update, other: Update) -> bool:
     """Whether two updates differ only by rounding: 1e-6 relative in double precision, else 1e-2."""
     if set(one.deltas) != set(other.deltas):
         return False

@@ -114,19 +114,19 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         except BaseException as error:
             safely(watching.throw, error, ends=True)
             raise
-        before = _written(result)
+        before = _write_counts(result)
         safely(watching.send, result, ends=True)
-        if _written(result) != before:
+        if _write_counts(result) != before:
             raise BrokenPluginError(f"observer {name!r}: it changed what {hook} returned")
         return result
 
     return wrapper
 
 
-def _written(result: Any) -> list[int]:
+def _write_counts(result: Any) -> list[int]:
     """Torch's write counters of the tensors in *result*."""
     if isinstance(result, list | tuple):
-        return [count for each in result for count in _written(each)]
+        return [count for each in result for count in _write_counts(each)]
     found: Iterable[Any] = ()
     if isinstance(result, Update):
         found = chain.from_iterable(vars(delta).values() for delta in result.deltas.values())

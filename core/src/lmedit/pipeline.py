@@ -22,7 +22,7 @@ from lmedit import defaults
 from lmedit.errors import BrokenPluginError, RequestError
 from lmedit.guards.hooks import implements
 from lmedit.guards.results import Returned
-from lmedit.guards.untouched import changed, left_alone
+from lmedit.guards.untouched import left_alone, model_changed
 from lmedit.preparation import (
     chosen_options,
     find_prepared,
@@ -126,7 +126,7 @@ class Editor:
                 prepared=self.prepared,
             )  # fmt: skip
         if not isinstance(updates, list | tuple) or len(updates) != len(requests):
-            self._returned.broke(f"edit_compute_many must return {len(requests)} updates")
+            self._returned.refuse(f"edit_compute_many must return {len(requests)} updates")
         return [
             self._returned.update(update, location, "edit_compute_many")
             for update, location in zip(updates, locations, strict=True)
@@ -145,7 +145,7 @@ class Editor:
             self._returned.kind(applied, Applied, "edit_apply")
         except BrokenPluginError as error:
             if self.lm.weights_digest(update.deltas) != before:
-                raise changed(
+                raise model_changed(
                     self.loaded.culprit, f"edit_apply failed half-way ({error})"
                 ) from error
             raise
@@ -155,9 +155,9 @@ class Editor:
             try:
                 done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
             except BrokenPluginError as error:
-                raise changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
+                raise model_changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
-                raise changed(self.loaded.culprit, "edit_revert did not bring the weights back")
+                raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
 
 
 def check_subject(loaded: LoadedMethod, request: Request) -> None:

@@ -80,7 +80,7 @@ def entries() -> list[MethodEntry]:
     for distribution in importlib.metadata.distributions():
         for point in distribution.entry_points.select(group=GROUP):
             found.setdefault(point.name, []).append(_entry(point, distribution))
-    return [_one_of(name, found[name]) for name in sorted(found)]
+    return [_only_claim(name, found[name]) for name in sorted(found)]
 
 
 def _entry(
@@ -124,7 +124,7 @@ def _allowed(name: str) -> bool:
     return only is None or name in {part.strip() for part in only.split(",")}
 
 
-def _one_of(name: str, claims: Sequence[MethodEntry]) -> MethodEntry:
+def _only_claim(name: str, claims: Sequence[MethodEntry]) -> MethodEntry:
     """The only claim on *name*. If there are two owners, a broken entry that names both."""
     owners = sorted({claim.distribution for claim in claims})
     if len(owners) == 1:

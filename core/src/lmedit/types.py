@@ -235,7 +235,7 @@ class Update:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        changes = {site.parameter: _described_change(delta) for site, delta in self.deltas.items()}
+        changes = {site.parameter: _describe_change(delta) for site, delta in self.deltas.items()}
         return html_of({**changes, **self.notes})
 
 
@@ -287,7 +287,7 @@ def first_complaint(error: ValidationError) -> str:
     return f"{where}: {what}" if where else what
 
 
-def _described_change(delta: Delta) -> str:
+def _describe_change(delta: Delta) -> str:
     """The shape of a changed matrix, the rank of the change if known, and its Frobenius norm."""
     rows, columns = delta.shape
     left = delta.tensors().get("left")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def averaged(
+def average_facts(
     found: Sequence[Mapping[str, Mapping[str, Sequence[float]]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """By chart and series: the mean at each place, half of its 95 % interval, the number of facts.

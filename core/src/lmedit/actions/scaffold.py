@@ -34,9 +34,9 @@ def write_project(name: str, folder: Path) -> list[str]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with as_file(files("lmedit.actions") / "template") as template:
             for file in _files_of(template):
-                place = part / _named(file.relative_to(template).as_posix(), name)
+                place = part / _rename(file.relative_to(template).as_posix(), name)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(_named(file.read_text(encoding="utf-8"), name), encoding="utf-8")
+                place.write_text(_rename(file.read_text(encoding="utf-8"), name), encoding="utf-8")
         part.rename(folder)
     except OSError as error:
         what = f"cannot write {folder}: {error.strerror}; choose another place"
@@ -63,7 +63,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
     )  # fmt: skip
 
 
-def _named(text: str, name: str) -> str:
+def _rename(text: str, name: str) -> str:
     """Replace the template's name in *text* by *name*."""
     words = name.split("-")
     text = text.replace(STANDS_FOR.title(), "".join(word.title() for word in words))

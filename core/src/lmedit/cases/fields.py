@@ -23,12 +23,12 @@ def need(record: Any, name: str, kind: type) -> Any:
         raise ValueError(
             f"field {name!r} is a {type(value).__name__}; a {kind.__name__} was expected"
         )
-    if isinstance(value, str) and not _whole(value):
+    if isinstance(value, str) and not _is_whole_text(value):
         raise ValueError(f"field {name!r} holds half a surrogate pair; whole text was expected")
     return value
 
 
-def _whole(text: str) -> bool:
+def _is_whole_text(text: str) -> bool:
     """Whether *text* can be written as UTF-8; escapes in JSON can give half a character."""
     try:
         text.encode()
@@ -47,13 +47,13 @@ def need_text(record: Any, name: str) -> str:
 def optional(record: Mapping[str, Any], name: str) -> str | None:
     """The value of field *name* if it is a text, else None; nothing depends on it."""
     value = record.get(name)
-    return value if isinstance(value, str) and _whole(value) else None
+    return value if isinstance(value, str) and _is_whole_text(value) else None
 
 
 def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The value of field *name*; it must be a list of strings."""
     found = need(record, name, list)
-    if not all(isinstance(text, str) and _whole(text) for text in found):
+    if not all(isinstance(text, str) and _is_whole_text(text) for text in found):
         raise ValueError(f"field {name!r} must be a list of strings")
     return tuple(found)
 

@@ -56,8 +56,8 @@ def pull(name: str) -> Pulled:
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{path.name}.lock"):
-            if not path.is_file() or _complaint(source, path):
-                _bring(source, part, path)
+            if not path.is_file() or _problem(source, path):
+                _download(source, part, path)
     except OSError as error:
         kept = part.stat().st_size if part.is_file() else 0
         what = f"cannot write {part}: {error.strerror} ({kept} bytes are kept)"
@@ -65,10 +65,10 @@ def pull(name: str) -> Pulled:
     return _pulled(source, path)
 
 
-def _bring(source: Source, part: Path, path: Path) -> None:
+def _download(source: Source, part: Path, path: Path) -> None:
     """Download *part*, check it, and rename it to *path*."""
     _fetch(source, part)
-    if complaint := _complaint(source, part):
+    if complaint := _problem(source, part):
         part.unlink()
         raise CasesError(f"{source.url}: {complaint}; nothing was kept; get the file another "
                          "way and give it as --cases FILE")  # fmt: skip
@@ -79,7 +79,7 @@ def _pulled(source: Source, path: Path) -> Pulled:
     return Pulled(path, path.stat().st_size, _digest(path), source.sha256 is not None)
 
 
-def _complaint(source: Source, path: Path) -> str | None:
+def _problem(source: Source, path: Path) -> str | None:
     """The problem with the file at *path*; None if there is none."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
@@ -105,7 +105,7 @@ def _fetch(source: Source, part: Path) -> None:
         done = 0
     if done and done == source.size:
         return
-    with _opened(source, done) as response:
+    with _open_source(source, done) as response:
         done = done if response.status == 206 else 0
         total = _total(response, done)
         if None not in (total, source.size) and total != source.size:
@@ -121,10 +121,10 @@ def _fetch(source: Source, part: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and (arrived := part.stat().st_size) < total:
-        raise _broke_off(source, f"it ended after {arrived} of {total} bytes")
+        raise _interrupted(source, f"it ended after {arrived} of {total} bytes")
 
 
-def _opened(source: Source, done: int) -> Any:
+def _open_source(source: Source, done: int) -> Any:
     headers = {"User-Agent": "lmedit", **({"Range": f"bytes={done}-"} if done else {})}
     request = Request(source.url, headers=headers)  # noqa: S310 - the table's addresses
     try:
@@ -152,10 +152,10 @@ def _chunks(response: Any, source: Source) -> Iterator[bytes]:
         while chunk := response.read(CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise _broke_off(source, str(error) or type(error).__name__) from error
+        raise _interrupted(source, str(error) or type(error).__name__) from error
 
 
-def _broke_off(source: Source, why: str) -> CasesError:
+def _interrupted(source: Source, why: str) -> CasesError:
     then = "continue" if source.sha256 else "start again"
     again = f"run lmedit cases pull {source.name} again to {then}"
     return CasesError(f"{source.url}: the connection broke ({why}); {again}")

@@ -56,7 +56,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     old = edit.get("original_fact") or {}
     sentence = need_text(edit, "prompt")
     known = need_text(old, "prompt") if old else None
-    prompt, subject = _taken_apart(sentence, known, need_text(edit, "relation"))
+    prompt, subject = _split_sentence(sentence, known, need_text(edit, "relation"))
     stem = prompt.replace("{}", subject)
     if known is not None and not known.startswith(stem):
         raise ValueError(f"field 'original_fact.prompt' ({known!r}) does not begin with {stem!r}")
@@ -76,7 +76,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     )
 
 
-def _taken_apart(sentence: str, known: str | None, relation: str) -> tuple[str, str]:
+def _split_sentence(sentence: str, known: str | None, relation: str) -> tuple[str, str]:
     """The prompt with {}, and the subject; *known* is the same sentence with the old answer."""
     words = relation.lower().replace("_", " ")
     before, after = WORDING.get(relation, (f"{words} of", "is"))

@@ -77,8 +77,8 @@ def locate(
     request = None if values is None else fact_of(setup, values)
     (editor,) = setup.editors()
     if request is None:
-        told, charts = _averages(editor, str(facts), limit, download=plan.download)
-        _say(told, charts, plot, as_json=as_json, method=method)
+        told, charts = _average_over(editor, str(facts), limit, download=plan.download)
+        _print(told, charts, plot, as_json=as_json, method=method)
         return
     location = editor.locate(request)
     found: dict[str, Any] = {
@@ -94,10 +94,10 @@ def locate(
         probed = editor.probe(request, location)
         found["probe"] = dict(probed.values)
         charts += probed.charts
-    _say(found, charts, plot, as_json=as_json, method=method)
+    _print(found, charts, plot, as_json=as_json, method=method)
 
 
-def _say(
+def _print(
     found: Mapping[str, Any], charts: tuple[Chart, ...], plot: Path | None, *, as_json: bool,
     method: str,
 ) -> None:  # fmt: skip
@@ -109,16 +109,16 @@ def _say(
             raise click.UsageError(f"{method} has no evidence to draw; remove --plot")
         files.draw(charts, plot)
         note(f"the picture is in {plot}")
-    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _told(found))
+    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _text(found))
 
 
-def _averages(
+def _average_over(
     editor: Editor, name: str, limit: int, *, download: bool
 ) -> tuple[dict[str, Any], tuple[Chart, ...]]:
     """Average the probe over the facts of *name* that the model knows; also draw the charts."""
     from tqdm import tqdm
 
-    from lmedit.actions.facts import averaged, charts_of
+    from lmedit.actions.facts import average_facts, charts_of
     from lmedit.cases import load_facts
     from lmedit.errors import RequestError
 
@@ -134,7 +134,7 @@ def _averages(
             note(f"{request.text!r}: {error}")
     if not any(found):
         raise RequestError(f"no fact of {name} could be measured; see the notes above")
-    averages = averaged(found)
+    averages = average_facts(found)
     counts = {"facts": len(found), "not known by the model": unknown, "failed": failed}
     told = {"method": editor.name, "facts": name, "counts": counts, "averages": averages}
     return told, charts_of(averages)
@@ -145,7 +145,7 @@ def _knows(lm: Lm, text: str, answer: str) -> bool:
     return int(lm.next_probabilities(text).argmax()) == lm.with_target(text, answer)[1][0]
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any]) -> str:
     """The result as text, one line for each value."""
     if "averages" in found:
         return "\n".join(_peaks(found))

@@ -31,17 +31,17 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
     If METHOD is a patch file, show its fact, the changed matrices, the method and the model.
     """
     if Path(method).is_file():
-        told = described(Path(method))
-        click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _of_patch(told))
+        told = describe_patch(Path(method))
+        click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _patch_text(told))
         return
     from lmedit.plan import Plan
 
     (loaded,) = Plan(methods=(method,), plugins=plugins).load_methods(note)
-    description = describe(loaded)
+    description = describe_method(loaded)
     click.echo(json.dumps(description, indent=1) if as_json else _text(description))
 
 
-def described(path: Path) -> dict[str, Any]:
+def describe_patch(path: Path) -> dict[str, Any]:
     """The facts of the patch file *path*, as JSON values."""
     from lmedit.edits.ledger import identity_of
     from lmedit.edits.patches import load_patch
@@ -59,7 +59,7 @@ def described(path: Path) -> dict[str, Any]:
     return {**facts, "id": identity_of(update), "changes": changes, "notes": dict(update.notes)}
 
 
-def _of_patch(told: dict[str, Any]) -> str:
+def _patch_text(told: dict[str, Any]) -> str:
     """A patch as a few lines of text."""
     from lmedit.actions.edit_text import measured_lines, verdict_text
 
@@ -82,7 +82,7 @@ def _of_patch(told: dict[str, Any]) -> str:
     return "\n  ".join([f"edit {told['id'][:12]}", *lines])
 
 
-def describe(loaded: LoadedMethod) -> dict[str, Any]:
+def describe_method(loaded: LoadedMethod) -> dict[str, Any]:
     """The facts of a method, as JSON values."""
     from lmedit.registry import BUILT_IN
 

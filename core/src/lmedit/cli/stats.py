@@ -25,10 +25,10 @@ def stats() -> None:
 @json_flag
 def list_(*, as_json: bool) -> None:
     """List the stored statistics. To prepare a method on one of them, give --corpus stats:ID."""
-    from lmedit.compare.table import aligned
+    from lmedit.compare.table import align
     from lmedit.stats import list_statistics
 
-    found = [_told(one) for one in list_statistics()]
+    found = [_row(one) for one in list_statistics()]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -36,7 +36,7 @@ def list_(*, as_json: bool) -> None:
         note("no statistics are stored; lmedit prepare rome computes them")
         return
     lines = [COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]
-    click.echo("\n".join(aligned(lines)))
+    click.echo("\n".join(align(lines)))
 
 
 @stats.command()
@@ -49,7 +49,7 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
 
     results = []
     for one in [statistics_named(name) for name in ids] if ids else list_statistics():
-        told = {"id": _told(one)["id"], "condition": None, "error": None}
+        told = {"id": _row(one)["id"], "condition": None, "error": None}
         try:
             told["condition"] = one.verified()
         except ArtifactError as error:
@@ -100,11 +100,11 @@ def import_(
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
         tell_notes(lm)
     one = import_statistics(file, lm, layer)
-    click.echo(json.dumps(_told(one), indent=1) if as_json else one.name)
+    click.echo(json.dumps(_row(one), indent=1) if as_json else one.name)
     note(f"to prepare a method on it, give --corpus {one.name}")
 
 
-def _told(one: Statistics) -> dict[str, Any]:
+def _row(one: Statistics) -> dict[str, Any]:
     facts = one.facts
     return {
         "id": one.name.partition(":")[2], "model": facts["base_name"], "base": facts["base"],

@@ -72,25 +72,25 @@ class Scoring:
         if "locality" in self.groups:
             _join(found, _locality(lm, cases, before, under))
         if "generation" in self.groups:
-            _join(written, answers := _generated(lm, cases, under))
-            _join(found, _generation(lm, cases, answers, under))
+            _join(written, answers := _generate(lm, cases, under))
+            _join(found, _score_generation(lm, cases, answers, under))
         if "text" in self.groups:
-            own = self._sampled(lm, cases, under)
+            own = self._sample(lm, cases, under)
             _join(written, [{f"text {n}": text for n, text in enumerate(t, 1)} for t in own])
-            _join(found, _texts(lm, cases, own, self.references, under))
+            _join(found, _score_texts(lm, cases, own, self.references, under))
         if self.heldout is not None:
             for number in range(len(found)):
                 alone = under and RowEdits(under.edits, [number])
                 found[number] |= self.heldout.measure(lm, alone) if edited else self.heldout.base
         return [Result(*pair) for pair in zip(found, written, strict=True)]
 
-    def _sampled(self, lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[list[str]]:
+    def _sample(self, lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[list[str]]:
         prompts = [case.generation for case in cases]
 
         def write(flat: list[str], each: RowEdits | None) -> list[str]:
             return sampled(lm, flat, TEXT_TOKENS, seed=self.seed, under=each)
 
-        return _together(prompts, under, write)
+        return _over_cases(prompts, under, write)
 
 
 def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> None:
@@ -99,19 +99,14 @@ def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> 
         mine.update(more)
 
 
-def _together(
+def _over_cases(
     parts: Sequence[Sequence[Item]], under: RowEdits | None,
     work: Callable[[list[Item], RowEdits | None], Sequence[Found]],
 ) -> list[list[Found]]:  # fmt: skip
     """Call ``work(items, their edits)`` once with all cases' items; split the result by case."""
     counts = [len(part) for part in parts]
-    found = iter(work([item for part in parts for item in part], under and under.spread(counts)))
+    found = iter(work([item for part in parts for item in part], under and under.repeat(counts)))
     return [[next(found) for _ in range(count)] for count in counts]
-
-
-def score_case(lm: Lm, case: Case) -> Scores:
-    """`score_cases` for one case, on *lm* as it is now."""
-    return score_cases(lm, [case])[0]
 
 
 def score_cases(lm: Lm, cases: Sequence[Case], under: RowEdits | None = None) -> list[Scores]:
@@ -120,12 +115,12 @@ def score_cases(lm: Lm, cases: Sequence[Case], under: RowEdits | None = None) ->
     One batch contains the probability contrasts and the probes that must stay or follow. Shares are
     in [0, 1].
     """
-    asked = [_asked(case) for case in cases]
+    asked = [_probe_pairs(case) for case in cases]
     pairs = [
         [*_pairs(case, _prompts(case)), *(pair for _, _, pair in more)]
         for case, more in zip(cases, asked, strict=True)
     ]
-    scored = _together(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
+    scored = _over_cases(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
     found = []
     for number, (case, more) in enumerate(zip(cases, asked, strict=True)):
         scores_of = _scores(case, more, scored[number])
@@ -155,7 +150,7 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
         "relation_specificity": None,
         **{FOLLOWS + name: None for name in case.groups},
     }
-    return found | _right(asked, [score.correct for score in scored[count:]])
+    return found | _share_right(asked, [score.correct for score in scored[count:]])
 
 
 def _token_accuracies(lm: Lm, case: Case, under: RowEdits | None) -> Scores:
@@ -181,7 +176,7 @@ def _contrasts(scored: Sequence[TargetScore]) -> list[Contrast]:
     return [Contrast(*pair) for pair in zip(logs[::2], logs[1::2], strict=True)]
 
 
-def _asked(case: Case) -> list[Asked]:
+def _probe_pairs(case: Case) -> list[Asked]:
     """Each spelling of each probe's answer: the group, the number of the probe, and the pair."""
     groups: dict[str, tuple[Probe, ...]] = {"relation_specificity": case.relations}
     groups |= {FOLLOWS + name: probes for name, probes in case.groups.items()}
@@ -193,7 +188,7 @@ def _asked(case: Case) -> list[Asked]:
     ]
 
 
-def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
+def _share_right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
     """For each group, the share of probes with one spelling whose tokens are all top-1."""
     right: dict[str, dict[int, bool]] = {}
     for (name, number, _), hit in zip(asked, correct, strict=True):
@@ -204,7 +199,7 @@ def _right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
 
 def _neighbours(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[Tensor | None]:
     """Log-probabilities of the next tokens after each case's neighbours, (neighbours, V)."""
-    rows = _together(
+    rows = _over_cases(
         [case.neighbours for case in cases], under,
         lambda flat, each: list(locality.next_log_probabilities(lm, flat, under=each)),
     )  # fmt: skip
@@ -219,7 +214,7 @@ def _locality(
         _pairs(case, [locality.with_edit(case.request, prompt) for prompt in case.neighbours])
         for case in cases
     ]
-    scored = _together(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
+    scored = _over_cases(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
     found: list[Scores] = []
     for each, was, now in zip(scored, before, _neighbours(lm, cases, under), strict=True):
         contrasts = _contrasts(each)
@@ -233,15 +228,17 @@ def _locality(
     return found
 
 
-def _generated(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[dict[str, str]]:
+def _generate(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[dict[str, str]]:
     """The greedy answers after the rewrite prompt and the paraphrases, by kind of prompt."""
     prompts = [[case.request.text, *case.paraphrases] for case in cases]
-    written = _together(prompts, under, lambda flat, each: greedy(lm, flat, NEW_TOKENS, under=each))
+    written = _over_cases(
+        prompts, under, lambda flat, each: greedy(lm, flat, NEW_TOKENS, under=each)
+    )
     kinds = [["rewrite", *(f"paraphrase {n}" for n in range(1, len(p)))] for p in prompts]
     return [dict(zip(*pair, strict=True)) for pair in zip(kinds, written, strict=True)]
 
 
-def _generation(
+def _score_generation(
     lm: Lm, cases: Sequence[Case], written: Sequence[Mapping[str, str]], under: RowEdits | None
 ) -> list[Scores]:
     targets = [case.request.target_new for case in cases]
@@ -260,7 +257,7 @@ def _generation(
     return found
 
 
-def _texts(
+def _score_texts(
     lm: Lm, cases: Sequence[Case], own: Sequence[list[str]], references: References | None,
     under: RowEdits | None,
 ) -> list[Scores]:  # fmt: skip

@@ -60,7 +60,7 @@ def compare(
     """
     scoring = scoring or Scoring()
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
-    planned = {editor.name: predicted(editor, group_size(editor)) for editor in editors}
+    planned = {editor.name: predict_memory(editor, group_size(editor)) for editor in editors}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
         worker = Worker(store, lm, scoring, States(lm))
@@ -72,7 +72,7 @@ def compare(
             for candidate in candidates
         }
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
-    full = {name: _complete(name, found, unedited, cases) for name, found in runs.items()}
+    full = {name: _complete_outcomes(name, found, unedited, cases) for name, found in runs.items()}
     return {
         **results_head(lm, cases, seed, scoring, candidates),
         "rows": [
@@ -139,7 +139,7 @@ def read_outcome(stored: Stored, method: str) -> Outcome:
     )  # fmt: skip
 
 
-def _complete(
+def _complete_outcomes(
     name: str,
     outcomes: Sequence[Outcome],
     unedited: dict[str, Mapping[str, float | None] | None],
@@ -178,7 +178,7 @@ def _points(interval: Interval) -> dict[str, float]:
             "high": 100 * interval.high}  # fmt: skip
 
 
-def predicted(editor: Editor, requests: int) -> float | None:
+def predict_memory(editor: Editor, requests: int) -> float | None:
     """Predict the peak MiB of computing *requests* edits: memory in use now plus the estimate."""
     work = work_of(editor.loaded, editor.lm, editor.options, requests).get("edit")
     held = in_use(editor.lm.device)

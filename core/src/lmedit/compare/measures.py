@@ -144,7 +144,7 @@ def measure(name: str) -> Measure | None:
     return None
 
 
-def ordered(names: set[str]) -> list[str]:
+def sort_columns(names: set[str]) -> list[str]:
     """Sort *names* as columns: scores, groups of probes, costs, then unknown names."""
     scores, costs = ([m.name for m in part if m.name in names] for part in (_SCORES, _COSTS))
     rest = sorted(names - set(MEASURES))

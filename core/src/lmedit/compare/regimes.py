@@ -163,7 +163,7 @@ class _Pile:
 
     def _base(self) -> Height:
         before = self.scoring.before(self.lm, self.cases)
-        return self._measured(len(self.cases), before, {})
+        return self._score_pile(len(self.cases), before, {})
 
     def _heights(self) -> list[Height]:
         assert self.candidate.editor_of is not None
@@ -174,17 +174,17 @@ class _Pile:
         steps = list(enumerate(zip(self.cases, editors, strict=True)))
         with ExitStack() as pile, self._bar() as bar:
             if self.regime.kind == "batch":
-                self.edits = [self._made(case, editor, bar) for _, (case, editor) in steps]
+                self.edits = [self._get_edit(case, editor, bar) for _, (case, editor) in steps]
             for number, (case, editor) in steps:
                 if self.regime.kind == "sequential":
-                    self.edits.append(self._made(case, editor, bar))
+                    self.edits.append(self._get_edit(case, editor, bar))
                 update = self._update(self.edits[number])
                 if update is not None:
                     for site in update.deltas.keys() - untouched.keys():
                         untouched[site] = self.lm.snapshot(site)
                     pile.enter_context(editor.applied(update))
                 if number + 1 in self.regime.sizes:
-                    found.append(self._measured(number + 1, before, untouched))
+                    found.append(self._score_pile(number + 1, before, untouched))
                     if found[-1].collapsed and self.regime.stop:
                         break
         return found
@@ -193,18 +193,18 @@ class _Pile:
         return tqdm(total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None,
                     leave=False)  # fmt: skip
 
-    def _made(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
+    def _get_edit(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
         """The edit of *case* on the present model, from the store or computed now."""
         sequential = self.regime.kind == "sequential" and self.edits
         key = key_of(
             edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
             upon=self.edits[-1].key if sequential else None, **identity_of(editor),
         )  # fmt: skip
-        stored = self._done(key, case.id, lambda: self._edit(key, case, editor))
+        stored = self._get_result(key, case.id, lambda: self._compute_edit(key, case, editor))
         bar.update()
         return stored
 
-    def _edit(self, key: str, case: Case, editor: Editor) -> Result:
+    def _compute_edit(self, key: str, case: Case, editor: Editor) -> Result:
         if self.failed:
             return Result(failure=self.failed)
         try:
@@ -229,7 +229,7 @@ class _Pile:
             return None
         return load_patch(self._patch(edit.key))[0]
 
-    def _done(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
+    def _get_result(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
         """The result of a task: from the store, by doing it, or by waiting for another process."""
         while (found := self.store.get(key)) is None:
             if self.store.claim(key):
@@ -239,7 +239,7 @@ class _Pile:
                 time.sleep(POLL_SECONDS)
         return found
 
-    def _measured(
+    def _score_pile(
         self, size: int, before: Sequence[Tensor | None], untouched: dict[Site, Tensor]
     ) -> Height:
         """Score the first *size* cases on the present model, and the model itself."""
@@ -253,21 +253,21 @@ class _Pile:
         outcomes = []
         for number, case in enumerate(self.cases[:size]):
             key = key_of(**state, case=case.model_dump(mode="json"))
-            work = partial(_scored, scoring, self.lm, case, before[number])
-            stored = self._done(key, case.id, work)
-            outcomes.append(self._joined(stored, number))
+            work = partial(_score_case, scoring, self.lm, case, before[number])
+            stored = self._get_result(key, case.id, work)
+            outcomes.append(self._join_outcome(stored, number))
 
         def look_at_model() -> Result:
             found = heldout.measure(self.lm) | drift(self.lm, untouched)
             return Result(_finite(found))
 
-        whole = self._done(key_of(**state, case=None), OF_MODEL, look_at_model)
+        whole = self._get_result(key_of(**state, case=None), OF_MODEL, look_at_model)
         model = dict(read_outcome(whole, self.candidate.name).scores or {})
         limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
         now = model["perplexity"]
         return Height(size, outcomes, model, now is None or now > limit)
 
-    def _joined(self, scores: Stored, number: int) -> Outcome:
+    def _join_outcome(self, scores: Stored, number: int) -> Outcome:
         """The scores of a case on the pile, with the cost and failure of its own edit."""
         found = read_outcome(scores, self.candidate.name)
         if number >= len(self.edits):
@@ -276,7 +276,7 @@ class _Pile:
         return replace(found, seconds=edit.seconds, failure=edit.failure, extras=edit.extras)
 
 
-def _scored(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Result:
+def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Result:
     result = scoring.score(lm, [case], [before])[0]
     return replace(result, scores=_finite(result.scores or {}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import HALF_WIDTH, MEASURES, measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, MEASURES, measure, sort_columns
 from lmedit.metrics.counterfact import harmonic_mean, interval, mean
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     row["n_failed"] = sum(1 for outcome in outcomes if outcome.failure)
     scored = [outcome.scores for outcome in outcomes if outcome.scores]
     always = {name for name, known in MEASURES.items() if known.of_case and not known.group}
-    for name in ordered(always | {"GE", "RS"} | {name for scores in scored for name in scores}):
+    for name in sort_columns(
+        always | {"GE", "RS"} | {name for scores in scored for name in scores}
+    ):
         known = measure(name)
         scale = known.scale if known else 100.0
         values = [value for scores in scored if (value := scores.get(name)) is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import HALF_WIDTH, measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, measure, sort_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ HIDDEN = frozenset({
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned text: only measured columns, 95 % half-widths in brackets."""
     names = {name for row in rows for name in row if measure(name) and row[name] is not None}
-    shown = [known for name in ordered(names - HIDDEN) if (known := measure(name))]
+    shown = [known for name in sort_columns(names - HIDDEN) if (known := measure(name))]
     lines = [["method", "n", "failed", *(known.label for known in shown)]]
     for row in rows:
         cells = [_cell(row.get(m.name), row.get(f"{m.name}{HALF_WIDTH}"), m.digits) for m in shown]
-        name = titled(row["method"], untuned=row.get("untuned", False))
+        name = method_title(row["method"], untuned=row.get("untuned", False))
         lines.append([name, str(row["n"]), str(row["n_failed"]), *cells])
-    return "\n".join(aligned(lines))
+    return "\n".join(align(lines))
 
 
-def titled(method: str, *, untuned: bool) -> str:
+def method_title(method: str, *, untuned: bool) -> str:
     """A method's name as tables show it, with a mark if its options were not tuned."""
     return f"{method} (untuned)" if untuned else method
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def align(lines: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines of text: the first column left-aligned, the others right-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
@@ -79,7 +79,7 @@ def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [_cell(point.get(known.name), None, known.digits) for known in shown]
         end = "collapsed" if point["collapsed"] else ""
         lines.append([point["method"], str(point["size"]), *cells, end])
-    return aligned(lines)
+    return align(lines)
 
 
 CURVE = ("ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth")

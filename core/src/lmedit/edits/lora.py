@@ -82,12 +82,12 @@ def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
                 "cut it, or use lmedit apply"
             )
         total = torch.stack([delta.dense().double().cpu() for delta in deltas]).sum(0)
-        factors[site], share = _cut(total, rank)
+        factors[site], share = _truncate(total, rank)
         lost = max(lost, share)
     return Adapter(factors, lost)
 
 
-def _cut(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
+def _truncate(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
     """The nearest matrix of *rank*, and the share of the squared norm that is lost."""
     U, s, Vt = torch.linalg.svd(matrix, full_matrices=False)
     root = s[:rank].sqrt()
@@ -141,7 +141,7 @@ def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     from peft import PeftModel
 
     rows = [lm.batch([lm.encode(text)]) for text in TEXTS]
-    total = _summed(updates)
+    total = _sum_of(updates)
     with torch.no_grad(), applied(lm, total):
         expected = [lm.logits(batch) for batch in rows]
     flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
@@ -157,7 +157,7 @@ def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
 
 
-def _summed(updates: Sequence[Update]) -> Update:
+def _sum_of(updates: Sequence[Update]) -> Update:
     """The sum of all changes as one update, dense."""
     sums: dict[Site, Tensor] = {}
     for update in updates:

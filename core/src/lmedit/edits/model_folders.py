@@ -72,11 +72,11 @@ class EditedModel:
         """The content of `lmedit-ledger.json`."""
         return {
             "base": dict(self.base), "number_type": self.lm.dtype_name,
-            "weights": self.lm.weights_digest(), **_told(self.ledger),
+            "weights": self.lm.weights_digest(), **_edits_of(self.ledger),
         }  # fmt: skip
 
 
-def _told(ledger: Ledger) -> dict[str, Any]:
+def _edits_of(ledger: Ledger) -> dict[str, Any]:
     """The part of `lmedit-ledger.json` about the edits."""
     return {
         "touched": [[site.parameter, site.transposed] for site in ledger.touched],
@@ -103,7 +103,7 @@ def open_folder(name: str, **how: Any) -> EditedModel:
             "the base again"
         )
     ledger = _ledger(lm, path.parent / EDITS, head)
-    found = {**head, "number_type": lm.dtype_name, **_told(ledger)}
+    found = {**head, "number_type": lm.dtype_name, **_edits_of(ledger)}
     if not ledger.entries:
         found["base"] = {**head["base"], "digest": digest}
     if key_of(**found) != key_of(**head):

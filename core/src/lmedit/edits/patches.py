@@ -113,7 +113,7 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
         sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
         tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
-    _checked(path, told)
+    _validate(path, told)
     save_tensors(path, PATCH, tensors, told)
 
 
@@ -128,7 +128,7 @@ def load_patch(
     """
 
     def expect(facts: Any, layout: Layout) -> None:
-        shapes = shapes_of(_checked(path, facts), layout)
+        shapes = shapes_of(_validate(path, facts), layout)
         if check:
             check(facts, shapes)
 
@@ -144,7 +144,7 @@ def load_patch(
     return Update(deltas, facts.pop("notes")), facts
 
 
-def _checked(path: Path, facts: Any) -> Facts:
+def _validate(path: Path, facts: Any) -> Facts:
     try:
         return Facts.model_validate(facts)
     except ValidationError as error:

@@ -30,11 +30,11 @@ class Returned:
         self._json(location.evidence, "edit_locate", "evidence")
         sites = location.sites
         if not isinstance(sites, tuple) or not all(isinstance(site, Site) for site in sites):
-            self.broke(f"located {sites!r}, which is not a tuple of sites")
+            self.refuse(f"located {sites!r}, which is not a tuple of sites")
         parameters = self.lm.parameters
         for site in sites:
             if site.parameter not in parameters:
-                self.broke(
+                self.refuse(
                     f"located {site.parameter!r}, which is not a parameter of {self.lm.name}"
                 )
         return location
@@ -51,11 +51,11 @@ class Returned:
         self._json(update.notes, hook, "notes")
         for site, delta in update.deltas.items():
             if site not in location.sites:
-                self.broke(f"changes {site.parameter!r}, which it did not locate")
+                self.refuse(f"changes {site.parameter!r}, which it did not locate")
             change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
             if tuple(change.shape) != shape:
                 found = tuple(change.shape)
-                self.broke(f"delta of {site.parameter!r} is {found}, but the matrix is {shape}")
+                self.refuse(f"delta of {site.parameter!r} is {found}, but the matrix is {shape}")
             if not bool(change.isfinite().all()):
                 raise RequestError(
                     f"{self.name}: the update of {site.parameter!r} is not finite; the edit "
@@ -70,19 +70,19 @@ class Returned:
                 return change
         except (RuntimeError, AttributeError, TypeError):
             pass
-        return self.broke(f"delta of {site.parameter!r} is {delta!r:.80}, which is not a matrix")
+        return self.refuse(f"delta of {site.parameter!r} is {delta!r:.80}, which is not a matrix")
 
     def kind(self, value: object, kind: type, hook: str) -> None:
         """Raise `BrokenPluginError` if *value*, the result of *hook*, is not a *kind*."""
         if not isinstance(value, kind):
-            self.broke(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
+            self.refuse(f"{hook} must return {kind.__name__}, not {type(value).__name__}")
 
     def _json(self, values: object, hook: str, what: str) -> None:
         try:
             json.dumps(dict(values))  # type: ignore[call-overload]
         except (TypeError, ValueError) as error:
-            self.broke(f"{hook} must return JSON values as {what} ({error})")
+            self.refuse(f"{hook} must return JSON values as {what} ({error})")
 
-    def broke(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         """Raise `BrokenPluginError`; *what* tells what the method did."""
         raise BrokenPluginError(f"{self.culprit}: {what}")

@@ -123,7 +123,7 @@ def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
     finally:
         left = put_back(lm.model, before)
     if lm.state() != state:
-        raise changed(culprit) from failure
+        raise model_changed(culprit) from failure
     if failure is not None:
         raise failure
     if left:
@@ -131,6 +131,6 @@ def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
         raise BrokenPluginError(f"{culprit}: {what}")
 
 
-def changed(culprit: str, how: str = OUTSIDE) -> ModelChangedError:
+def model_changed(culprit: str, how: str = OUTSIDE) -> ModelChangedError:
     """The error for a method that changed the model illegally or did not restore it."""
     return ModelChangedError(f"{culprit}: {how}")

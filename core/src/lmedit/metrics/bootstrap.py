@@ -44,22 +44,15 @@ def paired_difference(
     return _interval(len(values), lambda drawn: values[drawn].mean(-1), seed, resamples)
 
 
-def score_interval(
-    records: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES
-) -> Interval | None:
-    """S, the harmonic mean of the columns' means; *records* are (ES, PS, NS), resampled whole.
-
-    A missing score (None) is not part of its column's mean. A resample in which a column has no
-    score is dropped. None if the cases themselves have no score in a column.
-    """
-    table = _table(records)
-    return _interval(len(table), lambda drawn: _s(table[drawn]), seed, resamples)
-
-
 def paired_score_difference(
     one: Sequence[Record], other: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """S of *one* minus S of *other* over the same cases, resampled together (`score_interval`)."""
+    """S of *one* minus S of *other* over the same cases; both are records (ES, PS, NS).
+
+    S is the harmonic mean of the columns' means. A missing score (None) is not part of its column's
+    mean. A resample in which a column has no score is dropped. None if the cases themselves have no
+    score in a column.
+    """
     a, b = _table(one), _table(other)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} records; give the same cases on both sides")

@@ -51,8 +51,8 @@ def greedy(
     """
     rows = [encoded(lm, prompt, max_new_tokens) for prompt in prompts]
     wanted = [max_new_tokens] * len(rows)
-    plan = _Plan(rows, wanted, _ends(lm), batch_tokens, under)
-    new = _continued(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
+    plan = _Task(rows, wanted, _end_tokens(lm), batch_tokens, under)
+    new = _continue(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
     return [_added_text(lm, row, tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
@@ -76,16 +76,16 @@ def sampled(
     draws = [torch.Generator().manual_seed(_seed_of(seed, prompt)) for prompt in prompts]
 
     def pick(numbers: list[int], logits: Tensor) -> list[int]:
-        ids, upto = _ladder(logits, top_k)
+        ids, upto = _top_probabilities(logits, top_k)
         random = [torch.rand(1, generator=draws[i], dtype=torch.float64) for i in numbers]
         chosen = torch.searchsorted(upto, torch.stack(random) * upto[:, -1:], right=True)
         return ids.gather(1, chosen.clamp(max=ids.shape[1] - 1))[:, 0].tolist()
 
-    new = _continued(lm, _Plan(rows, wanted, frozenset(), batch_tokens, under), pick)
+    new = _continue(lm, _Task(rows, wanted, frozenset(), batch_tokens, under), pick)
     return [_text(lm, row + tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
-def _ladder(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def _top_probabilities(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The *top_k* best ids and their cumulative probabilities (B, k).
 
     They are sorted by id: if rounding exchanges two ids of nearly equal probability, no draw
@@ -102,7 +102,7 @@ def _seed_of(seed: int, prompt: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Task:
     """What to continue: ``wanted[i]`` tokens after ``rows[i]``, or until one of `ends`."""
 
     rows: Sequence[list[int]]
@@ -117,7 +117,7 @@ class _Plan:
 
 
 @torch.no_grad()
-def _continued(lm: Lm, plan: _Plan, pick: Pick) -> list[list[int]]:
+def _continue(lm: Lm, plan: _Task, pick: Pick) -> list[list[int]]:
     """The tokens that *pick* chooses after each row of *plan*."""
     new: list[list[int]] = [[] for _ in plan.rows]
     busy = [i for i, count in enumerate(plan.wanted) if count > 0]
@@ -162,7 +162,7 @@ def _advance(inputs: dict[str, Any], picked: Sequence[int], going: Sequence[int]
         inputs["position_ids"] = inputs["position_ids"][rows] + 1
 
 
-def _ends(lm: Lm) -> frozenset[int]:
+def _end_tokens(lm: Lm) -> frozenset[int]:
     """Ids of end-of-text: of the tokenizer, and of the model's generation config."""
     config = getattr(lm.model, "generation_config", None)
     also = getattr(config, "eos_token_id", None)

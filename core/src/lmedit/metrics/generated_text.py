@@ -43,11 +43,11 @@ def normalised(text: str) -> str:
     Punctuation is Unicode's (categories P*); signs such as $ or + stay.
     """
     words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    inside = [i for i, sign in enumerate(words) if not _edge(sign)]
+    inside = [i for i, sign in enumerate(words) if not _is_edge_sign(sign)]
     return words[inside[0] : inside[-1] + 1] if inside else ""
 
 
-def _edge(sign: str) -> bool:
+def _is_edge_sign(sign: str) -> bool:
     return sign == " " or unicodedata.category(sign).startswith("P")
 
 
@@ -67,13 +67,15 @@ def contains(generated: str, target: str) -> float:
     at = text.find(wanted) if wanted else -1
     while at >= 0:
         end = at + len(wanted)
-        if not _glued(text[at - 1 : at], text[at]) and not _glued(text[end - 1], text[end:][:1]):
+        if not _no_edge(text[at - 1 : at], text[at]) and not _no_edge(
+            text[end - 1], text[end:][:1]
+        ):
             return 1.0
         at = text.find(wanted, at + 1)
     return 0.0
 
 
-def _glued(one: str, other: str) -> bool:
+def _no_edge(one: str, other: str) -> bool:
     return all(sign.isdigit() or sign.lower() != sign.upper() for sign in (one, other))
 
 
@@ -196,7 +198,7 @@ def essence_perplexity(
     """exp(-(1/N) sum_{t=2..N} log P(x_t | x_<t)) of the joined *texts*, cut to *max_tokens*.
 
     N is the number of tokens, although only N - 1 are predicted: ROME `util/perplexity.py`. None
-    without tokens. `health.perplexity` is the plain perplexity.
+    without tokens. `health` measures the plain perplexity.
     """
     ids = lm.encode(" ".join(texts))[: min(max_tokens, lm.max_positions)]
     if not ids:

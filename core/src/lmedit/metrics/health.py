@@ -48,15 +48,6 @@ def windows(lm: Lm, texts: Iterable[str], window: int = WINDOW) -> list[list[int
     return rows
 
 
-def perplexity(
-    lm: Lm, texts: Iterable[str], window: int = WINDOW, batch_tokens: int = BATCH_TOKENS
-) -> float:
-    """exp(-(1/N) sum log P(x_t | x before in its window)); N is the number of predicted tokens."""
-    rows = windows(lm, texts, window)
-    sums = read_rows(lm, rows, lambda i, logits: _loss(logits, rows[i]), batch_tokens)
-    return math.exp(math.fsum(sums) / sum(len(row) - 1 for row in rows))
-
-
 class HeldOut:
     """Held-out text and the base model's predictions for it, to compare edited models with.
 
@@ -88,7 +79,7 @@ class HeldOut:
             base = self._base[i].to(logits.device)
             return _loss(logits, self.rows[i]), _moved(base, logits)
 
-        each = under and under.spread([len(self.rows)])
+        each = under and under.repeat([len(self.rows)])
         sums = read_rows(lm, self.rows, read, self.batch_tokens, under=each)
         loss, moved = (math.fsum(column) / self.n_tokens for column in zip(*sums, strict=True))
         return {"perplexity": math.exp(min(loss, LARGEST)), "KL": moved}

@@ -1,4 +1,4 @@
-"""What an edit does not change: CounterFact+ prompts, KL of next-token distributions, agreement."""
+"""What an edit does not change: CounterFact+ prompts, and KL of next-token distributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.replay.batches import BATCH_TOKENS, encoded, log_probabilities, predicted, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, encoded, log_probabilities, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,21 +55,3 @@ def kl(base: Tensor, edited: Tensor) -> Tensor:
 def mean_kl(base: Tensor, edited: Tensor) -> float | None:
     """The mean of `kl` over prompts (N, V); None without prompts."""
     return float(kl(base.double(), edited.double()).mean()) if base.shape[0] else None
-
-
-def answers(
-    lm: Lm, pairs: Sequence[tuple[str, str]], batch_tokens: int = BATCH_TOKENS
-) -> list[list[int]]:
-    """For each (prompt, answer): the model's top-1 ids at the answer's positions, for `agreement`.
-
-    Teacher-forced on the data set's answer, with the ids of one encoding.
-    """
-    return [[best for _, best in row] for row in predicted(lm, pairs, batch_tokens)]
-
-
-def agreement(base: Sequence[int], edited: Sequence[int]) -> float:
-    """The share of positions whose top-1 token did not change (EasyEdit's locality; 9.3).
-
-    It does not tell whether the token is right; ROME's specificity (`zsre`) does.
-    """
-    return sum(one == other for one, other in zip(base, edited, strict=True)) / len(base)

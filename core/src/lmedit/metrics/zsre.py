@@ -1,8 +1,8 @@
-"""zsRE's scores by ROME's protocol, and by token ids (Meng et al. 2022, section 3.2).
+"""zsRE's scores by ROME's protocol (Meng et al. 2022, section 3.2).
 
 Efficacy, paraphrase and specificity are shares of target tokens that are the model's top-1. The
 prompt contains all target tokens before. Specificity is absolute accuracy on the locality answer.
-It is not agreement with the unedited model (that is `locality.agreement`).
+It is not agreement with the unedited model.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmedit.metrics.counterfact import mean
-from lmedit.replay.batches import BATCH_TOKENS, encoded, predicted, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, encoded, read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.replay.unmerged import RowEdits
-
-    Hits = Callable[[Lm, Sequence[tuple[str, str]], int, RowEdits | None], list[list[bool]]]
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,9 @@ def string_hits(
         return int(logits[-1].argmax()) == wanted[i]
 
     last = [[len(ids) - 1] for ids in prompts]
-    each = under and under.spread(counts)
+    each = under and under.repeat(counts)
     hits = iter(read_rows(lm, prompts, read, batch_tokens, last, each))
     return [[next(hits) for _ in range(count)] for count in counts]
-
-
-def id_hits(
-    lm: Lm,
-    pairs: Sequence[tuple[str, str]],
-    batch_tokens: int = BATCH_TOKENS,
-    under: RowEdits | None = None,
-) -> list[list[bool]]:
-    """For each (prompt, target) and each token of the target: is it top-1, by ids?
-
-    One encoding gives the ids of prompt and target (`Lm.with_target`). So every token can be right,
-    and the model reads the ids of the whole text.
-    """
-    return [[own == best for own, best in row] for row in predicted(lm, pairs, batch_tokens, under)]
 
 
 def zsre_scores(
@@ -85,18 +69,17 @@ def zsre_scores(
     rewrite: str,
     paraphrases: Sequence[str],
     locality: Sequence[tuple[str, str]],
-    hits: Hits = string_hits,
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> ZsreScores:
     """The scores of one record: means over all target tokens of all prompts of a kind.
 
     *rewrite* and *paraphrases* are filled prompts for *target*. *locality* are prompts with their
-    own answers; ROME reads them from the MEND file as ``loc + "?"`` and ``loc_ans``. *hits* is
-    `string_hits` (ROME's protocol) or `id_hits`. *under* is the edit to score with.
+    own answers; ROME reads them from the MEND file as ``loc + "?"`` and ``loc_ans``. *under*
+    is the edit to score with.
     """
     pairs = [(prompt, target) for prompt in (rewrite, *paraphrases)] + list(locality)
-    found = hits(lm, pairs, batch_tokens, under and under.spread([len(pairs)]))
+    found = string_hits(lm, pairs, batch_tokens, under and under.repeat([len(pairs)]))
     cut = 1 + len(paraphrases)
     return ZsreScores(_share(found[:1]), _share(found[1:cut]), _share(found[cut:]))
 

@@ -156,7 +156,7 @@ class Lm:
 
     def block(self, layer: int) -> nn.Module:
         """The block of *layer*."""
-        return self.model.get_submodule(f"{self.family.blocks}.{self._checked(layer)}")
+        return self.model.get_submodule(f"{self.family.blocks}.{self._check_layer(layer)}")
 
     def mlp_out_module(self, layer: int) -> nn.Module:
         """The module of a block's MLP output matrix: its input are keys, its output are values."""
@@ -186,7 +186,9 @@ class Lm:
 
     def mlp_out(self, layer: int) -> Site:
         """The MLP output matrix of *layer*, as a site."""
-        return self.site_of(f"{self.family.blocks}.{self._checked(layer)}.{self.family.mlp_out}")
+        return self.site_of(
+            f"{self.family.blocks}.{self._check_layer(layer)}.{self.family.mlp_out}"
+        )
 
     def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
         """All matrices of a block's MLP: those that read the stream, then the one that writes."""
@@ -210,7 +212,7 @@ class Lm:
             return None
         return Site(f"{self.family.blocks}.{layer}.{self.family.mlp_out}.bias")
 
-    def _checked(self, layer: int) -> int:
+    def _check_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
             raise RequestError(
                 f"{self.name} has no layer {layer}; layers are 0 to {self.n_layers - 1}"

@@ -122,10 +122,10 @@ def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[r
 
 def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
     """Ids of *prompt*. Raises `RequestError` if there are none, or no *room* for more tokens."""
-    return _checked(lm, prompt, lm.encode(prompt), room)
+    return _check_length(lm, prompt, lm.encode(prompt), room)
 
 
-def _checked(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:
+def _check_length(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:
     if not ids:
         raise RequestError(f"the prompt {prompt!r} has no token; write at least one word")
     if len(ids) + room > lm.max_positions:
@@ -140,27 +140,8 @@ def target_rows(lm: Lm, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int
     """Ids of each (prompt, target). Raises `RequestError` if they cannot be scored."""
     rows = [lm.with_target(prompt, target) for prompt, target in pairs]
     for (prompt, _), (ids, target_ids) in zip(pairs, rows, strict=True):
-        _checked(lm, prompt, ids, len(target_ids) - 1)
+        _check_length(lm, prompt, ids, len(target_ids) - 1)
     return rows
-
-
-def predicted(
-    lm: Lm,
-    pairs: Sequence[tuple[str, str]],
-    batch_tokens: int = BATCH_TOKENS,
-    under: RowEdits | None = None,
-) -> list[list[tuple[int, int]]]:
-    """For each (prompt, target) and each token of the target: (its id, the model's top-1 there).
-
-    Teacher-forced: the input contains all target tokens before. One encoding of the whole text.
-    """
-    rows = target_rows(lm, pairs)
-
-    def read(i: int, logits: Tensor) -> list[tuple[int, int]]:
-        return list(zip(rows[i][1], logits.argmax(-1).tolist(), strict=True))
-
-    ids = [prompt + target[:-1] for prompt, target in rows]
-    return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

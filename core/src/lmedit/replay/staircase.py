@@ -50,8 +50,8 @@ def _rows_of(
     """Run a block on its first *rows*; waiting rows get the output of the first row."""
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        named = {name: _taken(value, rows, total) for name, value in kwargs.items()}
-        taken = [_taken(value, rows, total) for value in args]
+        named = {name: _take_rows(value, rows, total) for name, value in kwargs.items()}
+        taken = [_take_rows(value, rows, total) for value in args]
         if joining is not None:
             hidden = named["hidden_states"] if "hidden_states" in named else taken[0]
             hidden = torch.cat([hidden[:below], joining.to(hidden)])
@@ -68,10 +68,10 @@ def _rows_of(
     return run
 
 
-def _taken(value: Any, rows: int, total: int) -> Any:
+def _take_rows(value: Any, rows: int, total: int) -> Any:
     """The part of an argument that belongs to the first *rows* of *total*."""
     if isinstance(value, tuple):
-        return tuple(_taken(part, rows, total) for part in value)
+        return tuple(_take_rows(part, rows, total) for part in value)
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] % total == 0:
         # ALiBi's biases have one entry for each row and head.
         return value[: value.shape[0] // total * rows]

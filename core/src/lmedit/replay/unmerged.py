@@ -107,7 +107,7 @@ class RowEdits:
         """The edit numbers of the texts *places*."""
         return [self.of[place] for place in places]
 
-    def spread(self, counts: Sequence[int]) -> RowEdits:
+    def repeat(self, counts: Sequence[int]) -> RowEdits:
         """The edits after text i became ``counts[i]`` texts."""
         pairs = zip(self.of, counts, strict=True)
         return RowEdits(self.edits, [edit for edit, count in pairs for _ in range(count)])
@@ -120,7 +120,7 @@ class _Change:
         self.bias = site.parameter.endswith(".bias")
         self.count = len(rows)
         low = [(i, delta) for i, delta in enumerate(rows) if isinstance(delta, LowRank)]
-        self.low_rank = _stacked([delta for _, delta in low]) if low else None
+        self.low_rank = _stack_factors([delta for _, delta in low]) if low else None
         self.low_rows = [i for i, _ in low]
         self.dense: dict[int, tuple[Tensor, list[int]]] = {}
         for i, delta in enumerate(rows):
@@ -141,7 +141,7 @@ class _Change:
         return whole.reshape(out.shape)
 
 
-def _stacked(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+def _stack_factors(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     """Left (B, d_out, r) and right (B, r, d_in); zeros fill up all ranks to one r."""
     rank = max(delta.right.shape[0] for delta in deltas)
     left = [torch.nn.functional.pad(d.left, (0, rank - d.left.shape[1])) for d in deltas]

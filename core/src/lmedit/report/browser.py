@@ -31,10 +31,10 @@ def browser_data(run: FinishedRun) -> str:
         ],
         "results": [[_result(run, entry) for entry in run.entries[m]] for m in run.methods],
     }
-    return harmless(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+    return escape_json(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
 
 
-def harmless(text: str) -> str:
+def escape_json(text: str) -> str:
     """Escape JSON so that no character can end a `script` element or start markup."""
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lmedit.compare.measures import HALF_WIDTH, Measure, measure, ordered
+from lmedit.compare.measures import HALF_WIDTH, Measure, measure, sort_columns
 from lmedit.metrics.counterfact import interval, mean
 from lmedit.report.read import BASE, FinishedRun, Row
 
@@ -52,7 +52,7 @@ def columns(run: FinishedRun) -> list[Column]:
     rows = run.results.rows
     found = {name for row in rows for name in row.model_extra or {} if row.number(name) is not None}
     names = {name for name in found if name not in PLAIN and not name.endswith(HALF_WIDTH)}
-    made = [Column(name, measure(name)) for name in ordered(names | set(run.score_names))]
+    made = [Column(name, measure(name)) for name in sort_columns(names | set(run.score_names))]
     return [c for c in made if any(cell(run, row, c)[0] is not None for row in rows)]
 
 
@@ -85,7 +85,7 @@ def best(run: FinishedRun, column: Column) -> set[str]:
     return {method for method, value in found.items() if value == goal}
 
 
-def filled(run: FinishedRun) -> list[dict[str, Any]]:
+def complete_rows(run: FinishedRun) -> list[dict[str, Any]]:
     """The rows as plain objects with every column of the report; None for missing values."""
     rows = []
     for row in run.results.rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lmedit.metrics.counterfact import mean
 from lmedit.report.columns import PROBABILITIES
 from lmedit.report.scatter import looks_of
-from lmedit.report.svg import clipped, line, log_scale, log_ticks, picture, power_text, tag, words
+from lmedit.report.svg import clip, line, log_scale, log_ticks, picture, power_text, tag, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,9 +45,7 @@ def magnitudes(run: FinishedRun) -> str:
             drawn.append(_histogram(run, method, values[method], tallest, (left, HEAD + i * ROW)))
         drawn.append(_ticks(left, HEAD + len(run.methods) * ROW))
     for i, method in enumerate(run.methods):
-        drawn.append(
-            words(LEFT - 10, HEAD + i * ROW + ROW - 8, clipped(method, 13), "label", "end")
-        )
+        drawn.append(words(LEFT - 10, HEAD + i * ROW + ROW - 8, clip(method, 13), "label", "end"))
     width = LEFT + len(names) * (COLUMN + GAP)
     height = HEAD + len(run.methods) * ROW + 22
     return picture(width, height, "".join(drawn), "Histograms of " + ", ".join(names))
@@ -105,7 +103,7 @@ def norms(run: FinishedRun) -> str:
     look = looks_of(run)
     for i, ((method, parameter), values) in enumerate(rows):
         at = HEAD + i * 24
-        drawn.append(words(4, at + 4, clipped(method, 13), "label"))
+        drawn.append(words(4, at + 4, clip(method, 13), "label"))
         drawn.append(words(310, at + 4, _tail(parameter), "tick", "end"))
         drawn.append(_quartiles(sorted(values), scale, at, look[method].colour))
     return picture(860, floor + 26, "".join(drawn), "Relative norms of the changes")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lmedit.compare.measures import ordered
+from lmedit.compare.measures import sort_columns
 from lmedit.compare.store import FILE, RunStore, Stored
-from lmedit.compare.table import titled
+from lmedit.compare.table import method_title
 from lmedit.errors import RunError
 from lmedit.types import first_complaint
 
@@ -60,7 +60,7 @@ class Row(Numbers):
     @property
     def title(self) -> str:
         """The method's name as tables show it."""
-        return titled(self.method, untuned=self.untuned)
+        return method_title(self.method, untuned=self.untuned)
 
 
 class Point(Numbers):
@@ -193,7 +193,7 @@ class FinishedRun:
             for name, value in entry.scores.items()
             if value is not None
         }
-        return ordered(found)
+        return sort_columns(found)
 
     def counted(self, method: str, index: int) -> Mapping[str, float | None]:
         """The scores that count: after a failed edit, those of the unedited model."""
@@ -214,7 +214,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise RunError(f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
                        "lmedit compare --run wrote")  # fmt: skip
     raw = _json(folder / RESULTS)
-    results = _checked(folder / RESULTS, Results.model_validate, raw)
+    results = _validate(folder / RESULTS, Results.model_validate, raw)
     names = [row.method for row in results.rows]
     if len(set(names)) < len(names):
         raise RunError(f"{folder / RESULTS} has two rows of one method; run compare again")
@@ -245,10 +245,10 @@ def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]
 
 def _entry(folder: Path, stored: Stored) -> StoredCase:
     try:
-        found = json.loads(stored.payload, parse_constant=_nothing)
+        found = json.loads(stored.payload, parse_constant=_none_for)
     except ValueError as error:
         raise RunError(f"{folder / FILE}, {stored.key}: {error}; run compare again") from error
-    payload = _checked(f"{folder / FILE}, {stored.key}", Payload.model_validate, found)
+    payload = _validate(f"{folder / FILE}, {stored.key}", Payload.model_validate, found)
     return StoredCase(stored.case_id, payload, stored.seconds)
 
 
@@ -257,7 +257,7 @@ def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
     path = folder / CASES
     if not path.is_file():
         return (None,) * len(ids)
-    texts = _checked(path, TypeAdapter(list[Text]).validate_python, _json(path))
+    texts = _validate(path, TypeAdapter(list[Text]).validate_python, _json(path))
     if tuple(text.id for text in texts) == ids:
         return tuple(texts)
     by_id = {text.id: text for text in texts}
@@ -266,17 +266,17 @@ def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_nothing)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_none_for)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}; run compare again") from error
 
 
-def _nothing(constant: str) -> None:
+def _none_for(constant: str) -> None:
     """Replace NaN and infinity by None; a report cannot show them."""
     del constant
 
 
-def _checked(where: object, validate: Callable[[Any], Value], found: Any) -> Value:
+def _validate(where: object, validate: Callable[[Any], Value], found: Any) -> Value:
     try:
         return validate(found)
     except ValidationError as error:

@@ -138,7 +138,7 @@ class Labels:
 
     def put(self, x: float, y: float, text: str, colour: str) -> str:
         """*text* in the free place nearest to (x, y); if that is far, a thin line leads to it."""
-        text = clipped(text, 18)
+        text = clip(text, 18)
         boxes = [self._box(x, y, way, 9 + 11 * far, text) for far in range(14)
                  for way in DIRECTIONS]  # fmt: skip
         free = (place for place, box in enumerate(boxes) if self._free(box))
@@ -164,7 +164,7 @@ class Labels:
         return inside and not any(_meet(box, one) for one in self.taken)
 
 
-def clipped(text: str, most: int) -> str:
+def clip(text: str, most: int) -> str:
     """*text*, cut at the end if it is longer than *most*."""
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 

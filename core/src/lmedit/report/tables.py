@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
-from lmedit.report.columns import best, cell, columns, filled, shown
+from lmedit.report.columns import best, cell, columns, complete_rows, shown
 from lmedit.report.svg import tag
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def as_table(run: FinishedRun) -> str:
     """The comparison's own table; unknown columns follow below it."""
-    lines = [table(filled(run))]
+    lines = [table(complete_rows(run))]
     for column in columns(run):
         if column.extra:
             values = [(row.method, cell(run, row, column)) for row in run.results.rows]
@@ -72,7 +72,7 @@ def _line(cells: list[str]) -> str:
 
 def as_csv(run: FinishedRun) -> str:
     """All digits, with the names of `results.json`; empty cells for missing values."""
-    rows = filled(run)
+    rows = complete_rows(run)
     names = ["method", "n", "n_failed"]
     for column in columns(run):
         names.append(column.name)
@@ -87,7 +87,7 @@ def as_csv(run: FinishedRun) -> str:
 
 def as_json(run: FinishedRun) -> str:
     """`results.json` with every column in every row, without the keys of the run's store."""
-    return json.dumps({**run.raw, "rows": filled(run)}, indent=1, ensure_ascii=False)
+    return json.dumps({**run.raw, "rows": complete_rows(run)}, indent=1, ensure_ascii=False)
 
 
 FORMATS: Mapping[str, Callable[[FinishedRun], str]] = MappingProxyType(

@@ -101,7 +101,7 @@ class Watch:
             self.next = 2 * count
             solution = torch.cholesky_solve(self.probes.T, L).T  # (K, D)
             if self.solution is not None:
-                self.seen.append(_between(solution, self.solution, count))
+                self.seen.append(_convergence_of(solution, self.solution, count))
             self.solution = solution
         last = self.seen[-1] if self.seen else None
         return last is not None and max(last.angle, last.length) <= self.tolerance
@@ -121,7 +121,7 @@ class Watch:
         self.seen = [Convergence(int(e["tokens"]), e["angle"], e["length"]) for e in seen]
 
 
-def _between(new: Tensor, old: Tensor, tokens: int) -> Convergence:
+def _convergence_of(new: Tensor, old: Tensor, tokens: int) -> Convergence:
     cosine = torch.nn.functional.cosine_similarity(new, old).clamp(-1, 1)
     length = (new.norm(dim=1) / old.norm(dim=1)).log().abs()
     return Convergence(tokens, float(cosine.arccos().mean()), float(length.mean()))

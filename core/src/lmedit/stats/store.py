@@ -97,10 +97,10 @@ def _folder() -> Path:
 
 def list_statistics() -> list[Statistics]:
     """All stored statistics, sorted by id."""
-    return [_opened(path) for path in sorted(_folder().glob("*.safetensors"))]
+    return [_open_stored(path) for path in sorted(_folder().glob("*.safetensors"))]
 
 
-def _opened(path: Path) -> Statistics:
+def _open_stored(path: Path) -> Statistics:
     return Statistics(path.stem, path, read_facts(path, STATISTICS))
 
 
@@ -115,7 +115,7 @@ def statistics_named(name: str) -> Statistics:
     if len(found) != 1:
         what = "several statistics begin" if found else "no statistics begin"
         raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what is stored")
-    return _opened(found[0])
+    return _open_stored(found[0])
 
 
 def _facts(
@@ -134,14 +134,14 @@ def _path(facts: Mapping[str, Any]) -> Path:
     return _folder() / f"{key_of(**{name: facts[name] for name in names})[:32]}.safetensors"
 
 
-def _kept(facts: dict[str, Any], moment: Moment) -> Statistics:
+def _store(facts: dict[str, Any], moment: Moment) -> Statistics:
     path = _path(facts)
     facts = {
         **facts, "dimensions": len(moment.sum), "tokens": moment.tokens,
         "documents": moment.documents, "settled": [asdict(each) for each in moment.settled],
     }  # fmt: skip
     save_tensors(path, STATISTICS, {"sum": moment.sum}, facts)
-    return _opened(path)
+    return _open_stored(path)
 
 
 def moments_of(
@@ -155,7 +155,7 @@ def moments_of(
     if isinstance(corpus, SelfWritten):
         counting = corpus.counting(counting)
     of = {n: _facts(lm, n, corpus.name, corpus.digest, counting) for n in sorted(set(layers))}
-    found = {n: _opened(path) for n, facts in of.items() if (path := _path(facts)).is_file()}
+    found = {n: _open_stored(path) for n, facts in of.items() if (path := _path(facts)).is_file()}
     missing = [layer for layer in of if layer not in found]
     while missing:
         size = 8 * lm.weight(lm.mlp_out(missing[0])).shape[1] ** 2
@@ -163,7 +163,7 @@ def moments_of(
         del missing[: len(part)]
         state = Checkpoint(checkpoint.path.with_suffix(f".{key_of(layers=part)[:8]}"))
         for layer, moment in second_moments(lm, part, corpus, counting, state).items():
-            found[layer] = _kept(of[layer], moment)
+            found[layer] = _store(of[layer], moment)
         state.clear()
     return found
 
@@ -197,7 +197,7 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     if path.suffix != ".npz":
         tensors, facts = load_tensors(path, STATISTICS)
         save_tensors(_path(facts), STATISTICS, tensors, facts)
-        return _opened(_path(facts))
+        return _open_stored(_path(facts))
     if lm is None or layer is None:
         raise ArtifactError(f"{path} names no model; give -m MODEL and --layer N")
     if not 0 <= layer < lm.n_layers:
@@ -211,7 +211,7 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = _facts(lm, layer, f"imported from {path.name}", digest, None)
-    one = _kept(facts, Moment(S, tokens, documents))
+    one = _store(facts, Moment(S, tokens, documents))
     try:
         one.verified()
     except ArtifactError as error:

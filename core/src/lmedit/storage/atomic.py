@@ -40,7 +40,7 @@ def part_of(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
-        folder, lock = _locked(path.parent)
+        folder, lock = _make_locked_folder(path.parent)
     except OSError as error:
         what = f"cannot write {path}: {error.strerror}; choose another place"
         raise ArtifactError(what) from error
@@ -51,7 +51,7 @@ def part_of(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(place: Path) -> tuple[Path, BaseFileLock]:
+def _make_locked_folder(place: Path) -> tuple[Path, BaseFileLock]:
     """Make a new folder in *place* and hold its lock.
 
     A sweep of another process may remove the folder before its lock is held; then it is made again.

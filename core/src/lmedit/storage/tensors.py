@@ -67,7 +67,7 @@ def load_tensors(
     """
     if not os.path.isfile(path):  # unlike Path.is_file, it accepts any name
         raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
-    with _opened(path, kind) as (file, metadata):
+    with _open_file(path, kind) as (file, metadata):
         facts = parse_json(metadata.get("facts", ""))
         if check:
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -80,12 +80,12 @@ def load_tensors(
 
 def read_facts(path: Path, kind: str) -> Any:
     """The facts of a file of *kind*, without its tensors; raises `ArtifactError`."""
-    with _opened(path, kind) as (_, metadata):
+    with _open_file(path, kind) as (_, metadata):
         return parse_json(metadata.get("facts", ""))
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
+def _open_file(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
     """Open the safetensors file *path* of *kind* with its metadata; raises `ArtifactError`."""
     try:
         with safe_open(path, framework="pt") as file:
