@@ -106,7 +106,7 @@ def test_a_second_load_reads_what_the_first_wrote(
 
 def test_commands_take_a_gguf_file_and_say_the_note_once(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "toy.gguf", "Q8_0")
-    done = run("edit", "ft", *FACT, "-m", file, "-o", "steps", 2, "-O", "patch.safetensors")
+    done = run("edit", "ft", *FACT, "-m", file, "--force", "-O", "patch.safetensors")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("toy.gguf: Q8_0 read as float32: weights are as the file rounds") == 1
     done = run("apply", "patch.safetensors", "-m", file, "-O", "edited")

@@ -121,7 +121,7 @@ def test_a_model_is_pulled_and_found_by_its_name(toy: Toy, own_cache: Path) -> N
     lm = load_lm("toy")
     assert (lm.name, lm.folder, lm.notes) == ("toy", pulled_folder("toy"), ())
     assert outline("toy").parameters == lm.parameters
-    assert run("edit", "ft", *FACT, "-m", "toy", "-o", "steps", 2).exit_code == 0
+    assert run("edit", "ft", *FACT, "-m", "toy", "--force").exit_code == 0
     assert run("plan", "ft", "-m", "toy").exit_code == 0
 
 
