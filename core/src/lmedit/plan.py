@@ -19,7 +19,7 @@ from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
 from lmedit.pipeline import prepare, ready
-from lmedit.preparation import prepared_path
+from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
 
@@ -158,7 +158,14 @@ class Setup:
         chosen = options or self.options(loaded)
         material = self.material(loaded, train=train)
         return editor_for(
-            loaded, self.lm, chosen, material, train=train, beside=beside, tell=self.tell
+            loaded,
+            self.lm,
+            chosen,
+            material,
+            own=loaded.name not in self._corpora,
+            train=train,
+            beside=beside,
+            tell=self.tell,
         )
 
     def editors(self) -> list[Editor]:
@@ -193,6 +200,7 @@ def editor_for(
     options: Options,
     material: Material | None,
     *,
+    own: bool = False,
     train: bool = False,
     beside: Sequence[Options] = (),
     tell: Tell = silent,
@@ -201,7 +209,8 @@ def editor_for(
 
     If *material* is text, statistics are computed now. A method that is trained on cases is
     trained only with *train*, because training takes long; else its preparation must exist.
-    *beside* are options that are prepared next on the same text.
+    *beside* are options that are prepared next on the same text. *own* says that the user named no
+    *material*; then a preparation that comes with the model is used, if its options fit.
 
     Raises `NotPreparedError` with the command to run, and `OptionError` if several
     preparations fit.
@@ -209,6 +218,8 @@ def editor_for(
     trained = loaded.method.prepares_on == "cases"
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)
+    if own and not train and shipped_prepared(loaded, lm, options):
+        return ready(loaded, lm, options)
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, beside)

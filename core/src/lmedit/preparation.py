@@ -47,7 +47,7 @@ def find_prepared(
         paths = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
     found = [load_prepared(path, lm) for path in paths if path.is_file()]
     if not found and corpus is None:
-        found = _shipped(loaded, lm, options)
+        found = shipped_prepared(loaded, lm, options)
     if not found:
         raise NotPreparedError(
             f"{loaded.name} is not prepared for this model with these options; "
@@ -89,7 +89,7 @@ def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
     return f"{loaded.name}-{key[:32]}"
 
 
-def _shipped(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
+def shipped_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
     """The preparation in the model's or its world's folder as a list; empty if options differ."""
     folders = [lm.folder / SHIPPED] if lm.folder else []
     folders += [lm.prepared] if lm.prepared else []

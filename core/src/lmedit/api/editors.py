@@ -41,8 +41,9 @@ def editor(
         material = text_of(text, lm, download=download)
     elif loaded.method.prepares_on == "cases" and cases is not None:
         material = cases_given(cases, download=download)
+    train = material is not None and cases is not None
     try:
-        return editor_for(loaded, lm, chosen, material, train=material is not None)
+        return editor_for(loaded, lm, chosen, material, own=text is None, train=train)
     except NotPreparedError:
         needed = "cases" if loaded.method.prepares_on == "cases" else "text"
         raise NotPreparedError(
