@@ -1,10 +1,9 @@
-"""The files of the world smollm2; the last test asks the real model, where its folder is named."""
+"""The files of the world smollm2; the last test asks the real model."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -19,7 +18,6 @@ WORLD = Path(__file__).parents[2] / "worlds" / "smollm2"
 FILES = WORLD / "src" / "lmedit_smollm2"
 KEYS = {"case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts",
         "attribute_prompts", "generation_prompts", "relation_prompts"}  # fmt: skip
-MODEL = os.environ.get("LMEDIT_SMOLLM2_MODEL", "")
 
 
 def read(name: str) -> Records:
@@ -100,7 +98,7 @@ def test_the_texts_do_not_overlap_and_the_files_are_small() -> None:
     assert sum(path.stat().st_size for path in files) < 6_000_000
 
 
-def asker() -> Any:
+def asker(model: Path) -> Any:
     """The script that asked all facts, loaded from its file."""
     sys.path.insert(0, str(WORLD / "scripts"))
     try:
@@ -114,12 +112,11 @@ def asker() -> Any:
         spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
-    return module.Asker(Path(MODEL))
+    return module.Asker(model)
 
 
-@pytest.mark.skipif(not MODEL, reason="LMEDIT_SMOLLM2_MODEL names no folder of the model")
-def test_the_model_answers_the_records_facts(records: Records) -> None:
+def test_the_model_answers_the_records_facts(records: Records, real_cache: Path) -> None:
     drawn = random.Random(0).sample(records, 30)
     asked = [record["requested_rewrite"] for record in drawn]
     questions = [(a["prompt"].replace("{}", a["subject"]), a["target_true"]["str"]) for a in asked]
-    assert sum(asker().right(questions)) >= 29
+    assert sum(asker(real_cache / "models" / "smollm2").right(questions)) >= 29

