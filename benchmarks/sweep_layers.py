@@ -77,9 +77,9 @@ SWEEPS = {
     "smollm2": Sweep(
         (1, 2, 3, 4, 6, 8, 12, 16),
         {"prefixes": [[5, 3], [10, 3]]},
-        (2, 6, 14, 22),
-        (5e-4, 1e-3, 2e-3),
-        (5e-3, 2e-2),
+        (1, 8, 16, 24),
+        (5e-4, 2e-3, 5e-3),
+        (2e-3, 1e-2),
         "Nobody prepared this model for edits. To save time, ROME uses six sampled contexts here\n"
         "in place of twenty: its last losses are the same (see\n"
         "[the real model](real-model.md)).",
