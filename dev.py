@@ -22,8 +22,8 @@ import os
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 EVERYTHING = ("tests", "plugins")
@@ -31,8 +31,7 @@ TESTS_PER_PROCESS = 12
 """For so few test files a second process costs more than it saves."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A virtual environment, and the file with the versions that it holds."""
 
     folder: Path = ROOT / ".venv"

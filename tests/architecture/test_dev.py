@@ -25,7 +25,6 @@ def loaded() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["dev"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

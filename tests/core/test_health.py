@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+Logs = list[tuple[torch.Tensor, int]]
 LINES = [*TEXTS, "", "the river", "  ", "a", " ".join(TEXTS * 4)]
 
 
@@ -52,7 +53,7 @@ def applied(lm: Lm, update: Update) -> Iterator[None]:
             lm.restore(site, values)
 
 
-def plain_logs(lm: Lm, texts: list[str], window: int) -> list[tuple[torch.Tensor, int]]:
+def plain_logs(lm: Lm, texts: list[str], window: int) -> Logs:
     """(log-probabilities of all tokens, the true one), one token at a time."""
     found = []
     for text in texts:
@@ -71,7 +72,11 @@ def perplexity(lm: Lm, texts: Iterable[str], *how: int) -> float:
 
 
 def plain_perplexity(lm: Lm, texts: list[str], window: int) -> float:
-    logs = [row[token].item() for row, token in plain_logs(lm, texts, window)]
+    return mean_perplexity(plain_logs(lm, texts, window))
+
+
+def mean_perplexity(rows: Logs) -> float:
+    logs = [row[token].item() for row, token in rows]
     return math.exp(-math.fsum(logs) / len(logs))
 
 
@@ -124,21 +129,32 @@ def test_text_that_predicts_nothing_is_a_clear_error(lm: Lm, texts: list[str]) -
         perplexity(lm, LINES, 1)
 
 
+@pytest.fixture(scope="module")
+def base_and_edited() -> tuple[Logs, Logs]:
+    """What a model and its edit say of all lines, one token at a time; it takes seconds."""
+    lm = tiny_lm()
+    base = plain_logs(lm, LINES, 40)
+    with applied(lm, change(lm)):
+        return base, plain_logs(lm, LINES, 40)
+
+
 @pytest.mark.parametrize("slice_", [1, 5, 64])
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10**9])
 def test_health_is_that_of_one_token_at_a_time(
-    lm: Lm, batch_tokens: int, slice_: int, monkeypatch: pytest.MonkeyPatch
+    lm: Lm,
+    base_and_edited: tuple[Logs, Logs],
+    batch_tokens: int,
+    slice_: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "POSITIONS_AT_ONCE", slice_)
     update = change(lm)
-    base = plain_logs(lm, LINES, 40)
-    with applied(lm, update):
-        edited = plain_logs(lm, LINES, 40)
-        after = plain_perplexity(lm, LINES, 40)
+    base, edited = base_and_edited
+    before, after = map(mean_perplexity, base_and_edited)
     moved = [sum(p.exp().mul(p - q).tolist()) for (p, _), (q, _) in zip(base, edited, strict=True)]
     text = HeldOut(lm, LINES, 40, batch_tokens)
     assert text.n_tokens == len(base)
-    assert text.base["perplexity"] == pytest.approx(plain_perplexity(lm, LINES, 40), rel=1e-9)
+    assert text.base["perplexity"] == pytest.approx(before, rel=1e-9)
     with applied(lm, update):
         found = text.measure(lm)
     assert found["perplexity"] == pytest.approx(after, rel=1e-9)

@@ -84,7 +84,7 @@ def test_the_readmes_life_of_an_edit_is_as_it_is_shown() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
-def test_the_examples_of_patches_run() -> None:
+def test_the_examples_of_patches_run(demo_is_prepared: None) -> None:
     first, recipe, adapters = blocks("docs/how-to/patches.md", "console")
     for command in first.splitlines():
         run(command)
@@ -131,7 +131,7 @@ def patches() -> None:
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs() -> None:
+def test_the_quickstart_runs(demo_is_prepared: None) -> None:
     set_up, *others = commands("docs/tutorials/quickstart.md")
     assert set_up == "python3 dev.py demo"
     printed = [run(command) for command in others]
@@ -140,7 +140,7 @@ def test_the_quickstart_runs() -> None:
 
 
 @pytest.mark.slow
-def test_how_to_edit_one_fact_runs() -> None:
+def test_how_to_edit_one_fact_runs(demo_is_prepared: None) -> None:
     notes()
     for command in commands("docs/how-to/edit-one-fact.md", MODEL="demo"):
         run(command)
@@ -149,7 +149,7 @@ def test_how_to_edit_one_fact_runs() -> None:
 
 
 @pytest.mark.slow
-def test_how_to_compare_on_my_facts_runs() -> None:
+def test_how_to_compare_on_my_facts_runs(demo_is_prepared: None) -> None:
     notes()
     (facts,) = blocks("docs/how-to/compare-my-facts.md", "json")
     Path("my.jsonl").write_text(facts.strip() + "\n", encoding="utf-8")
@@ -161,7 +161,7 @@ def test_how_to_compare_on_my_facts_runs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
-def test_how_to_serve_an_edit_runs() -> None:
+def test_how_to_serve_an_edit_runs(demo_is_prepared: None) -> None:
     patches()
     for command in commands("docs/how-to/serve-an-edit.md", MODEL="demo"):
         run(command)

@@ -102,9 +102,12 @@ def test_the_readmes_plugin_is_a_working_method(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_readmes_python_runs_and_the_base_is_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo_is_prepared: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
     (code,) = (block for block in readme_blocks("python") if "load_lm" in block)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)

@@ -9,8 +9,13 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from warm import interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorials" / "writing-a-method.md").read_text(encoding="utf-8")
@@ -30,10 +35,11 @@ def script(folder: Path, name: str, *command: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def author(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def author(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """An author's folder, with a fresh environment that sees the packages of this one.
 
-    Its pip installs without a network: what a plugin depends on is there.
+    Its pip installs without a network: what a plugin depends on is there. Its `lmedit` begins with
+    torch imported.
     """
     folder = tmp_path_factory.mktemp("author")
     own = folder / "venv"
@@ -42,17 +48,22 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (site / "of_this_one.pth").write_text(line)
     python, bin_ = own / "bin" / "python", own / "bin"
-    script(bin_, "lmedit", python, "-c", "'from lmedit.cli import main; main()'", '"$@"')
     script(bin_, "pip", sys.executable, "-m pip --python", python, '"$@"',
            "-q --no-deps --no-build-isolation --no-index")  # fmt: skip
     (folder / "docs").symlink_to(ROOT / "docs")
     path = f"{bin_}{os.pathsep}{os.environ['PATH']}"
     found = [part for part in sys.path if (Path(part) / "lmedit").is_dir()
              or any(Path(part).glob("lmedit_*/__init__.py"))]  # fmt: skip
-    return folder, {
-        **os.environ, "PATH": path, "LMEDIT_CACHE": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join(found), "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "LMEDIT_CACHE": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join(found),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    with interpreter(python, environment) as warm:
+        script(bin_, "lmedit", *warm, "-c", "'from lmedit.cli import main; main()'", '"$@"')
+        yield folder, environment
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 `python3 dev.py isolated` runs it and prints a line for each; `test_wheels.py` does the same in CI.
 An environment is a folder of its own that borrows the libraries of this one, so it takes seconds.
+`dev.py isolated` runs all tests of each plugin there. CI runs them all in the one environment of
+`dev.py test`; here it imports them all, and runs the laws.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ import sysconfig
 import time
 import tomllib
 import venv
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from small_world import record, save_model
+from warm import interpreter
 
 from lmedit.testing import Texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir())
@@ -37,11 +41,23 @@ TRAINED = {
     "ke": {"hidden": "4", "condition": "4", **BRIEF},
 }
 """Options of the methods that are trained before they edit."""
+COMMAND = "from lmedit.cli import main; main()"
+LAWS = 7
+
+
+def without_ours() -> dict[str, str]:
+    """The variables of this process; our own sources on PYTHONPATH are out of sight."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def cold(folder: Path) -> Path:
+    """The interpreter of the environment in *folder*."""
+    return folder / Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    """What *command* prints; our own sources on PYTHONPATH are out of its sight."""
-    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """What *command* prints."""
+    known = without_ours()
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True, text=True, env={**known, **environment}, cwd=cwd, check=False,
@@ -103,43 +119,53 @@ class Environment:
 
     folder: Path
     material: Material
+    warm: tuple[str, ...]
+    """What stands for its interpreter when torch may have been imported before."""
 
     @classmethod
-    def make(cls, folder: Path, material: Material, *members: str) -> Environment:
+    @contextmanager
+    def make(cls, folder: Path, material: Material, *members: str) -> Iterator[Environment]:
+        """Make an environment in *folder*, and install *members* there."""
         venv.create(folder, with_pip=False, symlinks=True)
-        made = cls(folder, material)
-        (made.packages / "libraries.pth").write_text(str(material.folder / "libraries"))
-        made.install(*members)
-        return made
+        (packages,) = folder.glob("[Ll]ib/**/site-packages")
+        (packages / "libraries.pth").write_text(str(material.folder / "libraries"))
+        with interpreter(cold(folder), without_ours()) as warm:
+            made = cls(folder, material, warm)
+            made.install(*members)
+            yield made
 
     @property
     def packages(self) -> Path:
         (found,) = self.folder.glob("[Ll]ib/**/site-packages")
         return found
 
-    def python(self, *arguments: object, cwd: Path | None = None) -> str:
-        name = Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        cache = str(self.folder / "cache")
-        return run(self.folder / name, *arguments, cwd=cwd or self.folder, LMEDIT_CACHE=cache)
+    def python(self, *arguments: object, cwd: Path | None = None, **environment: str) -> str:
+        environment |= {"LMEDIT_CACHE": str(self.folder / "cache")}
+        return run(*self.warm, *arguments, cwd=cwd or self.folder, **environment)
 
     def lmedit(self, *arguments: object) -> str:
-        return self.python("-c", "from lmedit.cli import main; main()", *arguments)
+        return self.python("-c", COMMAND, *arguments)
 
     def install(self, *members: str) -> None:
         wheels = map(self.material.wheel, members)
-        self.python("-m", "pip", "install", "-q", "--no-deps", "--no-index", *wheels)
+        self.pip("install", "-q", "--no-deps", "--no-index", *wheels)
 
     def uninstall(self, *members: str) -> None:
-        self.python("-m", "pip", "uninstall", "-q", "-y", *map(MEMBERS.__getitem__, members))
+        self.pip("uninstall", "-q", "-y", *map(MEMBERS.__getitem__, members))
+
+    def pip(self, *arguments: object) -> None:
+        run(cold(self.folder), "-m", "pip", *arguments, cwd=self.folder)
 
     def files(self) -> set[str]:
         """What is installed here, compiled files aside."""
         found = (path.relative_to(self.packages) for path in self.packages.rglob("*"))
         return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
-    def methods(self) -> set[str]:
-        """The methods that `lmedit methods` lists; each must load."""
-        listed = json.loads(self.lmedit("methods", "--check", "--json"))
+    def methods(self, *, fresh: bool = False) -> set[str]:
+        """The methods that `lmedit methods` lists; each must load, if asked in a fresh process."""
+        asked = ("-c", COMMAND, "methods", "--check", "--json")
+        printed = run(cold(self.folder), *asked, cwd=self.folder) if fresh else self.python(*asked)
+        listed = json.loads(printed)
         assert all(entry["state"] == "ok" for entry in listed), listed
         return {entry["name"] for entry in listed}
 
@@ -158,49 +184,59 @@ class Environment:
         assert all(row["n_failed"] == 0 for row in rows), rows
         return {row["method"] for row in rows}
 
-    def own_tests(self, plugin: str) -> int:
-        """How many of the plugin's own tests passed here; none may do anything else."""
+    def own_tests(self, plugin: str, *, laws: bool) -> str:
+        """Run the plugin's own tests, or its *laws* alone; nothing may fail or be skipped."""
         tests = ROOT / "plugins" / plugin / "tests"
-        told = self.python("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, cwd=ROOT)
-        found = re.fullmatch(r"(\d+) passed in .*", told.splitlines()[-1])
+        chosen = ("-k", "test_law_") if laws else ()
+        told = self.python(
+            *("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, *chosen),
+            cwd=ROOT,
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # they complain of what was imported before
+        )
+        some = r"(\d+) passed, (\d+) deselected in .*" if laws else r"(\d+) passed in .*"
+        found = re.fullmatch(some, told.splitlines()[-1])
         assert found, told[-2000:]
-        return int(found[1])
+        if not laws:
+            return f"{found[1]} tests of its own"
+        assert int(found[1]) >= LAWS
+        return f"{found[1]} tests of laws, {found[2]} more imported"
 
 
 def core_alone(material: Material, folder: Path) -> str:
     """The core without any method: it works, and there is none."""
-    alone = Environment.make(folder, material, "core")
-    assert alone.methods() == set()
-    assert alone.compare() == {"base"}
+    with Environment.make(folder, material, "core") as alone:
+        assert alone.methods(fresh=True) == set()
+        assert alone.compare() == {"base"}
     return "no method; a comparison has the unedited model alone"
 
 
-def plugin_alone(material: Material, folder: Path, plugin: str) -> str:
+def plugin_alone(material: Material, folder: Path, plugin: str, *, laws: bool = False) -> str:
     """A plugin and the core: its methods and no other, its own tests, and no trace of it after."""
-    own = Environment.make(folder, material, "core")
-    without, names = own.files(), methods_of(plugin)
-    own.install(plugin)
-    assert own.methods() == names
-    assert own.compare() == {"base", *names}
-    passed = own.own_tests(plugin)
-    own.uninstall(plugin)
-    assert own.files() == without
-    assert own.methods() == set()
-    return f"{', '.join(sorted(names))}; {passed} tests of its own; gone when uninstalled"
+    names = methods_of(plugin)
+    with Environment.make(folder, material, "core") as own:
+        without = own.files()
+        own.install(plugin)
+        assert own.methods(fresh=True) == names
+        assert own.compare() == {"base", *names}
+        tested = own.own_tests(plugin, laws=laws)
+        own.uninstall(plugin)
+        assert own.files() == without
+        assert own.methods() == set()
+    return f"{', '.join(sorted(names))}; {tested}; gone when uninstalled"
 
 
 def all_together(material: Material, folder: Path) -> str:
     """All: every method at once; without one plugin its methods are gone, and nothing else."""
-    whole = Environment.make(folder, material, *MEMBERS)
     names = {plugin: methods_of(plugin) for plugin in PLUGINS}
     everything = set().union(*names.values())
-    assert whole.methods() == everything
-    assert whole.compare() == {"base", *everything}
-    for plugin in PLUGINS:
-        whole.uninstall(plugin)
-        assert whole.methods() == everything - names[plugin]
-        whole.install(plugin)
-    assert whole.methods() == everything
+    with Environment.make(folder, material, *MEMBERS) as whole:
+        assert whole.methods(fresh=True) == everything
+        assert whole.compare() == {"base", *everything}
+        for plugin in PLUGINS:
+            whole.uninstall(plugin)
+            assert whole.methods() == everything - names[plugin]
+            whole.install(plugin)
+        assert whole.methods() == everything
     return f"{', '.join(sorted(everything))}; each gone alone when uninstalled"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import isolated
 import pytest
+from once import made_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> isolated.Material:
     """Wheels, libraries, and what to try them on."""
-    return isolated.Material.make(tmp_path_factory.mktemp("material"))
+    return isolated.Material(made_once(tmp_path_factory, "material", isolated.Material.make))
 
 
 def test_the_core_works_without_any_method(material: isolated.Material, tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_the_core_works_without_any_method(material: isolated.Material, tmp_path
 def test_a_plugin_works_alone_beside_the_core(
     material: isolated.Material, tmp_path: Path, plugin: str
 ) -> None:
-    isolated.plugin_alone(material, tmp_path / "environment", plugin)
+    isolated.plugin_alone(material, tmp_path / "environment", plugin, laws=True)
 
 
 def test_a_plugin_is_gone_alone_when_uninstalled(

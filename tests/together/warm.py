@@ -1,0 +1,129 @@
+"""Python processes that begin with torch and transformers imported, to save their seconds.
+
+`interpreter(python, environment)` starts a server in *python*. The server imports the libraries
+below and nothing of ours. A call is a small client: it sends its arguments, its folder, its
+variables and its three streams. The server forks. The child reads the `.pth` files anew and runs
+`-c CODE` or `-m MODULE`, as a fresh interpreter does. The client ends with the child's exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import select
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+LIBRARIES = ("torch", "transformers.modeling_utils", "transformers.models.gpt2.modeling_gpt2")
+OURS = "lmedit"
+STREAMS = 3
+SECONDS_TO_START = 300
+
+
+@contextmanager
+def interpreter(python: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """Yield what stands for *python* in commands: the call of a server, or itself without fork."""
+    if sys.platform != "linux":
+        yield (str(python),)
+        return
+    with TemporaryDirectory(prefix="warm") as folder:
+        address = f"{folder}/door"
+        command = [str(python), __file__, "serve", address]
+        server = subprocess.Popen(command, env={**environment}, stdin=subprocess.PIPE)
+        try:
+            yield (sys.executable, "-I", "-S", __file__, "call", address)
+        finally:
+            server.terminate()
+            server.communicate()
+
+
+def call(address: str, *arguments: str) -> int:
+    """Ask the server at *address* to run *arguments*; return the exit code."""
+    asked = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    line = socket.socket(socket.AF_UNIX)
+    until = time.monotonic() + SECONDS_TO_START
+    while True:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            line.connect(address)
+            break
+        if time.monotonic() > until:
+            raise TimeoutError(f"no server at {address}")
+        time.sleep(0.05)
+    with line:
+        told = json.dumps(asked).encode()
+        socket.send_fds(line, [len(told).to_bytes(8, "big")], list(range(STREAMS)))
+        line.sendall(told)
+        return int(line.makefile().read())
+
+
+def serve(address: str) -> list[str]:
+    """Answer calls until stdin closes; in each child, return the arguments that it is to run."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    early = [name for name in sys.modules if name.startswith(OURS)]
+    assert not early, early
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(address)
+    door.listen()
+    while True:
+        if sys.stdin in select.select([door, sys.stdin], [], [])[0]:
+            sys.exit()  # whoever started the server is gone
+        line, _ = door.accept()
+        head, streams, *_ = socket.recv_fds(line, 8, STREAMS)
+        told = line.makefile("rb").read(int.from_bytes(head, "big"))
+        child = os.fork()
+        if child == 0:
+            door.close()
+            line.close()
+            return arranged(json.loads(told), streams)
+        for stream in streams:
+            os.close(stream)
+        _, status = os.waitpid(child, 0)
+        with line:
+            line.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
+
+
+def arranged(asked: dict[str, Any], streams: list[int]) -> list[str]:
+    """Take the caller's streams, folder and variables; return its arguments."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    site.addsitedir(sysconfig.get_path("purelib"))  # what was installed in the meantime
+    importlib.invalidate_caches()
+    arguments: list[str] = asked["arguments"]
+    return arguments
+
+
+def run(kind: str, what: str, *arguments: str) -> None:
+    """Run `-c CODE` or `-m MODULE` with the caller's arguments."""
+    sys.path[0] = "" if kind == "-c" else str(Path.cwd())
+    sys.argv = [kind, *arguments]
+    if kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        raise ValueError(f"{kind} is neither -c nor -m")
+
+
+if __name__ == "__main__":
+    task, *rest = sys.argv[1:]
+    if task == "call":
+        sys.exit(call(*rest))
+    run(*serve(*rest))
