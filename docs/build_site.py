@@ -22,10 +22,10 @@ ROOT = DOCS.parent
 OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
-    "worlds/demo/README.md": "packages/demo.md",
     **{
-        f"plugins/{folder.name}/README.md": f"packages/{folder.name}.md"
-        for folder in sorted((ROOT / "plugins").iterdir())
+        path.relative_to(ROOT).as_posix(): f"packages/{path.parent.name}.md"
+        for kind in ("worlds", "plugins")
+        for path in sorted((ROOT / kind).glob("*/README.md"))
     },
 }
 """Pages from outside `docs/`, with their places in the site."""
