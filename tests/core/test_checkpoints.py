@@ -212,7 +212,7 @@ def test_pickles_are_never_opened(folder: Path, tmp_path: Path) -> None:
 
     (folder / "model.safetensors").unlink()
     torch.save(Evil(), folder / "pytorch_model.bin")
-    line = refused(folder, "as pickles (pytorch_model.bin)", "save_pretrained", planned=False)
+    line = refused(folder, "pickled weights (pytorch_model.bin)", "save_pretrained", planned=False)
     assert "damaged" not in line
     assert not mark.exists()
 

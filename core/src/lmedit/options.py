@@ -69,9 +69,9 @@ def build_options(
 ) -> Options:
     """Build the options of *method*. Later sources win: defaults, tuned for *lm*, preset, *given*.
 
-    *given* may hold strings, as typed, and the key ``preset``. *seed* is the seed of the whole
-    command where the user gave one. Raises `OptionError` where *given* holds another seed, and
-    `OptionError` or `UnknownNameError` that names the option for other faults.
+    *given* may hold strings as typed, and the key ``preset``. *seed* is the seed of the whole
+    command, if the user gave one. Raises `OptionError` or `UnknownNameError`; the message names the
+    option. *given* must not hold another seed.
     """
     values = dict(lm.tuned.get(method.name, {}).get("options", {})) if lm else {}
     given = dict(given)

@@ -1,4 +1,4 @@
-"""Whether an edit damages the model: perplexity and KL on a few lines, before and after."""
+"""Does an edit damage the model? Compare perplexity and KL on a few lines, before and after."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from lmedit.types import Request
 
 GROWTH = 2.0
-"""Perplexity may grow to so many times what it was; beyond, the edit is refused."""
+"""If perplexity grows by more than this factor, the edit is refused."""
 DRIFT = 0.5
-"""KL(base || edited) in nats per token, mean over the lines; beyond, the edit is refused."""
+"""If KL(base || edited), mean nats per token over the lines, is larger, the edit is refused."""
 LINES = 8
-"""Lines of a world's held-out text that are read."""
+"""How many lines of a world's held-out text are read."""
 
 PLAIN = (
     "The meeting starts at nine, and everybody should bring a notebook and a pen.",
@@ -32,11 +32,11 @@ PLAIN = (
     "Many farmers in the valley grow wheat and corn, and some keep sheep.",
     "If the printer does not answer, switch it off, wait a minute, and switch it on again.",
 )
-"""Plain sentences without rare names, for models that bring no held-out text."""
+"""Plain sentences without rare names, for models without held-out text."""
 
 
 def held_out(lm: Lm) -> tuple[str, HeldOut]:
-    """A few lines as *lm*, unedited, sees them, and what they are called.
+    """A few lines with the predictions of the unedited *lm*, and a name for the lines.
 
     They are the first lines of a world's held-out text; for other models they are `PLAIN`.
     """
@@ -51,24 +51,24 @@ def held_out(lm: Lm) -> tuple[str, HeldOut]:
 def damage(
     before: Mapping[str, float | None], after: Mapping[str, float | None], text: str
 ) -> str | None:
-    """What the edit damages, in words; None where perplexity and KL stay within the limits.
+    """Describe the damage in words; None if perplexity and KL stay within the limits.
 
-    *before* and *after* hold `perplexity`, *after* also `KL` (nats per token); both were measured
-    on *text*.
+    *before* and *after* hold `perplexity`; *after* also holds `KL` (nats per token). Both were
+    measured on *text*.
     """
     was, now, moved = before["perplexity"], after["perplexity"], after["KL"]
     if was is not None and now is not None and not now <= GROWTH * was:
         return f"the edit damages the model: perplexity {was:.1f} -> {now:.1f} on {text}"
     if moved is not None and not moved <= DRIFT:
         return (
-            f"the edit damages the model: its predictions on {text} move by {moved:.2f} nats a "
+            f"the edit damages the model: its predictions on {text} move by {moved:.2f} nats per "
             "token"
         )
     return None
 
 
 def way_out(loaded: LoadedMethod, request: Request) -> str:
-    """What the user can do about an edit that damages the model."""
+    """A remedy for an edit that damages the model."""
     ways: Sequence[str] = [
         *(["-o preset r-rome"] if "r-rome" in loaded.method.options.presets else []),
         *(["a prompt with words before the subject"] if request.prompt.startswith("{}") else []),

@@ -1,4 +1,4 @@
-"""One edit, before and after, and whether it took: what `lmedit edit` does."""
+"""One edit, before and after, and its verdict: the work of `lmedit edit`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOP = 5
 
 
 LEAST_LEFT = 0.5
-"""Where less of an edit survives the rounding to half precision, it is refused."""
+"""If less than this share of an edit survives rounding to half precision, it is refused."""
 
 
 def edit_one(
@@ -41,14 +41,14 @@ def edit_one(
     force: bool = False,
     near: str | None = None,
 ) -> dict[str, Any]:
-    """Compute the edit of *request*, look at the model before and after, write the patch.
+    """Compute the edit of *request*, look at the model before and after, and write the patch.
 
     Returns the object of `lmedit edit --json` (docs/reference/json.md). Its `refused` is None, or
-    says in one line why the edit is not accepted: it did not take, or it damages the model. Then no
-    patch is written, unless *force*. *near* names a file of neighbours, see `probes_of`.
+    tells in one line why the edit is not accepted: it did not take, or it damages the model. Then
+    no patch is written, unless *force*. *near* names a file of neighbours, see `probes_of`.
 
-    Raises `RequestError` where the model gives the new answer already, or, unless *force*, where a
-    model of half precision would round most of the edit away.
+    Raises `RequestError` if the model already gives the new answer. Without *force*, it also does
+    so if rounding to half precision would remove most of the edit.
     """
     lm = editor.lm
     check_subject(editor.loaded, request)
@@ -59,7 +59,7 @@ def edit_one(
             f"{lm.name} already answers {request.target_new!r} to {request.text!r}; "
             "nothing to edit, give another --target"
         )
-    lm.state()  # so that reading all weights for the first time is not counted
+    lm.state()  # read all weights before the clock starts
     started = time.perf_counter()
     update = editor.compute(request)
     seconds = time.perf_counter() - started
@@ -87,12 +87,12 @@ def edit_one(
 
 
 def _check_survival(lm: Lm, update: Update, *, force: bool) -> float | None:
-    """The share of *update* that rounding leaves; raises `RequestError` if it is too small."""
+    """The share of *update* that survives rounding; raises `RequestError` if it is too small."""
     left = min(survival(lm, update).values(), default=None)
     if left is not None and left < LEAST_LEFT and not force:
         raise RequestError(
             f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
-            "--dtype float32, or --force to edit all the same"
+            "--dtype float32, or --force to edit anyway"
         )
     return left
 
@@ -104,7 +104,7 @@ def _why_refused(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> str | None:
-    """Why the edit is not accepted; None if it took and does no damage."""
+    """The reason why the edit is not accepted; None if it took and does no damage."""
     if (harm := damage(before, after, looking.text)) is not None:
         return f"{harm}; {way_out(editor.loaded, looking.request)}"
     if verdict != "took":
@@ -113,7 +113,7 @@ def _why_refused(
 
 
 def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
-    """Where the patch comes from."""
+    """The facts of the patch."""
     return {
         "lmedit": __version__,
         "method": editor.name,
@@ -125,7 +125,7 @@ def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
 
 
 class _Looking:
-    """What is looked at before and after an edit; made while the model is unedited."""
+    """Looks at a model before and after an edit; create it while the model is unedited."""
 
     def __init__(self, lm: Lm, request: Request, near: str | None) -> None:
         self.lm = lm
@@ -137,10 +137,11 @@ class _Looking:
         self.text, self.held = held_out(lm)
 
     def look(self) -> dict[str, Any]:
-        """The model's answers now.
+        """The answers of the model now.
 
-        The probabilities of both targets, what the model writes, the top tokens, the probes' top
-        tokens, perplexity, and KL from the unedited model (nats per token).
+        They are the probabilities of both targets, the text that the model writes, and the top
+        tokens for the prompt and the probes. Perplexity and KL from the unedited model (nats per
+        token) follow.
         """
         lm, request = self.lm, self.request
         names = {"target_new": request.target_new, "target_true": request.target_true}
@@ -166,7 +167,7 @@ class _Looking:
 
 
 NOT_KEPT = frozenset({"top", "probes"})
-"""Of what was seen of the model, what a patch does not keep."""
+"""The parts of a look at the model that a patch does not store."""
 
 
 def _measured(look: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def edit_text(result: dict[str, Any]) -> str:
-    """Before and after side by side, what was measured, and the verdict."""
+    """The model before and after, the measurements, and the verdict, as text."""
     request, before, after = result["request"], result["before"], result["after"]
     prompts = {"prompt": request["prompt"].replace("{}", request["subject"] or "{}")}
     prompts |= {kind: probe["prompt"] for kind, probe in before["probes"].items()}
@@ -33,7 +33,7 @@ MEANING = {
     "earlier tokens, but the model does not write the target by itself",
     "did not take": "the model does not write the target",
 }
-"""What each verdict means."""
+"""The meaning of each verdict."""
 
 
 def verdict_text(measured: Mapping[str, Any]) -> str:
@@ -43,10 +43,10 @@ def verdict_text(measured: Mapping[str, Any]) -> str:
 
 
 def measured_lines(request: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
-    """The answers' probabilities before and after, perplexity, and what survives rounding.
+    """The answers' probabilities before and after, the perplexity, and the surviving share.
 
-    What was not measured is left out. P is the joint probability of the target's tokens; where
-    there are several, their geometric mean follows, called per token.
+    Missing measurements are left out. P is the joint probability of the target's tokens. If there
+    are several tokens, their geometric mean follows, called per token.
     """
     before, after = measured["before"], measured["after"]
     lines = []
@@ -68,12 +68,12 @@ def measured_lines(request: Mapping[str, Any], measured: Mapping[str, Any]) -> l
 
 
 def _same(one: float, other: float) -> bool:
-    """Whether two probabilities are the same up to rounding: the target has one token."""
+    """Whether two probabilities are equal up to rounding: then the target has one token."""
     return abs(one - other) <= 1e-9 * max(one, other)
 
 
 def _neighbours(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """How many of the neighbours, and of the subject's other facts, keep their top token."""
+    """How many neighbours, and other facts of the subject, keep their top token."""
     lines = []
     for kind, name in (("neighbour", "neighbours"), ("another fact", "other facts")):
         kinds = [each for each in before if each.startswith(kind)]

@@ -1,4 +1,4 @@
-"""From what the user gives as a fact to a `Request`: checked before any model is loaded."""
+"""Turn the user's fact into a `Request`. It is checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     Tell = Callable[[str], object]
 
 AUTO = "auto"
-"""As the subject: lmedit proposes it, see `lmedit.actions.subjects`."""
+"""As --subject: lmedit proposes the subject, see `lmedit.actions.subjects`."""
 
 
 def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> dict[str, Any]:
-    """The values of a fact: those of the JSON object *text*, and the *flags* given, which win.
+    """The values of a fact: those of the JSON object *text*, then the given *flags*, which win.
 
-    Blanks at the ends of the values go, and *tell* is told. Raises `RequestError` where *text* is
-    no JSON object, a value is missing or wrong, or prompt and subject do not fit together. No
-    model is needed.
+    Blanks at the ends of the values are removed, with a note to *tell*. Raises `RequestError` if
+    *text* is not a JSON object, if a value is missing or wrong, or if prompt and subject do not
+    fit together. It needs no model.
     """
     values = {} if text is None else _of_json(text)
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -33,13 +33,13 @@ def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> 
     if missing:
         raise RequestError(
             f"the fact lacks {', '.join(missing)}; give --prompt and --target (and --subject "
-            "where the method needs it), or --fact FILE"
+            "if the method needs it), or --fact FILE"
         )
     values = {name: _trimmed(name, value, tell) for name, value in values.items()}
     subject, prompt = values.get("subject"), values["prompt"]
     if subject == AUTO and isinstance(prompt, str) and "{}" in prompt:
         raise RequestError(
-            "--subject auto looks for the subject in the prompt; write the prompt out without {}"
+            "--subject auto finds the subject in a full prompt; write the prompt out without {}"
         )
     if isinstance(subject, str) and isinstance(prompt, str) and "{}" not in prompt and prompt:
         _check_the_rest(values)
@@ -49,10 +49,10 @@ def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> 
 
 
 def request_of(lm: Lm, values: Mapping[str, Any], tell: Tell) -> Request:
-    """The request of *values*, as `read_fact` gives them.
+    """The request of *values*, which come from `read_fact`.
 
-    Where the prompt is written out in full, the subject is looked for in it, and *tell* is told
-    what was taken. Raises `SubjectNotFoundError` where it does not stand in it.
+    If the prompt is written out in full, the subject is searched in it, with a note to *tell*.
+    Raises `SubjectNotFoundError` if the prompt does not contain it.
     """
     from lmedit.models import as_template
     from lmedit.models.places import place_subject
@@ -89,16 +89,16 @@ def _of_json(text: str) -> dict[str, Any]:
 
 
 def _trimmed(name: str, value: Any, tell: Tell) -> Any:
-    """*value* without blanks and tabs at its ends. A line end stays: it can be meant."""
+    """Remove blanks and tabs at the ends of *value*. A line end stays; it can be intended."""
     if not isinstance(value, str):
         return value
     bare = value.strip(" \t")
     if bare and bare != value:
-        tell(f"{name}: blanks at the ends are left out; {bare!r} is taken")
+        tell(f"{name}: blanks at the ends are removed; the value is {bare!r}")
         return bare
     return value
 
 
 def _check_the_rest(values: Mapping[str, Any]) -> None:
-    """Check all but the subject's place in the prompt."""
+    """Check everything except the subject's place in the prompt."""
     request_from({**values, "prompt": "{}" + values["prompt"]})

@@ -1,4 +1,4 @@
-"""What an edit is looked at with, beside its own prompt: neighbours and other facts.
+"""Prompts to look at before and after an edit, besides its own: neighbours and other facts.
 
 They come from the user's file, from the model's world, or from the model itself.
 """
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
     from lmedit.types import Case, Request
 
 NEIGHBOURS = 2
-"""Neighbours that are shown."""
+"""How many neighbours are shown."""
 LISTS = (
     "Other examples like {} are",
     "Here is a list of names of the same kind: {},",
     "{} and",
 )
-"""Prompts after which a model names other subjects of the kind of the one in ``{}``."""
+"""Prompts after which a model lists other subjects of the same kind as the one in ``{}``."""
 LIST_TOKENS = 30
 CANDIDATES = 16
-"""Names at most that are tried as neighbours."""
+"""How many names are tried as neighbours at most."""
 CONFIDENT = 0.1
-"""The least probability of the top token after a neighbour's or another fact's prompt."""
+"""The smallest accepted probability of the top token after a prompt about another subject."""
 ABOUT = ("{} is known for", "{} is famous for its", "{} was", "{} belongs to the")
 """Prompts about a subject, for models without records."""
 _WORD = r"[A-Z\u00c0-\u00de][\w'\u2019.-]*"
 NAME = re.compile(rf"{_WORD}(?:[ -](?:of |the |de |la )*{_WORD})*")
-"""A run of capitalised words."""
+"""A sequence of capitalised words."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Prompts to look at before and after an edit, by what they are, and remarks for the user."""
+    """Prompts to look at before and after an edit, by kind, and notes for the user."""
 
     prompts: Mapping[str, str]
     remarks: tuple[str, ...] = field(default=())
 
 
 def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
-    """A paraphrase, two neighbours and another fact of the subject, as far as they are found.
+    """A paraphrase, two neighbours and another fact of the subject, if they are found.
 
-    *near* is a file of cases in any layout that `load_cases` reads, or of prompts, one a line.
-    Without it the model's world is asked, and without a world the model itself. Raises
-    `CasesError` where *near* cannot be read.
+    *near* is a file of cases in any layout of `load_cases`, or of prompts, one per line. Without
+    it, they come from the model's world; without a world, from the model itself. Raises
+    `CasesError` if *near* cannot be read.
     """
     if near is not None and (prompts := _plain_prompts(near)):
         named = _named({"neighbour": prompts[:NEIGHBOURS]})
@@ -86,7 +86,7 @@ def _lack(kind: str, request: Request) -> str:
 
 
 def _named(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The prompts by kind; the second one of a kind has a number."""
+    """The prompts by kind; a second prompt of a kind gets a number."""
     return {
         kind if i == 0 else f"{kind} {i + 1}": prompt
         for kind, prompts in found.items()
@@ -95,7 +95,7 @@ def _named(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
-    """Of *cases*, those that ask for the same, for neighbours, and for the same subject."""
+    """The prompts of *cases* that are paraphrases, neighbours, or about the same subject."""
     own = [c for c in cases if request.subject is not None and c.request.subject == request.subject]
     same = [c for c in own if _asks(c, request)]
     alike = same or [c for c in cases if c.request.prompt == request.prompt]
@@ -114,20 +114,20 @@ def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
 
 
 def _asks(case: Case, request: Request) -> bool:
-    """Whether *case* asks what *request* asks, in the same words or in a paraphrase's."""
+    """Whether *case* asks the same as *request*, in the same words or in a paraphrase."""
     return case.request.prompt == request.prompt or any(
         text.endswith(request.text) for text in case.paraphrases
     )
 
 
 def _without(request: Request, prompts: Iterable[str]) -> list[str]:
-    """Those of *prompts* that are not about the subject of *request*."""
+    """The *prompts* that are not about the subject of *request*."""
     name = request.subject or request.text
     return [prompt for prompt in prompts if name not in prompt]
 
 
 def _plain_prompts(near: str) -> list[str]:
-    """The prompts of a text file, one a line, or of a JSON list of texts; else none."""
+    """The prompts of a text file, one per line, or of a JSON list of texts; else an empty list."""
     path = Path(near)
     if not path.is_file():
         return []
@@ -146,11 +146,11 @@ def _plain_prompts(near: str) -> list[str]:
 
 
 def own_neighbours(lm: Lm, request: Request) -> list[str]:
-    """The request's prompt with other names that *lm* itself writes beside the subject's.
+    """The request's prompt with other names, which *lm* itself lists together with the subject.
 
-    Names are runs of capitalised words in greedy lists. The prompt of a name is kept where the
-    model's top token has at least the probability `CONFIDENT` and does not begin the new answer.
-    The most confident ones come first.
+    Names are sequences of capitalised words in greedy lists. A prompt is kept if the model's top
+    token has at least the probability `CONFIDENT` and does not begin the new answer. The most
+    confident prompts come first.
     """
     if request.subject is None:
         return []
@@ -171,7 +171,7 @@ def _names(texts: Sequence[str], request: Request) -> list[str]:
 
 
 def other_facts(lm: Lm, request: Request) -> list[str]:
-    """The prompt about the subject, of `ABOUT`, that *lm* answers with most confidence."""
+    """The prompt of `ABOUT` about the subject that *lm* answers with most confidence."""
     if request.subject is None:
         return []
     prompts = [text.replace("{}", request.subject) for text in ABOUT]
@@ -180,7 +180,7 @@ def other_facts(lm: Lm, request: Request) -> list[str]:
 
 
 def _confident(lm: Lm, prompts: Sequence[str], request: Request) -> list[str]:
-    """Those of *prompts* with a top token that is confident and not the new answer's first."""
+    """The *prompts* whose top token is confident and is not the first token of the new answer."""
     if not prompts:
         return []
     best = next_log_probabilities(lm, prompts).exp().max(dim=-1)

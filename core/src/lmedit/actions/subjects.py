@@ -1,7 +1,7 @@
-"""Propose the subject of a prompt: the words whose disturbance takes most off the answer.
+"""Propose the subject of a prompt: the words whose disturbance reduces P(answer) most.
 
-As in causal tracing (Meng et al. 2022, section 2.1), noise is added to the embeddings of a span
-of words, and the probability of the answer is read again.
+As in causal tracing (Meng et al. 2022, section 2.1), noise is added to the embeddings of a span of
+words. Then the probability of the answer is computed again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 SIGMAS = 3.0
-"""The noise's deviation, in deviations of all entries of the embedding table."""
+"""The noise's standard deviation, in standard deviations of the embedding table's entries."""
 SEEDS = 4
-"""Draws of the noise for each span."""
+"""How many noise samples are drawn for each span."""
 SPANS = 24
-"""Spans that are tried at most."""
+"""How many spans are tried at most."""
 ROWS = 16
-"""Rows of one forward pass."""
+"""How many rows one forward pass has."""
 NAMES_FIRST = 0.25
-"""A name is taken where its drop is at least this share of the largest drop."""
+"""A name wins if its drop is at least this share of the largest drop."""
 RUNNERS_UP = 3
 _SMALL = "of the de la le du da von van der den di al and for"
 _FUNCTION = """
@@ -41,18 +41,18 @@ must not no what who whom whose which where when why how it its he him his she h
 we our you your i my me there here also known called located s
 """
 JOINERS = frozenset(_SMALL.split())
-"""Words without capitals that stand inside names."""
+"""Words without capitals that occur inside names."""
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 """English words that no subject begins or ends with."""
 WORD = re.compile(r"\w+(?:[-.'\u2019](?!s\b)\w+)*")
 """A word; a possessive "'s" is not part of it."""
 BREAK = re.compile(r"[,;:!?()\"\n]")
-"""Signs between two words that do not belong to one subject."""
+"""Signs that separate two words, so that they do not belong to one subject."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) of a prompt, and whether they are a name."""
+    """The characters [start, end) of a prompt, and whether they are a name."""
 
     start: int
     end: int
@@ -61,7 +61,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A span as a subject, and how much its disturbance takes off P(answer), mean over draws."""
+    """A span as the subject, and the drop of P(answer) under noise, mean over the samples."""
 
     subject: str
     span: Span
@@ -71,8 +71,8 @@ class Proposal:
 def spans_of(prompt: str) -> list[Span]:
     """The spans of *prompt* that can be its subject, names first; at most `SPANS`.
 
-    Names are runs of capitalised words, with small words such as "of" inside, and such a run
-    without the article in front. Other spans are runs of words that are no function words.
+    Names are sequences of capitalised words, with small words such as "of" inside. A name counts
+    also without its article. Other spans are sequences of words that are not function words.
     """
     names, others = _runs(prompt, capital=True), _runs(prompt, capital=False)
     found = {(a, b): Span(a, b, name=True) for a, b in names}
@@ -82,7 +82,7 @@ def spans_of(prompt: str) -> list[Span]:
 
 
 def _runs(prompt: str, *, capital: bool) -> list[tuple[int, int]]:
-    """Runs of words by their characters: names, or all words that are no function words."""
+    """Sequences of words, as characters: names, or all words that are not function words."""
     words = [(m.start(), m.end(), m.group()) for m in WORD.finditer(prompt)]
     found: list[tuple[int, int]] = []
     for first, (start, _, word) in enumerate(words):
@@ -104,19 +104,19 @@ def _runs(prompt: str, *, capital: bool) -> list[tuple[int, int]]:
 
 
 def _content(word: str, *, capital: bool) -> bool:
-    """Whether *word* can begin or end a subject; of a name, a word with a capital or a digit."""
+    """Whether *word* can begin or end a subject; a word of a name has a capital or a digit."""
     named = any(sign.isupper() or sign.isdigit() for sign in word)
     return word.lower() not in FUNCTION_WORDS and (named or not capital)
 
 
 @torch.no_grad()
 def proposals(lm: Lm, prompt: str, answer: str | None = None) -> list[Proposal]:
-    """The spans of *prompt* by how much noise on them takes off the answer, the largest drop first.
+    """The spans of *prompt*, sorted by how much noise on them reduces P(answer).
 
-    The answer's first token is read: that of *answer*, or the model's top token. Noise is drawn
-    from N(0, (3 sigma)^2), sigma the deviation of the embedding table. Names whose drop is a
-    quarter of the largest one come before other spans, and a whole name before its parts where
-    they drop about the same.
+    P(answer) is the probability of one token: the first of *answer*, or the model's top token.
+    Noise is drawn from N(0, (3 sigma)^2); sigma is the deviation of the embedding table. A name
+    whose drop is at least a quarter of the largest drop comes before other spans. A whole name
+    comes before its parts if their drops are about equal.
     """
     from lmedit.models.tokens import encode
 
@@ -140,7 +140,7 @@ def proposals(lm: Lm, prompt: str, answer: str | None = None) -> list[Proposal]:
         Proposal(prompt[spans[n].start : spans[n].end], spans[n], sum(each) / len(each))
         for n, each in drops.items()
     ]
-    return _ordered(found)
+    return _ranked(found)
 
 
 def _disturbed(
@@ -163,8 +163,8 @@ def _disturbed(
     return logits.softmax(-1)[:, token].tolist()
 
 
-def _ordered(found: Sequence[Proposal]) -> list[Proposal]:
-    """*found*, the best proposal first; see `proposals`."""
+def _ranked(found: Sequence[Proposal]) -> list[Proposal]:
+    """*found*, with the best proposal first; see `proposals`."""
     ranked = sorted(found, key=lambda each: -each.drop)
     if not ranked:
         return []
@@ -183,20 +183,20 @@ def _ordered(found: Sequence[Proposal]) -> list[Proposal]:
 def propose_subject(
     lm: Lm, prompt: str, answer: str | None, tell: Callable[[str], object]
 ) -> dict[str, str]:
-    """``prompt`` with {} and ``subject``, as proposed; *tell* is told, with the runners-up.
+    """Propose ``prompt`` with {} and ``subject``; *tell* receives a note with the runners-up.
 
-    Raises `SubjectNotFoundError` where no words of *prompt* matter to the answer.
+    Raises `SubjectNotFoundError` if no words of *prompt* matter for the answer.
     """
     found = proposals(lm, prompt, answer)
     if not found or found[0].drop <= 0:
         raise SubjectNotFoundError(
-            f"no words of {prompt!r} carry the model's answer; name the subject with --subject"
+            f"no words of {prompt!r} matter for the model's answer; give the subject with --subject"
         )
     best, *others = found
     after = ", ".join(f"{each.subject!r} {each.drop:.3f}" for each in others[:RUNNERS_UP])
     tell(
-        f"subject: {best.subject!r} is taken; noise on it takes {best.drop:.3f} off the answer's "
-        f"probability (runners-up: {after or 'none'})"
+        f"subject: {best.subject!r} is taken; noise on it lowers the answer's probability by "
+        f"{best.drop:.3f} (runners-up: {after or 'none'})"
     )
     template = f"{prompt[: best.span.start]}{{}}{prompt[best.span.end :]}"
     return {"prompt": template, "subject": best.subject}

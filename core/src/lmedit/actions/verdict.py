@@ -1,4 +1,4 @@
-"""Whether an edit took: how probable the target is, and what the model writes by itself."""
+"""Decide whether an edit took: the probability of the target, and the model's own text."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 Verdict = Literal["took", "took only under teacher forcing", "did not take"]
 
 WRITES = 40
-"""Tokens that the model writes at most (more where the target alone is longer)."""
+"""The model writes at most this many tokens, or more for a longer target."""
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?][\"'\u201d\u2019)]*(?=\s|$)|[\u3002\uff01\uff1f]|\n"
 )
-"""The end of a sentence, or of the line; not after initials and short forms such as "St."."""
+"""The end of a sentence or a line; not after initials and abbreviations such as "St."."""
 
 
 @dataclass(frozen=True)
 class TargetChance:
-    """How probable a target is after a prompt, teacher-forced."""
+    """The probability of a target after a prompt, teacher-forced."""
 
     joint: float
     """P(target | prompt): the product over its tokens."""
@@ -53,18 +53,18 @@ def chances_of(lm: Lm, prompt: str, targets: Sequence[str]) -> list[TargetChance
 
 
 def written(lm: Lm, prompt: str, target_tokens: int) -> str:
-    """What *lm* writes after *prompt*, greedy, to at most `WRITES` tokens."""
+    """The greedy continuation of *prompt* by *lm*, at most `WRITES` tokens."""
     return greedy(lm, [prompt], max(WRITES, target_tokens + 5))[0]
 
 
 def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:
-    """Whether the model gives *target*, from what it writes (*text*) and the target's *chance*.
+    """Decide whether the model gives *target*, from its *text* and the target's *chance*.
 
-    "took": the text that greedy decoding writes begins with the whole target, at a word edge.
-    "took only under teacher forcing": each token of the target is top-1 once the target's earlier
-    tokens are given, but the text does not begin so: the model goes on to another word (Rome to
-    Romeo), or the prompt alone is cut into other tokens than the prompt with the target.
-    "did not take": all else.
+    "took": the text of greedy decoding begins with the whole target, at a word edge. "took only
+    under teacher forcing": each target token is top-1 after the target's earlier tokens, but
+    the text does not begin with the target. Then the model continues to another word (Rome to
+    Romeo), or the prompt alone has other tokens than the prompt with the target. "did not take":
+    all other cases.
     """
     if begins_with(text, target):
         return "took"
@@ -72,7 +72,7 @@ def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:
 
 
 def begins_with(text: str, target: str) -> bool:
-    """Whether *text* begins with *target*, blanks in front aside, and the last word ends there."""
+    """Whether *text* begins with *target*, without blanks in front, up to a word edge."""
     text, target = " ".join(text.split()), " ".join(target.split())
     rest = text[len(target) :]
     if not text.startswith(target):
@@ -88,7 +88,7 @@ def _in_word(sign: str) -> bool:
 
 
 def sentence_of(text: str, request: Request) -> str:
-    """*text* to the end of its first sentence; a target that *text* begins with stays whole."""
+    """*text* up to the end of its first sentence; a target at its start is not cut."""
     target = request.target_new.strip()
     bare = text.lstrip()
     start = len(target) if bare.startswith(target) else 0
@@ -97,9 +97,9 @@ def sentence_of(text: str, request: Request) -> str:
 
 
 def why_not(verdict: Verdict, sentence: str, request: Request) -> str:
-    """Why an edit with this *verdict* is refused, with what the model writes instead."""
+    """The reason why an edit with this *verdict* is refused, with the model's own text."""
     target = request.target_new.strip()
     line = f"the edit {verdict}: after {request.text!r} the model writes {sentence!r}"
     if verdict == "did not take" and contains(sentence, target):
-        return f"{line}, with {target!r} further on; give --target as the model begins its answer"
+        return f"{line}, and {target!r} comes later; give --target as the model begins its answer"
     return f"{line}, not {target!r}; try another layer (lmedit tune) or method"

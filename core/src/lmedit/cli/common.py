@@ -32,11 +32,11 @@ model_flags = flags(
     click.option("-m", "--model", default="demo", envvar="LMEDIT_MODEL", show_default=True,
                  show_envvar=True, help="A world, a pulled model, FOLDER, FILE.gguf, or a hub id."),
     click.option("--device", default="auto", show_default=True,
-                 help="cpu, cuda, mps, ...; map: spread over all devices, by accelerate."),
+                 help="cpu, cuda, mps, ...; map: spread the model over all devices (accelerate)."),
     click.option("--dtype", default="auto", show_default=True,
                  type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
-                 help="The model's number type; auto: the checkpoint's."),
-    click.option("--download", is_flag=True, help="Allow fetching from the hub."),
+                 help="The model's number type; auto: that of the checkpoint."),
+    click.option("--download", is_flag=True, help="Allow downloads from the hub."),
 )  # fmt: skip
 
 method_flags = flags(
@@ -56,7 +56,7 @@ method_flags = flags(
 )  # fmt: skip
 
 fact_flags = flags(
-    click.option("--prompt", help="The prompt, with {} where the subject stands."),
+    click.option("--prompt", help="The prompt, with {} in the place of the subject."),
     click.option("--subject",
                  help="The subject of the fact; auto: lmedit proposes it. Some methods need none."),
     click.option("--target", help="The new answer."),
@@ -111,9 +111,9 @@ def plan_of(given: dict[str, Any]) -> Plan:
 
 
 def fact_values(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the fact flags out of *given* and check the fact; no model is loaded.
+    """Remove the fact flags from *given* and check the fact; no model is loaded.
 
-    Raises `RequestError` with one clear line.
+    Raises `RequestError` with one line.
     """
     from lmedit.actions.given_fact import read_fact
 
@@ -129,9 +129,9 @@ def fact_values(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def fact_of(setup: Setup, values: Mapping[str, Any]) -> Request:
-    """The request of *values* for the model and the methods of *setup*.
+    """Build the request from *values* for the model and the methods of *setup*.
 
-    Raises `RequestError` where a method needs a subject and the fact names none.
+    Raises `RequestError` if a method needs a subject and the fact has none.
     """
     from lmedit.actions.given_fact import request_of
     from lmedit.pipeline import check_subject

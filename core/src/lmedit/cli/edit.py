@@ -27,14 +27,14 @@ from lmedit.cli.common import (
 @click.option(
     "--force",
     is_flag=True,
-    help="Write the patch also where the edit did not take, damages the model, or is mostly lost "
+    help="Write the patch also if the edit did not take, damages the model, or is mostly lost "
     "by rounding.",
 )
 @click.option(
     "--near",
     metavar="NAME|FILE",
-    help="Neighbours to look at: cases, or a text file of prompts, one a line. Default: those of "
-    "the world, else what the model itself names.",
+    help="Neighbours to look at: cases, or a text file of prompts, one per line.  [default: "
+    "the world's, else names from the model itself]",
 )
 @model_flags
 @method_flags
@@ -42,11 +42,11 @@ from lmedit.cli.common import (
 def edit(
     method: str, out: Path | None, near: str | None, *, force: bool, as_json: bool, **given: Any
 ) -> None:
-    """Edit one fact with METHOD, show the model before and after, write the edit as a patch.
+    """Edit one fact with METHOD, show the model before and after, and write the edit as a patch.
 
-    The model on disk is left alone; the patch holds the change. The command ends with a verdict:
-    whether the model now writes the whole target. An edit that did not take, or that damages the
-    model, is refused: no patch is written, and the exit code is 1, unless --force.
+    The model on disk is not changed; the patch holds the change. The command ends with a verdict:
+    does the model now write the whole target? An edit that did not take, or that damages the
+    model, is refused. Then no patch is written and the exit code is 1, unless --force is given.
     """
     given["methods"] = (method,)
     plan, values = plan_of(given), fact_values(given)
@@ -67,5 +67,5 @@ def edit(
         raise RequestError(f"{result['refused']}; no patch is written without --force")
     if not as_json:
         if result["refused"]:
-            note(f"--force: the patch is written, though {result['refused']}")
+            note(f"--force: the patch is written, although {result['refused']}")
         note(f"the model is BASE; the edit is in {result['patch']}")

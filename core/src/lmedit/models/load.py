@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 WORLDS = "lmedit.worlds"
 TUNED_FILE = "lmedit-tuned.json"
-"""In a model folder: options measured for that model, by method, with the evidence."""
+"""A file in a model folder: options tuned for that model, by method, with the evidence."""
 
 
 def worlds() -> dict[str, World]:
@@ -48,7 +48,7 @@ def worlds() -> dict[str, World]:
 
 
 SPREAD = "map"
-"""As a device: all there are, filled up by accelerate in turn, memory and disk behind them."""
+"""The device name for all devices; accelerate fills them in turn, then memory and disk."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
 def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
     """The model *name* without its weights: parts and shapes from the config alone.
 
-    It lies on the meta device and cannot be run. Raises `ModelError`.
+    It is on the meta device and cannot be run. Raises `ModelError`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -154,7 +154,7 @@ def _is_gguf(name: str) -> bool:
 def _placed(
     place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
 ) -> tuple[Any, Any]:
-    """Model and tokenizer; the model is where it computes, and takes no gradients."""
+    """Model and tokenizer; the model is on its device and takes no gradients."""
     model, tokenizer = _load(place, dtype, device, local=local, notes=notes)
     model.requires_grad_(False)
     if device != SPREAD:
@@ -236,7 +236,7 @@ def _complaint(place: _Place, error: Exception) -> str:
 
 
 def device_of(device: str) -> str:
-    """The device called so; auto: cuda, mps or cpu. Raises `ModelError`."""
+    """The device with this name; auto: cuda, mps or cpu. Raises `ModelError`."""
     if device == SPREAD:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device != "auto":

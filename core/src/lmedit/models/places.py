@@ -1,4 +1,4 @@
-"""Where a subject stands in a prompt that is written out in full."""
+"""Find the place of a subject in a prompt that is written out in full."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ ALIKE = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"',
     "\u2010": "-", "\u2011": "-", "\u00a0": " ",
 })  # fmt: skip
-"""Signs that are typed in several forms: quotes, hyphens, the blank that does not break."""
+"""Signs with several forms: quotes, hyphens, the no-break space."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A prompt with ``{}`` for its subject, and the subject as the prompt spells it."""
+    """A prompt with ``{}`` for its subject, and the subject in the prompt's spelling."""
 
     template: str
     subject: str
     remark: str | None = None
-    """What was taken, one line, where the subject does not stand once and exactly."""
+    """One line about the choice, if the prompt does not contain the subject once and exactly."""
 
 
 def place_subject(prompt: str, subject: str) -> Placed | None:
-    """Find *subject* in *prompt*; None where it does not stand there.
+    """Find *subject* in *prompt*; None if the prompt does not contain it.
 
-    Exact places come first. Then case, the Unicode form (NFC or NFD), and the form of quotes and
-    hyphens do not matter. Places at word edges come before places inside words. Where several
-    are left, the last one is taken, since it is nearest to the answer.
+    Exact places come first. Then case, Unicode form (NFC or NFD), and the form of quotes and
+    hyphens do not matter. Places at word edges come before places inside words. If several are
+    left, the last one is used, because it is nearest to the answer.
     """
     spans = _at_edges(prompt, _spans(prompt, subject, exact=True))
     spans = spans or _at_edges(prompt, _spans(prompt, subject, exact=False))
@@ -46,13 +46,13 @@ def place_subject(prompt: str, subject: str) -> Placed | None:
 
 
 def _form(found: str, subject: str) -> str:
-    """What is taken: *found*, or in words where both look the same."""
+    """The spelling that is used: *found*, or a description if both spellings look equal."""
     same = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", subject)
     return "the prompt's Unicode form" if same else repr(found)
 
 
 def _spans(prompt: str, subject: str, *, exact: bool) -> list[tuple[int, int]]:
-    """The places [start, end) of *subject* in *prompt* that do not overlap."""
+    """The places [start, end) of *subject* in *prompt*, without overlaps."""
     signs = [(sign, i) for i, each in enumerate(prompt) for sign in _folded(each, exact=exact)]
     hay = "".join(sign for sign, _ in signs)
     needle = "".join(_folded(each, exact=exact) for each in subject)
@@ -67,18 +67,18 @@ def _spans(prompt: str, subject: str, *, exact: bool) -> list[tuple[int, int]]:
 
 
 def _folded(sign: str, *, exact: bool) -> str:
-    """One character as it is compared: itself, or decomposed, without case, in its plain form."""
+    """A character for comparison: itself, or decomposed, without case, in its plain form."""
     if exact:
         return sign
     return unicodedata.normalize("NFD", sign.translate(ALIKE).casefold())
 
 
 def _at_edges(prompt: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of *spans* that begin and end at word edges, if any; else all of them."""
+    """The *spans* that begin and end at word edges, if there are any; else all of them."""
     edged = [(a, b) for a, b in spans if not _glued(prompt, a) and not _glued(prompt, b)]
     return edged or spans
 
 
 def _glued(text: str, at: int) -> bool:
-    """Whether the signs before and after the place *at* belong to one word."""
+    """Whether the characters before and after the place *at* belong to one word."""
     return 0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum()

@@ -48,7 +48,7 @@ def check_weights(folder: Path, remedy: str) -> None:
     if files := sorted(name for name in names if name.endswith(PICKLED)):
         where = repr(str(folder))
         raise ModelError(
-            f"{where} holds its weights as pickles ({files[0]}), which lmedit never opens; if you "
+            f"{where} has only pickled weights ({files[0]}), which lmedit never opens. If you "
             "trust them, write safetensors in Python: from transformers import "
             f"AutoModelForCausalLM as M; M.from_pretrained({where}).save_pretrained({where})"
         )
@@ -164,8 +164,8 @@ def damaged(name: str, what: str, remedy: str = "write it again", *, folder: boo
 def own_code(name: str) -> str:
     """The line for a checkpoint that needs its own Python code."""
     return (
-        f"{name!r} needs Python code of its own, which lmedit never runs; choose a model whose "
-        "code is in transformers, or load it yourself and give lmedit.Lm(model, tokenizer)"
+        f"{name!r} needs Python code of its own, which lmedit never runs; choose a model with "
+        "code in transformers, or load it yourself and give lmedit.Lm(model, tokenizer)"
     )
 
 

@@ -61,11 +61,11 @@ def subject_last(
 ) -> tuple[list[int], int]:
     """Ids of *context* with the filled prompt at its ``{}``, and the subject's last token.
 
-    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` with the prompt, its
-    tokens and the characters tried, and where the fact has no subject.
+    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` if no token ends the
+    subject, or if the fact has no subject.
     """
     if subject is None:
-        raise SubjectNotFoundError(f"the fact {prompt!r} names no subject; name the subject")
+        raise SubjectNotFoundError(f"the fact {prompt!r} names no subject; give one")
     before, _, after = context.partition("{}")
     start = len(before) + prompt.index("{}")
     text = before + prompt.replace("{}", subject) + after

@@ -1,4 +1,4 @@
-"""newmethod as an lmedit method: its hooks, in the order in which they are called."""
+"""newmethod as an lmedit method: its hooks, in the order of their calls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def edit_describe() -> Method:
-    """Name, paper and options; importing and describing must be quick."""
+    """Name, paper and options. Importing and describing must be quick."""
     return Method("newmethod", "no paper yet", NewmethodOptions)
 
 
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: NewmethodOptions) -> Location:
-    """The MLP output matrix of the chosen layer; the evidence is what `lmedit locate` prints."""
+    """The MLP output matrix of the chosen layer. `lmedit locate` prints the evidence."""
     layer = int(options.layer or 0)
     _, index = lm.subject_last(request.prompt, request.subject)
     return Location((lm.mlp_out(layer),), {"layer": layer, "subject's last": index})
@@ -33,7 +33,7 @@ def edit_locate(lm: Lm, request: Request, options: NewmethodOptions) -> Location
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: NewmethodOptions) -> Update:
-    """Move the value of the subject's key to where the new answer is likelier, in one step."""
+    """Move the value of the subject's key towards the new answer, in one step."""
     (site,) = location.sites
     k, v, gradient = at_subject(lm, request, location.evidence["layer"])
     left, right = least_change(step(gradient, options.length * v.norm()), k)
@@ -41,9 +41,9 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: Newmetho
 
 
 def at_subject(lm: Lm, request: Request, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At the subject's last token: k (D,), v (H,), and the gradient (H,) of the answer's loss by v.
+    """k (D,), v (H,) and the gradient (H,) of the answer's loss by v, at the subject's last token.
 
-    The model is left alone: what is tried out is added while it runs.
+    The model is not changed: `add` adds zeros to the MLP's output during the forward pass.
     """
     prompt, target = lm.with_target(request.text, request.target_new)
     _, index = lm.subject_last(request.prompt, request.subject)

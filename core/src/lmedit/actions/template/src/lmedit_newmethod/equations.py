@@ -17,5 +17,5 @@ def least_change(r: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def step(gradient: Tensor, s: Tensor) -> Tensor:
-    """r (H,): down the gradient (H,) of the new answer's loss by v, at the length s."""
+    """r (H,): the step of length s down the gradient (H,) of the new answer's loss by v."""
     return -s * gradient / gradient.norm()

@@ -1,4 +1,4 @@
-"""What can be set for newmethod."""
+"""The options of newmethod."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class NewmethodOptions(LayerOptions):
-    """Its options, each with a default; `layer` comes from the base class."""
+    """The options, each with a default; `layer` comes from the base class."""
 
-    length: float = Field(default=10.0, gt=0, description="of what is added to v, in |v|")
+    length: float = Field(default=10.0, gt=0, description="length of the change of v, in |v|")
 
     def depth(self, lm: Lm) -> float:
-        """The layer as a fraction of the blocks, where nobody gave or tuned one."""
+        """The layer as a fraction of the blocks, if nobody gave or tuned one."""
         del lm
         return 0.35
