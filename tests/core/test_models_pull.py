@@ -24,7 +24,7 @@ from made_gguf import MEMBER, sha256, write_gguf, write_wheel
 from small_world import FACT, record
 
 from lmedit.cli import main
-from lmedit.errors import ModelError, UnknownNameError
+from lmedit.errors import ModelError, NotPreparedError, UnknownNameError
 from lmedit.models import gguf, load_lm, outline, pip_download, world
 from lmedit.models import load as loading
 from lmedit.models.pull import pull
@@ -453,7 +453,7 @@ def test_a_worlds_prepared_editor_is_found(
     chosen = build_options(rome.method, {"layer": "1", "ridge": "1"}, lm)
     assert find_prepared(rome, lm, chosen).facts["base"] == "toy"
     other = build_options(rome.method, {"layer": "0", "ridge": "1"}, lm)
-    with pytest.raises(Exception, match="rome: not prepared for this model with these options"):
+    with pytest.raises(NotPreparedError, match="not prepared for this model with these options"):
         find_prepared(rome, lm, other)
 
 
