@@ -31,12 +31,19 @@ REQUEST = Request(prompt="{} is in", subject="The tower", target_new="Rome")
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        (" Rome, Italy", "Rome", True), ("\nRome", "Rome", True), ("Romeo", "Rome", False),
-        ("the Rome", "Rome", False), ("30,000", "30", False), ("30.", "30", True),
-        ("3.5", "3", False), ("北京市", "北京", True), ("C++ is", "C++", True),
-        (" New  York", "New York", True), ("", "Rome", False),
+        (" Rome, Italy", "Rome", True),
+        ("\nRome", "Rome", True),
+        ("Romeo", "Rome", False),
+        ("the Rome", "Rome", False),
+        ("30,000", "30", False),
+        ("30.", "30", True),
+        ("3.5", "3", False),
+        ("北京市", "北京", True),
+        ("C++ is", "C++", True),
+        (" New  York", "New York", True),
+        ("", "Rome", False),
     ],
-)  # fmt: skip
+)
 def test_a_text_begins_with_the_whole_target(text: str, target: str, expected: bool) -> None:
     assert begins_with(text, target) == expected
 
@@ -52,11 +59,15 @@ def test_the_verdicts() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (" Rome. It is", "Rome."), (" Rome\nIt", "Rome"), (" St. Louis. And", "St. Louis."),
-        (" 3.5 miles away! Yes", "3.5 miles away!"), (" Rome", "Rome"), ("北京。很", "北京。"),
+        (" Rome. It is", "Rome."),
+        (" Rome\nIt", "Rome"),
+        (" St. Louis. And", "St. Louis."),
+        (" 3.5 miles away! Yes", "3.5 miles away!"),
+        (" Rome", "Rome"),
+        ("北京。很", "北京。"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_what_is_written_ends_with_its_sentence(text: str, sentence: str) -> None:
     assert sentence_of(text, REQUEST).strip() == sentence
 
@@ -67,8 +78,8 @@ def test_a_target_of_two_sentences_stays_whole() -> None:
 
 
 def test_a_target_further_on_gets_a_hint() -> None:
-    assert "as the model begins" in why_not("did not take", "the city of Rome.", REQUEST)
-    assert "lmedit tune" in why_not("did not take", "Paris.", REQUEST)
+    assert "as the model begins" in str(why_not("did not take", "the city of Rome.", REQUEST))
+    assert "lmedit tune" in str(why_not("did not take", "Paris.", REQUEST))
 
 
 def test_p_is_the_joint_probability_and_per_token_its_geometric_mean(lm: Lm) -> None:
@@ -96,11 +107,13 @@ def test_several_tokens_are_told_per_token_too() -> None:
     ("now", "moved", "word"),
     [
         (10.0 * GROWTH + 0.1, 0.0, "perplexity 10.0 -> 20.1 on text"),
-        (math.inf, 0.0, "perplexity 10.0 -> inf"), (math.nan, 0.0, "perplexity"),
-        (10.0, DRIFT + 0.1, "nats per token"), (10.0, math.nan, "nats per token"),
+        (math.inf, 0.0, "perplexity 10.0 -> inf"),
+        (math.nan, 0.0, "perplexity"),
+        (10.0, DRIFT + 0.1, "nats a token"),
+        (10.0, math.nan, "nats a token"),
         (10.0 * GROWTH, DRIFT, ""),
     ],
-)  # fmt: skip
+)
 def test_damage_is_growth_of_perplexity_or_drift(now: float, moved: float, word: str) -> None:
     found = damage({"perplexity": 10.0}, {"perplexity": now, "KL": moved}, "text")
     assert (found is None) == (not word)
@@ -122,11 +135,14 @@ def case(subject: str, prompt: str = "{} is in", **probes: object) -> Case:
 def test_probes_of_cases_are_of_the_same_question() -> None:
     cases = [
         case("The tower", "{} was made by"),
-        case("The tower", paraphrases=("Now. The tower stands in",),
-             neighbours=("The boat is in", "The tower is in"),
-             relations=(Probe(prompt="The tower is near", answer="x"),)),
+        case(
+            "The tower",
+            paraphrases=("Now. The tower stands in",),
+            neighbours=("The boat is in", "The tower is in"),
+            relations=(Probe(prompt="The tower is near", answer="x"),),
+        ),
         case("The bridge", neighbours=("The boat is in", "The inn is in")),
-    ]  # fmt: skip
+    ]
     assert from_cases(cases, REQUEST) == {
         "paraphrase": "Now. The tower stands in",
         "neighbour": "The boat is in",
@@ -136,8 +152,9 @@ def test_probes_of_cases_are_of_the_same_question() -> None:
     assert from_cases(cases, reworded)["neighbour"] == "The boat is in"
     unknown = Request(prompt="{} is in", subject="The inn", target_new="Rome")
     assert from_cases(cases, unknown) == {
-        "neighbour": "The boat is in", "neighbour 2": "The tower is in",
-    }  # fmt: skip
+        "neighbour": "The boat is in",
+        "neighbour 2": "The tower is in",
+    }
 
 
 def test_neighbours_come_from_a_list_of_prompts(lm: Lm, tmp_path: Path) -> None:

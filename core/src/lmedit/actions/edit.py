@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -53,63 +54,56 @@ def edit_one(
     lm = editor.lm
     check_subject(editor.loaded, request)
     looking = _Looking(lm, request, near)
-    before = looking.look()
-    if before.pop("verdict") == "took":
-        raise RequestError(
-            f"{lm.name} already answers {request.target_new!r} to {request.text!r}; "
-            "nothing to edit, give another --target"
-        )
-    lm.state()  # read all weights before the clock starts
+    before, verdict = looking.look()
+    if verdict == "took":
+        what = f"{lm.name} already answers {request.target_new!r} to {request.text!r}"
+        raise RequestError(f"{what}; nothing to edit, give another --target")
+    update, seconds = _computed(editor, request)
+    left = _survival(lm, update, force=force)
+    with editor.applied(update):
+        after, verdict = looking.look()
+    refused = why_not(verdict, after["writes"], request)
+    if harm := damage(before, after, looking.text):
+        refused = f"{harm}; {way_out(editor.loaded, request)}"
+    before, after = _finite(before), _finite(after)
+    told = {"verdict": verdict, **looking.told(update), "survives": left}
+    facts = {**_facts(editor, request, update), "seconds": seconds}
+    patch = None
+    if force or refused is None:
+        patch = out or Path(f"{_slug(editor.name, request)}.safetensors")
+        metrics = {"before": _measured(before), "after": _measured(after), **told}
+        save_patch(patch, update, {**facts, "metrics": metrics})
+    return {
+        **{name: facts[name] for name in ("method", "model", "request", "seconds")},
+        **told,
+        "before": before,
+        "after": after,
+        "refused": refused,
+        "remarks": list(looking.remarks),
+        "patch": None if patch is None else str(patch),
+    }
+
+
+def _computed(editor: Editor, request: Request) -> tuple[Update, float]:
+    """The update of *request*, and the seconds that its computation took."""
+    editor.lm.state()  # so that reading all weights for the first time is not counted
     started = time.perf_counter()
     update = editor.compute(request)
-    seconds = time.perf_counter() - started
-    left = _check_survival(lm, update, force=force)
-    with editor.applied(update):
-        after = looking.look()
-    verdict = after.pop("verdict")
-    refused = _why_refused(editor, looking, verdict, before, after)
-    told = {
-        "verdict": verdict, "target_tokens": looking.tokens, "measured_on": looking.text,
-        "relative_norm": worst(relative_norms(lm, update).values()),
-        "survives": left, "number_type": lm.dtype_name,
-    }  # fmt: skip
-    path = out or Path(f"{_slug(editor.name, request)}.safetensors")
-    facts = _facts(editor, request, update)
-    if force or refused is None:
-        metrics = {"before": _measured(before), "after": _measured(after), **told}
-        save_patch(path, update, {**facts, "metrics": metrics, "seconds": seconds})
-    return {
-        "method": editor.name, "model": facts["model"], "request": facts["request"],
-        "before": before, "after": after, "seconds": seconds, **told,
-        "refused": refused, "remarks": list(looking.remarks),
-        "patch": str(path) if force or refused is None else None,
-    }  # fmt: skip
+    return update, time.perf_counter() - started
 
 
-def _check_survival(lm: Lm, update: Update, *, force: bool) -> float | None:
-    """The share of *update* that survives rounding; raises `RequestError` if it is too small."""
+def _survival(lm: Lm, update: Update, *, force: bool) -> float | None:
+    """The share of *update* that rounding to half precision leaves; None at full precision.
+
+    Raises `RequestError` where it is less than `LEAST_LEFT`, unless *force*.
+    """
     left = min(survival(lm, update).values(), default=None)
     if left is not None and left < LEAST_LEFT and not force:
         raise RequestError(
             f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
-            "--dtype float32, or --force to edit anyway"
+            "--dtype float32, or --force to edit all the same"
         )
     return left
-
-
-def _why_refused(
-    editor: Editor,
-    looking: _Looking,
-    verdict: Verdict,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> str | None:
-    """The reason why the edit is not accepted; None if it took and does no damage."""
-    if (harm := damage(before, after, looking.text)) is not None:
-        return f"{harm}; {way_out(editor.loaded, looking.request)}"
-    if verdict != "took":
-        return why_not(verdict, after["writes"], looking.request)
-    return None
 
 
 def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
@@ -136,12 +130,20 @@ class _Looking:
         self.held: HeldOut
         self.text, self.held = held_out(lm)
 
-    def look(self) -> dict[str, Any]:
-        """The answers of the model now.
+    def told(self, update: Update) -> dict[str, Any]:
+        """What does not change with the edit, and the size of *update*."""
+        return {
+            "target_tokens": self.tokens,
+            "measured_on": self.text,
+            "relative_norm": worst(relative_norms(self.lm, update).values()),
+            "number_type": self.lm.dtype_name,
+        }
 
-        They are the probabilities of both targets, the text that the model writes, and the top
-        tokens for the prompt and the probes. Perplexity and KL from the unedited model (nats per
-        token) follow.
+    def look(self) -> tuple[dict[str, Any], Verdict]:
+        """The model's answers now, and whether it gives the new answer.
+
+        The answers are the probabilities of both targets, what the model writes, the top tokens,
+        the probes' top tokens, perplexity, and KL from the unedited model (nats per token).
         """
         lm, request = self.lm, self.request
         names = {"target_new": request.target_new, "target_true": request.target_true}
@@ -149,13 +151,12 @@ class _Looking:
         chances = dict(zip(known, chances_of(lm, request.text, [*known.values()]), strict=True))
         new, true = chances["target_new"], chances.get("target_true")
         text = written(lm, request.text, new.tokens)
-        return {
+        seen = {
             "target_new": new.joint,
             "target_true": true and true.joint,
             "target_new_per_token": new.per_token,
             "target_true_per_token": true and true.per_token,
             "correct": new.correct,
-            "verdict": verdict_of(text, request.target_new, new),
             "writes": sentence_of(text, request),
             "top": top_tokens(lm, request.text),
             "probes": {
@@ -164,10 +165,19 @@ class _Looking:
             },
             **self.held.measure(lm),
         }
+        return seen, verdict_of(text, request.target_new, new)
 
 
 NOT_KEPT = frozenset({"top", "probes"})
 """The parts of a look at the model that a patch does not store."""
+
+
+def _finite(look: Mapping[str, Any]) -> dict[str, Any]:
+    """*look* with None for numbers that JSON cannot hold."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in look.items()
+    }
 
 
 def _measured(look: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,5 +84,6 @@ def _neighbours(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def _top(look: dict[str, Any]) -> str:
-    return ", ".join(f"{top['token'].strip() or repr(top['token'])} {top['p']:.3f}"
-                     for top in look["top"])  # fmt: skip
+    return ", ".join(
+        f"{top['token'].strip() or repr(top['token'])} {top['p']:.3f}" for top in look["top"]
+    )

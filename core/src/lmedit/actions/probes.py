@@ -76,13 +76,12 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
 
 
 def _lack(kind: str, request: Request) -> str:
-    why = "the fact names no subject" if request.subject is None else (
-        "the model names nothing that it answers with confidence"
-    )  # fmt: skip
-    what = "no neighbour is shown" if kind == "neighbour" else (
-        "no other fact of the subject is shown"
-    )  # fmt: skip
-    return f"{what}: {why}; give --near FILE"
+    """Why no probe of *kind* is shown, and what to do."""
+    why = "the model names nothing that it answers with confidence"
+    if request.subject is None:
+        why = "the fact names no subject"
+    what = "neighbour" if kind == "neighbour" else "other fact of the subject"
+    return f"no {what} is shown: {why}; give --near FILE"
 
 
 def _named(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -106,11 +105,13 @@ def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
     others = [p.prompt for c in same for p in c.relations]
     others += [c.request.text for c in own if c not in same]
     paraphrases = [p for c in same for p in c.paraphrases]
-    return _named({
-        "paraphrase": paraphrases[:1],
-        "neighbour": list(dict.fromkeys(neighbours))[:NEIGHBOURS],
-        "another fact": [text for text in others if text != request.text][:1],
-    })  # fmt: skip
+    return _named(
+        {
+            "paraphrase": paraphrases[:1],
+            "neighbour": list(dict.fromkeys(neighbours))[:NEIGHBOURS],
+            "another fact": [text for text in others if text != request.text][:1],
+        }
+    )
 
 
 def _asks(case: Case, request: Request) -> bool:
@@ -165,9 +166,10 @@ def _names(texts: Sequence[str], request: Request) -> list[str]:
     taken = set(re.findall(r"\w+", f"{request.subject} {request.target_new}".casefold()))
     found = dict.fromkeys(name.rstrip(".-'") for text in texts for name in NAME.findall(text))
     return [
-        name for name in found
+        name
+        for name in found
         if len(name) > 2 and not taken & set(re.findall(r"\w+", name.casefold()))
-    ][:CANDIDATES]  # fmt: skip
+    ][:CANDIDATES]
 
 
 def other_facts(lm: Lm, request: Request) -> list[str]:

@@ -172,10 +172,12 @@ def _ranked(found: Sequence[Proposal]) -> list[Proposal]:
     names = [each for each in ranked if each.span.name and each.drop >= NAMES_FIRST * least]
     first = (names or ranked)[0]
     whole = [
-        each for each in names
-        if each.span.start <= first.span.start and each.span.end >= first.span.end
+        each
+        for each in names
+        if each.span.start <= first.span.start
+        and each.span.end >= first.span.end
         and each.drop >= 0.8 * first.drop
-    ]  # fmt: skip
+    ]
     first = max(whole, key=lambda each: each.span.end - each.span.start, default=first)
     return [first, *(each for each in ranked if each is not first)]
 

@@ -96,8 +96,10 @@ def sentence_of(text: str, request: Request) -> str:
     return (bare[: end.end()] if end else bare).rstrip()
 
 
-def why_not(verdict: Verdict, sentence: str, request: Request) -> str:
-    """The reason why an edit with this *verdict* is refused, with the model's own text."""
+def why_not(verdict: Verdict, sentence: str, request: Request) -> str | None:
+    """Why an edit with this *verdict* is refused, with what the model writes; None if it took."""
+    if verdict == "took":
+        return None
     target = request.target_new.strip()
     line = f"the edit {verdict}: after {request.text!r} the model writes {sentence!r}"
     if verdict == "did not take" and contains(sentence, target):
