@@ -14,6 +14,7 @@ from lmedit.errors import OptionError, RequestError
 from lmedit.tiny import tiny_family, tiny_lm
 from lmedit_kn.neurons import enhanced, rescaling, scaled, suppressed
 from lmedit_kn.selection import asking, questions
+from lmedit_kn.stream import mlps_at_prompt
 
 ONE = Request(prompt="{} is in the city of", subject="The tower", target_new="the")
 TWO = ONE.model_copy(update={"target_new": "the sea"})
@@ -99,8 +100,8 @@ def neurons_of(update: Any, evidence: Any) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("request_", [ONE, TWO])
 def test_the_update_adds_one_vector_at_the_selected_neurons(lm: Lm, request_: Request) -> None:
-    """The change is d 1_S^T, rank one in each layer, the same d everywhere."""
-    ed = editor(lm, lambda_old=1.5, lambda_new=0.5)
+    """The change is d s_S^T, rank one in each layer; s are the signs of the activations."""
+    ed = editor(lm, lambda_old=1.5, lambda_new=0.5, limit=None, levelled=False)
     update, evidence = ed.compute(request_), ed.locate(request_).evidence
     E = lm.model.get_input_embeddings().weight.detach()
     old = int(lm.next_probabilities(ONE.text).argmax())
@@ -111,7 +112,9 @@ def test_the_update_adds_one_vector_at_the_selected_neurons(lm: Lm, request_: Re
         assert isinstance(delta, LowRank)
         dense = delta.dense()
         expected = torch.zeros_like(dense)
-        expected[:, places] = d[:, None]
+        layer = int(site.parameter.split(".")[2])
+        signs = mlps_at_prompt(lm, ONE.text, [layer])[layer].signs(places)
+        expected[:, places] = d[:, None] * signs
         torch.testing.assert_close(dense, expected)
         assert torch.linalg.matrix_rank(dense) == 1
 

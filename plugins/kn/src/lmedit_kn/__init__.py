@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
-from lmedit_kn.equations import exchange
-from lmedit_kn.neurons import replacing, rescaling
+from lmedit_kn.equations import exchange, levelled
+from lmedit_kn.exchanging import exchanged
+from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
 from lmedit_kn.probe import probe
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lmedit import Lm, Request, Work
 
 FACTORS = {"suppress": 0.0, "erase": 0.0, "enhance": 2.0}
+ROWS = 16_384
+"""Embeddings at most whose covariance is taken, evenly spaced in the table."""
 
 
 @hookimpl
@@ -54,15 +57,15 @@ def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: KnOptions) -> Update:
-    """W' = W + d 1_S^T in each layer, d from the embeddings of the old and the new answer."""
+    """W' = W + d s_S^T in each layer: d from the answers' embeddings, s the activations' signs."""
     neurons = _neurons(location)
     if options.operation in FACTORS:
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
     old, d = _exchange(lm, request, location, options)
-    update = replacing(lm, neurons, d)
-    notes = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
-    return Update(update.deltas, notes)
+    deltas, notes = exchanged(lm, request.text, neurons, d, options)
+    own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
+    return Update(deltas, own | notes)
 
 
 @hookimpl
@@ -89,5 +92,6 @@ def _exchange(
     if options.old == "given":
         old = tokens_of(lm, request.text, location.evidence["answer"], options)[1][0]
     new = tokens_of(lm, request.text, request.target_new, options)[1]
-    E = E.to(lm.working_dtype)
-    return old, exchange(E[old], E[new], options.lambda_old, options.lambda_new)
+    of_old, of_new = E[old].to(lm.working_dtype), E[new].to(lm.working_dtype)
+    d = exchange(of_old, of_new, options.lambda_old, options.lambda_new)
+    return old, levelled(d, E[:: -(-len(E) // ROWS)]) if options.levelled else d

@@ -72,3 +72,32 @@ def exchange(old: Tensor, new: Tensor, lambda_old: float, lambda_new: float) -> 
     *old* (H,) and *new* (T, H) are embeddings: of the present answer, of the new one's tokens.
     """
     return lambda_new * new.sum(0) - lambda_old * old
+
+
+def levelled(d: Tensor, E: Tensor) -> Tensor:
+    """*d* (H,) without the directions that most embeddings E (n, H) share, as long as before.
+
+    d' ~ (C + tr(C)/H I)^-1 d, with C the covariance of E. Words that are rare or frequent differ
+    along a few large directions of C. Taking out a frequent word's embedding would otherwise raise
+    every rare word more than the new answer.
+    """
+    C = torch.cov(E.T.double(), correction=0)
+    C = C + C.trace() / len(C) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+    found = torch.linalg.solve(C, d.double())
+    return (found * (d.double().norm() / found.norm().clamp(min=1e-30))).to(d)
+
+
+def shortened(d: Tensor, longest: float) -> Tensor:
+    """*d* (H,), scaled down to the length *longest* where it is longer."""
+    return d * min(1.0, longest / float(d.norm())) if d.any() else d
+
+
+def before_norm(d: Tensor, out: Tensor, gain: Tensor) -> Tensor:
+    """What *out* (H,) must gain so that ``gain * out / rms(out)`` gains *d* (H,).
+
+    To first order in d. The part of d along the norm's output cannot be reached: the norm fixes
+    that length. Gains below a tenth of their mean size count as that tenth.
+    """
+    least = 0.1 * gain.abs().mean()
+    size = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp(min=least)
+    return d / size * out.pow(2).mean().sqrt()

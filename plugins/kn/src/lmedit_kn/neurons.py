@@ -16,7 +16,7 @@ from lmedit import LowRank, Update
 from lmedit.trace import changed, changed_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -94,17 +94,17 @@ def rescaling(lm: Lm, neurons: Iterable[Neuron], factor: float) -> Update:
     return Update(deltas)
 
 
-def replacing(lm: Lm, neurons: Iterable[Neuron], d: Tensor) -> Update:
-    """*d* (H,) added to the value of each of *neurons*: rank one in each layer."""
-    deltas = {}
-    for layer, places in by_layer(neurons).items():
-        one = columns(lm, layer, places).sum(0, keepdim=True)  # (1, D)
-        deltas[lm.mlp_out(layer)] = LowRank(d[:, None].to(lm.working_dtype), one)
-    return Update(deltas)
+def replacing(lm: Lm, layer: int, places: Sequence[int], d: Tensor, signs: Tensor) -> LowRank:
+    """``signs[i] * d`` added to the value of neuron ``places[i]`` of *layer*: a change of rank one.
+
+    *d* is (H,), *signs* (n,).
+    """
+    right = signs[None].to(lm.device, lm.working_dtype) @ columns(lm, layer, places)  # (1, D)
+    return LowRank(d[:, None].to(lm.working_dtype), right)
 
 
-def columns(lm: Lm, layer: int, places: list[int]) -> Tensor:
+def columns(lm: Lm, layer: int, places: Sequence[int]) -> Tensor:
     """One row for each place, (n, D): 1 at the place, 0 elsewhere."""
     width = lm.weight(lm.mlp_out(layer)).shape[1]
-    at = torch.tensor(places, device=lm.device)
+    at = torch.tensor(list(places), device=lm.device)
     return torch.nn.functional.one_hot(at, width).to(lm.working_dtype)

@@ -23,26 +23,54 @@ FRAMES = (
 """Sentences around the filled prompt: the same question five times in different company."""
 
 
-class KnOptions(Options):
-    """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
+PLAIN = {"embedding": "input", "levelled": False, "limit": None}
+"""What the paper and all released codes add: the input embeddings as they are."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
         "gauss": {},
         "midpoint": {"rule": "midpoint"},
         "rome": {
-            "rule": "inclusive", "site": "pre_act", "adaptive_threshold": 0.2, "refine": False,
-            "frames": (), "answer_tokens": "prompt_last", "leading_space": False,
-            "lambda_old": 2.0, "lambda_new": 1.0, "embedding": "input",
+            **PLAIN,
+            "adapted": False,
+            "rule": "inclusive",
+            "site": "pre_act",
+            "adaptive_threshold": 0.2,
+            "refine": False,
+            "frames": (),
+            "answer_tokens": "prompt_last",
+            "leading_space": False,
+            "lambda_old": 2.0,
+            "lambda_new": 1.0,
         },
         "eleuther": {
-            "rule": "inclusive", "site": "pre_act", "adaptive_threshold": 0.3, "share": 0.5,
-            "lambda_old": 2.0, "lambda_new": 2.0, "embedding": "input",
+            **PLAIN,
+            "adapted": False,
+            "rule": "inclusive",
+            "site": "pre_act",
+            "adaptive_threshold": 0.3,
+            "share": 0.5,
+            "lambda_old": 2.0,
+            "lambda_new": 2.0,
         },
         "dai": {
-            "rule": "right", "adaptive_threshold": 0.2, "share": 0.7, "old": "given",
-            "lambda_old": 1.0, "lambda_new": 8.0, "embedding": "input",
+            **PLAIN,
+            "rule": "right",
+            "adaptive_threshold": 0.2,
+            "share": 0.7,
+            "old": "given",
+            "lambda_old": 1.0,
+            "lambda_new": 8.0,
         },
-    })  # fmt: skip
+    }
+)
+"""By name: published readings of the method (README)."""
+
+
+class KnOptions(Options):
+    """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
@@ -51,60 +79,85 @@ class KnOptions(Options):
         return {"adaptive_threshold": (0.1, 0.2, 0.3), "lambda_new": (1.0, 2.0, 4.0, 8.0)}
 
     site: Literal["key", "pre_act"] = Field(
-        default="key", description="what is scaled: the output matrix's input, or what the "
-        "activation function takes (the released code)",
-    )  # fmt: skip
+        default="key",
+        description="The activation to scale: the output matrix's input (key), or the input of "
+        "the activation function (pre_act, the released code).",
+    )
     rule: Literal["gauss", "midpoint", "inclusive", "right"] = Field(
-        default="gauss", description="where the integral's points lie in [0, 1]"
+        default="gauss", description="Where the integral's points lie in [0, 1]."
     )
     steps: int | None = Field(
-        default=None, ge=1, description="points of the integral, m; null: 20, and 6 for rule gauss "
-        "at site key, where P is smooth",
-    )  # fmt: skip
+        default=None,
+        ge=1,
+        description="Number of points of the integral. null: 6 for rule gauss at site key, else "
+        "20.",
+    )
     answer_tokens: Literal["teacher_forced", "prompt_last"] = Field(
         default="teacher_forced",
-        description="each answer token after those before it, or all at the prompt's end",
+        description="Read each answer token after those before it, or all at the prompt's end.",
     )
-    leading_space: bool = Field(default=True, description='tokenise " " + the answers')
+    leading_space: bool = Field(default=True, description="Put a space before the answers.")
     adaptive_threshold: float = Field(
-        default=0.2, gt=0, le=1, description="keep attributions above this share of the largest"
+        default=0.2,
+        gt=0,
+        le=1,
+        description="Keep attributions above this share of the largest attribution.",
     )
     threshold: float | None = Field(
-        default=None, description="keep attributions above this instead"
+        default=None, description="Keep attributions above this value instead."
     )
     percentile: float | None = Field(
-        default=None, gt=0, lt=100, description="keep attributions above this percentile instead"
+        default=None, gt=0, lt=100, description="Keep attributions above this percentile instead."
     )
     refine: bool = Field(
-        default=True, description="keep what enough prompts share; false: what any prompt has"
+        default=True,
+        description="Keep the neurons that enough prompts share. false: those of any prompt.",
     )
     share: float = Field(
-        default=0.5, ge=0, lt=1, description="a neuron stays with more than this share of prompts"
+        default=0.5, ge=0, lt=1, description="Keep a neuron that more than this share has."
     )
     prompts: tuple[str, ...] = Field(
-        default=(), description="other prompts of the fact, with {} for the subject"
+        default=(), description="More prompts of the fact, with {} for the subject."
     )
     frames: tuple[str, ...] = Field(
-        default=FRAMES, description="texts around the request's prompt, with {} where it goes"
+        default=FRAMES, description="Texts around the request's prompt, with {} for the prompt."
     )
     negative_prompts: tuple[str, ...] = Field(
-        default=(), description="prompts that do not ask for the fact; their neurons are dropped"
+        default=(), description="Prompts of other facts. Their neurons are dropped."
     )
     operation: Literal["edit", "suppress", "enhance", "erase"] = Field(
-        default="edit", description="new value, no value (suppress and erase), or twice the value"
+        default="edit",
+        description="Change the neurons' values, set them to zero (suppress, erase), or double "
+        "them (enhance).",
     )
     old: Literal["predicted", "given"] = Field(
-        default="predicted", description="what is taken out: the model's answer or target_true"
+        default="predicted", description="The answer to remove: the model's own, or target_true."
     )
-    lambda_old: float = Field(
-        default=2.0, description="times the old answer's embedding, taken out"
+    lambda_old: float = Field(default=2.0, description="Weight of the old answer's embedding.")
+    lambda_new: float = Field(default=2.0, description="Weight of the new answer's embeddings.")
+    adapted: bool = Field(
+        default=True,
+        description="Use the sign of each neuron's activation, and correct for a norm behind the "
+        "MLP. false: add the same vector to every value (released code).",
     )
-    lambda_new: float = Field(default=2.0, description="of the new answer's embeddings, put in")
+    limit: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="Longest vector that a layer's neurons add at the prompt, as a share of the "
+        "residual stream's length. null: no limit.",
+    )
+    levelled: bool = Field(
+        default=True,
+        description="Remove what most embeddings share from the added vector. false: the plain "
+        "embeddings (paper).",
+    )
     embedding: Literal["output", "input"] = Field(
-        default="output", description="whose rows these are; one matrix where they are tied"
+        default="output", description="The embedding table to take the answers' rows from."
     )
     rows: int = Field(
-        default=512, ge=2, description="most activations at once; halved where memory ends"
+        default=512,
+        ge=2,
+        description="Most activations to run at once. Halved when memory is full.",
     )
 
     @model_validator(mode="after")

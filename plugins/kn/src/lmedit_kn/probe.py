@@ -28,6 +28,8 @@ def probe(
     """Relative changes of the answer's probability, in percent (section 4.3 of Dai et al.).
 
     The mean over all prompts that ask for the fact; activations change at the last token alone.
+    They change where they meet the values, also where the neurons were found by what the
+    activation function takes: to double a negative input of that would silence the neuron.
     """
     asked = [
         question
@@ -35,12 +37,12 @@ def probe(
         for question in questions(lm, text, answer, options)
     ]
     others = _random(lm, len(set(neurons)), options)
-    before = _probability(lm, asked, [], 1.0, options.site)
+    before = _probability(lm, asked, [], 1.0)
     found: dict[str, Any] = {"neurons": len(set(neurons)), "p(answer)": before}
     for name, factor in (("silenced", 0.0), ("doubled", 2.0)):
-        with_them = _probability(lm, asked, neurons, factor, options.site)
+        with_them = _probability(lm, asked, neurons, factor)
         found[f"{name}, %"] = 100 * (with_them / before - 1)
-        random_ones = [_probability(lm, asked, some, factor, options.site) for some in others]
+        random_ones = [_probability(lm, asked, some, factor) for some in others]
         found[f"random {name}, %"] = 100 * (sum(random_ones) / len(random_ones) / before - 1)
     return found
 
@@ -53,14 +55,12 @@ def _random(lm: Lm, count: int, options: KnOptions) -> list[list[Neuron]]:
     return [draw.sample(everything, count) for _ in range(DRAWS)]
 
 
-def _probability(
-    lm: Lm, asked: list[Question], neurons: list[Neuron], factor: float, site: str
-) -> float:
+def _probability(lm: Lm, asked: list[Question], neurons: list[Neuron], factor: float) -> float:
     """The mean probability of the questions' tokens."""
     found = []
     for ids, token in asked:
         kept = keep(lm, [ids], [len(ids) - 1], 0)
-        with scaled(lm, neurons, factor, site):
+        with scaled(lm, neurons, factor):
             logits = kept.logits([0])[0, 0]
         found.append(float(logits.float().softmax(-1)[token]))
     return sum(found) / len(found)

@@ -110,8 +110,10 @@ def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Questi
 
 def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor, float]:
     """Attributions (L, D) and probability, means over the answer's tokens."""
-    found = [
-        attributions(lm, *question, options) for question in questions(lm, text, answer, options)
-    ]
+    found = [attributions(lm, *each, options) for each in questions(lm, text, answer, options)]
+    if not found:
+        raise RequestError(
+            f"kn: today's answer after {text!r} is blank; give one, as target_true or --target-true"
+        )
     scores = torch.stack([each.scores for each in found]).mean(0)
     return scores, sum(each.probability for each in found) / len(found)

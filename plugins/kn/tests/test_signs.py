@@ -1,0 +1,261 @@
+"""What KN adds is more of the new answer, whatever the sign of the activation and the norm."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from lmedit import Editor, LowRank, Prepared, Request, build_options, load
+from lmedit.tiny import FAMILIES, tiny_family, tiny_lm, tiny_model
+from lmedit.trace import captured
+from lmedit_kn.equations import before_norm, exchange, levelled, shortened
+from lmedit_kn.exchanging import exchanged
+from lmedit_kn.neurons import by_layer, scaled
+from lmedit_kn.probe import probe
+from lmedit_kn.stream import mlps_at_prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmedit import Lm
+    from lmedit_kn.options import KnOptions
+
+ONE = Request(prompt="{} is in the city of", subject="The tower", target_new="the")
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3")
+POST_NORM = ("olmo2", "gemma2", "gemma3_text")
+loaded = cache(load)
+
+
+def family(name: str) -> Lm:
+    """A tiny model whose last norm keeps all signs, so that more of an answer's row is more."""
+    if name == "olmo2":
+        sizes = {k: v for k, v in FAMILIES["llama"][1].items() if k != "head_dim"}
+        lm = tiny_model("Olmo2Config", sizes)
+    else:
+        lm = tiny_family(name)
+    # Gemma's norms multiply by one plus their weight.
+    for module_name, parameter in lm.model.named_parameters():
+        if parameter.dim() == 1 and "norm" in module_name:
+            extra = 0.0 if "gemma" in name else 1.0
+            parameter.data = extra + 0.2 * parameter.data.tanh()
+    return lm
+
+
+def options(**given: Any) -> KnOptions:
+    return build_options(loaded("kn").method, given)  # type: ignore[return-value]
+
+
+def editor(lm: Lm, **given: Any) -> Editor:
+    return Editor(loaded("kn"), lm, build_options(loaded("kn").method, given, lm), Prepared())
+
+
+def exchange_of(lm: Lm) -> tuple[Tensor, int, int]:
+    """d (H,), and the tokens of the old and of the new answer."""
+    old = int(lm.next_probabilities(ONE.text).argmax())
+    new = lm.with_target(ONE.text, ONE.target_new)[1][0]
+    E = lm.embeddings("output")
+    return exchange(E[old], E[[new]], 0.05, 0.05), old, new
+
+
+def last_logits(lm: Lm) -> Tensor:
+    return lm.logits(lm.batch([lm.encode(ONE.text)]))[0, -1]
+
+
+def last_state(lm: Lm, layer: int) -> Tensor:
+    with captured(lm.block(layer)) as box:
+        last_logits(lm)
+    return box.output[0, -1]
+
+
+def by_sign(lm: Lm, layer: int) -> dict[float, list[tuple[int, int]]]:
+    """The three neurons of *layer* with the largest activations of each sign."""
+    key = mlps_at_prompt(lm, ONE.text, [layer])[layer].key
+    return {
+        sign: [(layer, int(place)) for place in (sign * key).topk(3).indices] for sign in (1, -1)
+    }
+
+
+@pytest.mark.parametrize("name", [*GATED, *POST_NORM])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_new_rises_and_old_falls_at_neurons_of_either_sign(name: str, sign: float) -> None:
+    lm = family(name)
+    layer = lm.n_layers - 1
+    neurons = by_sign(lm, layer)[sign]
+    key = mlps_at_prompt(lm, ONE.text, [layer])[layer].key
+    assert all(sign * key[place] > 0 for _, place in neurons)
+    d, old, new = exchange_of(lm)
+    before = last_logits(lm)
+    changes = {}
+    for adapted in (True, False):
+        deltas, _ = exchanged(lm, ONE.text, neurons, d, options(adapted=adapted))
+        with editor(lm).applied(as_update(deltas)):
+            changes[adapted] = last_logits(lm) - before
+    assert changes[True][new] > 0 > changes[True][old]
+    if sign < 0 and name in GATED:  # what the released code does there is the opposite
+        assert changes[False][new] < 0 < changes[False][old]
+
+
+def as_update(deltas: Any) -> Any:
+    from lmedit import Update
+
+    return Update(deltas)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_turned_activations_turn_the_change_and_nothing_else(name: str) -> None:
+    """Up-projection and value of each neuron times -1: the same model, all activations turned."""
+    lm, turned = family(name), family(name)
+    for layer in range(lm.n_layers):
+        width = lm.weight(lm.mlp_out(layer)).shape[1]
+        up = turned.mlp_matrices(layer)[-2]
+        rows = turned.model.get_parameter(up.parameter).data
+        rows[-width:] *= -1
+        turned.model.get_parameter(turned.mlp_out(layer).parameter).data *= -1
+    torch.testing.assert_close(last_logits(turned), last_logits(lm))
+    ours, theirs = editor(lm).compute(ONE), editor(turned).compute(ONE)
+    assert ours.deltas.keys() == theirs.deltas.keys()
+    for site, delta in ours.deltas.items():
+        torch.testing.assert_close(theirs.deltas[site].dense(), -delta.dense())
+    with editor(lm).applied(ours), editor(turned).applied(theirs):
+        torch.testing.assert_close(last_logits(turned), last_logits(lm))
+
+
+@pytest.mark.parametrize("name", [*GATED, "gpt2", "opt", "falcon"])
+def test_the_stream_gains_the_size_of_the_activations_times_d(name: str) -> None:
+    lm = family(name)
+    layer = lm.n_layers - 1
+    found = by_sign(lm, layer)
+    neurons = [*found[1.0], *found[-1.0]]
+    d, *_ = exchange_of(lm)
+    before = last_state(lm, layer)
+    deltas, notes = exchanged(lm, ONE.text, neurons, d, options())
+    with editor(lm).applied(as_update(deltas)):
+        gained = last_state(lm, layer) - before
+    key = mlps_at_prompt(lm, ONE.text, [layer])[layer].key
+    size = sum(abs(float(key[place])) for _, place in neurons)
+    torch.testing.assert_close(gained, size * d, rtol=1e-5, atol=1e-7)
+    assert notes["negative_activations"] == sum(bool(key[place] < 0) for _, place in neurons)
+    share = float(size * d.norm() / before.norm())
+    assert notes["largest_share_of_stream"] == pytest.approx(share, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", POST_NORM)
+def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
+    """All that can be gained: the part of d along the norm's output cannot."""
+    lm = family(name)
+    layer = lm.n_layers - 1
+    neurons = by_sign(lm, layer)[-1.0]
+    d, *_ = exchange_of(lm)
+    d = 0.01 * d
+    before = last_state(lm, layer)
+    mlp = mlps_at_prompt(lm, ONE.text, [layer])[layer]
+    wanted = mlp.size([place for _, place in neurons]) * d
+    deltas, notes = exchanged(lm, ONE.text, neurons, d, options())
+    with editor(lm).applied(as_update(deltas)):
+        gained = last_state(lm, layer) - before
+    out = mlp.out / mlp.out.norm()
+    assert mlp.norm is not None
+    gain = mlp.norm(torch.ones_like(mlp.out))
+    reachable = wanted - gain * out * (out @ (wanted / gain))
+    torch.testing.assert_close(gained, reachable, rtol=0.05, atol=float(0.02 * wanted.norm()))
+    assert notes["behind_norm_cosine"] == pytest.approx(
+        float(cosine_similarity(gained, wanted, dim=0)), abs=1e-4
+    )
+    assert notes["behind_norm_length"] == pytest.approx(
+        float(gained.norm() / wanted.norm()), abs=1e-4
+    )
+    plain, _ = exchanged(lm, ONE.text, neurons, d, options(adapted=False))
+    with editor(lm).applied(as_update(plain)):
+        blind = last_state(lm, layer) - before
+    assert (gained - wanted).norm() < 0.5 * (blind - wanted).norm()
+
+
+def test_without_a_norm_nothing_is_said_of_one() -> None:
+    lm = family("llama")
+    _, notes = exchanged(lm, ONE.text, by_sign(lm, 1)[1.0], exchange_of(lm)[0], options())
+    assert set(notes) == {"negative_activations", "largest_share_of_stream"}
+
+
+def test_a_limit_shortens_what_a_layer_adds() -> None:
+    lm = family("llama")
+    layer = lm.n_layers - 1
+    neurons = by_sign(lm, layer)[-1.0]
+    d = 100 * exchange_of(lm)[0]
+    before = last_state(lm, layer)
+    deltas, notes = exchanged(lm, ONE.text, neurons, d, options(limit=0.25))
+    with editor(lm).applied(as_update(deltas)):
+        gained = last_state(lm, layer) - before
+    assert float(gained.norm()) == pytest.approx(0.25 * float(before.norm()), rel=1e-6)
+    assert float(cosine_similarity(gained, d, dim=0)) == pytest.approx(1.0)
+    assert notes["largest_share_of_stream"] == pytest.approx(0.25)
+    free, _ = exchanged(lm, ONE.text, neurons, 1e-6 * d, options(limit=0.25))
+    same, _ = exchanged(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
+    for site, delta in free.items():
+        assert torch.equal(delta.dense(), same[site].dense())
+
+
+def test_presets_of_released_codes_add_without_a_sign() -> None:
+    lm = tiny_lm(3)
+    request = ONE.model_copy(update={"target_true": "river"})
+    for preset in ("rome", "eleuther"):
+        for delta in editor(lm, preset=preset).compute(request).deltas.values():
+            assert isinstance(delta, LowRank)
+            assert set(delta.right.unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_probe_doubles_neurons_where_they_meet_their_values() -> None:
+    """Found by negative gates they would fall silent, were the gates doubled."""
+    lm = family("llama")
+    neurons = by_sign(lm, lm.n_layers - 1)[-1.0]
+    answer = "the"
+    found = [
+        probe(lm, ONE, neurons, answer, options(site=site, frames=[]))
+        for site in ("key", "pre_act")
+    ]
+    assert found[0] == found[1]
+    with scaled(lm, neurons, 2.0):
+        doubled = lm.next_probabilities(ONE.text)
+    (token,) = lm.with_target(ONE.text, answer)[1]
+    clean = lm.next_probabilities(ONE.text)[token]
+    change = 100 * float(doubled[token] / clean - 1)
+    assert found[0]["doubled, %"] == pytest.approx(change, abs=1e-3)
+
+
+def test_the_formulas() -> None:
+    assert shortened(torch.tensor([3.0, 4.0]), 1.0).tolist() == pytest.approx([0.6, 0.8])
+    assert shortened(torch.tensor([3.0, 4.0]), 9.0).tolist() == [3.0, 4.0]
+    assert shortened(torch.zeros(2), 1.0).tolist() == [0.0, 0.0]
+    out, gain = torch.tensor([3.0, -4.0]).double(), torch.tensor([2.0, -0.5]).double()
+    d = 1e-6 * torch.tensor([1.0, 2.0]).double()
+
+    def norm(x: Tensor) -> Tensor:
+        return gain * x / x.pow(2).mean().sqrt()
+
+    gained = norm(out + before_norm(d, out, gain)) - norm(out)
+    unit = out / out.norm()
+    torch.testing.assert_close(gained, d - gain * unit * (unit @ (d / gain)), rtol=1e-4, atol=1e-11)
+    assert before_norm(d, out, torch.tensor([1.0, 0.0]).double()).isfinite().all()
+    assert by_layer([(1, 2), (0, 3), (1, 0)]) == {0: [3], 1: [0, 2]}
+
+
+def test_what_most_embeddings_share_is_taken_out() -> None:
+    """Rare and frequent words differ along one direction; the answers differ along others."""
+    draw = torch.Generator().manual_seed(0)
+    E = torch.randn(400, 32, generator=draw)
+    E[:, 0] = 12 * torch.randn(400, generator=draw)
+    old, new = int(E[:, 0].argmax()), int(E[:, 0].abs().argmin())
+    d = exchange(E[old], E[[new]], 1.0, 1.0)
+    found = levelled(d, E)
+    assert float(found.norm()) == pytest.approx(float(d.norm()), rel=1e-5)
+    gains_more = [int((E @ each > E[new] @ each).sum()) for each in (d, found)]
+    assert gains_more[0] > 100  # every rare word
+    assert gains_more[1] < 20
+    assert abs(found[0] / d[0]) < 0.5
+    C = torch.cov(E.T, correction=0)
+    solved = torch.linalg.solve(C + C.trace() / 32 * torch.eye(32), d)
+    assert float(cosine_similarity(found, solved, dim=0)) == pytest.approx(1.0, abs=1e-5)
+    assert levelled(torch.zeros(32), E).abs().max() == 0
