@@ -27,8 +27,12 @@ COMMANDS = {
 """Pictures that one command draws; the path of the file is its last argument."""
 SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}
 """Pictures of the comparison's scores, with their methods; an empty tuple: all methods."""
-TRAININGS = {"demo-mend.svg": "mend", "demo-ke.svg": "ke"}
-"""Training curves of the editors that ship with the embedded model."""
+TRAININGS = {
+    "demo-mend.svg": ("demo", "mend"),
+    "demo-ke.svg": ("demo", "ke"),
+    "smollm2-mend.svg": ("smollm2", "mend"),
+}
+"""Training curves of the editors that ship with the worlds: the world and the method."""
 
 
 def python(*arguments: str) -> None:
@@ -59,7 +63,7 @@ def make(name: str) -> None:
         python(*LMEDIT, *COMPARISON)
         draw([scores(SCORES[name])], PICTURES / name)
     else:
-        python(TRAINING, "demo", TRAININGS[name])
+        python(TRAINING, *TRAININGS[name])
 
 
 if __name__ == "__main__":
