@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner
 from made_plugins import distribution_in
-from once import made_once
 
 from lmedit.registry import BLOCK_VARIABLE
 
@@ -33,23 +30,3 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for imported in set(sys.modules) - before:
         if imported.startswith("toy_"):
             del sys.modules[imported]
-
-
-@pytest.fixture(scope="session")
-def demo_statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with ROME's statistics of the embedded model, which take seconds."""
-
-    def prepare(folder: Path) -> None:
-        from lmedit.cli import main
-
-        call = ["prepare", "rome", "-m", "demo"]
-        done = CliRunner(env={"LMEDIT_CACHE": str(folder)}).invoke(main, call)
-        assert done.exit_code == 0, done.output
-
-    return made_once(tmp_path_factory, "demo-statistics", prepare)
-
-
-@pytest.fixture
-def demo_is_prepared(demo_statistics: Path, tmp_path: Path) -> None:
-    """Put the statistics into the test's own cache; ask for it where their making is not tested."""
-    shutil.copytree(demo_statistics, tmp_path / "cache", dirs_exist_ok=True)

@@ -61,6 +61,12 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[\w-]+", text))
 
 
+def uses(helper: str, code: str) -> bool:
+    """Return whether *code* imports the module *helper*, or has its file's name in a text."""
+    stem = re.escape(PurePosixPath(helper).stem)
+    return bool(re.search(rf"^\s*(?:import|from) {stem}\b|\b{stem}\.py\b", code, re.MULTILINE))
+
+
 @dataclass(frozen=True, eq=False)
 class Workspace:
     """The sources and the test files of a checkout."""
@@ -104,8 +110,8 @@ class Workspace:
         found, new = set[str](), {test, *(file for file in above if (self.root / file).is_file())}
         while new:
             found |= new
-            named = set().union(*(words(self.text(path)) for path in new))
-            new = {path for path in self.helpers(test) if PurePosixPath(path).stem in named} - found
+            texts = [self.text(path) for path in new]
+            new = {path for path in self.helpers(test) if any(uses(path, t) for t in texts)} - found
         return frozenset(found)
 
     def helpers(self, test: str) -> list[str]:
