@@ -177,6 +177,8 @@ def test_questions_and_answers_are_compared(lmedit: Run, model: Path, text: Path
         text,
         "--metrics",
         "all",
+        "--heldout",
+        text,
         "-o",
         "rome.decay",
         0,

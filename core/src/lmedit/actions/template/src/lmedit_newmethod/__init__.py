@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """Name, paper and options. Importing and describing must be quick."""
-    return Method("newmethod", "no paper yet", NewmethodOptions)
+    return Method("newmethod", "no paper yet", NewmethodOptions, needs_subject=True)
 
 
 @hookimpl
