@@ -459,7 +459,7 @@ def test_a_record_of_no_layout_is_refused(write: Write) -> None:
 
 
 def test_an_unknown_name_lists_what_can_be_fetched() -> None:
-    with pytest.raises(CasesError, match=r"no cases 'nope'; name a file or one of: .*zsre"):
+    with pytest.raises(CasesError, match=r"no cases 'nope'; give a file or one of: .*zsre"):
         load_cases("nope")
 
 

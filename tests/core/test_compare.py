@@ -554,7 +554,7 @@ def test_an_interrupted_group_is_worked_out_as_a_whole_again(
     """So an update does not depend on what had been finished before."""
     from lmedit.compare import worker as work
 
-    keep, kept = work.keep, []
+    keep, kept = work.store_result, []
 
     def stop_at_the_fifth(*arguments: Any) -> None:
         if len(kept) == 20 + 5:  # after the unedited model's
@@ -564,10 +564,10 @@ def test_an_interrupted_group_is_worked_out_as_a_whole_again(
 
     calls: list[list[str]] = []
     editor = make("push", edit_compute_many=many(calls))
-    monkeypatch.setattr(work, "keep", stop_at_the_fifth)
+    monkeypatch.setattr(work, "store_result", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         compare(lm, twenty(), [editor], tmp_path / "run", 0)
-    monkeypatch.setattr(work, "keep", keep)
+    monkeypatch.setattr(work, "store_result", keep)
     compare(lm, twenty(), [editor], tmp_path / "run", 0)
     assert [len(subjects) for subjects in calls] == [8, 8, 8, 4]
     assert calls[0] == calls[1]
@@ -587,7 +587,7 @@ def test_rows_are_the_same_beside_the_weights_and_in_them(
     lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = row_of(run(lm, cases, tmp_path, make("push")), "push")
-    monkeypatch.setattr("lmedit.compare.worker.Beside.fits", lambda *_: False)
+    monkeypatch.setattr("lmedit.compare.worker.UnmergedEdits.fits", lambda *_: False)
     within = row_of(run(lm, cases, tmp_path, make("push")), "push")
     for name in ("ES", "EM", "PS", "PM", "NS", "NM", "S", "relative_norm", "n", "n_failed"):
         assert beside[name] == pytest.approx(within[name])
@@ -613,7 +613,7 @@ def test_half_precision_is_scored_as_rounding_leaves_it(
     def refused(*_: Any) -> None:
         raise AssertionError("an edit of half precision must not stay beside the weights")
 
-    monkeypatch.setattr("lmedit.replay.unmerged.Beside.__init__", refused)
+    monkeypatch.setattr("lmedit.replay.unmerged.UnmergedEdits.__init__", refused)
     half = tiny_family("gpt2", dtype=torch.bfloat16)
     row = row_of(run(half, cases, tmp_path, replace(make("push"), lm=half)), "push")
     assert row["n_failed"] == 0

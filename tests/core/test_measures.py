@@ -207,12 +207,12 @@ def shaped(lm: Lm, model_type: str, layers: int) -> Any:
 def test_published_rows_stand_beside_the_papers_model_and_cases_alone(lm: Lm) -> None:
     xl = shaped(lm, "gpt2", 48)
     official = CaseSet("somewhere/counterfact.json", tables.SOURCES["counterfact"].sha256, ())
-    found = tables.published("rome-table4", xl, official, ["base", "rome", "nudge"])
+    found = tables.paper_figures("rome-table4", xl, official, ["base", "rome", "nudge"])
     assert [row["method"] for row in found["rows"]] == ["base", "rome"]
     assert found["rows"][1]["S"] == 89.2
-    assert tables.published("rome-table4", xl, CaseSet("demo", "d", ()), ["rome"]) is None
-    assert tables.published("rome-table4", lm, official, ["rome"]) is None
-    zsre = tables.published("rome-table1", xl, CaseSet("zsre", "x", ()), ["rome", "mend"])
+    assert tables.paper_figures("rome-table4", xl, CaseSet("demo", "d", ()), ["rome"]) is None
+    assert tables.paper_figures("rome-table4", lm, official, ["rome"]) is None
+    zsre = tables.paper_figures("rome-table1", xl, CaseSet("zsre", "x", ()), ["rome", "mend"])
     assert zsre["rows"][0]["paraphrase"] == 88.1
 
 

@@ -171,7 +171,7 @@ def test_a_part_that_is_whole_is_not_fetched_again(
 
 def test_a_wrong_digest_keeps_nothing(offer: Callable[..., Path]) -> None:
     path = offer(sha256="0" * 64)
-    with pytest.raises(CasesError, match=f"SHA-256 {DIGEST} where 0000.* --cases FILE"):
+    with pytest.raises(CasesError, match=f"SHA-256 {DIGEST}, but 0000.* --cases FILE"):
         pull("set")
     assert list(path.parent.iterdir()) == []
 
