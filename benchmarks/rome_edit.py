@@ -72,7 +72,10 @@ class Bench:
 
     def starts(self, together: list[Request]) -> list[torch.Tensor]:
         """v_0 of each."""
-        return [select_keys(self.lm, self.layer, r, self.templates).bare_out for r in together]
+        return [
+            select_keys(self.lm, self.layer, r, self.templates, self.options).bare_out
+            for r in together
+        ]
 
 
 def main() -> None:

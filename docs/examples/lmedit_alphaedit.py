@@ -76,7 +76,7 @@ def edit_prepare(
     """U, once for a model and a layer; C is counted and kept by lmedit.stats."""
     if corpus is None:
         raise NotPreparedError("alphaedit: C needs text; give --corpus NAME|FILE")
-    layer = int(options.layer or 0)
+    layer = options.block
     counting = Counting(options.samples)
     moment = moments_of(lm, [layer], corpus, counting, checkpoint)[layer].moment()
     U = null_space(moment.sum / moment.tokens, options.threshold)
@@ -87,7 +87,7 @@ def edit_prepare(
 
 @hookimpl
 def edit_locate(lm: Lm, options: AlphaEditOptions) -> Location:
-    layer = int(options.layer or 0)
+    layer = options.block
     return Location((lm.mlp_out(layer),), {"layer": layer})
 
 
@@ -96,7 +96,7 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: AlphaEditOptions, prepared: Prepared
 ) -> Update:
     (site,) = location.sites
-    k, r, losses = new_value(lm, request, location.evidence["layer"], options)
+    k, r, losses = new_value(lm, request, options.block, options)
     U = prepared.tensors["U"].to(k.device)
     left, right = projected_change(r, k, U, options.weight)
     delta = LowRank(left.to(lm.working_dtype), right.to(lm.working_dtype))

@@ -28,7 +28,7 @@ from lmedit.hyper import (
 from lmedit.hyper.examples import apart_texts, example_of, front_of
 from lmedit.hyper.frozen import Frozen
 from lmedit.hyper.losses import all_right, edit_loss, locality_loss, unchanged
-from lmedit.hyper.network import in_place
+from lmedit.hyper.network import edited_rows
 from lmedit.hyper.training import _Trainer, curves, pick
 from lmedit.metrics.contamination import fingerprint
 from lmedit.storage.tensors import Checkpoint
@@ -105,7 +105,7 @@ def test_matrices_are_found_by_structure() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt", "bloom"])
-def test_edits_in_place_are_those_of_changed_weights(family: str) -> None:
+def test_edited_rows_are_those_of_changed_weights(family: str) -> None:
     lm = tiny_family(family)
     draw = torch.Generator().manual_seed(0)
     rows = [lm.encode(text) for text, _ in ROWS]
@@ -118,7 +118,7 @@ def test_edits_in_place_are_those_of_changed_weights(family: str) -> None:
         for site in lm.mlp_matrices(2)
     }  # fmt: skip
     before = lm.weights_digest()
-    with in_place(lm, changes, edit_of):
+    with edited_rows(lm, changes, edit_of):
         found = lm.logits(lm.batch(rows))
     assert lm.weights_digest() == before
     for i, row in enumerate(rows):

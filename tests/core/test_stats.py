@@ -27,10 +27,11 @@ from lmedit.stats import (
     statistics_named,
 )
 from lmedit.storage.tensors import Checkpoint
+from lmedit.testing import Documents, Interrupted, keys_of_texts
 from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -40,29 +41,6 @@ if TYPE_CHECKING:
 LAYER, D = 1, 64
 WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
 ALL = Counting(samples=100_000)
-
-
-class Interrupted(Exception):
-    """What stops the reading: `KeyboardInterrupt` would end a failing test run as a whole."""
-
-
-class Documents:
-    """Texts of 0 to 25 words; *fails_at* that document the reading is interrupted."""
-
-    name = "documents"
-
-    def __init__(self, count: int = 25, seed: int = 0, fails_at: int | None = None) -> None:
-        draw = random.Random(seed)
-        self.texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 25))) for _ in range(count)]
-        self.texts[min(3, count - 1)] = ""
-        self.digest = f"{count}.{seed}"
-        self.fails_at = fails_at
-
-    def __iter__(self) -> Iterator[str]:
-        for number, text in enumerate(self.texts):
-            if number == self.fails_at:
-                raise Interrupted
-            yield text
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def plain_keys(lm: Lm, texts: list[str], limit: int = 128, layer: int = LAYER) -> Tensor:
-    """The inputs of the MLP output matrix at every token, one text at a time, no padding."""
-    keys: list[Tensor] = []
-    module = lm.model.transformer.h[layer].mlp.c_proj
-    handle = module.register_forward_hook(lambda _, args, out: keys.append(args[0][0]))
-    with torch.no_grad():
-        for text in filter(None, texts):
-            lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"][:limit]]))
-    handle.remove()
-    return torch.cat(keys)
+    return keys_of_texts(lm, texts, layer, limit)
 
 
 def test_moment_equals_a_plain_computation(lm: Lm, moment: Callable[..., Moment]) -> None:

@@ -80,7 +80,10 @@ def edit_prepare(
 
 @hookspec(firstresult=True)
 def edit_locate(lm: Lm, request: Request, options: Options, prepared: Prepared) -> Location | None:
-    """Return the parameters that the request would change, and the evidence for them."""
+    """Return the parameters that the request would change, and the evidence for them.
+
+    `Location.evidence` is for people. `Location.found` carries values to the later hooks.
+    """
 
 
 @hookspec(firstresult=True)

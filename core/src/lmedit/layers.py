@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr
 
+from lmedit.errors import OptionError
 from lmedit.options import Options
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class LayerOptions(Options):
     published: ClassVar[Shapes] = MappingProxyType({})
 
     layer: int | None = Field(
-        default=None, ge=0, description="block to edit; null: tuned, published, or by depth"
+        default=None, ge=0, description="Block to edit. null: tuned, published, or by depth."
     )
     _by_default: str | None = PrivateAttr(default=None)
     """Why this layer was chosen, if nobody gave it."""
@@ -58,6 +59,13 @@ class LayerOptions(Options):
         resolved = self.model_copy(update=values)
         resolved._by_default = by_default
         return resolved
+
+    @property
+    def block(self) -> int:
+        """The block to edit. Raises `OptionError` for options without a model: it is unknown."""
+        if self.layer is None:
+            raise OptionError("the layer is not known yet; build options with build_options")
+        return self.layer
 
     @property
     def untuned(self) -> bool:

@@ -45,6 +45,10 @@ class Options(Frozen):
         """Whether a default is used although this model needs its own value; tables mark it."""
         return False
 
+    def prepared_from(self) -> dict[str, Any]:
+        """The values that a preparation depends on, as JSON values; the cache key holds them."""
+        return self.model_dump(mode="json", include=set(self.prepares))
+
     def resolved(self, lm: Lm) -> Self:
         """Fill in the values that depend on the model, for example ``layer``; called once."""
         del lm

@@ -30,7 +30,7 @@ def prepared_path(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Materi
 
 def chosen_options(options: Options) -> dict[str, Any]:
     """The options that a preparation depends on, as JSON values."""
-    return options.model_dump(mode="json", include=set(options.prepares))
+    return options.prepared_from()
 
 
 def find_prepared(

@@ -15,22 +15,66 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from lmedit import laws
+from lmedit.errors import OptionError
+from lmedit.models import Lm
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
 from lmedit.registry import load, register
 from lmedit.storage.tensors import Checkpoint
-from lmedit.tiny import TEXTS, tiny_lm
-from lmedit.types import Case, Request
+from lmedit.tiny import TEXTS, tiny_lm, tiny_shape
+from lmedit.types import Case, Prepared, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lmedit.models import Lm
+    from torch import Tensor
+
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Prepared
+
+
+WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
+"""The words of `Documents`."""
+
+
+class Interrupted(BaseException):
+    """Ends the reading of `Documents`: `KeyboardInterrupt` would end the whole test run."""
+
+
+class Documents:
+    """*count* texts of 0 to 25 words; reading fails at the document *fails_at*."""
+
+    name = "documents"
+
+    def __init__(self, count: int = 25, seed: int = 0, fails_at: int | None = None) -> None:
+        """Draw the texts by *seed*; the same every time."""
+        draw = random.Random(seed)  # noqa: S311  (no secret)
+        self.texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 25))) for _ in range(count)]
+        self.texts[min(3, count - 1)] = ""
+        self.digest = f"{count}.{seed}"
+        self.fails_at = fails_at
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts in order. Raises `Interrupted` at `fails_at`."""
+        for number, text in enumerate(self.texts):
+            if number == self.fails_at:
+                raise Interrupted
+            yield text
+
+
+def keys_of_texts(lm: Lm, texts: Sequence[str], layer: int, limit: int = 128) -> Tensor:
+    """The keys (N, D) of *layer* at every token: one text at a time, without padding."""
+    keys: list[Tensor] = []
+    module = lm.mlp_out_module(layer)
+    handle = module.register_forward_pre_hook(lambda _, args: keys.append(args[0][0]))
+    with torch.no_grad():
+        for text in filter(None, texts):
+            lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"][:limit]]))
+    handle.remove()
+    return torch.cat(keys)
 
 
 class Texts:
@@ -140,3 +184,42 @@ class EditorContract:
     def test_law_7_together_as_if_alone(self, trial: laws.Trial) -> None:
         """7: updates computed together equal updates computed alone, up to rounding."""
         laws.law_7(trial)
+
+
+class LayerOptionsContract:
+    """Tests of the origin of a method's layer; subclass it and set `method`."""
+
+    method: str
+
+    def evidence(self, lm: Lm, **given: Any) -> Mapping[str, Any]:
+        """What `locate` tells about a fact, for a method that needs no preparation to locate."""
+        loaded = load(self.method)
+        editor = Editor(loaded, lm, build_options(loaded.method, given, lm), Prepared())
+        return editor.locate(laws.REQUEST).evidence
+
+    @pytest.mark.parametrize(
+        ("blocks", "given", "origin"),
+        [(48, {}, "published"), (12, {}, "depth (untuned)"), (12, {"layer": 9}, "given")],
+    )
+    def test_location_tells_the_origin_of_its_layer(
+        self, blocks: int, given: Mapping[str, Any], origin: str
+    ) -> None:
+        """The layer is published for GPT-2 XL, chosen by depth for other shapes, or given."""
+        assert self.evidence(tiny_shape("gpt2", blocks), **given)["layer from"] == origin
+
+    @pytest.mark.parametrize("layer", [3, 7])
+    def test_a_tuned_layer_is_the_methods_own(self, layer: int) -> None:
+        """A layer that was tuned for another method is not used."""
+        plain = tiny_shape("gpt2", 12)
+        other = "ft-l" if self.method == "ft" else "ft"
+        tuned = {self.method: {"options": {"layer": layer}}, other: {"options": {"layer": 5}}}
+        found = self.evidence(Lm(plain.model, plain.tokenizer, tuned=tuned))
+        assert (found["layer"], found["layer from"]) == (layer, "tuned")
+
+    def test_options_without_a_model_have_no_block(self) -> None:
+        """The layer depends on the model, so it is an error to ask for it before."""
+        options: Any = build_options(load(self.method).method, {})
+        with pytest.raises(OptionError, match="not known yet"):
+            _ = options.block
+        resolved: Any = build_options(load(self.method).method, {}, tiny_shape("gpt2", 12))
+        assert resolved.block == resolved.layer

@@ -131,4 +131,16 @@ def tiny_model(
     return Lm(model.to(dtype).requires_grad_(False), tokenizer, name=f"tiny {kind}")
 
 
+@cache
+def tiny_shape(family: str, blocks: int) -> Lm:
+    """A model of *blocks* blocks, 4 wide, of the family gpt2 or gptj; made once.
+
+    For tests of values that were published for a family and a number of blocks.
+    """
+    sizes = {"n_layer": blocks, "n_embd": 4, "n_head": 1, "n_positions": 64}
+    if family == "gpt2":
+        return tiny_lm(**sizes)
+    return tiny_model("GPTJConfig", sizes | {"rotary_dim": 4})
+
+
 _tokenizer_once = cache(byte_tokenizer)

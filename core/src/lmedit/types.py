@@ -203,11 +203,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Location:
-    """The sites that a request would edit, the evidence (JSON values), and charts of it."""
+    """The sites that a request would edit, the evidence for people, and values for later hooks."""
 
     sites: tuple[Site, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for people: `lmedit locate` prints them. No hook reads them."""
     charts: tuple[Chart, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Values of any type for the method's own later hooks. Nobody prints or stores them."""
 
     def _repr_html_(self) -> str:
         sites = [site.parameter for site in self.sites]

@@ -41,7 +41,8 @@ def lm() -> Lm:
 def editor(lm: Lm) -> Callable[..., Editor]:
     def build(method: str = "ft", model: Lm = lm, **given: Any) -> Editor:
         loaded = loaded_method(method)
-        options = build_options(loaded.method, {"layer": LAYER} | given, model)
+        released = {"learning_rate": 5e-4} | ({"epsilon": 5e-4} if method == "ft-l" else {})
+        options = build_options(loaded.method, {"layer": LAYER} | released | given, model)
         return Editor(loaded, model, options, Prepared())
 
     return build

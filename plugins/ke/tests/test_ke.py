@@ -188,3 +188,25 @@ def test_released_files_are_taken_over(lm: Lm, tmp_path: Path) -> None:
     torch.save(archive, path)
     with pytest.raises(ArtifactError, match=r"lacks project\.bias"):
         edit_prepare(lm, chosen, None, Checkpoint(tmp_path / "state"))
+
+
+def test_a_released_file_tells_the_widths(lm: Lm, tmp_path: Path) -> None:
+    path = tmp_path / "ke.pt"
+    torch.save({"model": released(lm, options(lm, preset="checkpoint"))}, path)
+    chosen: Any = build_options(loaded("ke").method, {"checkpoint": str(path)}, lm)
+    assert (chosen.hidden, chosen.condition, chosen.train_embeddings) == (6, 5, True)
+    edit_prepare(lm, chosen, None, Checkpoint(tmp_path / "state"))
+    plain: Any = build_options(loaded("ke").method, {}, lm)
+    assert (plain.hidden, plain.condition, plain.train_embeddings) == (512, 768, False)
+
+
+def test_the_key_of_a_preparation_holds_the_files_digest(lm: Lm, tmp_path: Path) -> None:
+    path = tmp_path / "ke.pt"
+    keys = []
+    for seed in (1, 2, 1):
+        path.write_bytes(bytes([seed]))
+        chosen = options(lm)
+        keys.append(chosen.model_copy(update={"checkpoint": str(path)}).prepared_from())
+    assert keys[0] == keys[2] != keys[1]
+    assert str(path) not in str(keys)
+    assert options(lm).prepared_from()["checkpoint"] is None

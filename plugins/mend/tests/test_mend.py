@@ -14,6 +14,7 @@ from transformers import GPT2Config
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.errors import ArtifactError, OptionError
 from lmedit.hyper import EditBatch, edit_factors, row_of
+from lmedit.pipeline import prepare
 from lmedit.preparation import load_prepared, save_prepared
 from lmedit.testing import Records
 from lmedit.tiny import FAMILIES, tiny_family
@@ -41,7 +42,7 @@ def primed(lm: Lm, chosen: MendOptions, *, awake: bool = False) -> Prepared:
     """An untrained network's weights; *awake*: with random numbers where it begins with zeros."""
     network = network_of(lm, chosen)
     rows = [row_of(lm, case.request.text, case.request.target_new) for case in Records()]
-    network.prime(edit_factors(lm, chosen.sites(lm), rows, min(chosen.layers or ())))
+    network.prime(edit_factors(lm, chosen.sites(lm), rows, chosen.blocks[0]))
     draw = torch.Generator().manual_seed(5)
     if awake:
         for transform in network.transforms:
@@ -221,6 +222,54 @@ def test_released_files_are_taken_over(lm: Lm, tmp_path: Path, old: bool) -> Non
         z = z + (h + part[f"mlp.layers.{i}.mode_shift.weight"][2]).clamp(min=0)
     expected = 0.005 * z[:, 40:].T @ z[:, :40]
     torch.testing.assert_close(update.deltas[site].dense(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_released_file_tells_rank_sign_and_last_layer(lm: Lm, tmp_path: Path) -> None:
+    """So `-o checkpoint FILE` alone is the update of the checkpoint preset and its rank."""
+    from lmedit import Checkpoint
+
+    path = tmp_path / "mend.pt"
+    torch.save({"model": released(lm, options(lm, rank=5))}, path)
+    method = loaded("mend").method
+    alone: Any = build_options(method, {"checkpoint": str(path)}, lm)
+    assert (alone.rank, alone.hidden, alone.sign, alone.last_rectified) == (5, 1, 1, True)
+    given = {"preset": "checkpoint", "rank": 5, "hidden": 1, "checkpoint": str(path)}
+    right: Any = build_options(method, given, lm)
+    updates = []
+    for chosen in (alone, right):
+        prepared = edit_prepare(lm, chosen, None, Checkpoint(tmp_path / "state"))
+        updates.append(Editor(loaded("mend"), lm, chosen, prepared).compute(ONE))
+    for site, delta in updates[0].deltas.items():
+        assert torch.equal(delta.dense(), updates[1].deltas[site].dense())
+        assert delta.dense().abs().max() > 0
+    other: Any = build_options(method, {"checkpoint": str(path), "sign": -1}, lm)
+    assert (other.sign, other.rank) == (-1, 5)  # what is given wins
+    plain: Any = build_options(method, {}, lm)
+    assert (plain.rank, plain.sign, plain.last_rectified) == (128, -1, False)
+
+
+def test_another_file_of_the_same_name_is_another_editor(
+    lm: Lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    path, method = tmp_path / "mend.pt", loaded("mend")
+
+    def edit(file: Path) -> torch.Tensor:
+        chosen = build_options(method.method, {"checkpoint": str(file)}, lm)
+        update = prepare(method, lm, chosen, None).compute(ONE)
+        return update.deltas[lm.mlp_out(3)].dense()
+
+    archive = released(lm, options(lm))
+    torch.save({"model": archive}, path)
+    first = edit(path)
+    torch.save({"model": archive | {"edit_lrs": 2 * archive["edit_lrs"]}}, path)
+    torch.testing.assert_close(edit(path), 2 * first)
+    torch.save({"model": archive}, path)
+    assert torch.equal(edit(path), first)
+    moved = path.rename(tmp_path / "moved.pt")
+    before = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert torch.equal(edit(moved), first)
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before
 
 
 @pytest.mark.parametrize(("change", "culprit"), [

@@ -464,12 +464,59 @@ def test_bare_value_contexts_leave_the_key_contexts(editor: Callable[..., Editor
 def test_keys_are_those_of_passes_without_padding(editor: Callable[..., Editor]) -> None:
     edit = editor()
     templates = templates_of(edit)
-    keys: Keys = select_keys(edit.lm, LAYER, REQUEST, templates)
+    options: Any = edit.options
+    keys: Keys = select_keys(edit.lm, LAYER, REQUEST, templates, options)
     (bare, bare_out), (mean, mean_out) = at_subject(edit.lm), means(edit)
     close(keys.bare, bare)
     close(keys.bare_out, bare_out)
     close(keys.mean, mean)
     close(keys.mean_out, mean_out)
+
+
+@pytest.mark.parametrize("preset", ["paper", "2022-02"])
+def test_the_key_of_paper_and_first_release_is_that_of_the_subject_alone(
+    editor: Callable[..., Editor], preset: str
+) -> None:
+    """k(x_j + s), equation 3: the text ends at the subject, and the prompt is not in it."""
+    edit = editor(preset=preset, prefixes=SHORT, layer=LAYER)
+    request = REQUEST.model_copy(update={"prompt": "In the morning {} is in the city of"})
+    options: Any = edit.options
+    templates = templates_of(edit)
+    found = select_keys(edit.lm, LAYER, request, templates, options)
+    rows = [edit.lm.encode(template.replace("{}", SUBJECT)) for template in templates]
+    expected = [at_mlp_out(edit.lm, ids) for ids in rows]
+    close(found.mean, torch.stack([keys[-1] for keys, _ in expected]).mean(0))
+    close(found.mean_out, torch.stack([outs[-1] for _, outs in expected]).mean(0))
+    ids, at = edit.lm.subject_last(request.prompt, SUBJECT)
+    keys, outs = at_mlp_out(edit.lm, ids)
+    close(found.bare, keys[at])
+    close(found.bare_out, outs[at])
+    with_prompt = editor(preset=preset, prefixes=SHORT, layer=LAYER, key_text="prompt")
+    code: Any = with_prompt.options
+    assert not torch.allclose(
+        select_keys(edit.lm, LAYER, request, templates, code).mean, found.mean
+    )
+    assert not torch.equal(
+        low_rank(edit.compute(request))[1], low_rank(with_prompt.compute(request))[1]
+    )
+
+
+@pytest.mark.parametrize(("preset", "updates"), [("2022-02", 20), ("code", 19), ("paper", 19)])
+def test_the_first_release_updates_after_the_last_pass_too(
+    editor: Callable[..., Editor], preset: str, updates: int
+) -> None:
+    edit = editor(preset=preset, prefixes=SHORT, stop_loss=-1.0, layer=LAYER)
+    assert edit.compute(REQUEST).notes["steps"] == updates
+
+
+def test_the_last_update_is_that_of_one_pass_more(editor: Callable[..., Editor]) -> None:
+    """n passes with the last update are n + 1 passes without it."""
+    given = {"stop_loss": -1.0, "prefixes": SHORT}
+    last = editor(steps=4, last_update=True, **given).compute(REQUEST)
+    more = editor(steps=5, **given).compute(REQUEST)
+    assert last.notes["steps"] == more.notes["steps"] == 4
+    for one, other in zip(low_rank(last), low_rank(more), strict=True):
+        close(one, other)
 
 
 def test_location_names_the_layer_and_the_subjects_last_token(

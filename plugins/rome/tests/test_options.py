@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import GPTJConfig, GPTJForCausalLM
 
-from lmedit import Lm, Request, build_options, load
+from lmedit import build_options, load
 from lmedit.errors import OptionError, UnknownNameError
-from lmedit.pipeline import Editor
-from lmedit.tiny import byte_tokenizer, tiny_lm
-from lmedit.types import Prepared
+from lmedit.testing import LayerOptionsContract
+from lmedit.tiny import tiny_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,36 +23,10 @@ def rome() -> LoadedMethod:
     return load("rome")
 
 
-@pytest.fixture(scope="module")
-def shaped() -> Callable[[str, int], Lm]:
-    """Models of a family and depth, hardly wide at all; made once."""
-    made: dict[tuple[str, int], Lm] = {}
-
-    def model(family: str, blocks: int) -> Lm:
-        if (family, blocks) not in made:
-            made[family, blocks] = gptj(blocks) if family == "gptj" else gpt2(blocks)
-        return made[family, blocks]
-
-    return model
-
-
-def gpt2(blocks: int) -> Lm:
-    return tiny_lm(n_layer=blocks, n_embd=4, n_head=1, n_positions=64)
-
-
-def gptj(blocks: int) -> Lm:
-    tokenizer = byte_tokenizer()
-    config = GPTJConfig(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=4, n_layer=blocks, n_head=1,
-        rotary_dim=4, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return Lm(GPTJForCausalLM(config), tokenizer, name="gptj")
-
-
 @pytest.fixture
-def resolved(rome: LoadedMethod, shaped: Callable[[str, int], Lm]) -> Callable[..., RomeOptions]:
+def resolved(rome: LoadedMethod) -> Callable[..., RomeOptions]:
     def build(family: str, blocks: int, **given: Any) -> RomeOptions:
-        options: Any = build_options(rome.method, given, shaped(family, blocks))
+        options: Any = build_options(rome.method, given, tiny_shape(family, blocks))
         return options
 
     return build
@@ -152,18 +124,8 @@ def test_unknown_depths_take_the_published_ones_relative_depth(
     assert resolved("gptj", 8).layer == 1
 
 
-@pytest.mark.parametrize(
-    ("blocks", "given", "origin"),
-    [(24, {}, "published"), (12, {}, "depth (untuned)"), (12, {"layer": 9}, "given")],
-)
-def test_location_says_where_its_layer_comes_from(
-    rome: LoadedMethod, shaped: Callable[[str, int], Lm], blocks: int, given: dict[str, Any],
-    origin: str,
-) -> None:  # fmt: skip
-    lm = shaped("gpt2", blocks)
-    editor = Editor(rome, lm, build_options(rome.method, given, lm), Prepared())
-    request = Request(prompt="{} is", subject="The tower", target_new="old")
-    assert editor.locate(request).evidence["layer from"] == origin
+class TestLayer(LayerOptionsContract):
+    method = "rome"
 
 
 @pytest.mark.parametrize(
@@ -175,13 +137,3 @@ def test_values_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(OptionError, match=f"rome: {name}"):
         resolved("gpt2", 24, **{name: value})
-
-
-def test_a_tuned_layer_is_taken_and_named_so(rome: LoadedMethod) -> None:
-    tuned = {"rome": {"options": {"layer": 7}}, "ft": {"options": {"layer": 3}}}
-    plain = gpt2(12)
-    lm = Lm(plain.model, plain.tokenizer, tuned=tuned)
-    editor = Editor(rome, lm, build_options(rome.method, {}, lm), Prepared())
-    request = Request(prompt="{} is", subject="The tower", target_new="old")
-    evidence = editor.locate(request).evidence
-    assert (evidence["layer"], evidence["layer from"]) == (7, "tuned")

@@ -35,7 +35,7 @@ def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: f
     given = {"layer": 1, "prefixes": [[4, 3]], "steps": 6, "learning_rate": 0.05}
     options: Any = build_options(load("rome").method, given, lm)
     templates = contexts(lm, options)
-    starts = [select_keys(lm, 1, request, templates).bare_out for request in REQUESTS]
+    starts = [select_keys(lm, 1, request, templates, options).bare_out for request in REQUESTS]
     rows = [rows_of(lm, request, templates, options) for request in REQUESTS]
     for request, v_0, found in zip(
         REQUESTS, starts, optimise_values(lm, 1, rows, starts, options), strict=True
@@ -47,7 +47,7 @@ def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: f
         assert float(found.delta.norm() / expected.norm()) == pytest.approx(1, abs=10 * apart)
 
 
-def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_ends_the_rows_are_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to single rows, at any moment, to the same delta."""
     from lmedit_rome import rows as module
 
@@ -55,10 +55,10 @@ def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.Monkey
     options: Any = build_options(load("rome").method, {"prefixes": [[4, 6]], "steps": 5}, lm)
     templates = contexts(lm, options)
     text = rows_of(lm, REQUESTS[0], templates, options)
-    v_0 = select_keys(lm, 1, REQUESTS[0], templates).bare_out
+    v_0 = select_keys(lm, 1, REQUESTS[0], templates, options).bare_out
     expected = optimise_values(lm, 1, [text], [v_0], options)[0]
     calls: list[int] = []
-    call = module._Piece.__call__
+    call = module._Chunk.__call__
 
     def fits(self: Any, deltas: torch.Tensor) -> torch.Tensor:
         calls.append(len(self.request_of))
@@ -66,7 +66,7 @@ def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.Monkey
             raise torch.OutOfMemoryError("CUDA out of memory")
         return call(self, deltas)
 
-    monkeypatch.setattr(module._Piece, "__call__", fits)
+    monkeypatch.setattr(module._Chunk, "__call__", fits)
     found = optimise_values(lm, 1, [text], [v_0], options)[0]
     assert calls[:3] == [7, 7, 7]  # six contexts and the bare prompt, which begins with the essence
     assert 2 in calls
@@ -76,6 +76,6 @@ def test_where_memory_ends_the_rows_are_run_in_pieces(monkeypatch: pytest.Monkey
     def never(self: Any, deltas: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module._Piece, "__call__", never)
+    monkeypatch.setattr(module._Chunk, "__call__", never)
     with pytest.raises(torch.OutOfMemoryError):
         optimise_values(lm, 1, [text], [v_0], options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +13,12 @@ from lmedit.pipeline import load_prepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import load
 from lmedit.stats import Moment, counting, list_statistics
+from lmedit.testing import Documents, Interrupted, keys_of_texts
 from lmedit.tiny import tiny_lm
 from lmedit_rome.statistics import factor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -29,29 +29,6 @@ if TYPE_CHECKING:
 
 LAYER, D = 1, 64
 WORDS = tuple("the tower stands in old city by river and boat came down to sea".split())  # noqa: SIM905
-
-
-class Interrupted(BaseException):
-    """What stops the reading: `KeyboardInterrupt` would end a failing test run as a whole."""
-
-
-class Documents:
-    """Texts of 0 to 25 words; *fails_at* that document the reading is interrupted."""
-
-    name = "documents"
-
-    def __init__(self, count: int = 25, seed: int = 0, fails_at: int | None = None) -> None:
-        draw = random.Random(seed)
-        self.texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 25))) for _ in range(count)]
-        self.texts[min(3, count - 1)] = ""
-        self.digest = f"{count}.{seed}"
-        self.fails_at = fails_at
-
-    def __iter__(self) -> Iterator[str]:
-        for number, text in enumerate(self.texts):
-            if number == self.fails_at:
-                raise Interrupted
-            yield text
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +58,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
 
 
-def plain_keys(lm: Lm, texts: list[str], limit: int = 128) -> Tensor:
-    """The inputs of the MLP output matrix at every token, one text at a time, no padding."""
-    keys: list[Tensor] = []
-    module = lm.model.transformer.h[LAYER].mlp.c_proj
-    handle = module.register_forward_hook(lambda _, args, out: keys.append(args[0][0]))
-    with torch.no_grad():
-        for text in filter(None, texts):
-            lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"][:limit]]))
-    handle.remove()
-    return torch.cat(keys)
+def plain_keys(lm: Lm, texts: list[str]) -> Tensor:
+    return keys_of_texts(lm, texts, LAYER)
 
 
 def test_mean_of_the_whitened_keys_squared_is_the_dimension(

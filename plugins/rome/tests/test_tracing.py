@@ -19,6 +19,7 @@ from lmedit_rome.tracing import (
     SEVERED,
     STATE,
     Setup,
+    _Group,
     modules_of,
     subject_noise,
     trace,
@@ -95,7 +96,7 @@ def expected(plain: Plain, kind: str, layer: int, token: int) -> float:
     if kind == STATE:
         return plain.restored([(STATE, layer, token, True)])
     width, L = plain.setup.window, plain.lm.n_layers
-    blocks = range(max(0, layer - width // 2), min(L, layer + width // 2))
+    blocks = range(max(0, layer - width // 2), min(L, layer - (-width // 2)))
     return plain.restored([(kind, block, token, True) for block in blocks])
 
 
@@ -118,6 +119,29 @@ def test_it_equals_the_straightforward_computation(family: str) -> None:
             put = [(part, block, last, False) for block in range(layer + 1, lm.n_layers)]
             value = plain.restored([(STATE, layer, last, True), *put])
             assert found.severed[name][layer].item() == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(("width", "centred"), [
+    (1, [[0], [1], [2], [3]]), (2, [[0], [0, 1], [1, 2], [2, 3]]),
+    (3, [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]), (10, [[0, 1, 2, 3]] * 4),
+])  # fmt: skip
+def test_a_window_has_its_width(width: int, centred: list[list[int]]) -> None:
+    """Blocks l - w//2 to l - (-w//2) - 1; a window of one block restores that block."""
+    assert [list(_Group(MLP, layer).window(4, width)) for layer in range(4)] == centred
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_odd_windows_equal_the_straightforward_computation(width: int) -> None:
+    lm = tiny_family("llama")
+    setup = Setup(noise=1.0, samples=2, window=width, seed=4)
+    plain, found = Plain(lm, setup), trace(lm, FACT, setup)
+    for kind in (MLP, ATTENTION):
+        for layer in range(lm.n_layers):
+            token = plain.end - 1
+            value = expected(plain, kind, layer, token)
+            assert found.scores[kind][token, layer].item() == pytest.approx(value, abs=1e-5)
+        # Every block but the last restores something; that one's attention is not read here.
+        assert found.indirect(kind)[plain.end - 1, :-1].abs().min() > 0
 
 
 @pytest.fixture

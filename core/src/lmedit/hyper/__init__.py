@@ -1,11 +1,11 @@
-"""What hypernetwork editors share: gradient factors, examples, the losses, the training loop.
+"""The code that hypernetwork editors share: gradient factors, examples, losses, training loop.
 
-A hypernetwork is trained once for a model, on edits other than those it will make. For a request
-it takes the factors of the loss' gradient and gives back a low-rank change of a few matrices
+A hypernetwork is trained once for a model, on other edits than those that it makes later. For a
+request it takes the factors of the loss's gradient and returns a low-rank change of a few matrices
 (Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
 """
 
-from lmedit.hyper.editing import edited, located, untrained
+from lmedit.hyper.editing import edited, located, prepare_editor, untrained
 from lmedit.hyper.examples import Example, Examples, examples_from, row_of
 from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
@@ -15,6 +15,22 @@ from lmedit.hyper.plan import works
 from lmedit.hyper.training import train
 from lmedit.metrics.contamination import trained_on
 
-__all__ = ["EditBatch", "Example", "Examples", "Factors", "HyperOptions", "Hypernetwork",
-           "LowRankBatch", "edit_factors", "edited", "examples_from", "located", "row_of", "train",
-           "trained_on", "untrained", "works"]  # fmt: skip
+__all__ = [
+    "EditBatch",
+    "Example",
+    "Examples",
+    "Factors",
+    "HyperOptions",
+    "Hypernetwork",
+    "LowRankBatch",
+    "edit_factors",
+    "edited",
+    "examples_from",
+    "located",
+    "prepare_editor",
+    "row_of",
+    "train",
+    "trained_on",
+    "untrained",
+    "works",
+]

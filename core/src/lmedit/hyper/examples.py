@@ -1,4 +1,4 @@
-"""What a hypernetwork learns from: for each case the edit, a paraphrase, and something else."""
+"""Training examples of a hypernetwork: the edit, its paraphrases, and unrelated texts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, Ids]
-"""Ids of a prompt, and of what follows it."""
+"""Ids of a prompt, and ids of the text that follows it."""
 APART, FRONTED = 4, 3
-"""Other texts of a case that are used at most, as they are and with something in front."""
+"""Largest number of unrelated texts per case: as they are, and with a text in front."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One case as token ids: the edit, how else it may be asked for, what must not change.
+    """One case as token ids: the edit, other prompts for it, and texts that must not change.
 
-    `inner` is the request's prompt and new answer, which the edit is made from; `outer` are that
-    and its paraphrases with the same answer; `apart` has for each of them texts about something
-    else.
+    `inner` is the request's prompt with the new answer; the edit is computed from it. `outer` holds
+    the same prompt and its paraphrases, with the same answer. `apart` holds unrelated texts for
+    each of them.
     """
 
     inner: Row
@@ -39,7 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples to train on, others to validate on, and fingerprints of every fact among them."""
+    """Examples for training and for validation, and the fingerprints of all their facts."""
 
     training: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -47,14 +47,14 @@ class Examples:
 
 
 VALIDATION = 200
-"""Examples to validate on, or a tenth of them all where that is less."""
+"""Number of examples for validation; a tenth of all examples if that is less."""
 
 
 def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -> Examples:
-    """The first *limit* of a random order of *cases*, a part of them for validation.
+    """Draw at most *limit* of the *cases*, and set a part of them aside for validation.
 
-    All cases of one fact are on one side. Raises `NotPreparedError` where there are no cases, or
-    fewer than 20 usable ones.
+    All cases of one fact are on one side. Raises `NotPreparedError` if there are no cases, or fewer
+    than 20 usable ones.
     """
     if cases is None:
         raise NotPreparedError(
@@ -83,7 +83,7 @@ def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -
 
 
 def apart_texts(case: Case) -> list[str]:
-    """Texts that an edit must leave alone: neighbours and other facts, with their answers."""
+    """Texts that an edit must not change: neighbours and other facts, with their answers."""
     true = case.request.target_true
     near = [f"{prompt} {true}" for prompt in case.neighbours] if true else []
     other = [f"{probe.prompt} {probe.answer}" for probe in (*case.relations, *case.locality)]
@@ -91,7 +91,7 @@ def apart_texts(case: Case) -> list[str]:
 
 
 def front_of(text: str, subject: str | None) -> str:
-    """The sentences of *text* before the one with *subject* in it; empty where there is none."""
+    """The sentences of *text* before the one with *subject*; empty if there are none."""
     before = text[: max(0, text.find(subject))] if subject else ""
     end = max(before.rfind(mark) for mark in ".!?\n")
     return before[: end + 1]
@@ -100,9 +100,9 @@ def front_of(text: str, subject: str | None) -> str:
 def example_of(lm: Lm, case: Case) -> Example:
     """The token ids of *case*.
 
-    What stands in front of a paraphrase also stands in front of its other texts: else a network
-    could tell edits from other texts by it (in CounterFact paraphrases have a sentence in front,
-    neighbours have none).
+    The text in front of a paraphrase also stands in front of its unrelated texts. In CounterFact
+    paraphrases have a sentence in front and neighbours have none; a network could otherwise tell
+    them apart by that sentence.
     """
     new, texts = case.request.target_new, apart_texts(case)
     asked = (case.request.text, *case.paraphrases)
@@ -119,6 +119,6 @@ def example_of(lm: Lm, case: Case) -> Example:
 
 
 def row_of(lm: Lm, prompt: str, target: str) -> Row:
-    """Ids of a filled *prompt*, and of " " + *target* after it."""
+    """Ids of a filled *prompt*, and ids of " " + *target* after it."""
     before, after = lm.with_target(prompt, target)
     return tuple(before), tuple(after)

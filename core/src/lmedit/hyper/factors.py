@@ -1,7 +1,7 @@
-"""The gradient of a loss by a linear layer's matrix, as the factors it is a sum of.
+"""The gradient of a loss with respect to a linear layer's matrix, as a sum of factors.
 
 For ``y = W x`` at N tokens, dL/dW = sum_n delta_n x_n^T with delta = dL/dy (section 3 of Mitchell
-et al. 2022): a rank-one term for each token, exact.
+et al. 2022): one exact rank-one term for each token.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Factors:
-    """Of B edits at one matrix, in float32: inputs, output gradients, and which tokens count.
+    """The factors of B edits at one matrix in float32: inputs and output gradients.
 
-    Rows that do not count are zero in both.
+    `mask` tells which tokens count. Rows that do not count are zero in both.
     """
 
     x: Tensor  # (B, N, d_in)
@@ -42,10 +42,10 @@ class Factors:
 def factors_of(
     lm: Lm, sites: Sequence[Site], rows: int, loss: Callable[[], Tensor]
 ) -> dict[Site, Factors]:
-    """Factors of the gradient of ``loss()`` at *sites*; the model is run once, forward and back.
+    """The factors of the gradient of ``loss()`` at *sites*; one forward and one backward pass.
 
-    ``loss()`` runs *rows* rows of tokens and gives the sum of one loss for each of them. A token
-    counts where both its factors are not zero: where the loss can see it.
+    ``loss()`` runs *rows* rows of tokens and returns the sum of one loss per row. A token counts if
+    both its factors are not zero.
     """
     inputs: dict[Site, Tensor] = {}
     leaves: dict[Site, Tensor] = {}
@@ -81,7 +81,7 @@ def cut(factors: Factors, row: int) -> Factors:
 
 
 def stacked(found: Sequence[Mapping[Site, Factors]]) -> dict[Site, Factors]:
-    """Factors of single edits as one batch, padded with zeros."""
+    """Put the factors of single edits into one batch, padded with zeros."""
     return {site: _padded([each[site] for each in found]) for site in found[0]}
 
 

@@ -1,7 +1,8 @@
-"""What the unedited model gives for examples: computed once for each text, kept while memory lasts.
+"""Results of the unedited model for examples: computed once per text, stored while memory allows.
 
-The blocks below the first edited one never change, nor do an edit's gradient factors, nor what
-the unedited model says about other texts. A training step runs the edited blocks alone.
+Three things never change in a training: the outputs of the blocks below the first edited one, an
+edit's gradient factors, and the unedited model's predictions for other texts. So a training step
+runs only the edited blocks.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 GIGABYTE = 1024**3
 GROUP = 32
-"""Texts that are run together at most."""
+"""Largest number of texts that run together."""
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Where target tokens are predicted: row and position of each (n,), the token, its edit."""
+    """Where target tokens are predicted: row, position, token and edit of each, (n,)."""
 
     rows: Tensor
     positions: Tensor
@@ -43,7 +44,7 @@ class Targets:
 
 
 def targets_of(rows: Sequence[Row], device: torch.device) -> Targets:
-    """For rows of a prompt and a target, run as prompt + target[:-1]."""
+    """The targets of rows that run as prompt + target[:-1]."""
     flat = [
         (i, len(prompt) - 1 + place, token)
         for i, (prompt, target) in enumerate(rows)
@@ -56,16 +57,16 @@ def targets_of(rows: Sequence[Row], device: torch.device) -> Targets:
 
 
 def ids_of(row: Row) -> Ids:
-    """What is run of a prompt and a target: all but the last token."""
+    """The tokens to run of a prompt and a target: all but the last one."""
     prompt, target = row
     return (*prompt, *target[:-1])
 
 
 class Frozen:
-    """A model and the matrices that are edited in it, with the memory of what it gave."""
+    """A model, the matrices to edit, and the stored results of the unedited model."""
 
     def __init__(self, lm: Lm, sites: Sequence[Site], first: int, gigabytes: float) -> None:
-        """*first* is the lowest edited block; at most *gigabytes* are kept."""
+        """*first* is the lowest edited block; *gigabytes* limits what is stored."""
         self.lm, self.sites, self.first = lm, tuple(sites), first
         room = _Room(gigabytes * GIGABYTE)
         self._entering: _Memory[Ids, Entering] = _Memory(
@@ -80,19 +81,19 @@ class Frozen:
     def expect(
         self, outer: Sequence[Ids], apart: Sequence[Ids], examples: Sequence[Example]
     ) -> None:
-        """Note that a training asked for these together, without working anything out."""
+        """Register that a training asked for these together, without computing anything."""
         self._leaving.note(apart)
         self._entering.note(apart)
         self._known.note(examples)
         self._entering.note([*outer, *apart])
 
     def from_first(self, rows: Sequence[Ids]) -> Kept:
-        """*rows* ready to run from the first edited block on."""
+        """*rows*, ready to run from the first edited block on."""
         return resume(self.lm, rows, self.first, self._entering.of(rows))
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Ids], where: tuple[Tensor, Tensor]) -> Tensor:
-        """The unedited model's logits (n, V) at the places *where* (rows, positions)."""
+        """The unedited model's logits (n, V) at *where* (rows, positions)."""
         states = self._leaving.of(rows)
         return resume(self.lm, rows, self.lm.n_layers, states).gathered(*where)
 
@@ -129,12 +130,12 @@ def edit_factors(
 
 @dataclass
 class _Room:
-    """Bytes that may still be kept."""
+    """The number of bytes that may still be stored."""
 
     left: float
 
     def take(self, size: float) -> bool:
-        """Take *size* bytes if they are there."""
+        """Reserve *size* bytes; return False if there are fewer."""
         if size > self.left:
             return False
         self.left -= size
@@ -142,11 +143,11 @@ class _Room:
 
 
 class _Memory(Generic[Item, Value]):
-    """Values of items, worked out together with those that were first asked for with them.
+    """Values of items. Items that were first requested together are always computed together.
 
-    So a value's last bits depend on what was asked for first, never on what is still kept: a
-    training that goes on after an interruption, and notes what it asked for before, finds the same
-    values. What has no room is worked out anew each time.
+    So a value's last bits depend on the first request, never on what is stored. A training that
+    continues after an interruption registers its old requests and finds the same values. Values
+    without room are computed again each time.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class _Memory(Generic[Item, Value]):
         self.values: dict[Item, Value] = {}
 
     def note(self, items: Sequence[Item]) -> None:
-        """Make a group of those *items* that are in none."""
+        """Put those *items* that are in no group into new groups."""
         new = [item for item in dict.fromkeys(items) if item not in self.group_of]
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]

@@ -1,4 +1,4 @@
-"""The shape of a hypernetwork: from gradient factors to one low-rank change for each edit."""
+"""The interface of a hypernetwork: gradient factors in, one low-rank change per edit out."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditBatch:
-    """What a network is given of B edits: factors at each matrix, and the texts.
+    """The input of a network for B edits: the factors at each matrix, and the texts.
 
-    A text is the prompt with the new answer: ids (B, T) padded on the right, lengths (B,).
+    A text is the prompt with the new answer: ids (B, T), padded on the right, and lengths (B,).
     """
 
     factors: Mapping[Site, Factors]
@@ -34,20 +34,20 @@ class EditBatch:
 
 @dataclass(frozen=True)
 class LowRankBatch:
-    """For each of B edits a change of one matrix: left @ right, (B, d_out, r) @ (B, r, d_in)."""
+    """One matrix's change for each of B edits: left @ right, (B, d_out, r) @ (B, r, d_in)."""
 
     left: Tensor
     right: Tensor
 
 
 class Hypernetwork(nn.Module):
-    """Maps the factors of B edits, and their texts, to B changes of every located matrix.
+    """Maps the factors and texts of B edits to B changes of every located matrix.
 
-    Each edit's change depends on that edit alone, in whatever batch it stands.
+    The change of an edit depends on that edit alone, not on the rest of the batch.
     """
 
     def prime(self, factors: Mapping[Site, Factors]) -> None:
-        """Take in factors of some training edits before the training, to normalise by."""
+        """Compute statistics of the factors of some training edits, before the training."""
 
     def forward(self, edits: EditBatch) -> dict[Site, LowRankBatch]:
         """The changes, in float32."""
@@ -55,11 +55,11 @@ class Hypernetwork(nn.Module):
 
 
 @contextmanager
-def in_place(lm: Lm, changes: Mapping[Site, LowRankBatch], edit_of: Tensor) -> Iterator[None]:
-    """Run the model as if row i of the batch had edit ``edit_of[i]``; the weights stay.
+def edited_rows(lm: Lm, changes: Mapping[Site, LowRankBatch], edit_of: Tensor) -> Iterator[None]:
+    """While the block runs, row i of a batch is computed with edit ``edit_of[i]``.
 
-    ``W x + left (right x)`` is what the edited matrix gives, so one forward pass serves many edits
-    and the gradient reaches left and right without a copy of any weight.
+    The weights do not change: each row gets ``W x + left (right x)``, the output of the edited
+    matrix. So one forward pass serves many edits, and left and right receive gradients.
     """
     with ExitStack() as stack:
         for site, change in changes.items():

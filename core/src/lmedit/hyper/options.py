@@ -1,19 +1,27 @@
-"""What can be set for every hypernetwork editor: where it edits, and how it is trained."""
+"""The options of every hypernetwork editor: the blocks to edit, and the training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
+from lmedit.errors import OptionError
+from lmedit.hyper.published import published_weights
 from lmedit.options import Options
+from lmedit.storage.digests import file_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from lmedit.models import Lm
     from lmedit.types import Site
 
 LAST = 3
-"""Blocks at the end whose MLPs are edited, as in all published settings."""
+"""Number of last blocks to edit, as in all published settings."""
 
 TRAINING = (
     "layers", "limit", "batch", "steps", "learning_rate", "weight_edit", "weight_apart", "clip",
@@ -22,41 +30,74 @@ TRAINING = (
 
 
 class HyperOptions(Options):
-    """A base for the options of hypernetwork editors."""
+    """Base class of the options of hypernetwork editors."""
 
     layers: tuple[int, ...] | None = Field(
-        default=None, description="blocks whose MLP matrices are edited; null: the last three"
+        default=None,
+        description="Blocks whose MLP matrices are edited. null: the last three.",
     )
-    limit: int = Field(default=10_000, ge=20, description="cases to train on at most")
-    batch: int = Field(default=10, ge=1, description="edits in one step of the training")
-    steps: int = Field(default=3000, ge=1, description="steps of the training at most")
-    learning_rate: float = Field(default=1e-4, gt=0, description="Adam's, of the network")
-    weight_edit: float = Field(default=0.1, ge=0, description="of the edit's loss")
-    weight_apart: float = Field(default=1.0, ge=0, description="of the KL on other texts")
-    clip: float = Field(default=100.0, gt=0, description="longest gradient")
-    warmup: int = Field(default=0, ge=0, description="steps until the full learning rate")
-    decay: bool = Field(default=False, description="let the learning rate fall to zero")
-    validate_every: int = Field(default=200, ge=1, description="steps between validations")
+    limit: int = Field(default=10_000, ge=20, description="Largest number of training cases.")
+    batch: int = Field(default=10, ge=1, description="Number of edits in one training step.")
+    steps: int = Field(default=3000, ge=1, description="Largest number of training steps.")
+    learning_rate: float = Field(
+        default=1e-4, gt=0, description="Adam's learning rate for the network."
+    )
+    weight_edit: float = Field(default=0.1, ge=0, description="Weight of the edit's loss.")
+    weight_apart: float = Field(default=1.0, ge=0, description="Weight of the KL on other texts.")
+    clip: float = Field(default=100.0, gt=0, description="Largest length of the gradient.")
+    warmup: int = Field(
+        default=0, ge=0, description="Steps in which the learning rate rises to its value."
+    )
+    decay: bool = Field(
+        default=False, description="Lower the learning rate to zero during the training."
+    )
+    validate_every: int = Field(default=200, ge=1, description="Steps between two validations.")
     patience: int = Field(
-        default=5, ge=1, description="validations without a better loss until the training ends"
+        default=5,
+        ge=1,
+        description="Stop after this number of validations without a lower loss.",
     )
     checkpoint: str | None = Field(
-        default=None, description="a published editor's file, taken over instead of a training"
+        default=None, description="File of a published editor, to use instead of a training."
     )
     at_once: int | None = Field(
-        default=None, ge=1, description="edits of a step in one pass, their gradients are summed; "
-        "null: all; halved where memory ends",
-    )  # fmt: skip
+        default=None,
+        ge=1,
+        description="Number of edits of a step in one pass. null: all. Halved when memory is full.",
+    )
     cache_gigabytes: float = Field(
-        default=4.0, ge=0, description="memory for what the frozen blocks give for each case"
+        default=4.0, ge=0, description="Memory for the outputs of the blocks that do not change."
     )
 
+    def prepared_from(self) -> dict[str, Any]:
+        """The same, with the digest of the published editor's file in place of its path."""
+        found = super().prepared_from()
+        if self.checkpoint is not None and Path(self.checkpoint).is_file():
+            found["checkpoint"] = file_digest(Path(self.checkpoint))
+        return found
+
+    def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The option values that a published editor's *weights* determine."""
+        del weights
+        return {}
+
     def resolved(self, lm: Lm) -> Self:
-        """Name the blocks."""
-        if self.layers is not None:
-            return self
-        return self.model_copy(update={"layers": tuple(range(lm.n_layers))[-LAST:]})
+        """Fill in the blocks, and what a published editor's file determines and nobody gave."""
+        values: dict[str, Any] = {}
+        if self.checkpoint is not None and Path(self.checkpoint).is_file():
+            told = self.told_by(published_weights(self.checkpoint))
+            values = {name: v for name, v in told.items() if name not in self.model_fields_set}
+        if self.layers is None:
+            values["layers"] = tuple(range(lm.n_layers))[-LAST:]
+        return self.model_copy(update=values)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The edited blocks, lowest first. Raises `OptionError` for options without a model."""
+        if self.layers is None:
+            raise OptionError("the blocks are not known yet; build options with build_options")
+        return tuple(sorted(self.layers))
 
     def sites(self, lm: Lm) -> tuple[Site, ...]:
-        """The matrices that are edited, lowest block first."""
-        return tuple(site for layer in sorted(self.layers or ()) for site in lm.mlp_matrices(layer))
+        """The matrices to edit, those of the lowest block first."""
+        return tuple(site for layer in self.blocks for site in lm.mlp_matrices(layer))

@@ -1,4 +1,4 @@
-"""What a hypernetwork editor takes: a training once, then two small passes for each edit."""
+"""The cost of a hypernetwork editor: one training, then two small passes per edit."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 SINGLE, ADAM = 4, 4
-"""Bytes of a number; copies of the network that training holds: weights, gradient, two moments."""
+"""Bytes of a number; copies of the network in a training: weights, gradient, two moments."""
 TEXTS, PASSES = 2, 3
-"""Texts of an example in a step; a step costs about three forward passes."""
+"""Texts of an example in a step; cost of a step in forward passes."""
 
 
 def works(
     lm: Lm, options: HyperOptions, requests: int, network: Callable[[], Hypernetwork]
 ) -> dict[str, Work]:
-    """The training, and an edit; *network* builds one, whose parameters are counted, not filled."""
+    """The work of a training and of an edit. *network* builds a network without values."""
     with torch.device("meta"):
         count = sum(p.numel() for p in network().parameters())
-    edited = len(options.layers or ())
+    edited = len(options.blocks)
     tokens = TEXTS * PROMPT * min(options.batch, options.at_once or options.batch)
     sites = options.sites(lm)
     widest = max(sum(lm.weight(site).shape) for site in sites)

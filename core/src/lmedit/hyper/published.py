@@ -1,8 +1,9 @@
-"""Published editors' files: PyTorch archives, read without running anything in them."""
+"""Files of published editors: PyTorch archives, read without running code in them."""
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def published_weights(path: str) -> dict[str, Tensor]:
-    """The tensors by name in the archive at *path*: of its key "model" where it has one.
+    """The tensors by name in the archive at *path*: those of its key "model", if it has one.
 
-    Only tensors, plain values and the base model's configuration are unpickled. Raises
-    `ArtifactError` for anything else.
+    Only tensors, plain values and the base model's configuration are unpickled, and tensors are
+    read from disk when they are used. Raises `ArtifactError` for any other content.
     """
     from transformers import GPT2Config, GPTJConfig
 
@@ -28,7 +29,7 @@ def published_weights(path: str) -> dict[str, Tensor]:
         raise ArtifactError(f"no file {path!r}; name a published editor's file")
     try:
         with torch.serialization.safe_globals([GPT2Config, GPTJConfig]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{path} is no published editor ({why}); fetch it again") from error
@@ -44,7 +45,10 @@ def published_weights(path: str) -> dict[str, Tensor]:
 def taken_over(
     path: str, found: dict[str, Tensor], wanted: Iterable[tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """*found* under our names, checked against the names and shapes of *wanted*."""
+    """Check *found* against the names and shapes of *wanted*, and return those tensors.
+
+    Raises `ArtifactError` for a missing tensor or another shape.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted}
     for name, shape in shapes.items():
         if name not in found:
@@ -52,6 +56,11 @@ def taken_over(
         if tuple(found[name].shape) != shape:
             raise ArtifactError(
                 f"{path}: {name} is {tuple(found[name].shape)}, this model and these options need "
-                f"{shape}; choose the editor of this model, or its -o rank"
+                f"{shape}; name the editor of this model, and leave out options that the file tells"
             )
     return {name: found[name] for name in shapes}
+
+
+def _is_zip(path: str) -> bool:
+    """Whether torch can map the file into memory: archives of torch before 1.6 are no zip files."""
+    return zipfile.is_zipfile(path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A training in progress; all that a checkpoint keeps."""
+    """The state of a training, as a checkpoint stores it."""
 
     network: Hypernetwork
     optimiser: torch.optim.Adam
@@ -28,7 +28,7 @@ class Run:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything of a checkpoint that is a tensor."""
+        """The tensors of the state by name."""
         found = {f"now.{name}": t for name, t in self.network.state_dict().items()}
         found |= {f"best.{name}": t for name, t in self.best.items()}
         for number, state in self.optimiser.state_dict()["state"].items():
@@ -36,12 +36,12 @@ class Run:
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep the state."""
+        """Store the state in *checkpoint*."""
         names = ("step", "best_loss", "waited", "skipped", "curve")
         checkpoint.save(self.tensors(), {name: getattr(self, name) for name in names})
 
     def load(self, checkpoint: Checkpoint) -> bool:
-        """Take up a kept state; False where there is none."""
+        """Load the state from *checkpoint*; return False if it has none."""
         found = checkpoint.load()
         if found is None:
             return False

@@ -1,4 +1,4 @@
-"""The training of a hypernetwork editor: steps, validation, early end, checkpoints, estimate."""
+"""The training of a hypernetwork editor: steps, validation, early stop, checkpoints, estimate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
 from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
-from lmedit.hyper.network import EditBatch, in_place
+from lmedit.hyper.network import EditBatch, edited_rows
 from lmedit.hyper.run import Run
 from lmedit.memory import is_out_of_memory
 from lmedit.metrics.contamination import TRAINED_ON
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 30.0
 FAILURES = 10
-"""Steps in a row without a finite gradient after which the training is given up."""
+"""After this number of steps in a row without a finite gradient the training fails."""
 PRIMING = 200
-"""Training edits that a network may look at before the training, to normalise by."""
+"""Number of training edits that a network computes its statistics from."""
 
 Pick = tuple["Example", "Row", "Ids"]
-"""An example, and which of its paraphrases and of the other texts that go with it is taken."""
+"""An example, one of its edited prompts, and one of its unrelated texts."""
 
 
 def pick(example: Example, number: int) -> Pick:
-    """One of an example's combinations, all of them in turn as *number* counts up."""
+    """One of an example's combinations; a rising *number* goes through all of them in turn."""
     turn, which = divmod(number, len(example.outer))
     beside = example.apart[which]
     return example, example.outer[which], beside[turn % len(beside)]
@@ -53,10 +53,11 @@ def train(
     lm: Lm, network: Hypernetwork, examples: Examples, options: HyperOptions,
     checkpoint: Checkpoint, groups: Sequence[dict[str, Any]] | None = None,
 ) -> Prepared:  # fmt: skip
-    """Train *network* until its validation loss no longer falls; goes on from *checkpoint*.
+    """Train *network* until its validation loss stops falling; continue from *checkpoint*.
 
-    *groups* are Adam's parameter groups, by default all parameters at the options' rate. Returns
-    the best weights seen, with the curve. Raises `NotPreparedError` where no step is finite.
+    *groups* are Adam's parameter groups; by default one group of all parameters. Returns the
+    weights with the lowest validation loss, and the curve of losses. Raises `NotPreparedError`
+    after `FAILURES` steps in a row without a finite gradient.
     """
     trainer = _Trainer(lm, network.to(lm.device), examples, options, groups)
     run = trainer.run
@@ -90,7 +91,7 @@ def train(
 
 
 def curves(curve: Sequence[Mapping[str, float]]) -> tuple[Lines, Lines]:
-    """The validations of a training as charts: losses, and shares in percent."""
+    """Two charts of a training's validations: the losses, and the shares in percent."""
     steps = tuple(point["step"] for point in curve)
 
     def line(name: str, scale: float = 1.0) -> tuple[float, ...]:
@@ -110,7 +111,7 @@ class _Trainer:
         groups: Sequence[dict[str, Any]] | None,
     ) -> None:  # fmt: skip
         self.lm, self.network, self.examples, self.options = lm, network, examples, options
-        first = min(options.layers or (0,))
+        first = options.blocks[0]
         self.frozen = Frozen(lm, options.sites(lm), first, options.cache_gigabytes)
         optimiser = torch.optim.Adam(
             [dict(group) for group in groups or [{"params": list(network.parameters())}]],
@@ -121,7 +122,7 @@ class _Trainer:
         self.at_once = options.at_once or options.batch
 
     def recall(self) -> None:
-        """Note all that the training asked for before it was interrupted, in its order."""
+        """Register what the interrupted training asked for, in the same order."""
         asked = [self._picks(step) for step in range(self.run.step)]
         self.frozen.expect((), (), self.examples.training[:PRIMING])
         for picks in [*self._validation(), *asked]:
@@ -131,13 +132,13 @@ class _Trainer:
             )  # fmt: skip
 
     def _validation(self) -> list[list[Pick]]:
-        """The held-out examples in batches, each with one of its combinations."""
+        """The held-out examples in batches, one combination of each."""
         picks = [pick(example, i) for i, example in enumerate(self.examples.validation)]
         size = self.options.batch
         return [picks[start : start + size] for start in range(0, len(picks), size)]
 
     def estimate(self) -> str:
-        """What the training needs, for the person who waits; one step is timed for it."""
+        """One line about size, memory and time; it times one step."""
         count = sum(p.numel() for p in self.network.parameters())
         needed = 16 * count / GIGABYTE + self.options.cache_gigabytes
         picks = self._picks(self.run.step)
@@ -153,7 +154,7 @@ class _Trainer:
         )
 
     def latest(self) -> str:
-        """The last validation's scores."""
+        """The scores of the last validation, as text."""
         if not self.run.curve:
             return ""
         point = self.run.curve[-1]
@@ -163,7 +164,7 @@ class _Trainer:
         )
 
     def advance(self) -> float:
-        """One step; returns the loss. A step whose gradient is not finite changes nothing."""
+        """Do one step and return the loss. A gradient that is not finite changes no weight."""
         run, options = self.run, self.options
         loss = self._gradient(self._picks(run.step))
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
@@ -183,9 +184,10 @@ class _Trainer:
         return loss
 
     def _gradient(self, picks: Sequence[Pick]) -> float:
-        """The loss of a step's edits, with its gradient in the network; halved where memory ends.
+        """The loss of a step's edits; the network receives its gradient.
 
-        The gradients of the passes add up to that of the whole step.
+        If memory is full, the edits run in smaller parts. The parts' gradients add up to that of
+        the whole step.
         """
         while True:
             self.run.optimiser.zero_grad()
@@ -200,28 +202,28 @@ class _Trainer:
     failed = 0
 
     def _loss(self, picks: Sequence[Pick]) -> Tensor:
-        """The mean over the edits of what is made small."""
+        """The training loss, the mean over the edits."""
         edit, apart, *_ = self._scores(picks)
         return (self.options.weight_edit * edit + self.options.weight_apart * apart).mean()
 
     def _backward(self, picks: Sequence[Pick], share: float = 1.0) -> float:
-        """Add a share of the gradient of these edits' loss; returns that share of the loss.
+        """Add a share of the gradient of these edits' loss; return that share of the loss.
 
-        Gradients of the network alone: the model's parameters may ask for some too.
+        Only the network's parameters receive gradients, also if the model's ask for some.
         """
         loss = share * self._loss(picks)
         torch.autograd.backward(loss, inputs=list(self.network.parameters()))
         return float(loss.detach())
 
     def _pace(self, step: int) -> float:
-        """The learning rate's factor."""
+        """The factor of the learning rate at *step*."""
         options = self.options
         if step < options.warmup:
             return (step + 1) / options.warmup
         return 1 - step / options.steps if options.decay else 1.0
 
     def _picks(self, step: int) -> list[Pick]:
-        """The examples of a step: a new random order in each pass, the same after a restart."""
+        """The examples of a step, in a new random order in each pass; a restart repeats them."""
         training, batch = (
             self.examples.training,
             min(self.options.batch, len(self.examples.training)),
@@ -235,7 +237,7 @@ class _Trainer:
         return [pick(example, draw.randrange(1 << 30)) for example in chosen]
 
     def _scores(self, picks: Sequence[Pick]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For each edit (B,): its loss, the KL on another text, success, and what was kept."""
+        """For each edit (B,): its loss, the KL on another text, success, and the share kept."""
         B, device = len(picks), self.lm.device
         outer, apart = [row for _, row, _ in picks], [ids for _, _, ids in picks]
         rows = [*map(ids_of, outer), *apart]
@@ -246,7 +248,7 @@ class _Trainer:
         changes = self.network(self._edits([example for example, _, _ in picks]))
         kept = self.frozen.from_first(rows)
         edit_of = torch.arange(B, device=device).repeat(2)
-        with in_place(self.lm, changes, edit_of):
+        with edited_rows(self.lm, changes, edit_of):
             where = torch.cat([at.rows, B + other[:, 0]]), torch.cat([at.positions, other[:, 1]])
             log_p = kept.gathered(*where).float().log_softmax(-1)
         there, elsewhere = log_p[: len(at.rows)], log_p[len(at.rows) :]
@@ -258,13 +260,13 @@ class _Trainer:
         )
 
     def _edits(self, examples: Sequence[Example]) -> EditBatch:
-        """What the network is given of some edits."""
+        """The network's input for some edits."""
         batch = self.lm.batch([[*e.inner[0], *e.inner[1]] for e in examples])
         return EditBatch(self.frozen.factors(examples), batch.ids, batch.lengths)
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Score the held-out examples, and keep the weights where they are the best so far."""
+        """Score the held-out examples; keep the weights if their loss is the lowest so far."""
         run = self.run
         found = [torch.stack(self._scores(picks)) for picks in self._validation()]
         scores = Scores(*torch.cat(found, dim=1).double().mean(1).tolist())

@@ -1,4 +1,4 @@
-"""Digests of tensors, for cache keys, patches and the check after revert."""
+"""Digests of tensors and files, for cache keys, patches and the check after revert."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -21,6 +22,12 @@ def digest_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
         total.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
         total.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the bytes of the file at *path*; 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class KnownTensors:

@@ -40,7 +40,7 @@ def edit_plan(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
 @hookimpl
 def edit_locate(lm: Lm, options: FtOptions) -> Location:
     """The MLP output matrix of the chosen layer, and its bias."""
-    layer = int(options.layer or 0)
+    layer = options.block
     bias = lm.mlp_out_bias(layer) if options.bias else None
     sites = (lm.mlp_out(layer),) if bias is None else (lm.mlp_out(layer), bias)
     origin = options.layer_origin(lm, "ft-l" if isinstance(options, FtLOptions) else "ft")
@@ -59,7 +59,7 @@ def edit_compute_many(
 ) -> list[Update]:
     """The same for several requests at once, as many as their Adam fits into a gigabyte."""
     location = locations[0]
-    size = at_once(lm, location.evidence["layer"])
+    size = at_once(lm, options.block)
     parts = in_parts(lambda part: _trained(lm, part, location, options), requests, size)
     return [update for part in parts for update in part]
 
@@ -86,7 +86,7 @@ def _trained(
         ])
         for _ in requests
     ]  # fmt: skip
-    _train(_Losses(lm, requests, location.evidence["layer"], options), changes, options)
+    _train(_Losses(lm, requests, options.block, options), changes, options)
     updates = []
     for change in changes:
         steps = sum(loss >= options.stop_loss for loss in change.losses)

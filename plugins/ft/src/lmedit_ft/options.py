@@ -1,4 +1,4 @@
-"""What can be set for FT and FT-L, and the published values for known model shapes."""
+"""The options of FT and FT-L, and the published values for known model shapes."""
 
 from __future__ import annotations
 
@@ -29,35 +29,70 @@ FT_L: Shapes = MappingProxyType({
 """By (model_type, number of blocks): the released hyperparameters of the ROME comparison."""
 
 
-class FtOptions(LayerOptions):
-    """FT's options; the defaults are the released code's."""
+XL_WIDTH, XL_RATE, XL_EPSILON = 6400, 5e-4, 5e-4
+"""D, learning rate and epsilon of GPT-2 XL."""
+MOST_RATE, MOST_EPSILON = 5e-3, 5e-2
+"""Upper limits of the rules by width, for tiny models."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "code": {},
-        "paper": {"stop_loss": 0.03},
-        "ft-m": {"objective": "target_new"},
-    })  # fmt: skip
+
+def rate_by_width(width: int) -> float:
+    """The learning rate for a matrix (d_out, *width*) of a model without a published one.
+
+    One step of Adam moves every entry by the rate, so it moves an output by the rate times the sum
+    of the *width* inputs. The rule keeps rate * width as it is in GPT-2 XL.
+    """
+    return min(MOST_RATE, XL_RATE * XL_WIDTH / width)
+
+
+def epsilon_by_width(width: int) -> float:
+    """FT-L's epsilon for a matrix (d_out, *width*) of a model without a published one.
+
+    The four published values fall with the width to the power of 2.5, within 25 %.
+    """
+    return min(MOST_EPSILON, XL_EPSILON * (XL_WIDTH / width) ** 2.5)
+
+
+class FtOptions(LayerOptions):
+    """FT's options; the defaults are the released code's, with a rate by width for other models."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "code": {"learning_rate": XL_RATE},
+            "paper": {"learning_rate": XL_RATE, "stop_loss": 0.03},
+            "ft-m": {"objective": "target_new"},
+        }
+    )
     published: ClassVar[Shapes] = FT
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """Every layer, at several rates."""
-        return {**super().tries(lm), "learning_rate": (5e-4, 1e-3, 2e-3, 5e-3)}
+        """Every layer, at the rate by width and at rates around it."""
+        rate = rate_by_width(width_of(lm))
+        return {**super().tries(lm), "learning_rate": (rate / 4, rate / 2, rate, 2 * rate)}
 
-    learning_rate: float = Field(default=5e-4, gt=0, description="Adam's")
-    steps: int = Field(default=25, ge=1, description="updates at most")
-    stop_loss: float = Field(default=1e-2, description="stop where the loss (nats) is below")
-    bias: bool = Field(default=True, description="train the bias too, where there is one")
+    learning_rate: float = Field(
+        default=XL_RATE,
+        gt=0,
+        description="Adam's learning rate. Default: published, or by the matrix's width.",
+    )
+    steps: int = Field(default=25, ge=1, description="Largest number of updates.")
+    stop_loss: float = Field(default=1e-2, description="Stop when the loss (nats) is below this.")
+    bias: bool = Field(default=True, description="Train the bias too, if there is one.")
     objective: Literal["prompt_last", "target_new"] = Field(
         default="prompt_last",
-        description="every target token at the prompt's end, or teacher-forced",
+        description="Read all target tokens at the prompt's end (released code), or each after "
+        "those before it.",
     )
     epsilon: float | None = Field(
-        default=None, gt=0, description="largest change of an entry; null: no limit"
+        default=None, gt=0, description="Largest change of an entry. null: no limit."
     )
 
+    def published_for(self, lm: Lm) -> Mapping[str, Any]:
+        """The published values for the shape of *lm*, else the learning rate by its width."""
+        return super().published_for(lm) or {"learning_rate": rate_by_width(width_of(lm))}
+
     def depth(self, lm: Lm) -> float:
-        """FT trains the second block of GPT-2 XL, and one at three quarters elsewhere."""
+        """The relative depth of the published layers: block 1 of GPT-2 XL, 3/4 in others."""
         return 1 / 48 if lm.model_type == "gpt2" else 0.75
 
 
@@ -68,16 +103,33 @@ class FtLOptions(FtOptions):
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """Every layer, at several rates and bounds."""
+        """Every layer, at two rates and two bounds around those by width."""
+        rate, epsilon = rate_by_width(width_of(lm)), epsilon_by_width(width_of(lm))
         return {
-            **LayerOptions.tries(lm), "learning_rate": (2e-3, 5e-3), "epsilon": (2e-2, 5e-2)
-        }  # fmt: skip
+            **LayerOptions.tries(lm),
+            "learning_rate": (rate, 2 * rate),
+            "epsilon": (epsilon, 2 * epsilon),
+        }
 
     epsilon: float | None = Field(
-        default=5e-4, gt=0, description="largest change of an entry; null: no limit"
+        default=XL_EPSILON,
+        gt=0,
+        description="Largest change of an entry. null: no limit. Default: published, or by the "
+        "matrix's width.",
     )
+
+    def published_for(self, lm: Lm) -> Mapping[str, Any]:
+        """The published values for the shape of *lm*, else rate and epsilon by its width."""
+        width = width_of(lm)
+        by_width = {"learning_rate": rate_by_width(width), "epsilon": epsilon_by_width(width)}
+        return LayerOptions.published_for(self, lm) or by_width
 
     def depth(self, lm: Lm) -> float:
         """The first block, as in all published settings."""
         del lm
         return 0.0
+
+
+def width_of(lm: Lm) -> int:
+    """D, the number of inputs of the model's MLP output matrices."""
+    return int(lm.weight(lm.mlp_out(0)).shape[1])

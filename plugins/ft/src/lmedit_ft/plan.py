@@ -1,4 +1,4 @@
-"""What FT takes: Adam on one dense matrix."""
+"""The cost of FT: Adam on one dense matrix."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from lmedit_ft.options import FtOptions
 
 AT_EACH_ENTRY = 16
-"""Bytes: Adam keeps Delta, its gradient and two moments."""
+"""Bytes per entry: Adam stores Delta, its gradient and two moments."""
 GIGABYTE = 2**30
-"""Bytes that several requests' Adam may take together."""
+"""Bytes that the Adam states of several requests may use together."""
 
 
 def at_once(lm: Lm, layer: int) -> int:
-    """How many requests are trained together."""
+    """The number of requests to train together."""
     return max(1, GIGABYTE // (AT_EACH_ENTRY * lm.weight(lm.mlp_out(layer)).numel()))
 
 
 def works(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
-    """An edit of *requests* requests."""
-    layer = int(options.layer or 0)
+    """The work of an edit of *requests* requests."""
+    layer = options.block
     rows, above = min(requests, at_once(lm, layer)), lm.n_layers - layer
     entries = lm.weight(lm.mlp_out(layer)).numel()
     memory = {

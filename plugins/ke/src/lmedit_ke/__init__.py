@@ -1,11 +1,11 @@
-"""KE (De Cao et al. 2021, in Mitchell's form), a hypernetwork that reads the edit, as a method."""
+"""KE (De Cao et al. 2021, in Mitchell's form), a hypernetwork that reads the edit: the hooks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, examples_from, located, train, untrained, works
+from lmedit.hyper import edited, located, prepare_editor, untrained, works
 from lmedit_ke.network import KeNetwork
 from lmedit_ke.options import KeOptions
 from lmedit_ke.published import from_published
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def edit_describe() -> Method:
-    """KE is trained once for a model, on cases."""
+    """KE is trained once per model, on cases. It does not use the subject's place."""
     return Method("ke", "arXiv 2104.08164", KeOptions, prepares_on="cases")
 
 
 @hookimpl
 def edit_plan(lm: Lm, options: KeOptions, requests: int) -> dict[str, Work]:
-    """The training, and an edit."""
+    """The work of the training and of an edit."""
     return works(lm, options, requests, lambda: network_of(lm, options))
 
 
@@ -34,10 +34,7 @@ def edit_prepare(
     """Train the hypernetwork, at scale 1, or take over a published one."""
     trained = options.model_copy(update={"scale": 1.0})
     network = network_of(lm, trained)
-    if options.checkpoint is not None:
-        return from_published(options.checkpoint, network)
-    examples = examples_from(lm, corpus, options.limit, options.seed)
-    return train(lm, network, examples, trained, checkpoint)
+    return prepare_editor(lm, network, trained, corpus, checkpoint, from_published)
 
 
 @hookimpl

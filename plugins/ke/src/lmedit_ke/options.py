@@ -1,4 +1,4 @@
-"""What can be set for KE, and its presets."""
+"""KE's options and presets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pydantic import Field
 from lmedit.hyper.options import TRAINING, HyperOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lmedit import Lm
 
 
 class KeOptions(HyperOptions):
-    """KE's options; the defaults train in minutes what the published recipe takes days for."""
+    """KE's options; the defaults train in minutes, the published recipe in days."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         "fast": {},
@@ -31,16 +33,28 @@ class KeOptions(HyperOptions):
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """The norm factor; the rest was chosen by the training."""
+        """The factor of the update; the training fixes the rest."""
         del lm
         return {"scale": (0.25, 0.5, 1.0, 2.0)}
 
-    scale: float = Field(default=1.0, gt=0, description="norm factor of the update, at edit time")
-    hidden: int = Field(default=512, ge=1, description="width of the LSTM and of the heads")
-    condition: int = Field(default=768, ge=1, description="width of what is read from the text")
+    scale: float = Field(default=1.0, gt=0, description="Factor of the update, for each edit.")
+    hidden: int = Field(default=512, ge=1, description="Width of the LSTM and of the heads.")
+    condition: int = Field(default=768, ge=1, description="Width of the text's vector.")
     train_embeddings: bool = Field(
-        default=False, description="train a copy of the base's embeddings (released code)"
+        default=False, description="Train a copy of the model's embeddings (released code)."
     )
-    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
-    warmup: int = Field(default=20, ge=0, description="steps until the full learning rate")
-    decay: bool = Field(default=True, description="let the learning rate fall to zero")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's learning rate.")
+    warmup: int = Field(
+        default=20, ge=0, description="Steps in which the learning rate rises to its value."
+    )
+    decay: bool = Field(
+        default=True, description="Lower the learning rate to zero during the training."
+    )
+
+    def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The widths by the shapes; the released code trains a copy of the embeddings."""
+        linear = weights.get("editor.condition.linear._linear_layers.0.weight")
+        if linear is None:
+            return {}
+        condition, both = linear.shape
+        return {"condition": condition, "hidden": both // 2, "train_embeddings": True}

@@ -1,4 +1,4 @@
-"""KN, knowledge neurons (Dai et al. 2022), as an lmedit method: options and hooks."""
+"""KN, knowledge neurons (Dai et al. 2022), as an lmedit method: the hooks."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ROWS = 16_384
 
 @hookimpl
 def edit_describe() -> Method:
-    """KN needs no preparation."""
+    """KN needs no preparation and no subject."""
     return Method("kn", "arXiv 2104.08696", KnOptions)
 
 
 @hookimpl
 def edit_plan(lm: Lm, options: KnOptions, requests: int) -> dict[str, Work]:
-    """An edit."""
+    """The work of an edit."""
     return works(lm, options, requests)
 
 
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
-    """The MLP output matrices of the layers that hold the fact's neurons."""
+    """The MLP output matrices of the layers with the neurons of the fact."""
     selection = select(lm, request, options)
     layers = sorted({layer for layer, _ in selection.neurons})
     evidence = selection.evidence()
@@ -52,13 +52,14 @@ def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
             "fine": tuple(evidence["fine by layer"]),
         },
     )
-    return Location(tuple(lm.mlp_out(layer) for layer in layers), evidence, (left,))
+    found = {"neurons": selection.neurons, "answer": selection.answer}
+    return Location(tuple(lm.mlp_out(layer) for layer in layers), evidence, (left,), found)
 
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: KnOptions) -> Update:
     """W' = W + d s_S^T in each layer: d from the answers' embeddings, s the activations' signs."""
-    neurons = _neurons(location)
+    neurons = location.found["neurons"]
     if options.operation in FACTORS:
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
@@ -70,18 +71,14 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
 
 @hookimpl
 def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> Probed:
-    """The answer's probability with the neurons silenced and doubled, beside random ones."""
-    return Probed(probe(lm, request, _neurons(location), location.evidence["answer"], options))
-
-
-def _neurons(location: Location) -> list[tuple[int, int]]:
-    return [(layer, place) for layer, place, _ in location.evidence["neurons"]]
+    """Measure the answer's probability with the neurons silenced and doubled."""
+    return Probed(probe(lm, request, location.found["neurons"], location.found["answer"], options))
 
 
 def _exchange(
     lm: Lm, request: Request, location: Location, options: KnOptions
 ) -> tuple[int, Tensor]:
-    """The old answer's token, and d (H,): old embedding out, new embeddings in."""
+    """The old answer's token, and d (H,): minus the old embedding, plus the new ones."""
     E = lm.embeddings(options.embedding)  # (V, H)
     if E.shape[1] != lm.hidden_size:
         raise RequestError(
@@ -90,7 +87,7 @@ def _exchange(
         )
     old = int(lm.next_probabilities(request.text).argmax())
     if options.old == "given":
-        old = tokens_of(lm, request.text, location.evidence["answer"], options)[1][0]
+        old = tokens_of(lm, request.text, location.found["answer"], options)[1][0]
     new = tokens_of(lm, request.text, request.target_new, options)[1]
     of_old, of_new = E[old].to(lm.working_dtype), E[new].to(lm.working_dtype)
     d = exchange(of_old, of_new, options.lambda_old, options.lambda_new)

@@ -1,11 +1,11 @@
-"""MEND (Mitchell et al. 2022), an editor network on gradient factors: options and hooks."""
+"""MEND (Mitchell et al. 2022), an editor network on gradient factors: the hooks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, examples_from, located, train, untrained, works
+from lmedit.hyper import edited, located, prepare_editor, untrained, works
 from lmedit_mend.network import MendNetwork
 from lmedit_mend.options import MendOptions
 from lmedit_mend.published import from_published
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def edit_describe() -> Method:
-    """MEND is trained once for a model, on cases."""
+    """MEND is trained once per model, on cases. It does not use the subject's place."""
     return Method("mend", "arXiv 2110.11309", MendOptions, prepares_on="cases")
 
 
 @hookimpl
 def edit_plan(lm: Lm, options: MendOptions, requests: int) -> dict[str, Work]:
-    """The training, and an edit."""
+    """The work of the training and of an edit."""
     return works(lm, options, requests, lambda: network_of(lm, options))
 
 
@@ -33,14 +33,11 @@ def edit_prepare(
 ) -> Prepared:
     """Train the editor network, or take over a published one."""
     network = network_of(lm, options)
-    if options.checkpoint is not None:
-        return from_published(options.checkpoint, network)
-    examples = examples_from(lm, corpus, options.limit, options.seed)
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in network.named_parameters() if name != "alpha"]},
         {"params": [network.alpha], "lr": options.edit_rate_rate},
     ]
-    return train(lm, network, examples, options, checkpoint, groups)
+    return prepare_editor(lm, network, options, corpus, checkpoint, from_published, groups)
 
 
 @hookimpl

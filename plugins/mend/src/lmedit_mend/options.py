@@ -1,18 +1,21 @@
-"""What can be set for MEND, and its presets."""
+"""MEND's options and presets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lmedit.hyper.options import TRAINING, HyperOptions
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class MendOptions(HyperOptions):
-    """MEND's options; the defaults train in minutes what the published recipe takes days for."""
+    """MEND's options; the defaults train in minutes, the published recipe in days."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         "fast": {},
@@ -21,24 +24,42 @@ class MendOptions(HyperOptions):
             "batch": 10, "steps": 100_000, "validate_every": 500, "patience": 4, "warmup": 0,
             "decay": False,
         },
-        "checkpoint": {"rank": 1920, "sign": 1, "last_rectified": True},
+        "checkpoint": {"sign": 1, "last_rectified": True},
     })  # fmt: skip
     prepares: ClassVar[tuple[str, ...]] = (
         *TRAINING, "seed", "rank", "hidden", "normalise", "last_rectified", "sign", "edit_rate",
         "edit_rate_rate",
     )  # fmt: skip
 
-    rank: int = Field(default=128, ge=1, description="of each layer of the network")
-    hidden: int = Field(default=1, ge=0, description="layers before the last one")
-    normalise: bool = Field(default=True, description="normalise the factors' coordinates")
+    rank: int = Field(default=128, ge=1, description="Rank of each layer of the network.")
+    hidden: int = Field(default=1, ge=0, description="Number of layers before the last one.")
+    normalise: bool = Field(default=True, description="Normalise each coordinate of the factors.")
     last_rectified: bool = Field(
-        default=False, description="no negative change in the last layer either (released code)"
+        default=False,
+        description="Allow no negative change in the last layer either (released code).",
     )
     sign: Literal[-1, 1] = Field(
-        default=-1, description="of the step; +1 for the published checkpoints"
+        default=-1, description="Sign of the step. +1: published checkpoints (released code)."
     )
-    edit_rate: float = Field(default=1e-4, gt=0, description="step lengths at the start")
-    edit_rate_rate: float = Field(default=1e-4, gt=0, description="Adam's, of the step lengths")
-    learning_rate: float = Field(default=1e-4, gt=0, description="Adam's, of the network")
-    warmup: int = Field(default=20, ge=0, description="steps until the full learning rate")
-    decay: bool = Field(default=True, description="let the learning rate fall to zero")
+    edit_rate: float = Field(default=1e-4, gt=0, description="Step lengths before the training.")
+    edit_rate_rate: float = Field(
+        default=1e-4, gt=0, description="Adam's learning rate for the step lengths."
+    )
+    learning_rate: float = Field(
+        default=1e-4, gt=0, description="Adam's learning rate for the network."
+    )
+    warmup: int = Field(
+        default=20, ge=0, description="Steps in which the learning rate rises to its value."
+    )
+    decay: bool = Field(
+        default=True, description="Lower the learning rate to zero during the training."
+    )
+
+    def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """Rank and layers by the shapes; the released code adds, and rectifies the last layer."""
+        ranks = {tensor.shape[1] for name, tensor in weights.items() if name.endswith(".u")}
+        layers = {name.split(".")[-2] for name in weights if name.endswith(".u")}
+        if not layers:
+            return {}
+        shapes = {"rank": max(ranks), "hidden": len(layers) - 1}
+        return {**shapes, "sign": 1, "last_rectified": True}

@@ -58,7 +58,7 @@ def edit_prepare(
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
     """The MLP output matrix of the chosen layer; the subject's last token is the key's place."""
-    layer = int(options.layer or 0)
+    layer = options.block
     ids, index = lm.subject_last(request.prompt, request.subject)
     return Location(
         (lm.mlp_out(layer),),
@@ -105,9 +105,9 @@ def _inserted(
     lm: Lm, requests: Sequence[Request], location: Location, options: RomeOptions,
     prepared: Prepared,
 ) -> list[Update]:  # fmt: skip
-    layer = location.evidence["layer"]
+    layer = options.block
     templates = contexts(lm, options)
-    keys = [select_keys(lm, layer, request, templates) for request in requests]
+    keys = [select_keys(lm, layer, request, templates, options) for request in requests]
     texts = [rows_of(lm, request, templates, options) for request in requests]
     values = optimise_values(lm, layer, texts, [each.bare_out for each in keys], options)
     L = prepared.tensors.get("cholesky")
@@ -140,7 +140,7 @@ def _notes(keys: Keys, value: Value, u: Tensor, big_lambda: Tensor) -> dict[str,
     """What a reader of the patch wants to know; a tiny key_along_u announces a disabling edit."""
     cosine = F.cosine_similarity(keys.bare, keys.mean, dim=0)
     return {
-        "steps": len(value.losses) - 1,
+        "steps": value.updates,
         "loss_first": value.losses[0],
         "loss_last": value.losses[-1],
         "delta_norm": float(value.delta.norm()),

@@ -43,12 +43,14 @@ class RomeOptions(LayerOptions):
         "code": {"tolerance": None},
         "paper": {
             "include_bare": False, "length_counts_start": False, "key_mode": "mean",
+            "key_text": "subject",
             "decay_kind": "adam", "decay": 1.5e-3, "kl_factor": 1e2, "kl_reduction": "mean",
             "kl_position": "prompt_last", "clamp": None, "sample_unit": "tokens",
             "tolerance": None,
         },
         "2022-02": {
             "prefixes": ((2, 20), (5, 20), (10, 10)), "prefix_start": "The", "prefix_join": " ",
+            "key_text": "subject", "last_update": True,
             "value_contexts": "bare", "decay_kind": "adam", "kl_reduction": "mean",
             "kl_position": "prompt_last", "clamp": None, "insertion_max": 100.0,
             "target_tokens": "first", "release": "2022-02",
@@ -61,62 +63,94 @@ class RomeOptions(LayerOptions):
     )  # fmt: skip
 
     release: Literal["head", "2022-02"] = Field(
-        default="head", description="whose published values to take where not given"
+        default="head", description="The release whose published values fill in missing options."
     )
     prefixes: tuple[tuple[int, int], ...] = Field(
         default=((5, 10), (10, 10)),
-        description="sampled contexts as [length in tokens, how many]; [] for none",
+        description="Sampled contexts, as pairs [length in tokens, number]. []: none.",
     )
-    include_bare: bool = Field(default=True, description="the bare prompt is a context too")
+    include_bare: bool = Field(default=True, description="The prompt alone is a context too.")
     length_counts_start: bool = Field(
-        default=True, description="a context's length counts the start token"
+        default=True, description="A context's length counts its start token."
     )
-    prefix_start: str = Field(default="", description="text contexts begin with; empty: BOS")
-    prefix_join: str = Field(default=". ", description="between a context and the prompt")
+    prefix_start: str = Field(
+        default="", description="Text that sampled contexts begin with. Empty: the BOS token."
+    )
+    prefix_join: str = Field(default=". ", description="Text between a context and the prompt.")
+    key_text: Literal["prompt", "subject"] = Field(
+        default="prompt",
+        description="Text of the mean key behind each context: the prompt (released code), or the "
+        "subject alone (paper, first release).",
+    )
     key_mode: Literal["mixed", "mean", "prompt", "mean_denominator"] = Field(
-        default="mixed", description="whose key the edit is exact at: bare (mixed), mean, ..."
+        default="mixed",
+        description="Keys in equation 2. mixed: the mean key for u, the prompt's key for Lambda. "
+        "mean or prompt: one key for both. mean_denominator: the mean key for u and the "
+        "denominator.",
     )
     value_contexts: Literal["same", "bare"] = Field(
-        default="same", description="contexts of the value's loss"
+        default="same", description="Contexts of the loss: those of the key, or the prompt alone."
     )
     target_tokens: Literal["all", "first"] = Field(
-        default="all", description="which tokens of the new answer are optimised"
+        default="all", description="Tokens of the new answer in the loss."
     )
-    steps: int = Field(default=20, ge=1, description="forward passes; one update fewer")
-    learning_rate: float = Field(default=0.5, gt=0, description="Adam's, on delta")
-    stop_loss: float = Field(default=5e-2, description="stop where the whole loss is below")
-    kl_factor: float = Field(default=0.0625, ge=0, description="weight of the drift term")
+    steps: int = Field(default=20, ge=1, description="Largest number of forward passes.")
+    last_update: bool = Field(
+        default=False,
+        description="Update after the last forward pass too (first release). false: one update "
+        "fewer than passes.",
+    )
+    learning_rate: float = Field(default=0.5, gt=0, description="Adam's learning rate for delta.")
+    stop_loss: float = Field(default=5e-2, description="Stop when the loss is below this value.")
+    kl_factor: float = Field(default=0.0625, ge=0, description="Weight of the KL term.")
     kl_reduction: Literal["batchmean", "mean"] = Field(
-        default="batchmean", description="true KL, or KL divided by the vocabulary"
+        default="batchmean", description="The KL itself, or the KL divided by the vocabulary size."
     )
     kl_position: Literal["subject_last", "prompt_last"] = Field(
-        default="subject_last", description="where in '{subject} is a' the drift is measured"
+        default="subject_last", description="Position in '{subject} is a' of the KL term."
     )
-    decay: float = Field(default=0.5, ge=0, description="weight decay, on decay_kind's scale")
+    decay: float = Field(default=0.5, ge=0, description="Weight decay, as decay_kind defines it.")
     decay_kind: Literal["loss", "adam"] = Field(
-        default="loss", description="|delta|/|v0|^2 in the loss, or Adam's L2"
+        default="loss", description="loss: decay |delta|/|v0|^2 in the loss. adam: Adam's L2 decay."
     )
-    clamp: float | None = Field(default=4.0, description="longest delta in |v0|; null: no limit")
-    insertion_max: float | None = Field(default=None, description="longest Lambda; null: none")
-    covariance: bool = Field(default=True, description="use C; false: C = I")
-    samples: int = Field(default=100_000, ge=1, description="sample_units of text behind C")
+    clamp: float | None = Field(
+        default=4.0, description="Largest length of delta, in lengths of v0. null: no limit."
+    )
+    insertion_max: float | None = Field(
+        default=None, description="Largest length of Lambda. null: no limit."
+    )
+    covariance: bool = Field(
+        default=True, description="Use the second moment C of the keys. false: C = I."
+    )
+    samples: int = Field(
+        default=100_000, ge=1, description="Amount of text for C, in units of sample_unit."
+    )
     sample_unit: Literal["documents", "tokens"] = Field(
-        default="documents", description="what samples counts"
+        default="documents", description="Unit of samples."
     )
     tolerance: float | None = Field(
-        default=0.1, gt=0, description="stop the statistics once C^-1 k of watched keys has "
-        "settled to this angle (radians) and relative length; null: read all samples",
-    )  # fmt: skip
-    max_length: int | None = Field(
-        default=None, ge=1, description="tokens kept of a document; null: the model's limit"
+        default=0.1,
+        gt=0,
+        description="Stop computing C when the solutions C^-1 k of some test keys change by less "
+        "than this angle (radians) and relative length. null: read all samples.",
     )
-    ridge: float = Field(default=0.0, ge=0, description="adds ridge tr(C)/D I to C")
-    trace_samples: int = Field(default=10, ge=1, description="noise samples of a causal trace")
+    max_length: int | None = Field(
+        default=None, ge=1, description="Tokens to read of a document. null: the model's limit."
+    )
+    ridge: float = Field(default=0.0, ge=0, description="Add ridge * tr(C)/D * I to C.")
+    trace_samples: int = Field(
+        default=10, ge=1, description="Number of noise samples of a causal trace."
+    )
     trace_window: int = Field(
-        default=10, ge=1, description="blocks whose MLP or attention outputs are put back at once"
+        default=10,
+        ge=1,
+        description="Number of blocks whose MLP or attention outputs are restored together.",
     )
     trace_noise: float | None = Field(
-        default=None, gt=0, description="deviation of the noise; null: 3 times the embeddings'"
+        default=None,
+        gt=0,
+        description="Standard deviation of the noise. null: 3 times that of the subject's "
+        "embeddings.",
     )
 
     def depth(self, lm: Lm) -> float:

@@ -1,4 +1,4 @@
-"""What ROME takes: statistics once, then the value's optimisation for each edit."""
+"""The cost of ROME: statistics once, then the search for the value in each edit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 DOUBLE = 8
 DOCUMENT = 500
-"""Tokens of a document that are reckoned with."""
+"""Assumed number of tokens of a document."""
 ADAM_PASSES = 3
 """A step's forward and backward pass cost about three forward passes."""
 
 
 def works(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
-    """The statistics, and an edit of *requests* requests at once."""
-    layer = int(options.layer or 0)
+    """The work of the statistics, and of an edit of *requests* requests at once."""
+    layer = options.block
     found = {"edit": _edit(lm, options, requests, layer)}
     if options.covariance:
         found = {"prepare": _statistics(lm, options, layer)} | found
@@ -28,7 +28,7 @@ def works(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
 
 
 def _statistics(lm: Lm, options: RomeOptions, layer: int) -> Work:
-    """S, C and its factor in double precision, batches of tokens; tokens as the options ask."""
+    """S, C and its factor in double precision, and batches of tokens."""
     size = lm.weight(lm.mlp_out(layer)).shape[1]
     length = min(options.max_length or lm.max_positions, lm.max_positions, DOCUMENT)
     tokens = float(options.samples) * (length if options.sample_unit == "documents" else 1)

@@ -1,4 +1,4 @@
-"""The texts of the value's loss, run from the subject's last token and the edited layer on."""
+"""The texts of equation 4's loss, run from the subject's last token and the edited layer on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True)
 class Rows:
-    """The texts of the value's loss as token ids, and what is read where.
+    """The texts of one request's loss as token ids, and the positions to read.
 
-    The last row is the essence prompt "{subject} is a". `start` is each row's subject's last
-    token; positions count from there.
+    The last row is the essence prompt "{subject} is a". `start` is the index of the subject's last
+    token in each row. Positions count from there.
     """
 
     ids: list[list[int]]
@@ -38,7 +38,10 @@ class Rows:
 
 
 def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOptions) -> Rows:
-    """Each context with the prompt and all target tokens but the last; then the essence prompt."""
+    """Rows of each context with the prompt and the target without its last token, and the essence.
+
+    The essence prompt comes last.
+    """
     target = lm.with_target(request.text, request.target_new)[1]
     if options.target_tokens == "first":
         target = target[:1]
@@ -47,7 +50,7 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
     found = [lm.subject_last(request.prompt, request.subject, t) for t in templates]
     essence, at = lm.subject_last(ESSENCE, request.subject)
     if options.kl_position == "subject_last":
-        essence = essence[: at + 1]  # nothing that comes later is read
+        essence = essence[: at + 1]  # the rest is not read
     return Rows(
         ids=[*(ids + target[:-1] for ids, _ in found), essence],
         start=[*(index for _, index in found), at],
@@ -61,7 +64,7 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOpt
 
 @dataclass(frozen=True)
 class _Row:
-    """One row: its ids, where it starts to be run, its request, the places that are read."""
+    """One row: its ids, the first position to run, its request, and the positions to read."""
 
     ids: list[int]
     start: int
@@ -69,15 +72,15 @@ class _Row:
     at: list[int] = field(default_factory=list)
 
     def holds(self, ids: list[int], start: int, request: int) -> bool:
-        """Whether another row is this one's beginning."""
+        """Whether this row begins with another row."""
         return (start, request) == (self.start, self.request) and self.ids[: len(ids)] == ids
 
 
 def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
-    """All requests' rows; one that begins another is not run, but read there.
+    """The rows to run, and for each request the numbers of the places to read.
 
-    And for each request the places that are read, first every context's target tokens, then the
-    one after the essence prompt: their numbers among the places of all rows.
+    A row with which another one begins is read there and does not run. A request's places are the
+    target tokens of every context, then the essence's place.
     """
     rows: list[_Row] = []
     reads: list[list[tuple[int, int]]] = []
@@ -96,15 +99,15 @@ def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
     return rows, [[numbers[place] for place in of] for of in reads]
 
 
-class Run:
-    """All requests' rows, in one piece or several."""
+class LossRows:
+    """The rows that the losses of all requests need, run in one chunk or several."""
 
-    def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows], pieces: int = 1) -> None:
-        """Several *pieces* are run one after the other, and once more for the gradient."""
+    def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows], chunks: int = 1) -> None:
+        """Several *chunks* run one after the other, and run again for the gradient."""
         rows, found = _once(texts)
-        size = -(-len(rows) // pieces)
-        self.pieces = [
-            _Piece(lm, layer, rows[start : start + size]) for start in range(0, len(rows), size)
+        size = -(-len(rows) // chunks)
+        self.chunks = [
+            _Chunk(lm, layer, rows[start : start + size]) for start in range(0, len(rows), size)
         ]
         self.targets = [
             torch.tensor(text.target, device=lm.device).expand(len(text.target_at), -1)  # (N, T)
@@ -115,26 +118,26 @@ class Run:
         self.essence_at = torch.stack([each[-1] for each in places])
 
     def log_probabilities(self, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """With the *deltas* at the subjects: log P of the targets (N, T), and of all after essence.
+        """For each request log P of the target's tokens (N, T), and log P (V,) after the essence.
 
-        For each request.
+        The *deltas* (H,) are added at the subjects' last tokens.
         """
         stacked = torch.stack(list(deltas))
-        if len(self.pieces) == 1:
-            logits = self.pieces[0](stacked)
+        if len(self.chunks) == 1:
+            logits = self.chunks[0](stacked)
         else:
-            logits = torch.cat([checkpoint(p, stacked, use_reentrant=False) for p in self.pieces])
+            logits = torch.cat([checkpoint(c, stacked, use_reentrant=False) for c in self.chunks])
         log_p = logits.to(stacked.dtype).log_softmax(-1)  # (n, V)
         of_target = [log_p[at, target] for at, target in zip(self.at, self.targets, strict=True)]
         return list(zip(of_target, log_p[self.essence_at], strict=True))
 
 
-class _Piece:
-    """Some rows, run once up to their starts and the edited layer; called for the rest."""
+class _Chunk:
+    """Some rows, run once up to their starts and the edited layer; a call runs the rest."""
 
     def __init__(self, lm: Lm, layer: int, rows: Sequence[_Row]) -> None:
         straight = adds_straight(lm, layer, rows[0].ids)
-        # Where nothing follows the MLP in its block, delta enters the next block.
+        # If nothing follows the MLP in its block, delta enters the next block.
         self.module = None if straight else lm.mlp_out_module(layer)
         first = layer + straight
         self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], first)
@@ -143,7 +146,7 @@ class _Piece:
         self.rows, self.at = torch.tensor(places, device=lm.device).T
 
     def __call__(self, deltas: Tensor) -> Tensor:
-        """Logits (n, V) at the places that are read, with *deltas* (R, H) at the subjects."""
+        """Logits (n, V) at the places to read, with *deltas* (R, H) at the subjects."""
         of_rows = deltas[self.request_of][:, None]  # (B, 1, H)
 
         def add_delta(out: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import CasesError, NotPreparedError
+from lmedit.errors import NotPreparedError
 from lmedit.stats import Counting, Statistics, cholesky, condition, moments_of
 
 if TYPE_CHECKING:
@@ -21,22 +21,25 @@ def counted(
     lm: Lm, options: RomeOptions, corpus: Corpus, checkpoint: Checkpoint,
     beside: Sequence[RomeOptions],
 ) -> Moment:  # fmt: skip
-    """S of the edited layer; those of *beside* that are counted alike come in the same pass."""
-    layer = layer_of(options)
+    """S of the edited layer. The same pass counts layers of *beside* that read the same text."""
+    layer = options.block
     if isinstance(corpus, Statistics):
         return corpus.of(lm, layer)
     counting = counting_of(options)
-    layers = {layer, *(layer_of(o) for o in beside if counting_of(o) == counting)}
+    layers = {layer, *(o.block for o in beside if counting_of(o) == counting)}
     return moments_of(lm, sorted(layers), corpus, counting, checkpoint)[layer].moment()
 
 
 def counting_of(options: RomeOptions) -> Counting:
-    """How much text is read."""
+    """The amount of text to read."""
     return Counting(options.samples, options.sample_unit, options.max_length, options.tolerance)
 
 
 def factor(moment: Moment, options: RomeOptions) -> Tensor:
-    """The Cholesky factor of C; refuses too few samples, and a C that is not definite."""
+    """The Cholesky factor of C.
+
+    Raises `NotPreparedError` for too few keys, or a C that is not positive definite.
+    """
     size = len(moment.sum)
     if moment.tokens < 2 * size and not options.ridge:
         raise NotPreparedError(
@@ -53,9 +56,9 @@ def factor(moment: Moment, options: RomeOptions) -> Tensor:
 
 
 def facts_of(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
-    """What a user wants to know of C: its samples, its condition, what an early end saved."""
+    """Facts about C for the user: its samples, its condition, and what an early stop saved."""
     facts: dict[str, Any] = {
-        "layer": options.layer, "tokens": moment.tokens, "documents": moment.documents,
+        "layer": options.block, "tokens": moment.tokens, "documents": moment.documents,
         "condition": condition(L),
     }  # fmt: skip
     if settled := moment.facts.get("settled"):
@@ -65,10 +68,3 @@ def facts_of(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
         if max(facts["settled to"].values()) <= (options.tolerance or 0):
             facts["read"] = f"{100 * done / options.samples:.1f} % of {options.sample_unit}"
     return facts
-
-
-def layer_of(options: RomeOptions) -> int:
-    """The layer; options that were not resolved have none."""
-    if options.layer is None:
-        raise CasesError("rome: the layer is not resolved; build options with build_options")
-    return options.layer

@@ -123,10 +123,11 @@ class _Group:
     severed: str | None = None
 
     def window(self, layers: int, width: int) -> range:
-        """The blocks in which the part is replaced."""
+        """The blocks in which the part is replaced: *width* of them, fewer at the ends."""
         if self.kind == STATE:
             return range(self.layer + 1, layers) if self.severed else range(0)
-        return range(max(0, self.layer - width // 2), min(layers, self.layer + width // 2))
+        below = width // 2
+        return range(max(0, self.layer - below), min(layers, self.layer - below + width))
 
     def start(self, layers: int, width: int) -> int:
         """The first block whose run differs from the disturbed one."""

@@ -1,4 +1,4 @@
-"""Key selection and value optimisation (section 3.1, equations 3 and 4)."""
+"""The key k* and the value v* of an edit (section 3.1, equations 3 and 4)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from lmedit.memory import InPieces
 from lmedit.trace import captured
 from lmedit_rome.equations import clamped, decay, drift, target_loss
-from lmedit_rome.rows import Run
+from lmedit_rome.rows import LossRows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -25,108 +25,170 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keys:
-    """At the subject's last token: what goes into W, and what comes out (with the bias)."""
+    """The inputs and outputs (with the bias) of W at the subject's last token, in float64."""
 
-    bare: Tensor  # (D,) k_b: of the prompt alone
+    bare: Tensor  # (D,) k_b: of the request's prompt alone
     mean: Tensor  # (D,) the mean over the contexts
     bare_out: Tensor  # (H,) y_b = W k_b + b
     mean_out: Tensor  # (H,) the mean of the outputs over the contexts
 
 
 @torch.no_grad()
-def select_keys(lm: Lm, layer: int, request: Request, templates: Sequence[str]) -> Keys:
-    """k* = 1/N sum_j k(x_j + p) at the subject's last token (equation 3), in float64."""
-    once = list(dict.fromkeys(("{}", *templates)))
-    found = [lm.subject_last(request.prompt, request.subject, template) for template in once]
+def select_keys(
+    lm: Lm, layer: int, request: Request, templates: Sequence[str], options: RomeOptions
+) -> Keys:
+    """k* = 1/N sum_j k(x_j + text) at the subject's last token (equation 3).
+
+    The text is the prompt with the subject in it (released code), or the subject alone (paper,
+    first release), as the option `key_text` says.
+    """
+    prompt = request.prompt if options.key_text == "prompt" else "{}"
+    asked = dict.fromkeys([(request.prompt, "{}"), *((prompt, each) for each in templates)])
+    found = [lm.subject_last(text, request.subject, template) for text, template in asked]
     batch = lm.batch([ids[: index + 1] for ids, index in found])
     with captured(lm.mlp_out_module(layer), stop=True) as box:
         lm.logits(batch)
     rows, at = range(len(found)), [index for _, index in found]
     keys = box.input.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, D)
     outs = box.output.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, H)
-    of_mean = [once.index(template) for template in templates]
+    row_of = {text: row for row, text in enumerate(asked)}
+    of_mean = [row_of[prompt, template] for template in templates]
     return Keys(keys[0], keys[of_mean].mean(0), outs[0], outs[of_mean].mean(0))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Value:
-    """v* (H,) in float64, and how it was found: the loss (nats) at every step."""
+    """v* (H,) and its delta (H,) in float64, the loss (nats) of each pass, and the updates."""
 
     v_star: Tensor
     delta: Tensor
-    losses: list[float] = field(default_factory=list)
+    losses: list[float]
+    updates: int
 
-    def finished(self) -> Value:
-        """The value with its delta added, in float64."""
+
+@dataclass
+class Descent:
+    """The search for one delta: v* = v_0 + delta minimises L(delta) of equation 4."""
+
+    v_0: Tensor  # (H,) the MLP's output for the bare prompt
+    delta: Tensor  # (H,)
+    options: RomeOptions
+    before: Tensor | None = None
+    """log P (V,) after the essence prompt without delta; known after the first pass."""
+    losses: list[float] = field(default_factory=list)
+    updates: int = 0
+
+    def loss(self, of_target: Tensor, essence: Tensor) -> Tensor:
+        """L(delta) in nats: target + lambda * KL + penalty.
+
+        *of_target* (N, T) are log P of the target's tokens, *essence* (V,) log P after the essence
+        prompt.
+        """
+        if self.before is None:
+            self.before = essence.detach()
+        options = self.options
+        loss = target_loss(of_target)
+        if options.kl_factor:
+            per_entry = options.kl_reduction == "mean"
+            kl = drift(essence, self.before, per_entry=per_entry)
+            loss = loss + options.kl_factor * kl
+        if options.decay_kind == "loss" and options.decay:
+            loss = loss + options.decay * decay(self.delta, self.v_0.to(self.delta))
+        return loss
+
+    @property
+    def done(self) -> bool:
+        """Whether the last loss is below `stop_loss`."""
+        return bool(self.losses) and self.losses[-1] < self.options.stop_loss
+
+    def clamp(self) -> None:
+        """Scale delta back to the longest length that the options allow."""
+        if self.options.clamp is not None:
+            v_0 = self.v_0.to(self.delta)
+            self.delta.data = clamped(self.delta.data, v_0, self.options.clamp)
+
+    def value(self) -> Value:
+        """v* = v_0 + delta in float64."""
         delta = self.delta.detach().double()
-        return Value(self.v_star.double() + delta, delta, self.losses)
+        return Value(self.v_0.double() + delta, delta, self.losses, self.updates)
+
+
+class ValueSearch:
+    """Equation 4 for several requests at once: v* = v_0 + delta, each delta by Adam.
+
+    Each request has its own loss. The forward passes are shared, and the weights do not change.
+    Each pass computes only what delta can change: the blocks from *layer* on, the positions from
+    the subject's last token on. If memory is full, the rows run in twice as many chunks.
+    """
+
+    def __init__(
+        self, lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor],
+        options: RomeOptions,
+    ) -> None:  # fmt: skip
+        """*starts* are the v_0 (H,), the MLP's outputs for the bare prompts."""
+        self.options = options
+        self.each = [
+            Descent(v_0, torch.zeros_like(v_0, dtype=lm.working_dtype, requires_grad=True), options)
+            for v_0 in starts
+        ]
+        l2 = options.decay if options.decay_kind == "adam" else 0.0
+        self.adam = torch.optim.Adam(
+            [one.delta for one in self.each], lr=options.learning_rate, weight_decay=l2
+        )
+        rows = sum(len(text.ids) for text in texts)
+        self.rows = InPieces(lambda chunks: LossRows(lm, layer, texts, chunks), rows)
+
+    def run(self) -> list[Value]:
+        """Pass and update until every loss is small or `steps` passes are done."""
+        for step in range(self.options.steps):
+            last = step == self.options.steps - 1
+            update = self.options.last_update or not last
+            losses, gradients = self.rows.do(partial(self._pass, update=update))
+            for one, loss in losses:
+                one.losses.append(loss)
+            if not gradients:
+                break
+            self._update(gradients)
+        return [one.value() for one in self.each]
+
+    def _pass(
+        self, rows: LossRows, *, update: bool
+    ) -> tuple[list[tuple[Descent, float]], list[tuple[Descent, Tensor]]]:
+        """The losses of the searches that are not done, and the gradients to update with.
+
+        No delta changes here, so a pass that does not fit into memory can be repeated.
+        """
+        found = rows.log_probabilities([one.delta for one in self.each])
+        losses = [
+            (one, one.loss(*log_p))
+            for one, log_p in zip(self.each, found, strict=True)
+            if not one.done
+        ]
+        values = [(one, loss.item()) for one, loss in losses]
+        going = [
+            (one, loss)
+            for (one, loss), (_, value) in zip(losses, values, strict=True)
+            if value >= self.options.stop_loss
+        ]
+        if not going or not update:
+            return values, []
+        total = torch.stack([loss for _, loss in going]).sum()
+        gradients = torch.autograd.grad(total, [one.delta for one, _ in going])
+        return values, [(one, each) for (one, _), each in zip(going, gradients, strict=True)]
+
+    def _update(self, gradients: Sequence[tuple[Descent, Tensor]]) -> None:
+        """One step of Adam for the searches that have a gradient, then the clamp."""
+        self.adam.zero_grad()  # Adam skips parameters without a gradient
+        for one, gradient in gradients:
+            one.delta.grad = gradient
+        self.adam.step()
+        for one, _ in gradients:
+            one.updates += 1
+            one.clamp()
 
 
 def optimise_values(
     lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor], options: RomeOptions
 ) -> list[Value]:
-    """v* = v_0 + delta of each request, its delta by Adam on its own loss of equation 4.
-
-    *starts* are the v_0 (H,), the MLP's outputs for the bare prompts. The forward passes are
-    shared, the weights stay as they are. The last pass is never followed by an update, so there
-    are at most steps - 1 of them. Only what delta can reach is computed again at each step: the
-    blocks from *layer* on, the positions from the subject's last token. Where memory ends, the
-    rows are run in twice as many pieces.
-    """
-    deltas = [
-        torch.zeros(len(v_0), dtype=lm.working_dtype, device=v_0.device, requires_grad=True)
-        for v_0 in starts
-    ]
-    l2 = options.decay if options.decay_kind == "adam" else 0.0
-    optimiser = torch.optim.Adam(deltas, lr=options.learning_rate, weight_decay=l2)
-    values = [Value(v_0, delta) for v_0, delta in zip(starts, deltas, strict=True)]
-    left = list(range(len(values)))
-    before: list[Tensor] = []
-
-    def passed(run: Run, *, last: bool) -> tuple[dict[int, Tensor], list[Tensor]]:
-        """The losses of those that are left, and the gradients of those that go on."""
-        found = run.log_probabilities(deltas)
-        first = before or [essence.detach() for _, essence in found]
-        losses = {i: _loss(*found[i], first[i], deltas[i], starts[i], options) for i in left}
-        before[:] = first
-        going = _going(losses, options)
-        if not going or last:
-            return losses, []
-        total = torch.stack([losses[i] for i in going]).sum()
-        return losses, list(torch.autograd.grad(total, [deltas[i] for i in going]))
-
-    runs = InPieces(lambda pieces: Run(lm, layer, texts, pieces), sum(len(t.ids) for t in texts))
-    for step in range(options.steps):
-        losses, gradients = runs.do(partial(passed, last=step == options.steps - 1))
-        for i, loss in losses.items():
-            values[i].losses.append(loss.item())
-        left = _going(losses, options)
-        if not gradients:
-            break
-        optimiser.zero_grad()  # Adam passes over what has no gradient
-        for i, gradient in zip(left, gradients, strict=True):
-            deltas[i].grad = gradient
-        optimiser.step()
-        if options.clamp is not None:
-            for i in left:
-                deltas[i].data = clamped(deltas[i].data, starts[i].to(deltas[i]), options.clamp)
-    return [value.finished() for value in values]
-
-
-def _going(losses: Mapping[int, Tensor], options: RomeOptions) -> list[int]:
-    """The requests whose loss is not yet small."""
-    return [i for i, loss in losses.items() if loss.item() >= options.stop_loss]
-
-
-def _loss(
-    log_p: Tensor, essence: Tensor, log_p_0: Tensor, delta: Tensor, v_0: Tensor,
-    options: RomeOptions,
-) -> Tensor:  # fmt: skip
-    """Equation 4, with the released code's penalty on delta where the options ask for it."""
-    loss = target_loss(log_p)
-    if options.kl_factor:
-        per_entry = options.kl_reduction == "mean"
-        loss = loss + options.kl_factor * drift(essence, log_p_0, per_entry=per_entry)
-    if options.decay_kind == "loss" and options.decay:
-        loss = loss + options.decay * decay(delta, v_0.to(delta))
-    return loss
+    """v* of each request (equation 4); the arguments are those of `ValueSearch`."""
+    return ValueSearch(lm, layer, texts, starts, options).run()

@@ -25,8 +25,8 @@ def edit_describe() -> Method:
 
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: NewmethodOptions) -> Location:
-    """The MLP output matrix of the chosen layer. `lmedit locate` prints the evidence."""
-    layer = int(options.layer or 0)
+    """The MLP output matrix of the layer. `lmedit locate` prints the evidence."""
+    layer = options.block
     _, index = lm.subject_last(request.prompt, request.subject)
     return Location((lm.mlp_out(layer),), {"layer": layer, "subject's last": index})
 
@@ -35,7 +35,7 @@ def edit_locate(lm: Lm, request: Request, options: NewmethodOptions) -> Location
 def edit_compute(lm: Lm, request: Request, location: Location, options: NewmethodOptions) -> Update:
     """Move the value of the subject's key towards the new answer, in one step."""
     (site,) = location.sites
-    k, v, gradient = at_subject(lm, request, location.evidence["layer"])
+    k, v, gradient = at_subject(lm, request, options.block)
     left, right = least_change(step(gradient, options.length * v.norm()), k)
     return Update({site: LowRank(left, right)}, {"gradient": float(gradient.norm())})
 
