@@ -22,7 +22,7 @@ from paired import SMALL, XL, compared, report, worded
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.actions.estimate import speed
-from lmedit_rome.contexts import contexts
+from lmedit_rome.contexts import sample_contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import Value, optimise_values, select_keys
 
@@ -53,7 +53,7 @@ class Bench:
         given = {"layer": lm.n_layers // 3, "stop_loss": -1.0, "tolerance": None}
         options: Any = build_options(load("rome").method, given, lm)
         self.lm, self.options, self.layer = lm, options, options.layer
-        self.templates = contexts(load_lm("demo", device=str(lm.device)), options)
+        self.templates = sample_contexts(load_lm("demo", device=str(lm.device)), options)
 
     @property
     def shape(self) -> dict[str, Any]:

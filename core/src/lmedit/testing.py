@@ -186,6 +186,22 @@ class EditorContract:
         laws.law_7(trial)
 
 
+class NoSubjectContract(EditorContract):
+    """`EditorContract` for methods that need no subject (`Method.needs_subject` is False)."""
+
+    def test_a_fact_without_a_subject_gives_the_same_update(
+        self, trial: laws.Trial, editor: Editor
+    ) -> None:
+        """The method reads the filled prompt alone, so the subject's name changes nothing."""
+        assert not trial.loaded.method.needs_subject
+        one = trial.request
+        plain = Request(prompt=one.text, target_new=one.target_new, target_true=one.target_true)
+        expected, found = editor.compute(one), editor.compute(plain)
+        assert expected.deltas.keys() == found.deltas.keys()
+        for site, delta in expected.deltas.items():
+            assert torch.equal(delta.dense(), found.deltas[site].dense())
+
+
 class LayerOptionsContract:
     """Tests of the origin of a method's layer; subclass it and set `method`."""
 

@@ -1,9 +1,9 @@
-from lmedit.testing import EditorContract
+from lmedit.testing import NoSubjectContract
 
 
-class TestFt(EditorContract):
+class TestFt(NoSubjectContract):
     method = "ft"
 
 
-class TestFtL(EditorContract):
+class TestFtL(NoSubjectContract):
     method = "ft-l"

@@ -1,17 +1,17 @@
 from typing import ClassVar
 
-from lmedit.testing import EditorContract
+from lmedit.testing import NoSubjectContract
 
 
-class TestKn(EditorContract):
+class TestKn(NoSubjectContract):
     method = "kn"
 
 
-class TestKnOfTheReleasedCode(EditorContract):
+class TestKnOfTheReleasedCode(NoSubjectContract):
     method = "kn"
     options: ClassVar = {"preset": "rome"}
 
 
-class TestErasing(EditorContract):
+class TestErasing(NoSubjectContract):
     method = "kn"
     options: ClassVar = {"operation": "erase"}

@@ -15,7 +15,7 @@ from lmedit.trace import captured
 from lmedit_kn.equations import before_norm, exchange, levelled, shortened
 from lmedit_kn.exchanging import exchanged
 from lmedit_kn.neurons import by_layer, scaled
-from lmedit_kn.probe import probe
+from lmedit_kn.probe import probe_neurons
 from lmedit_kn.stream import mlps_at_prompt
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_the_probe_doubles_neurons_where_they_meet_their_values() -> None:
     neurons = by_sign(lm, lm.n_layers - 1)[-1.0]
     answer = "the"
     found = [
-        probe(lm, ONE, neurons, answer, options(site=site, frames=[]))
+        probe_neurons(lm, ONE, neurons, answer, options(site=site, frames=[]))
         for site in ("key", "pre_act")
     ]
     assert found[0] == found[1]

@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from lmedit.testing import EditorContract
+from lmedit.testing import NoSubjectContract
 from lmedit.tiny import tiny_family
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 SMALL = {"steps": 4, "validate_every": 2, "batch": 4, "rank": 4, "hidden": 1}
 
 
-class TestMend(EditorContract):
+class TestMend(NoSubjectContract):
     method = "mend"
     options: ClassVar = SMALL
 

@@ -10,14 +10,14 @@ import torch
 
 from lmedit import build_options, load
 from lmedit.tiny import tiny_lm
-from lmedit_rome.contexts import clean, contexts, sampled
+from lmedit_rome.contexts import clean, sample_contexts, sampled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lmedit import Lm
 
-MODULE = import_module("lmedit_rome.contexts")  # the package's attribute is the function
+MODULE = import_module("lmedit_rome.contexts")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def templates(lm: Lm) -> Callable[..., list[str]]:
 
     def build(**given: Any) -> list[str]:
         options: Any = build_options(method, {"layer": 0} | given, lm)
-        return contexts(lm, options)
+        return sample_contexts(lm, options)
 
     return build
 

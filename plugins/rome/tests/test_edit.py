@@ -10,7 +10,7 @@ import torch
 
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import tiny_lm
-from lmedit_rome.contexts import contexts
+from lmedit_rome.contexts import sample_contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import optimise_values, select_keys
 
@@ -96,7 +96,7 @@ def at_subject(lm: Lm, template: str = "{}", layer: int = LAYER) -> tuple[Tensor
 
 def templates_of(editor: Editor) -> list[str]:
     options: Any = editor.options
-    return contexts(editor.lm, options)
+    return sample_contexts(editor.lm, options)
 
 
 def means(editor: Editor) -> tuple[Tensor, Tensor]:

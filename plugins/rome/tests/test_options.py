@@ -137,3 +137,7 @@ def test_values_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(OptionError, match=f"rome: {name}"):
         resolved("gpt2", 24, **{name: value})
+
+
+def test_rome_needs_the_subject(rome: LoadedMethod) -> None:
+    assert rome.method.needs_subject

@@ -12,7 +12,7 @@ import torch
 from lmedit import build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.types import Request
-from lmedit_rome.contexts import contexts
+from lmedit_rome.contexts import sample_contexts
 from lmedit_rome.rows import rows_of
 from lmedit_rome.value import optimise_values, select_keys
 
@@ -34,7 +34,7 @@ def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: f
     lm = tiny_family(family, dtype)
     given = {"layer": 1, "prefixes": [[4, 3]], "steps": 6, "learning_rate": 0.05}
     options: Any = build_options(load("rome").method, given, lm)
-    templates = contexts(lm, options)
+    templates = sample_contexts(lm, options)
     starts = [select_keys(lm, 1, request, templates, options).bare_out for request in REQUESTS]
     rows = [rows_of(lm, request, templates, options) for request in REQUESTS]
     for request, v_0, found in zip(
@@ -53,7 +53,7 @@ def test_where_memory_ends_the_rows_are_run_in_chunks(monkeypatch: pytest.Monkey
 
     lm = tiny_family("gpt2")
     options: Any = build_options(load("rome").method, {"prefixes": [[4, 6]], "steps": 5}, lm)
-    templates = contexts(lm, options)
+    templates = sample_contexts(lm, options)
     text = rows_of(lm, REQUESTS[0], templates, options)
     v_0 = select_keys(lm, 1, REQUESTS[0], templates, options).bare_out
     expected = optimise_values(lm, 1, [text], [v_0], options)[0]

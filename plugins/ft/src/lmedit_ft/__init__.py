@@ -27,19 +27,19 @@ PAPER = "arXiv 2012.00363"
 
 @hookimpl
 def edit_describe() -> Method:
-    """FT needs no preparation."""
+    """FT needs no preparation and no subject."""
     return Method("ft", PAPER, FtOptions)
 
 
 @hookimpl
 def edit_plan(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
-    """An edit."""
+    """The work of an edit."""
     return works(lm, options, requests)
 
 
 @hookimpl
 def edit_locate(lm: Lm, options: FtOptions) -> Location:
-    """The MLP output matrix of the chosen layer, and its bias."""
+    """The MLP output matrix of the layer, and its bias."""
     layer = options.block
     bias = lm.mlp_out_bias(layer) if options.bias else None
     sites = (lm.mlp_out(layer),) if bias is None else (lm.mlp_out(layer), bias)
@@ -49,7 +49,7 @@ def edit_locate(lm: Lm, options: FtOptions) -> Location:
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: FtOptions) -> Update:
-    """Adam on the located matrix (and bias) until the new answer's loss is small."""
+    """Train the located matrix (and bias) with Adam until the new answer's loss is small."""
     return _trained(lm, [request], location, options)[0]
 
 
@@ -57,7 +57,7 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: FtOption
 def edit_compute_many(
     lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: FtOptions
 ) -> list[Update]:
-    """The same for several requests at once, as many as their Adam fits into a gigabyte."""
+    """The same for several requests at once: as many as a gigabyte holds the Adam states of."""
     location = locations[0]
     size = at_once(lm, options.block)
     parts = in_parts(lambda part: _trained(lm, part, location, options), requests, size)
@@ -66,7 +66,7 @@ def edit_compute_many(
 
 @dataclass
 class _Change:
-    """One request's change: a Delta for each site, from zero, and the losses before each step."""
+    """One request's change: a Delta per site, from zero on, and the loss before each step."""
 
     Deltas: list[Tensor]
     losses: list[float] = field(default_factory=list)
@@ -76,7 +76,7 @@ class _Change:
 def _trained(
     lm: Lm, requests: Sequence[Request], location: Location, options: FtOptions
 ) -> list[Update]:
-    """Each request's own Adam on its own Deltas; the forward passes are shared."""
+    """Train the Deltas of each request; the requests share the forward passes."""
     changes = [
         _Change([
             torch.zeros(
@@ -97,7 +97,7 @@ def _trained(
 
 
 def _train(losses_of: _Losses, changes: Sequence[_Change], options: FtOptions) -> None:
-    """Train the Deltas in place; a change whose loss is small is finished and left alone."""
+    """Train the Deltas in place; a change with a small loss is done and does not change again."""
     everything = [Delta for change in changes for Delta in change.Deltas]
     optimiser = torch.optim.Adam(everything, lr=options.learning_rate, weight_decay=0.0, fused=True)
     for _ in range(options.steps):
@@ -110,7 +110,7 @@ def _train(losses_of: _Losses, changes: Sequence[_Change], options: FtOptions) -
         if not left:
             break
         Deltas = [Delta for i in left for Delta in changes[i].Deltas]
-        optimiser.zero_grad()  # Adam passes over what has no gradient
+        optimiser.zero_grad()  # Adam skips parameters without a gradient
         gradients = torch.autograd.grad(losses[left].sum(), Deltas)
         for Delta, gradient in zip(Deltas, gradients, strict=True):
             Delta.grad = gradient
@@ -122,10 +122,10 @@ def _train(losses_of: _Losses, changes: Sequence[_Change], options: FtOptions) -
 
 
 class _Losses:
-    """The new answers' losses as a function of the changes; the blocks below are run only once.
+    """The new answers' losses as a function of the changes; the blocks below run only once.
 
-    Target tokens are read where the objective says: all at the prompt's last token, or each
-    behind the ones before it.
+    The objective tells where target tokens are read: all at the prompt's last token, or each
+    behind those before it.
     """
 
     def __init__(self, lm: Lm, requests: Sequence[Request], layer: int, options: FtOptions) -> None:
@@ -142,7 +142,7 @@ class _Losses:
         self.rows, self.at, self.tokens = torch.tensor(places, device=lm.device).T
 
     def __call__(self, changes: Sequence[_Change]) -> Tensor:
-        """Losses (N,) in nats, of N requests."""
+        """The losses (N,) in nats of N requests."""
 
         def add(x: Tensor, out: Tensor) -> Tensor:
             xs, outs = (t.reshape(*self.kept.shape, -1) for t in (x, out))

@@ -1,4 +1,4 @@
-"""KE's hypernetwork: an LSTM reads the edit's text, one head for each matrix shapes its update."""
+"""KE's hypernetwork: an LSTM reads the edit's text, and one head per matrix makes its update."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class KeNetwork(Hypernetwork):
-    """A condition vector from the text, and from it the maps A and B of every matrix."""
+    """Maps a text to a condition vector, and that to A and B of every matrix."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class KeNetwork(Hypernetwork):
         )
 
     def condition(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """tanh of a projection of the LSTM's last states, (B, condition); padding is not read."""
+        """tanh of a projection of the LSTM's last states, (B, condition); it skips padding."""
         words = nn.functional.embedding(ids, self.table)
         packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)  # (2, B, hidden)

@@ -11,7 +11,7 @@ from lmedit_kn.exchanging import exchanged
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
-from lmedit_kn.probe import probe
+from lmedit_kn.probe import probe_neurons
 from lmedit_kn.selection import select, tokens_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
 @hookimpl
 def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> Probed:
     """Measure the answer's probability with the neurons silenced and doubled."""
-    return Probed(probe(lm, request, location.found["neurons"], location.found["answer"], options))
+    return Probed(
+        probe_neurons(lm, request, location.found["neurons"], location.found["answer"], options)
+    )
 
 
 def _exchange(

@@ -40,7 +40,7 @@ def attribution(a: Tensor, mean_gradient: Tensor) -> Tensor:
 
 def threshold_of(scores: Tensor, adaptive: float | None, fixed: float | None,
                  percentile: float | None) -> float:  # fmt: skip
-    """The attribution that a neuron must exceed, from the one criterion that is not None.
+    """The attribution that a neuron must exceed, by the one criterion that is not None.
 
     *adaptive* is a share of the largest score, *percentile* counts over all layers and neurons.
     """
@@ -54,12 +54,12 @@ def threshold_of(scores: Tensor, adaptive: float | None, fixed: float | None,
 
 
 def coarse(scores: Tensor, threshold: float) -> Tensor:
-    """Which neurons (L, D) stay after the coarse selection: those above the threshold."""
+    """A mask (L, D) of the neurons that the coarse selection keeps: those above the threshold."""
     return scores > threshold
 
 
 def shared(chosen: Tensor, share: float) -> Tensor:
-    """Which neurons stay after the fine selection: those of more than *share* of the n prompts.
+    """A mask of the neurons that the fine selection keeps: those of more than *share* of n prompts.
 
     *chosen* (n, L, D) holds each prompt's coarse selection.
     """
@@ -67,7 +67,7 @@ def shared(chosen: Tensor, share: float) -> Tensor:
 
 
 def exchange(old: Tensor, new: Tensor, lambda_old: float, lambda_new: float) -> Tensor:
-    """What is added to a neuron's value (H,): -lambda_1 e_old + lambda_2 sum e_new (section 5.1).
+    """The gain of a neuron's value (H,): -lambda_1 e_old + lambda_2 sum e_new (section 5.1).
 
     *old* (H,) and *new* (T, H) are embeddings: of the present answer, of the new one's tokens.
     """

@@ -1,8 +1,8 @@
-"""What a neuron is, and operations on neurons: suppress, enhance, erase.
+"""Neurons, and operations on them: suppress, enhance, erase, replace.
 
-A neuron (layer, place) is one activation inside a block's MLP: an entry of the key that enters
-the output matrix, or of what the activation function takes (site `pre_act`). Its value is a column
-of that matrix.
+A neuron (layer, place) is one activation inside a block's MLP: an entry of the output matrix's
+input, the key, or of the input of the activation function (site `pre_act`). Its value is a column
+of the output matrix.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def changed_activation(
 ) -> AbstractContextManager[None]:
     """Replace the activations (..., D) of *layer* by ``change(activations)`` in the block.
 
-    *site* is `key` or `pre_act`. Raises `UnknownArchitectureError` where the model's module before
-    the activation function is not found.
+    *site* is `key` or `pre_act`. Raises `UnknownArchitectureError` if the module before the
+    activation function is not found.
     """
     if site == "key":
         return changed_input(lm.mlp_out_module(layer), change)
     width = lm.weight(lm.mlp_out(layer)).shape[1]
 
     def gate(_: Tensor, out: Tensor) -> Tensor:
-        # Where gate and value are one matrix, the gate comes first.
+        # If one matrix holds gate and value, the gate comes first.
         return torch.cat([change(out[..., :width]), out[..., width:]], dim=-1)
 
     return changed(lm.pre_activation_module(layer), gate)
 
 
 def by_layer(neurons: Iterable[Neuron]) -> dict[int, list[int]]:
-    """The places of *neurons* by layer, both in order."""
+    """The places of *neurons* by layer, both sorted."""
     places: dict[int, list[int]] = {}
     for layer, place in sorted(set(neurons)):
         places.setdefault(layer, []).append(place)
@@ -84,7 +84,7 @@ def enhanced(lm: Lm, neurons: Iterable[Neuron], site: str = "key") -> AbstractCo
 def rescaling(lm: Lm, neurons: Iterable[Neuron], factor: float) -> Update:
     """The values of *neurons* times *factor* as an update: 0 suppresses or erases, 2 enhances.
 
-    In the weights it acts at every token, as `scaled` does at site `key`.
+    The update acts at every token, like `scaled` at site `key`.
     """
     deltas = {}
     for layer, places in by_layer(neurons).items():

@@ -1,4 +1,4 @@
-"""What KN takes: one climb of single tokens for every prompt."""
+"""The cost of KN: one staircase pass for every prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def works(lm: Lm, options: KnOptions, requests: int) -> dict[str, Work]:
-    """An edit: the staircase's rows are alive in half of the blocks, on average."""
+    """The work of an edit: a row of the staircase runs through half of the blocks, on average."""
     stairs = lm.n_layers * options.m
     rows = min(options.rows, stairs)
     prompts = 1 + len(options.frames) + len(options.prompts) + len(options.negative_prompts)

@@ -1,4 +1,4 @@
-"""Do the found neurons carry the fact? Silence them, double them, and compare with random ones."""
+"""Test whether the neurons carry the fact: silence and double them, and random ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from lmedit_kn.selection import Question
 
 DRAWS = 5
-"""Sets of random neurons, each as large as that of the found ones; means are reported."""
+"""Number of random sets, each as large as the set of the found neurons; means are reported."""
 
 
 @torch.no_grad()
-def probe(
+def probe_neurons(
     lm: Lm, request: Request, neurons: list[Neuron], answer: str, options: KnOptions
 ) -> dict[str, Any]:
     """Relative changes of the answer's probability, in percent (section 4.3 of Dai et al.).
@@ -48,7 +48,7 @@ def probe(
 
 
 def _random(lm: Lm, count: int, options: KnOptions) -> list[list[Neuron]]:
-    """Sets of *count* neurons drawn from all layers alike, by the options' seed."""
+    """Sets of *count* neurons from all layers, drawn with the options' seed."""
     draw = random.Random(options.seed)  # noqa: S311  (no secret)
     widths = [lm.weight(lm.mlp_out(layer)).shape[1] for layer in range(lm.n_layers)]
     everything = [(layer, place) for layer, width in enumerate(widths) for place in range(width)]

@@ -1,4 +1,4 @@
-"""From a request to its neurons: which prompts, which answer, what is left after each stage."""
+"""The selection of a request's neurons: the prompts, the answer, and the two stages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 Question = tuple[list[int], int]
-"""Token ids, and the token whose probability after them counts."""
+"""Token ids, and the token whose probability behind them counts."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The neurons that are left, and what was left after each stage."""
+    """The selected neurons, and the neurons that each stage kept."""
 
     answer: str
     probability: float
-    """Of the answer's tokens after the request's prompt, the mean."""
+    """The mean probability of the answer's tokens behind the request's prompt."""
     coarse: Tensor  # (n, L, D), one for each prompt
     refined: Tensor  # (L, D)
     scores: Tensor  # (L, D), the mean over the prompts
@@ -40,7 +40,7 @@ class Selection:
         return [(int(layer), int(place)) for layer, place in self.refined.nonzero()]
 
     def evidence(self) -> dict[str, Any]:
-        """What `locate` reports: how many neurons each stage leaves, and those of the last."""
+        """The values that `locate` prints: the count after each stage, and the neurons."""
         last = [[layer, place, float(self.scores[layer, place])] for layer, place in self.neurons]
         return {
             "answer": self.answer,
@@ -58,7 +58,7 @@ class Selection:
 def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
     """The request's neurons (sections 3.1 and 3.2 of Dai et al.).
 
-    Raises `RequestError` where none is left.
+    Raises `RequestError` if no neuron is left, or if the present answer is blank.
     """
     answer = request.target_true or present_answer(lm, request)
     chosen, scores, probabilities = [], [], []
@@ -94,7 +94,7 @@ def present_answer(lm: Lm, request: Request) -> str:
 
 
 def tokens_of(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[list[int], list[int]]:
-    """Ids of *text*, and of *answer* after it: with a space between, or as the release has it."""
+    """Ids of *text*, and of *answer* behind it: with a space between, or as the release has it."""
     prompt, target = lm.with_target(text, answer)
     if not options.leading_space:
         target = list(lm.tokenizer(answer.strip(), add_special_tokens=False)["input_ids"])
@@ -102,18 +102,18 @@ def tokens_of(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[list[
 
 
 def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Question]:
-    """For each token of *answer* the ids before it, as the options say."""
+    """For each token of *answer* the ids before it, as `answer_tokens` says."""
     prompt, target = tokens_of(lm, text, answer, options)
     forced = options.answer_tokens == "teacher_forced"
     return [(prompt + target[:i] if forced else prompt, token) for i, token in enumerate(target)]
 
 
 def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor, float]:
-    """Attributions (L, D) and probability, means over the answer's tokens."""
+    """The attributions (L, D) and the probability, as means over the answer's tokens."""
     found = [attributions(lm, *each, options) for each in questions(lm, text, answer, options)]
     if not found:
         raise RequestError(
-            f"kn: today's answer after {text!r} is blank; give one, as target_true or --target-true"
+            f"kn: the present answer after {text!r} is blank; give one with --target-true"
         )
     scores = torch.stack([each.scores for each in found]).mean(0)
     return scores, sum(each.probability for each in found) / len(found)

@@ -1,9 +1,9 @@
 """Integrated gradients of all layers in one pass over single tokens.
 
-The scaled activation stands at the prompt's last token, so everything before is kept. Walking up
-the blocks, layer l adds its m scaled copies of the last token to the batch: below they would all
-be the same. One forward and one backward pass over these rows take the place of a pass over the
-whole prompt for every layer (docs/explanation/performance.md).
+Only the activation at the prompt's last token is scaled, so the tokens before it run once. Layer l
+adds its m scaled copies of the last token to the batch; below layer l they would all be equal. So
+one forward and one backward pass over these rows replace a pass over the whole prompt per layer
+(docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attributions:
-    """Of one token after one prompt: scores (L, D) in float32, and the token's probability."""
+    """The scores (L, D) in float32 and the probability of one token behind one prompt."""
 
     scores: Tensor
     probability: float
 
 
 def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> Attributions:
-    """How much each neuron at the last of *ids* adds to the probability of *token*."""
+    """The attribution of each neuron at the last of *ids* to the probability of *token*."""
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
     t, w = path(options.rule, options.m)
     stairs = [(layer, *at) for layer in range(lm.n_layers) for at in zip(t, w, strict=True)]
@@ -55,14 +55,14 @@ def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> 
 
 
 class _Climb:
-    """One pass for a part of the stairs: a layer, a point and its weight, lowest layers first."""
+    """One pass for some stairs: each is a layer, a point and its weight; lowest layers first."""
 
     def __init__(self, lm: Lm, repeated: Callable[[int], Kept], site: str, token: int) -> None:
         self.lm, self.repeated, self.site, self.token = lm, repeated, site, token
         self.probability = 0.0
 
     def __call__(self, stairs: Sequence[tuple[int, Tensor, Tensor]]) -> dict[int, Tensor]:
-        """Weighted sums over the part's points of a * dP/da, (D,) by layer, in float32."""
+        """The weighted sums of a * dP/da over the points, (D,) by layer, in float32."""
         points: dict[int, list[Tensor]] = {}
         for layer, t, _ in stairs:
             points.setdefault(layer, []).append(t)
@@ -88,7 +88,7 @@ class _Climb:
     def _scaled(
         self, layer: int, points: list[Tensor], steps: dict[int, tuple[Tensor, Tensor]]
     ) -> AbstractContextManager[None]:
-        """In a block's last rows, put t * a in place of the activation a of the clean row."""
+        """Replace the activations of a block's last rows by t * a, with a from the clean row."""
 
         def scale(x: Tensor) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])  # (n, D)

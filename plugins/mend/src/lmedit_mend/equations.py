@@ -22,7 +22,7 @@ def normalised(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def merged(
     count: Tensor, mean: Tensor, squares: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and sum of squared deviations after taking in the rows x (N, d).
+    """Count, mean and sum of squared deviations, with the rows x (N, d) added.
 
     In float64 and in one step for all rows; row by row (Welford) gives the same.
     """

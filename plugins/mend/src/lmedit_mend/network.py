@@ -1,4 +1,4 @@
-"""MEND's editor network: a transform for each shape of matrix, a step length for each matrix."""
+"""MEND's editor network: one transform per shape of matrix, one step length per matrix."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from lmedit_mend.options import MendOptions
 
 Shape = tuple[int, int]
-"""(d_out, d_in) of a matrix in the papers' orientation."""
+"""(d_out, d_in) of a matrix, oriented as in the papers."""
 
 
 class Transform(nn.Module):
-    """g of one shape: statistics, and layers with a scale and shift for each of its matrices."""
+    """g of one shape: statistics, and layers with a scale and a shift per matrix."""
 
     def __init__(self, shape: Shape, modes: int, options: MendOptions) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Transform(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
 
     def see(self, z: Tensor) -> None:
-        """Take the rows z (N, d) into the statistics."""
+        """Add the rows z (N, d) to the statistics."""
         self.count, self.mean, self.squares = merged(
             self.count, self.mean, self.squares, z.double()
         )
@@ -76,14 +76,14 @@ class MendNetwork(Hypernetwork):
         self.alpha = nn.Parameter(torch.full((len(sites),), options.edit_rate))
 
     def transform_of(self, number: int) -> tuple[Transform, int]:
-        """The transform of a matrix, and which of its shape's matrices it is."""
+        """The transform of a matrix, and the matrix's number among those of its shape."""
         shape = self.shapes[number]
         transform = self.transforms[self.kinds.index(shape)]
         assert isinstance(transform, Transform)
         return transform, self.shapes[:number].count(shape)
 
     def prime(self, factors: Mapping[Site, Factors]) -> None:
-        """The statistics of the factors' rows; they stay as they are from then on."""
+        """Compute the statistics of the factors' rows; they never change afterwards."""
         for number, site in enumerate(self.sites):
             found = factors[site]
             self.transform_of(number)[0].see(_rows(found.x, found.delta)[found.mask])

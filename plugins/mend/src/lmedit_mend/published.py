@@ -50,7 +50,7 @@ def from_published(path: str, network: MendNetwork) -> Prepared:
 
 
 def config_order(network: MendNetwork) -> list[int]:
-    """Our numbers of the matrices in the released order: of a `Conv1D` block the last comes first.
+    """Our numbers of the matrices in the released order: in a `Conv1D` block the last comes first.
 
     Within one shape the order is the same, so scales and shifts keep theirs.
     """

@@ -1,4 +1,4 @@
-"""ROME, rank-one model editing (Meng et al. 2022), as an lmedit method: options and hooks."""
+"""ROME, rank-one model editing (Meng et al. 2022), as an lmedit method: the hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
-from lmedit_rome.contexts import contexts
+from lmedit_rome.contexts import sample_contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.options import RomeOptions
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def edit_describe() -> Method:
-    """ROME needs the second moment of its keys once per model."""
+    """ROME needs the second moment of its keys once per model, and the subject of each fact."""
     return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text", needs_subject=True)
 
 
 @hookimpl
 def edit_plan(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
-    """The statistics, and an edit."""
+    """The work of the statistics and of an edit."""
     return works(lm, options, requests)
 
 
@@ -57,7 +57,7 @@ def edit_prepare(
 
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
-    """The MLP output matrix of the chosen layer; the subject's last token is the key's place."""
+    """The MLP output matrix of the layer; the key stands at the subject's last token."""
     layer = options.block
     ids, index = lm.subject_last(request.prompt, request.subject)
     return Location(
@@ -73,7 +73,7 @@ def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
 
 @hookimpl
 def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
-    """Causal tracing of the model's own answer (section 2)."""
+    """Trace which states cause the model's own answer (section 2)."""
     noise = options.trace_noise or subject_noise(lm, [request.subject or request.text])
     setup = Setup(noise, options.trace_samples, options.trace_window, options.seed)
     span = random_span(lm, request, options.seed)
@@ -94,7 +94,7 @@ def edit_compute_many(
     lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: RomeOptions,
     prepared: Prepared,
 ) -> list[Update]:  # fmt: skip
-    """The same for several requests, their values optimised at once; halved where memory ends."""
+    """The same for several requests at once, in smaller groups if memory is full."""
     parts = in_parts(
         lambda part: _inserted(lm, part, locations[0], options, prepared), requests, len(requests)
     )
@@ -106,7 +106,7 @@ def _inserted(
     prepared: Prepared,
 ) -> list[Update]:  # fmt: skip
     layer = options.block
-    templates = contexts(lm, options)
+    templates = sample_contexts(lm, options)
     keys = [select_keys(lm, layer, request, templates, options) for request in requests]
     texts = [rows_of(lm, request, templates, options) for request in requests]
     values = optimise_values(lm, layer, texts, [each.bare_out for each in keys], options)
@@ -124,7 +124,7 @@ def _inserted(
 def _rank_one(
     keys: Keys, value: Value, L: Tensor | None, options: RomeOptions
 ) -> tuple[Tensor, Tensor]:
-    """u (D,) and Lambda (H,) by the key mode: which key stands where in equation 2."""
+    """u (D,) and Lambda (H,) of equation 2, with the keys that `key_mode` names."""
     mode = options.key_mode
     u = direction(L, keys.bare if mode == "prompt" else keys.mean)
     residual = value.v_star - (keys.mean_out if mode == "mean" else keys.bare_out)
@@ -137,7 +137,7 @@ def _rank_one(
 
 
 def _notes(keys: Keys, value: Value, u: Tensor, big_lambda: Tensor) -> dict[str, float | int]:
-    """What a reader of the patch wants to know; a tiny key_along_u announces a disabling edit."""
+    """Notes for the patch. A tiny key_along_u warns of an edit that breaks the model."""
     cosine = F.cosine_similarity(keys.bare, keys.mean, dim=0)
     return {
         "steps": value.updates,

@@ -1,4 +1,4 @@
-"""The contexts x_j of equation 3: short texts that the model itself writes, and the bare one."""
+"""The contexts x_j of equation 3: short texts that the model writes, and the empty one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BARE = "{}"
 TOP_K = 5
 
 
-def contexts(lm: Lm, options: RomeOptions) -> list[str]:
+def sample_contexts(lm: Lm, options: RomeOptions) -> list[str]:
     """Templates with one ``{}`` for the prompt: the bare one if asked for, then the sampled ones.
 
-    They depend on the model's weights and the options (with the seed) alone, never on the request,
-    so those of one state of a model are sampled once.
+    They depend only on the model's weights and the options, not on the request. So lmedit samples
+    them once per state of a model.
     """
     known = _KNOWN.setdefault(lm, {})
     fields = ("seed", "include_bare", "prefixes", "prefix_start", "prefix_join",
@@ -49,27 +49,28 @@ def _contexts(lm: Lm, options: RomeOptions) -> list[str]:
 
 
 def _new_tokens(length: int, options: RomeOptions) -> int:
-    """The released code counts the start token into the length."""
+    """The number of tokens to sample; the released code counts the start token in the length."""
     return max(1, length - 1 if options.length_counts_start else length)
 
 
 def clean(text: str) -> str:
-    """NFKD, paragraphs joined, braces dropped (the prompt's own place must stay the only one)."""
+    """Normalise *text* (NFKD), join its paragraphs, and remove braces: ``{}`` is for the prompt."""
     text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")
     return text.replace("{", "").replace("}", "")
 
 
 @torch.no_grad()
 def sampled(lm: Lm, start: str, new_tokens: int, count: int, random: torch.Generator) -> list[str]:
-    """*count* texts of *new_tokens* tokens after *start*, drawn from the top 5 at each step.
+    """Sample *count* texts of *new_tokens* tokens behind *start*, each token from the best 5.
 
-    An empty *start* is the model's BOS (or EOS) token, left out of the text; words stay in it.
+    An empty *start* means the model's BOS (or EOS) token, which is not part of the texts. A *start*
+    of words is part of them.
     """
     head = [_start_token(lm)] if not start else lm.encode(start)
     rows = [list(head) for _ in range(count)]
     cache = DynamicCache()
     for _ in range(new_tokens):
-        # All rows are of one length, so the tokens before are in the cache and nothing is padded.
+        # All rows have one length, so nothing is padded; the cache holds the earlier tokens.
         new = torch.tensor([row[cache.get_seq_length() :] for row in rows], device=lm.device)
         out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)
         for row, token in zip(

@@ -1,4 +1,4 @@
-"""A causal trace as effects: by part of the prompt, beside a control, as values and as charts."""
+"""The effects of a causal trace: by part of the prompt, with a control, as values and charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def random_span(lm: Lm, request: Request, seed: int) -> tuple[int, int] | None:
-    """As many tokens as the subject has, somewhere beside it; None where there is no room."""
+    """A random span outside the subject with as many tokens; None if there is no room."""
     ids, start, end = lm.subject_span(request.prompt, request.subject)
     length = end - start
     free = [i for i in range(len(ids) - length + 1) if i + length <= start or i >= end]
@@ -26,7 +26,7 @@ def random_span(lm: Lm, request: Request, seed: int) -> tuple[int, int] | None:
 
 
 def buckets(found: Trace) -> dict[str, list[int]]:
-    """The tokens by their part of the prompt, as in the paper's averages."""
+    """The tokens of each part of the prompt, as in the paper's averages."""
     start, end = found.subject
     T = len(found.tokens)
     return {
@@ -40,7 +40,7 @@ def buckets(found: Trace) -> dict[str, list[int]]:
 
 
 def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
-    """A trace as values and as the heat maps of figure 1, with figure 3's severed runs."""
+    """A trace as values and as the heat maps of figure 1, with the severed runs of figure 3."""
     layers = tuple(str(layer) for layer in range(found.scores[STATE].shape[1]))
     start, end = found.subject
     tokens = tuple(
@@ -78,7 +78,7 @@ def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
 
 
 def effects(found: Trace, kind: str) -> dict[str, list[float]]:
-    """IE by layer for each part of the prompt that it has, the mean over the part's tokens."""
+    """IE by layer for each part of the prompt, as the mean over the part's tokens."""
     indirect = found.indirect(kind)
     return {
         name: indirect[places].mean(0).tolist()

@@ -1,4 +1,4 @@
-"""What can be set for ROME, its presets, and the published values for known model shapes."""
+"""ROME's options, its presets, and the published values for known model shapes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PUBLISHED_2022: Shapes = MappingProxyType({
     ("gptj", 28): {"layer": 5, "kl_factor": 1e3, "decay": 2e-3},
 })  # fmt: skip
 FIRST_RELEASE = {"kl_factor": 5e2, "decay": 1.5e-3}
-"""Those of the first release, February 2022; GPT-J's differ from the others'."""
+"""The values of the first release, February 2022; GPT-J has its own."""
 
 ROTARY_DEPTH = 5 / 28
 GPT2_DEPTH = 0.35
 
 
 class RomeOptions(LayerOptions):
-    """ROME's options; the defaults are the released code's, but for `tolerance`."""
+    """ROME's options; the defaults are those of the released code, except `tolerance`."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         "code": {"tolerance": None},

@@ -1,9 +1,9 @@
-"""Causal tracing (section 2.1, appendix B.1): which states bring the answer back?
+"""Causal tracing (section 2.1, appendix B.1): which states restore the answer?
 
-The subject's embeddings are disturbed, and then one clean state is put back at a time. What is put
-back at token i in block l changes only tokens from i on and blocks above l, so that is all that is
-run: the tokens before i keep their disturbed keys and values, and for each token all layers are one
-staircase pass (`lmedit.replay.staircase`).
+The subject's embeddings are disturbed. Then one clean state is restored at a time. A state at token
+i in block l changes only the tokens from i on and the blocks above l, so only these run again. The
+tokens before i keep their disturbed keys and values. One staircase pass per token serves all layers
+(`lmedit.replay.staircase`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ STATE, MLP, ATTENTION = "state", "mlp", "attention"
 PARTS = (MLP, ATTENTION)
 KINDS = (STATE, *PARTS)
 SEVERED = {"state, mlp severed": MLP, "state, attention severed": ATTENTION}
-"""At the subject's last token: a clean state above which one part keeps its disturbed outputs."""
+"""At the subject's last token: a clean state, and above it one part keeps its disturbed outputs."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """P(answer) with one clean state put back, the mean over the noise samples.
+    """P(answer) with one clean state restored, as the mean over the noise samples.
 
-    `scores` holds for each kind (T, L): by token and layer, the window's centre for `mlp` and
-    `attention`. Tokens before the subject change nothing and have the disturbed run's value.
+    `scores` holds a table (T, L) by token and layer for each kind. For `mlp` and `attention` the
+    layer is the centre of the window. Tokens before the subject have the disturbed run's value.
     """
 
     tokens: list[str]
@@ -64,7 +64,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a fact is traced: noise (the deviation of what is added), samples, window, seed."""
+    """The settings of a trace: the noise's standard deviation, samples, window, seed."""
 
     noise: float
     samples: int = 10
@@ -75,7 +75,7 @@ class Setup:
 
 @torch.no_grad()
 def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
-    """nu = times * the deviation of all entries of the subjects' embeddings (appendix B.1)."""
+    """nu = times * the standard deviation of the subjects' embeddings (appendix B.1)."""
     ids = [i for subject in subjects for i in lm.encode(subject)]
     table = lm.model.get_input_embeddings()
     return times * float(table(torch.tensor(ids, device=lm.device)).float().std())
@@ -88,7 +88,7 @@ def trace(
 ) -> Trace:  # fmt: skip
     """Trace the model's own answer to the request's prompt.
 
-    Disturbed are the subject's tokens, or those of another *span* [start, end).
+    The noise is added to the subject's tokens, or to those of another *span* [start, end).
     """
     ids, *subject = lm.subject_span(request.prompt, request.subject)
     start, end = span or subject
@@ -116,7 +116,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _Group:
-    """What is put back: a kind at a layer; `severed` names the part that stays disturbed above."""
+    """What to restore: a kind at a layer. `severed` names the part that stays disturbed above."""
 
     kind: str
     layer: int
@@ -135,7 +135,7 @@ class _Group:
 
 
 class _Disturbed:
-    """One clean run and `samples` disturbed ones, with all that later runs take from them."""
+    """One clean run and `samples` disturbed runs, with the states that later runs need."""
 
     def __init__(self, lm: Lm, ids: list[int], subject: tuple[int, int], setup: Setup) -> None:
         self.lm, self.ids, self.setup = lm, ids, setup
@@ -164,7 +164,7 @@ class _Disturbed:
         self.prefixed = Prefixed(lm, rows[1:], self.cache, slice(1, None))
 
     def restored(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
-        """P(answer) for each of *groups*, with clean states put back at *token*."""
+        """P(answer) for each of *groups*, with clean states restored at *token*."""
         width, L = self.setup.window, self.lm.n_layers
         ordered = sorted(groups, key=lambda group: group.start(L, width))
         kept = self.prefixed.after(token)
@@ -175,7 +175,7 @@ class _Disturbed:
         return found
 
     def _climb(self, token: int, kept: Kept, groups: Sequence[_Group]) -> dict[_Group, float]:
-        """One pass; a first group without anything put back runs along from block 0."""
+        """One pass. Its first group restores nothing and runs from block 0 on."""
         n, L, width = self.setup.samples, self.lm.n_layers, self.setup.window
         starts = [0, *(group.start(L, width) for group in groups)]
         total = n * len(starts)
@@ -198,7 +198,7 @@ class _Disturbed:
         return dict(zip(groups, p[1:].tolist(), strict=True))
 
     def _joining(self, token: int, block: int, group: _Group) -> Tensor:
-        """What a group enters its first block with, (n, S, H)."""
+        """The input of a group's first block, (n, S, H)."""
         states = self.entering[block][1:, token:]
         if group.kind != STATE:
             return states
@@ -208,7 +208,7 @@ class _Disturbed:
     def _replacements(
         self, token: int, block: int, part: str, groups: Sequence[_Group]
     ) -> dict[int, Tensor]:
-        """For each group (by its place in the pass) that replaces a part's output: (n, H)."""
+        """The outputs (n, H) to restore, for each group that replaces this part, by place."""
         L, width, n = self.lm.n_layers, self.setup.window, self.setup.samples
         outputs = self.parts[part][block][:, token]  # (1 + n, H)
         put = {}
@@ -222,7 +222,7 @@ class _Disturbed:
 
 
 def _putting(put: dict[int, Tensor], alive: int) -> Any:
-    """Replace what a module gives at the first position, in the rows of some groups."""
+    """Replace a module's output at the first position, in the rows of some groups."""
     n = len(next(iter(put.values())))
     rows = torch.cat([torch.arange(place * n, (place + 1) * n) for place in put])
     values = torch.cat(list(put.values()))
@@ -236,7 +236,7 @@ def _putting(put: dict[int, Tensor], alive: int) -> Any:
 
 
 def _noise(lm: Lm, start: int, end: int, setup: Setup) -> Any:
-    """Add the same noise in every run to the subject's embeddings, in all rows but the first."""
+    """Add the same noise in every run to the embeddings of the span, in all rows but the first."""
     draw = torch.Generator().manual_seed(setup.seed)
     noise = setup.noise * torch.randn(setup.samples, end - start, lm.hidden_size, generator=draw)
 
@@ -249,6 +249,6 @@ def _noise(lm: Lm, start: int, end: int, setup: Setup) -> Any:
 
 
 def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
-    """The modules that write a part's output into the stream, by block."""
+    """The modules that write a part's output to the stream, by block."""
     for block in range(lm.n_layers):
         yield lm.mlp_out_module(block) if part == MLP else lm.attention_out_module(block)
