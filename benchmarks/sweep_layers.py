@@ -12,6 +12,7 @@ best setting of each method into the world's `lmedit-tuned.json`, with the evide
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -124,6 +125,15 @@ def _words(setting: dict[str, Any]) -> str:
     return " ".join(f"{name}={v:g}" for name, v in setting.items() if isinstance(v, int | float))
 
 
+def _of_other_methods(results: Path, lm: Lm, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of methods that are not swept now, from an earlier sweep of the same model."""
+    if not results.is_file():
+        return []
+    earlier = json.loads(results.read_text(encoding="utf-8"))
+    rows = earlier["rows"] if earlier["model"] == lm.digest else []
+    return [row for row in rows if row["method"] not in methods]
+
+
 def tuned_file(name: str) -> Path:
     """The file of tuned options that the world *name* ships."""
     found = world(name)
@@ -171,6 +181,7 @@ def main() -> None:
         for method, row in best.items()
     }  # fmt: skip
     results = HERE / "results" / f"{chosen.world}_sweep.json"
+    rows = [*_of_other_methods(results, lm, chosen.methods), *rows]
     write_json(results, {"model": lm.digest, "rows": rows})
     write_json(tuned_file(chosen.world), {**lm.tuned, **tuned})
     sweep = HERE.parent / "docs" / "explanation" / f"{chosen.world}-sweep.md"
