@@ -9,7 +9,7 @@ import pytest
 
 from lmedit import Lm, build_options, load
 from lmedit.testing import LayerOptionsContract
-from lmedit.tiny import tiny_lm, tiny_shape
+from lmedit.tiny import FAMILIES, tiny_lm, tiny_model, tiny_shape
 from lmedit_ft.options import epsilon_by_width, rate_by_width, width_of
 
 loaded_method = cache(load)
@@ -61,6 +61,13 @@ def test_presets(method: str, preset: str, name: str, value: Any) -> None:
 def test_what_is_given_wins_over_what_was_published(method: str) -> None:
     options = resolved(method, tiny_shape("gpt2", 48), layer="7", epsilon="0.25")
     assert (options.layer, options.epsilon) == (7, 0.25)
+
+
+def test_families_without_published_layers_are_edited_early() -> None:
+    sizes = FAMILIES["llama"][1] | {"num_hidden_layers": 30}
+    lm = tiny_model("LlamaConfig", sizes)
+    assert resolved("ft", lm).layer == 1
+    assert resolved("ft-l", lm).layer == 0
 
 
 @pytest.mark.parametrize(

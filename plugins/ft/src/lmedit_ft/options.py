@@ -92,8 +92,11 @@ class FtOptions(LayerOptions):
         return super().published_for(lm) or {"learning_rate": rate_by_width(width_of(lm))}
 
     def depth(self, lm: Lm) -> float:
-        """The relative depth of the published layers: block 1 of GPT-2 XL, 3/4 in others."""
-        return 1 / 48 if lm.model_type == "gpt2" else 0.75
+        """Block 21 of 28 as in GPT-J; in other families block 1 of 48 as in GPT-2 XL.
+
+        In SmolLM2-135M (Llama's architecture) edits of late blocks change nearly all neighbours.
+        """
+        return 0.75 if lm.model_type == "gptj" else 1 / 48
 
 
 class FtLOptions(FtOptions):
