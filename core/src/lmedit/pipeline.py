@@ -161,7 +161,7 @@ class Editor:
 
 
 def check_subject(loaded: LoadedMethod, request: Request) -> None:
-    """Raise `RequestError` where *loaded* needs a subject and *request* names none."""
+    """Raise `RequestError` if *loaded* needs a subject and *request* names none."""
     if loaded.method.needs_subject and request.subject is None:
         raise RequestError(
             f"{loaded.name} edits at the place of the subject, and the fact names no subject; "

@@ -57,7 +57,7 @@ class Plan:
     plugins: tuple[Path, ...] = ()
     observers: tuple[str, ...] = ()
     seed: int | None = None
-    """The seed of everything random, where the user gave one; see `drawn_from`."""
+    """The random seed, if the user gave one; see `drawn_from`."""
     corpora: tuple[str, ...] = ()
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None

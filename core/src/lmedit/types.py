@@ -102,7 +102,7 @@ class Request(Frozen):
 
     @property
     def text(self) -> str:
-        """The prompt with the subject filled in, where the fact has one."""
+        """The prompt with the subject filled in, if the fact has one."""
         return self.prompt if self.subject is None else self.prompt.replace("{}", self.subject)
 
 

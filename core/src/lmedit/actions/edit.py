@@ -95,7 +95,7 @@ def _computed(editor: Editor, request: Request) -> tuple[Update, float]:
 def _survival(lm: Lm, update: Update, *, force: bool) -> float | None:
     """The share of *update* that rounding to half precision leaves; None at full precision.
 
-    Raises `RequestError` where it is less than `LEAST_LEFT`, unless *force*.
+    Raises `RequestError` if it is less than `LEAST_LEFT`, unless *force*.
     """
     left = min(survival(lm, update).values(), default=None)
     if left is not None and left < LEAST_LEFT and not force:
