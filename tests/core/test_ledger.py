@@ -139,7 +139,7 @@ def test_no_edit_is_in_twice_or_unknown(lm: Lm) -> None:
     ledger = Ledger(lm)
     entry = ledger.keep(edit(lm, 0))
     before = lm.weights_digest()
-    with pytest.raises(LedgerError, match="in the model already"):
+    with pytest.raises(LedgerError, match="is already in the model"):
         ledger.keep(edit(lm, 0))
     for start in ("", "zz", identity_of(edit(lm, 1))):
         with pytest.raises(LedgerError, match=f"in the model: {entry.id[:12]}"):

@@ -109,8 +109,8 @@ def test_several_tokens_are_told_per_token_too() -> None:
         (10.0 * GROWTH + 0.1, 0.0, "perplexity 10.0 -> 20.1 on text"),
         (math.inf, 0.0, "perplexity 10.0 -> inf"),
         (math.nan, 0.0, "perplexity"),
-        (10.0, DRIFT + 0.1, "nats a token"),
-        (10.0, math.nan, "nats a token"),
+        (10.0, DRIFT + 0.1, "nats per token"),
+        (10.0, math.nan, "nats per token"),
         (10.0 * GROWTH, DRIFT, ""),
     ],
 )

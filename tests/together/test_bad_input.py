@@ -111,9 +111,9 @@ def test_damaged_model_folder(lmedit: Run, tmp_path: Path, damage: str) -> None:
     refused(lmedit("edit", "ft", *FACT, "-m", folder), str(folder))
 
 
-def test_not_prepared_and_no_text(lmedit: Run, model: Path) -> None:
-    done = lmedit("edit", "rome", *FACT, "-m", model)
-    refused(done, "rome: not prepared for this model", "lmedit prepare rome")
+def test_a_method_that_is_trained_and_was_not(lmedit: Run, model: Path) -> None:
+    done = lmedit("edit", "mend", *FACT, "-m", model)
+    refused(done, "mend is not prepared for this model", "lmedit prepare mend")
 
 
 def test_statistics_of_another_model(lmedit: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_cut_cases_file(lmedit: Run, model: Path, cases: Path) -> None:
 def test_a_file_without_cases(lmedit: Run, model: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "cases.json"
     path.write_text(content)
-    refused(lmedit("compare", "ft", "--cases", path, "-m", model), "list of records")
+    refused(lmedit("compare", "ft", "--cases", path, "-m", model), "a known layout")
 
 
 def test_no_such_cases(lmedit: Run, model: Path) -> None:

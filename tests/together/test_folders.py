@@ -122,7 +122,7 @@ def test_edits_are_added_to_an_edited_folder(lmedit: Run, model: Path, patches: 
     again = applied(lmedit, both, "both", patches[2])
     assert len(json.loads(lmedit("log", again, "--json").stdout)["edits"]) == 3
     twice = lmedit("apply", patches[0], "-m", both, "-O", "twice")
-    assert "in the model already" in twice.stderr
+    assert "is already in the model" in twice.stderr
     assert not Path("twice").exists()
 
 
@@ -192,7 +192,7 @@ def test_a_crash_leaves_the_old_folder(
         raise error
 
     edited = open_folder(str(folder))
-    folders.with_edits(edited, folders.read_patches(edited, patches[1:2]))
+    folders.add_edits(edited, folders.read_patches(edited, patches[1:2]))
     monkeypatch.setattr(f"lmedit.{moment}", crash)
     with pytest.raises((KeyboardInterrupt, ArtifactError)):
         write_folder(edited, folder)

@@ -72,6 +72,11 @@ def test_a_preparation_is_found_again_without_its_text(lm: Lm) -> None:
     assert made.prepared.facts["corpus"] == "given texts"
 
 
+def test_without_text_the_model_writes_it(lm: Lm) -> None:
+    made = lmedit.editor("rome", lm, layer=1)
+    assert made.prepared.facts["corpus"] == "self"
+
+
 def test_texts_at_hand_are_told_apart_by_content(lm: Lm) -> None:
     one = lmedit.editor("rome", lm, text=TEXTS, layer=1)
     other = lmedit.editor("rome", lm, text=TEXTS[1:], layer=1)
@@ -95,8 +100,6 @@ def test_options_are_keywords_and_a_preset_is_one(lm: Lm) -> None:
 
 
 def test_what_is_not_prepared_says_what_to_give(lm: Lm) -> None:
-    with pytest.raises(NotPreparedError, match="give text= to prepare it"):
-        lmedit.editor("rome", lm)
     with pytest.raises(NotPreparedError, match="give cases= to prepare it"):
         lmedit.editor("mend", lm)
     with pytest.raises(CasesError, match="the given texts are blank"):

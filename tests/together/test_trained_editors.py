@@ -84,7 +84,7 @@ SMALL_FOR_MEND = tuple(
 def test_no_editor_is_trained_on_the_way(lmedit: Run, model: Path, training: Path) -> None:
     done = lmedit("edit", "mend", *FACT, "-m", model)
     assert done.exit_code == 1
-    assert "mend: not prepared for this model" in done.stderr
+    assert "mend is not prepared for this model" in done.stderr
     assert f"lmedit prepare mend -m {model}" in done.stderr
     assert "--corpus counterfact, zsre or a file" in lmedit("prepare", "mend", "-m", model).stderr
 

