@@ -31,6 +31,7 @@ TRAININGS = {
     "demo-mend.svg": ("demo", "mend"),
     "demo-ke.svg": ("demo", "ke"),
     "smollm2-mend.svg": ("smollm2", "mend"),
+    "smollm2-ke.svg": ("smollm2", "ke"),
 }
 """Training curves of the editors that ship with the worlds: the world and the method."""
 
