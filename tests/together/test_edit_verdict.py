@@ -66,7 +66,7 @@ def test_an_edit_that_did_not_take_writes_no_patch_without_force(lmedit: Run, mo
     assert result["refused"].startswith("the edit did not take")
     forced = lmedit(*weak, "-O", "p.safetensors", "--force")
     assert forced.exit_code == 0
-    assert "--force: the patch is written, though the edit did not take" in forced.stderr
+    assert "--force: the patch is written, although the edit did not take" in forced.stderr
     metrics = load_patch(Path("p.safetensors"))[1]["metrics"]
     assert metrics["verdict"] == "did not take"
     assert metrics["after"]["writes"] == result["after"]["writes"]
@@ -212,7 +212,7 @@ def test_the_embedded_model_proposes_the_subject_and_shows_neighbours(lmedit: Ru
     assert done.exit_code == 0, done.output
     assert "subject: 'The Eiffel Tower' is taken" in done.stderr
     assert "runners-up" in done.stderr
-    assert "'Rome' is taken" in done.stderr
+    assert "the value is 'Rome'" in done.stderr
     assert "verdict: took (the model now writes the whole target)" in done.stdout
     for kind in ("paraphrase", "neighbour", "neighbour 2", "another fact"):
         assert f"\n{kind}: " in done.stdout
