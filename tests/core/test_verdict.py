@@ -9,7 +9,7 @@ import pytest
 
 from lmedit.actions.damage import DRIFT, GROWTH, PLAIN, damage, held_out
 from lmedit.actions.edit_text import measured_lines
-from lmedit.actions.probes import from_cases, probes_of
+from lmedit.actions.probes import CONFIDENT, _names, from_cases, own_neighbours, probes_of
 from lmedit.actions.verdict import (
     TargetChance,
     begins_with,
@@ -170,3 +170,26 @@ def test_a_fact_without_a_subject_has_no_neighbours_of_its_own(lm: Lm) -> None:
     assert found.prompts == {}
     assert len(found.remarks) == 2
     assert all("names no subject; give --near FILE" in remark for remark in found.remarks)
+
+
+def test_names_are_taken_out_of_lists() -> None:
+    request = Request(prompt="{} is", subject="The Eiffel Tower", target_new="Rome")
+    lists = [
+        "The Louvre, the Statue of Liberty, and Big Ben. However, This is Rome",
+        "1. Notre-Dame\n2. St. Mark's, or the Tower",
+    ]
+    assert _names(lists, request) == [
+        "The Louvre",
+        "Statue of Liberty",
+        "Big Ben",
+        "Notre-Dame",
+        "St. Mark's",
+    ]
+
+
+def test_neighbours_of_its_own_are_answered_with_confidence(lm: Lm) -> None:
+    request = Request(prompt="{} is in", subject="The Boat", target_new="Rome")
+    for prompt in own_neighbours(lm, request):
+        assert prompt.endswith(" is in")
+        assert "Boat" not in prompt
+        assert float(lm.next_probabilities(prompt).max()) >= CONFIDENT

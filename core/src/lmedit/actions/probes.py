@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmedit.actions.subjects import FUNCTION_WORDS
 from lmedit.cases import load_cases
 from lmedit.errors import CasesError
 from lmedit.metrics.generate import greedy
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 NEIGHBOURS = 2
 """How many neighbours are shown."""
 LISTS = (
-    "Other examples like {} are",
     "Here is a list of names of the same kind: {},",
+    "Other examples like {} are",
     "{} and",
 )
 """Prompts after which a model lists other subjects of the same kind as the one in ``{}``."""
@@ -36,9 +37,12 @@ CANDIDATES = 16
 """How many names are tried as neighbours at most."""
 CONFIDENT = 0.1
 """The smallest accepted probability of the top token after a prompt about another subject."""
-ABOUT = ("{} is known for", "{} is famous for its", "{} was", "{} belongs to the")
+ABOUT = ("{} is known for its", "{} is famous for the", "{} is a")
 """Prompts about a subject, for models without records."""
-_WORD = r"[A-Z\u00c0-\u00de][\w'\u2019.-]*"
+_OPENERS = "however some other others many most examples example note yes both these list"
+OPENERS = frozenset(_OPENERS.split())
+"""Words that open sentences with a capital and name nothing."""
+_WORD = r"(?:(?:St|[A-Z])\.|[A-Z\u00c0-\u00de][\w'\u2019-]*)"
 NAME = re.compile(rf"{_WORD}(?:[ -](?:of |the |de |la )*{_WORD})*")
 """A sequence of capitalised words."""
 
@@ -150,46 +154,61 @@ def own_neighbours(lm: Lm, request: Request) -> list[str]:
     """The request's prompt with other names, which *lm* itself lists together with the subject.
 
     Names are sequences of capitalised words in greedy lists. A prompt is kept if the model's top
-    token has at least the probability `CONFIDENT` and does not begin the new answer. The most
-    confident prompts come first.
+    token has at least the probability `CONFIDENT` and does not begin the new answer. The order is
+    that of the lists.
     """
     if request.subject is None:
         return []
     asked = [text.replace("{}", request.subject) for text in LISTS]
     names = _names(greedy(lm, asked, LIST_TOKENS), request)
     prompts = [request.prompt.replace("{}", name) for name in names]
-    return _confident(lm, prompts, request)[:NEIGHBOURS]
+    kept = _confident(lm, prompts, request)
+    return sorted(kept, key=lambda prompt: kept[prompt].empty)[:NEIGHBOURS]
 
 
 def _names(texts: Sequence[str], request: Request) -> list[str]:
     """The names in *texts* that share no word with the subject and the new answer."""
-    taken = set(re.findall(r"\w+", f"{request.subject} {request.target_new}".casefold()))
+    taken = _words(f"{request.subject} {request.target_new}")
     found = dict.fromkeys(name.rstrip(".-'") for text in texts for name in NAME.findall(text))
-    return [
-        name
-        for name in found
-        if len(name) > 2 and not taken & set(re.findall(r"\w+", name.casefold()))
-    ][:CANDIDATES]
+    named = [(name, _words(name)) for name in found if len(name) > 2]
+    return [name for name, words in named if words and not words & taken][:CANDIDATES]
+
+
+def _words(text: str) -> set[str]:
+    """The words of *text* in lower case that can be part of a name."""
+    return set(re.findall(r"\w+", text.casefold())) - FUNCTION_WORDS - OPENERS
 
 
 def other_facts(lm: Lm, request: Request) -> list[str]:
-    """The prompt of `ABOUT` about the subject that *lm* answers with most confidence."""
+    """The prompt of `ABOUT` about the subject that *lm* answers with most confidence.
+
+    Prompts that continue with a function word, such as "the", come last.
+    """
     if request.subject is None:
         return []
     prompts = [text.replace("{}", request.subject) for text in ABOUT]
     asked = [prompt for prompt in prompts if prompt != request.text]
-    return _confident(lm, asked, request)[:1]
+    kept = _confident(lm, asked, request)
+    return sorted(kept, key=lambda prompt: (kept[prompt].empty, -kept[prompt].p))[:1]
 
 
-def _confident(lm: Lm, prompts: Sequence[str], request: Request) -> list[str]:
+@dataclass(frozen=True)
+class _Answer:
+    """The top token after a prompt: its probability, and whether it is a function word."""
+
+    p: float
+    empty: bool
+
+
+def _confident(lm: Lm, prompts: Sequence[str], request: Request) -> dict[str, _Answer]:
     """The *prompts* whose top token is confident and is not the first token of the new answer."""
     if not prompts:
-        return []
+        return {}
     best = next_log_probabilities(lm, prompts).exp().max(dim=-1)
     new = lm.with_target(request.text, request.target_new)[1][0]
-    kept = [
-        (float(p), prompt)
-        for prompt, p, token in zip(prompts, best.values, best.indices, strict=True)
-        if float(p) >= CONFIDENT and int(token) != new
-    ]
-    return [prompt for _, prompt in sorted(kept, key=lambda each: -each[0])]
+    kept = {}
+    for prompt, p, token in zip(prompts, best.values, best.indices, strict=True):
+        if float(p) >= CONFIDENT and int(token) != new:
+            word = lm.decode([int(token)]).strip().casefold()
+            kept[prompt] = _Answer(float(p), not word or word in FUNCTION_WORDS)
+    return kept
