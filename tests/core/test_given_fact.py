@@ -60,7 +60,7 @@ def test_blanks_at_the_ends_are_left_out_and_told() -> None:
     values, told = read(FLAGS | {"prompt": "{} is in ", "target_new": "\tthe sea "})
     assert (values["prompt"], values["target_new"]) == ("{} is in", "the sea")
     assert len(told) == 2
-    assert "'the sea'" in told[1]
+    assert "the value is 'the sea'" in told[1]
 
 
 def test_a_line_end_can_be_meant() -> None:
