@@ -33,11 +33,33 @@ SCRIPTS = {
 COSTS = {"edit_seconds": [], "growth": ["--edits", "1", "10", "100"]}
 """Scripts that measure seconds of edits, likewise."""
 WITH_XL = ("rome_edit", "evaluation", "kn_staircase", "edit_seconds")
-TOLD = ("shape", "model", "method", "what", "points", "prompt_tokens", "tokens", "from_subject",
-        "requests", "records", "grows", "edits", "layers", "words", "where")  # fmt: skip
+TOLD = (
+    "shape",
+    "model",
+    "method",
+    "what",
+    "points",
+    "prompt_tokens",
+    "tokens",
+    "from_subject",
+    "requests",
+    "records",
+    "grows",
+    "edits",
+    "layers",
+    "words",
+    "where",
+)
 """What tells the rows of one script apart."""
-RATIOS = ("times_faster", "times_fewer_flops", "plain_seconds", "our_seconds",
-           "plain_peak_mebibytes", "our_peak_mebibytes", "share_of_matmul_rate")  # fmt: skip
+RATIOS = (
+    "times_faster",
+    "times_fewer_flops",
+    "plain_seconds",
+    "our_seconds",
+    "plain_peak_mebibytes",
+    "our_peak_mebibytes",
+    "share_of_matmul_rate",
+)
 COST = ("seconds", "seconds_single", "seconds_batch", "gflop", "peak_mebibytes")
 
 

@@ -45,8 +45,14 @@ def main() -> None:
         found = theirs()
         error = float((ours()[-len(found) :] - found).abs().max())
         row = compared(theirs, ours, flags.pairs if lm is demo else 1)
-        rows.append({"shape": lm.name, "tokens": len(lm.encode(FACT.text)), **row,
-                     "largest_difference": error})  # fmt: skip
+        rows.append(
+            {
+                "shape": lm.name,
+                "tokens": len(lm.encode(FACT.text)),
+                **row,
+                "largest_difference": error,
+            }
+        )
     report("causal_tracing", rows)
 
 

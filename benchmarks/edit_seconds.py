@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from lmedit import Lm
 
-FACT = Request(prompt="{} is in the city of", subject="The old tower", target_new="Rome",
-               target_true="Oslo")  # fmt: skip
+FACT = Request(
+    prompt="{} is in the city of", subject="The old tower", target_new="Rome", target_true="Oslo"
+)
 
 
 def editor_of(lm: Lm, method: str) -> Editor:
@@ -43,8 +44,9 @@ def editor_of(lm: Lm, method: str) -> Editor:
     examples = examples_from(lm, load_cases(str(WORLD.training), 40), 40, 0)
     frozen = Frozen(lm, options.sites(lm), 0, options.cache_gigabytes)
     network.prime(frozen.factors(examples.training[:PRIMING]))
-    return Editor(loaded, lm, options, Prepared({k: t.detach() for k, t in
-                                                 network.state_dict().items()}))  # fmt: skip
+    return Editor(
+        loaded, lm, options, Prepared({k: t.detach() for k, t in network.state_dict().items()})
+    )
 
 
 def work_of(lm: Lm, method: str) -> Callable[[], Any]:
@@ -61,10 +63,13 @@ def measured(lm: Lm, method: str, times: int) -> dict[str, Any]:
     work = work_of(lm, method)
     counted, peak = flops_and_peak(work)
     return {
-        "shape": lm.name, "blocks": lm.n_layers, "method": method,
-        "seconds": min(seconds(work) for _ in range(times)), "gflop": counted / 1e9,
+        "shape": lm.name,
+        "blocks": lm.n_layers,
+        "method": method,
+        "seconds": min(seconds(work) for _ in range(times)),
+        "gflop": counted / 1e9,
         "peak_mebibytes": peak,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -101,11 +101,18 @@ def main() -> None:
                 ),
                 flags.pairs,
             )
-            rows.append({
-                "model": lm.name, "layer": layer, "blocks": lm.n_layers, "what": what,
-                "records": len(pairs), "texts": sum(map(len, pairs)), **row,
-                "largest_difference": apart,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "model": lm.name,
+                    "layer": layer,
+                    "blocks": lm.n_layers,
+                    "what": what,
+                    "records": len(pairs),
+                    "texts": sum(map(len, pairs)),
+                    **row,
+                    "largest_difference": apart,
+                }
+            )
     report("evaluation" + ("_xl" if flags.xl else ""), rows)
 
 

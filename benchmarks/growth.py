@@ -36,8 +36,12 @@ def by_edits(editor: Editor, counts: list[int]) -> list[dict[str, Any]]:
         several = (requests * (count // len(requests) + 1))[:count]
         groups = [several[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
         single = seconds(lambda several=several: [editor.compute(r) for r in several])  # type: ignore[misc]
-        row = {"grows": "edits", "method": editor.name, "edits": count,
-               "seconds_single": single / count}  # fmt: skip
+        row = {
+            "grows": "edits",
+            "method": editor.name,
+            "edits": count,
+            "seconds_single": single / count,
+        }
         if editor.computes_many:
             batch = seconds(lambda groups=groups: [editor.compute_many(g) for g in groups])  # type: ignore[misc]
             row["seconds_batch"] = batch / count

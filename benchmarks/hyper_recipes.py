@@ -59,9 +59,12 @@ def curve(lm: Lm, method: str, recipe: str, seconds: float) -> list[dict[str, An
     training._Trainer = Timed  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         loaded.manager.hook.edit_prepare(
-            lm=lm, options=options, corpus=load_cases(str(lm.training)),
-            checkpoint=Checkpoint(Path(folder) / "state"), beside=(),
-        )  # fmt: skip
+            lm=lm,
+            options=options,
+            corpus=load_cases(str(lm.training)),
+            checkpoint=Checkpoint(Path(folder) / "state"),
+            beside=(),
+        )
     return Timed.points
 
 
@@ -77,14 +80,19 @@ def main() -> None:
         curves = {recipe: curve(lm, method, recipe, flags.seconds) for recipe in RECIPES}
         rows += [
             {"method": method, "recipe": recipe, **point}
-            for recipe, points in curves.items() for point in points
-        ]  # fmt: skip
+            for recipe, points in curves.items()
+            for point in points
+        ]
         goal = min(curves["published"], key=lambda point: float(point["loss"]))
         first = next((p for p in curves["default"] if p["loss"] <= goal["loss"]), None)
-        rows.append({
-            "method": method, "loss": goal["loss"], "published_seconds": goal["seconds"],
-            "default_seconds": first["seconds"] if first else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "loss": goal["loss"],
+                "published_seconds": goal["seconds"],
+                "default_seconds": first["seconds"] if first else None,
+            }
+        )
     report("hyper_recipes", rows)
 
 

@@ -67,8 +67,9 @@ def errors(lm: Lm, count: int) -> list[dict[str, Any]]:
             integral = ours(lm, prompt, answer[0], INTEGRAL)
             found.append(apart(ours(lm, prompt, answer[0], given), integral))
         options = build_options(load("kn").method, given)
-        worst.append({"rule": options.rule, "points": options.m, "facts": count,
-                      "largest_error": max(found)})  # fmt: skip
+        worst.append(
+            {"rule": options.rule, "points": options.m, "facts": count, "largest_error": max(found)}
+        )
     return worst
 
 
@@ -85,11 +86,17 @@ def measured(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
             pairs,
         )
         found = ours(lm, ids, token, given)
-        rows.append({
-            "shape": lm.name, "prompt_tokens": length, "points": name, **row,
-            "our_error": apart(found, integral), "plain_error": apart(released, integral),
-            "largest_relative_difference": apart(found, theirs(lm, ids, token, given)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "shape": lm.name,
+                "prompt_tokens": length,
+                "points": name,
+                **row,
+                "our_error": apart(found, integral),
+                "plain_error": apart(released, integral),
+                "largest_relative_difference": apart(found, theirs(lm, ids, token, given)),
+            }
+        )
     return rows
 
 

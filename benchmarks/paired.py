@@ -89,14 +89,19 @@ def machine() -> dict[str, Any]:
     """Where it ran."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-    }  # fmt: skip
+    }
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:
     """Print the rows and write them to `results/NAME.json`."""
     for row in rows:
-        print("  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
-                        for k, v in row.items()))  # fmt: skip
+        print(
+            "  ".join(
+                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
+            )
+        )
     write_json(RESULTS / f"{name}.json", {"machine": machine(), "rows": rows})

@@ -32,8 +32,12 @@ import plain
 if TYPE_CHECKING:
     from lmedit import Lm
 
-PROMPTS = ("The language of {} is", "{} is made by", "{} has its headquarters in",
-           "{} is in the city of")  # fmt: skip
+PROMPTS = (
+    "The language of {} is",
+    "{} is made by",
+    "{} has its headquarters in",
+    "{} is in the city of",
+)
 """After CounterFact's: so much stands behind the subject there."""
 PLACES = ("Rome", "Oslo", "Lima", "Cairo", "Delhi", "Quito", "Paris", "Tokyo")
 
@@ -82,8 +86,14 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--prompts", type=int, nargs="+", choices=range(len(PROMPTS)),
-                        default=range(len(PROMPTS)), help="which of the prompts")  # fmt: skip
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        nargs="+",
+        choices=range(len(PROMPTS)),
+        default=range(len(PROMPTS)),
+        help="which of the prompts",
+    )
     parser.add_argument("--together", type=int, nargs="*", default=[4])
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
@@ -114,10 +124,14 @@ def one_edit(bench: Bench, prompt: str, pairs: int) -> dict[str, Any]:
     )
     cosine = float(torch.nn.functional.cosine_similarity(found["ours"], found["plain"], dim=0))
     return {
-        **bench.shape, "what": "replay", "tokens": len(ids), "from_subject": len(ids) - last, **row,
+        **bench.shape,
+        "what": "replay",
+        "tokens": len(ids),
+        "from_subject": len(ids) - last,
+        **row,
         "cosine": cosine,
         "share_of_matmul_rate": row["our_gflop"] * 1e9 / row["our_seconds"] / rate_of(bench.lm),
-    }  # fmt: skip
+    }
 
 
 def whole(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,10 +139,11 @@ def whole(rows: list[dict[str, Any]]) -> dict[str, Any]:
     parts = ("plain_seconds", "our_seconds", "plain_gflop", "our_gflop")
     found = {part: sum(row[part] for row in rows) for part in parts}
     return {
-        "what": "replay, all prompts", **found,
+        "what": "replay, all prompts",
+        **found,
         "times_faster": found["plain_seconds"] / found["our_seconds"],
         "times_fewer_flops": found["plain_gflop"] / found["our_gflop"],
-    }  # fmt: skip
+    }
 
 
 def together(bench: Bench, count: int, pairs: int) -> dict[str, Any]:

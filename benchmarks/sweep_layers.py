@@ -175,11 +175,12 @@ def main() -> None:
             "evidence": {
                 "cases": f"last {RUN_OFF * count} of {chosen.world}",
                 "cases_digest": everything.digest,
-                "model_digest": lm.digest, **{name: row[name] for name in shown},
+                "model_digest": lm.digest,
+                **{name: row[name] for name in shown},
             },
         }
         for method, row in best.items()
-    }  # fmt: skip
+    }
     results = HERE / "results" / f"{chosen.world}_sweep.json"
     rows = [*_of_other_methods(results, lm, chosen.methods), *rows]
     write_json(results, {"model": lm.digest, "rows": rows})

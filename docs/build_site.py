@@ -39,8 +39,10 @@ class BrokenLinkError(Exception):
 
 def pages() -> dict[str, str]:
     """Each page's path in the repository, with its path in the site."""
-    own = {path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).as_posix()
-           for path in sorted(DOCS.rglob("*.md"))}  # fmt: skip
+    own = {
+        path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).as_posix()
+        for path in sorted(DOCS.rglob("*.md"))
+    }
     return own | OUTSIDE
 
 
@@ -66,8 +68,15 @@ def navigation(index: str) -> str:
     parts = []
     for section in index.split("\n## ")[1:]:
         lines = [f"{text} <{page}>" for text, page in ENTRY.findall(section)]
-        parts += ["```{toctree}", ":hidden:", f":caption: {section.splitlines()[0]}", "",
-                  *lines, "```", ""]  # fmt: skip
+        parts += [
+            "```{toctree}",
+            ":hidden:",
+            f":caption: {section.splitlines()[0]}",
+            "",
+            *lines,
+            "```",
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -105,8 +114,9 @@ def build(out: Path) -> int:
 
     with TemporaryDirectory() as place:
         stage(Path(place) / "docs")
-        return build_main(["-q", "-W", "--keep-going", "-d", f"{place}/trees",
-                           f"{place}/docs", str(out)])  # fmt: skip
+        return build_main(
+            ["-q", "-W", "--keep-going", "-d", f"{place}/trees", f"{place}/docs", str(out)]
+        )
 
 
 if __name__ == "__main__":

@@ -86,8 +86,12 @@ def table(schema: dict[str, Any]) -> str:
     """The keys of *schema* as a table."""
     lines = ["| key | type | unit | meaning |", "|---|---|---|---|"]
     for path, part in keys(schema):
-        cells = (f"`{_shown(path)}`", type_of(part), part.get("x-unit", ""),
-                 part.get("description", ""))  # fmt: skip
+        cells = (
+            f"`{_shown(path)}`",
+            type_of(part),
+            part.get("x-unit", ""),
+            part.get("description", ""),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -45,15 +45,19 @@ def scores(methods: tuple[str, ...]) -> Bars:
     """ES, PS and NS of the comparison's *methods* as bars; an empty tuple: all methods."""
     rows = [row for row in Comparison.read(RUN).rows if not methods or row["method"] in methods]
     return Bars(
-        "100 facts edited in the embedded model", "method", "%",
+        "100 facts edited in the embedded model",
+        "method",
+        "%",
         tuple(row["method"] for row in rows),
         {
             name: tuple(row[key] for row in rows)
-            for key, name in (("ES", "ES: the new answer wins"),
-                              ("PS", "PS: after paraphrases too"),
-                              ("NS", "NS: neighbours stay"))
+            for key, name in (
+                ("ES", "ES: the new answer wins"),
+                ("PS", "PS: after paraphrases too"),
+                ("NS", "NS: neighbours stay"),
+            )
         },
-    )  # fmt: skip
+    )
 
 
 def make(name: str) -> None:

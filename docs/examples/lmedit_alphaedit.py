@@ -22,7 +22,7 @@ from lmedit import (
     Request,
     Update,
     hookimpl,
-)  # fmt: skip
+)
 from lmedit.errors import NotPreparedError
 from lmedit.layers import LayerOptions
 from lmedit.replay import keep

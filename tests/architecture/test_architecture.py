@@ -28,9 +28,10 @@ SOURCES = sorted(file for member in MEMBERS for file in (member / "src").rglob("
 OF_TOOL = [file for file in SOURCES if ROOT / "worlds" not in file.parents]
 HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy")
 PLUGINS = sorted(
-    package.parent.name for folder in PLUGIN_FOLDERS
+    package.parent.name
+    for folder in PLUGIN_FOLDERS
     for package in (folder / "src").glob("*/__init__.py")
-)  # fmt: skip
+)
 
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 by_source = pytest.mark.parametrize(
@@ -41,9 +42,13 @@ by_source = pytest.mark.parametrize(
 def python(code: str, folder: Path, **environment: str) -> str:
     """What *code* prints in a fresh interpreter that runs in *folder*."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

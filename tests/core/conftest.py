@@ -54,9 +54,11 @@ def lm() -> Lm:
 @pytest.fixture
 def request_() -> Request:
     return Request(
-        prompt="{} stands in the city of", subject="The tower", target_new="the sea",
+        prompt="{} stands in the city of",
+        subject="The tower",
+        target_new="the sea",
         target_true="the river",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

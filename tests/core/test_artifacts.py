@@ -73,9 +73,15 @@ def test_a_patch_of_many_sites_keeps_them_apart(tmp_path: Path) -> None:
         lambda t: Dense(t.to(torch.bfloat16)),
         lambda t: Dense(t.clone().requires_grad_()),
     ],
-    ids=["factors share memory", "vectors share memory", "transposed", "strided", "bfloat16",
-         "with gradient"],
-)  # fmt: skip
+    ids=[
+        "factors share memory",
+        "vectors share memory",
+        "transposed",
+        "strided",
+        "bfloat16",
+        "with gradient",
+    ],
+)
 def test_a_patch_of_any_view_comes_back(tmp_path: Path, delta: Callable[..., Any]) -> None:
     whole = delta(torch.arange(12.0).reshape(2, 6))
     save_patch(tmp_path / "p", Update({A: whole}), {})

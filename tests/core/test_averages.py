@@ -8,9 +8,12 @@ from lmedit.actions.facts import average_facts, charts_of
 
 
 def test_each_place_is_averaged_over_the_facts_that_have_the_series() -> None:
-    found = average_facts([
-        {"Effect": {"last": [1.0, 2.0], "middle": [5.0, 5.0]}}, {"Effect": {"last": [3.0, 2.0]}},
-    ])  # fmt: skip
+    found = average_facts(
+        [
+            {"Effect": {"last": [1.0, 2.0], "middle": [5.0, 5.0]}},
+            {"Effect": {"last": [3.0, 2.0]}},
+        ]
+    )
     last, middle = found["Effect"]["last"], found["Effect"]["middle"]
     assert (last["mean"], last["n"]) == ([2.0, 2.0], 2)
     assert last["half_width"] == pytest.approx([1.96 / 2**0.5, 0])

@@ -155,9 +155,13 @@ def ripple(
 
 FACT = {"subject": "The tower", "prompt": "The tower is in", "target_new": "Rome"}
 RECORDS = {
-    "counterfact": counterfact(), "facts": FACT, "zsre": zsre(), "knowedit": knowedit(),
-    "mquake": mquake(), "ripple": ripple(),
-}  # fmt: skip
+    "counterfact": counterfact(),
+    "facts": FACT,
+    "zsre": zsre(),
+    "knowedit": knowedit(),
+    "mquake": mquake(),
+    "ripple": ripple(),
+}
 
 
 @pytest.fixture
@@ -243,9 +247,11 @@ def test_a_zsre_record_that_cannot_be_edited(
 def test_knowedit(write: Write) -> None:
     case = only(write, knowedit())
     assert case.request == Request(
-        prompt="The place of death of {} is", subject="Leo Arons", target_new="Berlin",
+        prompt="The place of death of {} is",
+        subject="Leo Arons",
+        target_new="Berlin",
         target_true="Vienna",
-    )  # fmt: skip
+    )
     assert case.paraphrases == ("Leo Arons died in",)
     assert case.locality == (
         Probe(prompt="The father of Leo Arons is", answer="Albert Arons"),
@@ -281,7 +287,9 @@ def test_mquake(write: Write) -> None:
     case = only(write, mquake())
     assert (case.id, case.request.text) == ("1", "Ellie Kemper is a citizen of")
     assert (case.request.target_new, case.request.target_true) == (
-        "Croatia", "United States of America")  # fmt: skip
+        "Croatia",
+        "United States of America",
+    )
     assert case.paraphrases == ("What is the country of citizenship of Ellie Kemper?",)
     assert [probe.prompt for probe in case.groups["multi_hop"]] == mquake()["questions"]
     right = {(probe.answer, probe.aliases) for probe in case.groups["multi_hop"]}
@@ -294,19 +302,26 @@ def test_a_mquake_record_of_several_edits_is_kept_with_the_reason(write: Write) 
     found = load_cases(write(mquake(), mquake(2)))
     assert len(found.good) == 1
     assert str(found.broken[0]) == (
-        "line 3, case 1: needs 2 edits at once; one edit changes one fact")  # fmt: skip
+        "line 3, case 1: needs 2 edits at once; one edit changes one fact"
+    )
 
 
 def test_ripple(write: Write) -> None:
     case = only(write, ripple())
     assert case.request == Request(
-        prompt="The name of the country of citizenship of {} is", subject="Leonardo DiCaprio",
-        target_new="Syria", target_true="United States of America",
-    )  # fmt: skip
+        prompt="The name of the country of citizenship of {} is",
+        subject="Leonardo DiCaprio",
+        target_new="Syria",
+        target_true="United States of America",
+    )
     assert set(case.groups) == {
-        "Relation_Specificity", "Logical_Generalization", "Subject_Aliasing", "Compositionality_I",
-        "Compositionality_II", "Forgetfulness",
-    }  # fmt: skip
+        "Relation_Specificity",
+        "Logical_Generalization",
+        "Subject_Aliasing",
+        "Compositionality_I",
+        "Compositionality_II",
+        "Forgetfulness",
+    }
     assert case.groups["Relation_Specificity"][0].aliases == ("Irmelin D.",)
     (tongue,) = case.groups["Logical_Generalization"]
     assert (tongue.answer, tongue.aliases) == ("Arabic", ("Kurdish", "Kurdi"))
@@ -364,10 +379,13 @@ def test_own_facts(write: Write) -> None:
     found = load_cases(write({**FACT, **more, "id": "mine"}, FACT, name="my.jsonl"))
     mine, plain = found.good
     assert mine == Case(
-        id="mine", request=Request(prompt="{} is in", subject="The tower", target_new="Rome",
-                                   target_true="Paris"),
-        paraphrases=("It is in",), neighbours=("She is in",),
-    )  # fmt: skip
+        id="mine",
+        request=Request(
+            prompt="{} is in", subject="The tower", target_new="Rome", target_true="Paris"
+        ),
+        paraphrases=("It is in",),
+        neighbours=("She is in",),
+    )
     assert (plain.id, plain.paraphrases, plain.request.target_true) == ("1", (), None)
 
 

@@ -96,9 +96,7 @@ def test_other_facts_of_the_subject_are_read(write: Write) -> None:
 def test_a_set_bears_its_name_and_the_digest_of_its_file(write: Write) -> None:
     name = write([record(0)])
     cases = load_cases(name)
-    assert (cases.name, cases.digest) == (
-        name, hashlib.sha256(Path(name).read_bytes()).hexdigest()
-    )  # fmt: skip
+    assert (cases.name, cases.digest) == (name, hashlib.sha256(Path(name).read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize(("limit", "ids"), [(1, "0"), (3, "012"), (9, "01234"), (None, "01234")])
@@ -266,9 +264,11 @@ def test_other_facts_may_be_null(write: Write) -> None:
 def toy_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world of its own beside the installed ones."""
     toy = World(
-        model=tmp_path / "model", cases=tmp_path / "toy.json", text=tmp_path / "toy.txt",
+        model=tmp_path / "model",
+        cases=tmp_path / "toy.json",
+        text=tmp_path / "toy.txt",
         heldout=tmp_path / "held.txt",
-    )  # fmt: skip
+    )
     toy.cases.write_text(json.dumps([record(3)]))
     toy.text.write_text("One line.\n\nAnother line.\n", encoding="utf-8")
 

@@ -139,9 +139,10 @@ class OwnModel(GPT2LMHeadModel):
     config_class = OwnConfig
 """
 AUTO = {
-    "AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel",
+    "AutoConfig": "modeling_own.OwnConfig",
+    "AutoModelForCausalLM": "modeling_own.OwnModel",
     "AutoTokenizer": ["modeling_own.OwnTokenizer", None],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["own", "gpt2"])
@@ -158,9 +159,13 @@ def test_code_of_a_checkpoint_never_runs_and_nobody_is_asked(
     code = "from lmedit.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "edit", "ft", *FACT, "-m", folder, "--force"],
-        input="y\ny\ny\n", capture_output=True, text=True, cwd=tmp_path, check=False,
+        input="y\ny\ny\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert not mark.exists()
     assert "[y/N]" not in done.stdout + done.stderr
     if kind == "gpt2":
@@ -227,9 +232,14 @@ def test_an_adapter_names_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("config.json", b"{"), ("config.json", b"\xff"), ("config.json", None),
-     ("model.safetensors", b"12345678"), ("model.safetensors", None)],
-)  # fmt: skip
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff"),
+        ("config.json", None),
+        ("model.safetensors", b"12345678"),
+        ("model.safetensors", None),
+    ],
+)
 def test_damaged_files_are_called_damaged(folder: Path, file: str, content: bytes | None) -> None:
     if content is None:
         (folder / file).unlink()

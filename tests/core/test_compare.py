@@ -132,9 +132,24 @@ def test_the_object_has_the_keys_that_others_rely_on(
     assert result["cases"] == {"name": "toy", "digest": "d" * 64, "n": 4}
     assert result["seed"] == 0
     promised = {
-        "method", "n", "n_failed", "ES", "ES_ci", "EM", "PS", "PS_ci", "PM", "NS", "NS_ci", "NM",
-        "S", "GE", "RS", "seconds_per_edit", "prepare_seconds",
-    }  # fmt: skip
+        "method",
+        "n",
+        "n_failed",
+        "ES",
+        "ES_ci",
+        "EM",
+        "PS",
+        "PS_ci",
+        "PM",
+        "NS",
+        "NS_ci",
+        "NM",
+        "S",
+        "GE",
+        "RS",
+        "seconds_per_edit",
+        "prepare_seconds",
+    }
     for row in result["rows"]:
         assert promised <= set(row)
         assert row["GE"] is None
@@ -441,14 +456,16 @@ def test_cases_from_a_file_are_compared(lm: Lm, make: Make, tmp_path: Path) -> N
         return {
             "case_id": number,
             "requested_rewrite": {
-                "prompt": one.request.prompt, "subject": one.request.subject,
-                "target_new": {"str": "sea"}, "target_true": {"str": "old city"},
+                "prompt": one.request.prompt,
+                "subject": one.request.subject,
+                "target_new": {"str": "sea"},
+                "target_true": {"str": "old city"},
             },
             "paraphrase_prompts": list(one.paraphrases),
             "neighborhood_prompts": list(one.neighbours),
             "attribute_prompts": [],
             "generation_prompts": [],
-        }  # fmt: skip
+        }
 
     file = tmp_path / "cases.json"
     file.write_text(json.dumps([record(0), {"case_id": 1}, record(2)], indent=1))
@@ -461,18 +478,40 @@ def test_cases_from_a_file_are_compared(lm: Lm, make: Make, tmp_path: Path) -> N
 
 def row(method: str, **values: Any) -> Result:
     empty = dict.fromkeys(
-        ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS", "relation_specificity",
-         "seconds_per_edit", "prepare_seconds")
-    )  # fmt: skip
+        (
+            "S",
+            "ES",
+            "PS",
+            "NS",
+            "EM",
+            "PM",
+            "NM",
+            "GE",
+            "RS",
+            "relation_specificity",
+            "seconds_per_edit",
+            "prepare_seconds",
+        )
+    )
     return {"method": method, "n": 10, "n_failed": 0, "failures": {}, **empty, **values}
 
 
 def test_the_table_shows_what_was_measured_aligned() -> None:
-    text = table([
-        row("base", S=30.46, ES=22.2, ES_ci=0.94, EM=-4.8),
-        row("longer-name", S=None, ES=100.0, ES_ci=0.0, EM=97.96, n_failed=2, seconds_per_edit=1.5),
-        row("hop", **{"portability/two-hop": 50.0, "portability/two-hop_ci": 9.8}),
-    ])  # fmt: skip
+    text = table(
+        [
+            row("base", S=30.46, ES=22.2, ES_ci=0.94, EM=-4.8),
+            row(
+                "longer-name",
+                S=None,
+                ES=100.0,
+                ES_ci=0.0,
+                EM=97.96,
+                n_failed=2,
+                seconds_per_edit=1.5,
+            ),
+            row("hop", **{"portability/two-hop": 50.0, "portability/two-hop_ci": 9.8}),
+        ]
+    )
     assert text.splitlines() == [
         "method        n  failed     S           ES    EM     two-hop  s/edit",
         "base         10       0  30.5   22.2 (0.9)  -4.8           -       -",
@@ -487,11 +526,23 @@ def test_the_table_of_a_real_run_can_be_shown(
     result = run(lm, cases, tmp_path, make("push"), make("no", edit_compute=refuse))
     head, *body = table(result["rows"]).splitlines()
     assert head.split() == [
-        "method", "n", "failed", "S", "ES", "PS", "NS", "EM", "PM", "NM", "s/edit",
-    ]  # fmt: skip
+        "method",
+        "n",
+        "failed",
+        "S",
+        "ES",
+        "PS",
+        "NS",
+        "EM",
+        "PM",
+        "NM",
+        "s/edit",
+    ]
     assert [line.split()[:3] for line in body] == [
-        ["base", "4", "0"], ["push", "4", "0"], ["no", "4", "4"],
-    ]  # fmt: skip
+        ["base", "4", "0"],
+        ["push", "4", "0"],
+        ["no", "4", "4"],
+    ]
     assert failures(result["rows"]) == ["no: 4 failed: this subject is too long"]
 
 

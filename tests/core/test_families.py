@@ -36,10 +36,16 @@ def tiny(shape: tuple[str, Mapping[str, Any]], dtype: torch.dtype = torch.float6
 
 
 PRE_ACTIVATIONS = {
-    "gpt2": "mlp.c_fc", "gptj": "mlp.fc_in", "gpt_neo": "mlp.c_fc", "opt": "fc1",
-    "gpt_neox": "mlp.dense_h_to_4h", "bloom": "mlp.dense_h_to_4h", "falcon": "mlp.dense_h_to_4h",
-    "phi": "mlp.fc1", "phi3": "mlp.gate_up_proj",
-}  # fmt: skip
+    "gpt2": "mlp.c_fc",
+    "gptj": "mlp.fc_in",
+    "gpt_neo": "mlp.c_fc",
+    "opt": "fc1",
+    "gpt_neox": "mlp.dense_h_to_4h",
+    "bloom": "mlp.dense_h_to_4h",
+    "falcon": "mlp.dense_h_to_4h",
+    "phi": "mlp.fc1",
+    "phi3": "mlp.gate_up_proj",
+}
 
 
 @every_family
@@ -209,9 +215,13 @@ def test_a_family_outside_the_table_is_found_by_structure(family: str) -> None:
 def test_the_text_tower_of_a_multimodal_model_is_found() -> None:
     tokenizer = byte_tokenizer()
     vision = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
-        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     config = transformers.Gemma3Config(
         text_config={"vocab_size": len(tokenizer), **LLAMA}, vision_config=vision
     )

@@ -49,9 +49,14 @@ def test_one_item_that_does_not_fit_and_other_errors_pass_through() -> None:
         list(in_parts(wrong, range(4), 4))
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("MPS backend out of memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("no"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+)
 def test_allocators_of_all_devices_are_understood(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(ValueError("out of memory"))

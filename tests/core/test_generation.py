@@ -18,34 +18,59 @@ from lmedit.metrics.generate import greedy, sampled
 from lmedit.tiny import byte_tokenizer, tiny_lm
 
 LLAMA = {
-    "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 8,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 MIXED = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2),
     "gptj": ("GPTJConfig", GPT2 | {"rotary_dim": 4}),
-    "gpt_neo": ("GPTNeoConfig", {
-        "hidden_size": 16, "intermediate_size": 40, "num_layers": 2, "num_heads": 2,
-        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
-        "window_size": 4,
-    }),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 40,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 64,
+            "window_size": 4,
+        },
+    ),
     "gpt_neox": ("GPTNeoXConfig", LLAMA),
-    "opt": ("OPTConfig", {
-        "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 40, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 64,
-    }),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": 16,
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+        },
+    ),
     "llama": ("LlamaConfig", LLAMA),
     "mistral": ("MistralConfig", LLAMA | {"sliding_window": 4}),
     "qwen3": ("Qwen3Config", LLAMA),
     "gemma2": ("Gemma2Config", LLAMA | MIXED),
     "gemma3_text": ("Gemma3TextConfig", LLAMA | MIXED),
-    "falcon": ("FalconConfig", {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True,
-    }),
+    "falcon": (
+        "FalconConfig",
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "alibi": True,
+        },
+    ),
     "bloom": ("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
-}  # fmt: skip
+}
 PROMPTS = [
     "The tower stands in the old city by the river, and",
     "a",

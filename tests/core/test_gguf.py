@@ -222,8 +222,12 @@ def test_one_part_of_a_model(tmp_path: Path, own_cache: Path) -> None:
     file = tmp_path / "toy-00001-of-00003.gguf"
     writer = GGUFWriter(file, "llama")
     writer.add_uint16("split.count", 3)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file,
-                  writer.write_tensors_to_file, writer.close):  # fmt: skip
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         write()
     refused(file, "one of 3 parts", "llama-gguf-split --merge", cache=own_cache)
 

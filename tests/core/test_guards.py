@@ -245,8 +245,9 @@ def hooks_of_modules() -> None:
     module.register_forward_hook(lambda *_: None)
     held = {kind: len(getattr(module, kind)) for kind in HOOKS}
     assert {kind for kind, count in held.items() if count} == {
-        "_forward_hooks", "_forward_pre_hooks"
-    }  # fmt: skip
+        "_forward_hooks",
+        "_forward_pre_hooks",
+    }
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft, about transformers and files it does not find

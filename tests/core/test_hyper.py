@@ -52,8 +52,9 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-def loss_of(lm: Lm, weights: dict[str, torch.Tensor], prompt: Sequence[int], target: Sequence[int]
-            ) -> torch.Tensor:  # fmt: skip
+def loss_of(
+    lm: Lm, weights: dict[str, torch.Tensor], prompt: Sequence[int], target: Sequence[int]
+) -> torch.Tensor:
     ids = torch.tensor([[*prompt, *target]])
     logits = functional_call(lm.model, weights, (), {"input_ids": ids}).logits
     log_p = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
@@ -112,11 +113,13 @@ def test_edited_rows_are_those_of_changed_weights(family: str) -> None:
     edit_of = torch.tensor([1, 0, 1])
     changes = {
         site: LowRankBatch(
-            *(0.1 * torch.randn(2, *shape, generator=draw, dtype=torch.float64)
-              for shape in ((lm.weight(site).shape[0], 3), (3, lm.weight(site).shape[1])))
+            *(
+                0.1 * torch.randn(2, *shape, generator=draw, dtype=torch.float64)
+                for shape in ((lm.weight(site).shape[0], 3), (3, lm.weight(site).shape[1]))
+            )
         )
         for site in lm.mlp_matrices(2)
-    }  # fmt: skip
+    }
     before = lm.weights_digest()
     with edited_rows(lm, changes, edit_of):
         found = lm.logits(lm.batch(rows))
@@ -151,13 +154,15 @@ def case(number: int, **changes: Any) -> Case:
     values: dict[str, Any] = {
         "id": str(number),
         "request": Request(
-            prompt="{} is in the city of", subject=f"The tower {number}", target_new="the sea",
+            prompt="{} is in the city of",
+            subject=f"The tower {number}",
+            target_new="the sea",
             target_true="the river",
         ),
         "paraphrases": (f"Nobody knew where the tower {number} was:", f"{number}: a tower in"),
         "neighbours": ("A small boat came down", "The old city is by", "A boat went to"),
         "relations": (Probe(prompt=f"The tower {number} was built in", answer="the morning"),),
-    }  # fmt: skip
+    }
     return Case(**{**values, **changes})
 
 
@@ -245,9 +250,12 @@ OPTIONS = HyperOptions(
 
 def trained(lm: Lm, folder: Path, options: HyperOptions = OPTIONS) -> Any:
     return train(
-        lm, Toy(lm, options.sites(lm)), examples_from(lm, CASES, 60, 0), options,
+        lm,
+        Toy(lm, options.sites(lm)),
+        examples_from(lm, CASES, 60, 0),
+        options,
         Checkpoint(folder / "state"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -403,9 +411,7 @@ def test_an_example_alone_scores_as_in_a_batch(lm: Lm) -> None:
     """Examples of several lengths, targets of several tokens."""
     rows = [row_of(lm, *row) for row in ROWS]
     examples = tuple(Example(row, (row,), ((row[0],),)) for row in rows)
-    trainer = _Trainer(
-        lm, Toy(lm, OPTIONS.sites(lm)), Examples(examples, (), ()), OPTIONS, None
-    )  # fmt: skip
+    trainer = _Trainer(lm, Toy(lm, OPTIONS.sites(lm)), Examples(examples, (), ()), OPTIONS, None)
     together = torch.stack(trainer._scores([pick(e, 0) for e in examples]))
     alone = torch.cat([torch.stack(trainer._scores([pick(e, 0)])) for e in examples], dim=1)
     close(together, alone, 1e-4)

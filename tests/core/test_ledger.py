@@ -152,12 +152,15 @@ NINTH, FIRST = (Site(f"transformer.h.{n}.mlp.c_proj.weight", transposed=True) fo
 BROKEN = LowRank(torch.ones(16, 2), torch.full((2, 40), float("nan")))
 
 
-@pytest.mark.parametrize(("wrong", "culprit"), [
-    (Update({}), "changes nothing"),
-    (Update({NINTH: Dense(torch.ones(16, 40))}), r"h\.9\.mlp\.c_proj\.weight', which tiny"),
-    (Update({FIRST: Dense(torch.ones(40, 16))}), "another model"),
-    (Update({FIRST: BROKEN}), "not finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "culprit"),
+    [
+        (Update({}), "changes nothing"),
+        (Update({NINTH: Dense(torch.ones(16, 40))}), r"h\.9\.mlp\.c_proj\.weight', which tiny"),
+        (Update({FIRST: Dense(torch.ones(40, 16))}), "another model"),
+        (Update({FIRST: BROKEN}), "not finite"),
+    ],
+)
 def test_what_does_not_belong_is_refused(lm: Lm, wrong: Update, culprit: str) -> None:
     base, ledger = lm.weights_digest(), Ledger(lm)
     with pytest.raises(ArtifactError, match=culprit):

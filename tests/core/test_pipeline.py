@@ -485,9 +485,10 @@ def test_a_prepare_that_returns_nonsense_is_named(
     plugin: Plugin, lm: Lm, cache: Path, value: object
 ) -> None:
     loaded = plugin(
-        "counted", edit_prepare=lambda: value,
+        "counted",
+        edit_prepare=lambda: value,
         edit_describe=lambda: Method("counted", "", PreparedOptions, prepares_on="text"),
-    )  # fmt: skip
+    )
     with pytest.raises(BrokenPluginError, match=r"'counted'.*edit_prepare must return Prepared"):
         prepare(loaded, lm, PreparedOptions(), None)
     assert list(cache.rglob("*.safetensors")) == []
@@ -504,9 +505,10 @@ def test_interrupted_preparation_goes_on_where_it_was(plugin: Plugin, lm: Lm, ca
         return Prepared({"sum": seen[-1][0]["sum"] + 1}, seen[-1][1])
 
     loaded = plugin(
-        "counted", edit_prepare=prepare_,
+        "counted",
+        edit_prepare=prepare_,
         edit_describe=lambda: Method("counted", "", PreparedOptions, prepares_on="text"),
-    )  # fmt: skip
+    )
     with pytest.raises(KeyboardInterrupt):
         prepare(loaded, lm, PreparedOptions(), None)
     with pytest.raises(NotPreparedError):

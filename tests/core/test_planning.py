@@ -97,9 +97,11 @@ def test_a_silent_method_is_planned_for_its_model_alone(planned: Callable[..., E
 
 
 def test_where_the_system_cannot_tell_nothing_is_made_up(
-    planned: Callable[..., Estimate], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    planned: Callable[..., Estimate],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     editor: Callable[..., Editor],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("lmedit.memory.from_proc", lambda *_: None)
     found = planned({"edit": Work({"a": 1.0})})
     assert (found.free, found.fits) == (None, None)

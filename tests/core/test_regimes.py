@@ -38,10 +38,15 @@ class Size(Options):
 
 
 def case(number: int) -> Case:
-    request = Request(prompt="{} is in the", subject=SUBJECTS[number], target_new="sea",
-                      target_true="old city")  # fmt: skip
-    return Case(id=str(number), request=request, paraphrases=(f"{SUBJECTS[number]} stands by",),
-                neighbours=("The sea is in the", "Home is in the"))  # fmt: skip
+    request = Request(
+        prompt="{} is in the", subject=SUBJECTS[number], target_new="sea", target_true="old city"
+    )
+    return Case(
+        id=str(number),
+        request=request,
+        paraphrases=(f"{SUBJECTS[number]} stands by",),
+        neighbours=("The sea is in the", "Home is in the"),
+    )
 
 
 @pytest.fixture
@@ -64,8 +69,11 @@ def locate(lm: Lm) -> Location:
 @pytest.fixture
 def make(lm: Lm, plugin: Callable[..., LoadedMethod]) -> Make:
     def build(name: str, size: float = 1.0, **hooks: Any) -> Editor:
-        own = {"edit_describe": lambda: Method(name, "none", Size), "edit_locate": locate,
-               "edit_compute": push}  # fmt: skip
+        own = {
+            "edit_describe": lambda: Method(name, "none", Size),
+            "edit_locate": locate,
+            "edit_compute": push,
+        }
         return Editor(plugin(name, **(own | hooks)), lm, Size(size=size), Prepared())
 
     return build

@@ -137,10 +137,16 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(
         ({"@hookimpl\ndef edit_describe": "def edit_describe"}, "must return a Method, not None"),
     ],
     ids=[
-        "misspelt hook", "misspelt argument", "option without default", "another name", "no Method",
-        "options are no Options", "describe fails", "describe without hookimpl",
+        "misspelt hook",
+        "misspelt argument",
+        "option without default",
+        "another name",
+        "no Method",
+        "options are no Options",
+        "describe fails",
+        "describe without hookimpl",
     ],
-)  # fmt: skip
+)
 def test_a_plugin_that_breaks_the_contract_at_load_is_named(
     install: Install, changes: dict[str, str], reason: str
 ) -> None:

@@ -90,8 +90,12 @@ def test_what_is_added_behind_the_block_is_what_is_added_to_its_mlp(family: str)
     straight, kept = (keep(lm, rows, STARTS, first) for first in (layer + 1, layer))
     with changed(lm.mlp_out_module(layer), lambda _, out: more(out)):
         expected = kept.logits([0, 2])
-    torch.testing.assert_close(straight.entered_by(more).logits([0, 2]), expected,
-                               atol=1e-6 if family in IN_FLOAT32 else 1e-10, rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        straight.entered_by(more).logits([0, 2]),
+        expected,
+        atol=1e-6 if family in IN_FLOAT32 else 1e-10,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma3_text", "falcon"])

@@ -180,8 +180,18 @@ def test_rows_about_different_cases_are_an_error(folder: Path) -> None:
 
 def test_only_what_was_measured_is_a_column_and_unknown_scores_come_last(made: Path) -> None:
     names = [column.name for column in columns(read_run(made))]
-    assert names == ["S", "ES", "PS", "NS", "EM", "PM", "NM", "seconds_per_edit",
-                     "prepare_seconds", "writes_new"]  # fmt: skip
+    assert names == [
+        "S",
+        "ES",
+        "PS",
+        "NS",
+        "EM",
+        "PM",
+        "NM",
+        "seconds_per_edit",
+        "prepare_seconds",
+        "writes_new",
+    ]
     assert "GE" not in as_csv(read_run(made))
 
 

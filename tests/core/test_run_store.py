@@ -67,14 +67,16 @@ def cases(count: int) -> CaseSet:
         Case(
             id=str(i),
             request=Request(
-                prompt="{} is in the city of", subject=f"The tower {i}", target_new="the sea",
+                prompt="{} is in the city of",
+                subject=f"The tower {i}",
+                target_new="the sea",
                 target_true="the river",
             ),
             paraphrases=(f"The tower {i} stands by",),
             neighbours=("The boat is in the city of",),
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     return CaseSet("made", "digest", tuple(made))
 
 

@@ -122,9 +122,11 @@ def test_moment_does_not_depend_on_the_order(moment: Callable[..., Moment]) -> N
 
 @pytest.mark.parametrize("given", [{}, {"unit": "tokens", "samples": 300}])
 def test_interrupted_and_resumed_gives_the_same_bits(
-    moment: Callable[..., Moment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    moment: Callable[..., Moment],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     given: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(counting, "SAVE_SECONDS", -1.0)
     undisturbed = moment(state="one", **given)
     with pytest.raises(Interrupted):
@@ -311,9 +313,7 @@ def kept(lm: Lm, tmp_path: Path) -> Any:
 def test_stored_statistics_are_found_and_not_counted_again(
     lm: Lm, kept: Any, tmp_path: Path
 ) -> None:
-    again = moments_of(
-        lm, [1, 0], Documents(fails_at=0), ALL, Checkpoint(tmp_path / "state")
-    )  # fmt: skip
+    again = moments_of(lm, [1, 0], Documents(fails_at=0), ALL, Checkpoint(tmp_path / "state"))
     assert {layer: one.id for layer, one in again.items()} == {0: kept[0].id, 1: kept[1].id}
     assert {one.id for one in list_statistics()} == {kept[0].id, kept[1].id}
     assert statistics_named(f"stats:{kept[1].id[:9]}").of(lm, 1).tokens == kept[1].facts["tokens"]
@@ -401,13 +401,22 @@ def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(one.of(lm, 1).sum, kept[1].moment().sum, rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize(("arrays", "culprit"), [
-    ({"mom2.count": np.array(9)}, "not a .npz file of the released statistics"),
-    ({"mom2.mom2": np.ones((3, 3)), "mom2.count": np.array(9)}, r"holds \(3, 3\).*another model"),
-    ({"mom2.mom2": np.triu(np.ones((D, D))), "mom2.count": np.array(9)}, "not symmetric"),
-    ({"mom2.mom2": np.full((D, D), np.nan), "mom2.count": np.array(9)}, "no finite"),
-    ({"mom2.mom2": np.array([{}], dtype=object), "mom2.count": np.array(9)}, "not a .npz file of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "culprit"),
+    [
+        ({"mom2.count": np.array(9)}, "not a .npz file of the released statistics"),
+        (
+            {"mom2.mom2": np.ones((3, 3)), "mom2.count": np.array(9)},
+            r"holds \(3, 3\).*another model",
+        ),
+        ({"mom2.mom2": np.triu(np.ones((D, D))), "mom2.count": np.array(9)}, "not symmetric"),
+        ({"mom2.mom2": np.full((D, D), np.nan), "mom2.count": np.array(9)}, "no finite"),
+        (
+            {"mom2.mom2": np.array([{}], dtype=object), "mom2.count": np.array(9)},
+            "not a .npz file of",
+        ),
+    ],
+)
 def test_other_arrays_are_not_taken_over(
     lm: Lm, tmp_path: Path, arrays: dict[str, Any], culprit: str
 ) -> None:

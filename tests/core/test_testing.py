@@ -31,11 +31,27 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> Failures:
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", folder / "pytest.ini", "--noconftest",
-         "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}", f"--basetemp={folder}/t",
-         WRONG],
-        env=environment, cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            folder / "pytest.ini",
+            "--noconftest",
+            "-p",
+            "no:cacheprovider",
+            "--tb=line",
+            f"--junitxml={report}",
+            f"--basetemp={folder}/t",
+            WRONG,
+        ],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     return read_report(report)
 

@@ -64,10 +64,12 @@ def wrapped(inner: Tokenizer, bos: bool, **special: str) -> PreTrainedTokenizerF
     if bos:
         begin = special["bos_token"]
         pair = (begin, inner.token_to_id(begin))
-        inner.post_processor = processors.Sequence([
-            *([inner.post_processor] if inner.post_processor else []),
-            processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[pair]),
-        ])  # fmt: skip
+        inner.post_processor = processors.Sequence(
+            [
+                *([inner.post_processor] if inner.post_processor else []),
+                processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[pair]),
+            ]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
@@ -79,9 +81,11 @@ def byte_level(
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<|end|>"], show_progress=False,
+        vocab_size=500,
+        special_tokens=["<|end|>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     inner.train_from_iterator(LEARNT, trainer)
     if trim is not None:
         inner.post_processor = processors.ByteLevel(trim_offsets=trim)
@@ -97,9 +101,11 @@ def unigram(*, bos: bool = True) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=list(PIECES.values()), unk_token="<unk>",
+        vocab_size=200,
+        special_tokens=list(PIECES.values()),
+        unk_token="<unk>",
         show_progress=False,
-    )  # fmt: skip
+    )
     inner.train_from_iterator(LEARNT * 5, trainer)
     return wrapped(inner, bos, **PIECES)
 
@@ -117,15 +123,22 @@ def sentencepiece_bpe(*, legacy: bool) -> PreTrainedTokenizerFast:
     layout = json.loads(inner.to_str())
     layout["added_tokens"] = [t for t in layout["added_tokens"] if t["content"] not in octets]
     inner = Tokenizer.from_str(json.dumps(layout))
-    inner.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ])  # fmt: skip
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     if legacy:
         inner.pre_tokenizer = None
-        inner.normalizer = normalizers.Sequence([
-            normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"),
-        ])  # fmt: skip
+        inner.normalizer = normalizers.Sequence(
+            [
+                normalizers.Prepend("▁"),
+                normalizers.Replace(" ", "▁"),
+            ]
+        )
     return wrapped(inner, True, **PIECES)
 
 
@@ -191,7 +204,7 @@ def test_blanks_around_the_subject_are_not_its_last_token() -> None:
 
 words = st.lists(
     st.text("abcdefgEiTowrsP'-.7é北京กุمصر🍕\u0301", min_size=1, max_size=8), min_size=0, max_size=4
-).map(" ".join)  # fmt: skip
+).map(" ".join)
 some_words = words.filter(bool)
 
 

@@ -234,27 +234,31 @@ class TestLaw2NumpyRandom(EditorContract):
 
 
 class TestLaw2ForwardHook(EditorContract):
-    method, plugin = "nudge", wrong_in_compute(
-        lambda lm: lm.block(0).register_forward_hook(lambda *_: None)
-    )  # fmt: skip
+    method, plugin = (
+        "nudge",
+        wrong_in_compute(lambda lm: lm.block(0).register_forward_hook(lambda *_: None)),
+    )
 
 
 class TestLaw2ForwardPreHook(EditorContract):
-    method, plugin = "nudge", wrong_in_compute(
-        lambda lm: lm.block(0).register_forward_pre_hook(lambda *_: None)
-    )  # fmt: skip
+    method, plugin = (
+        "nudge",
+        wrong_in_compute(lambda lm: lm.block(0).register_forward_pre_hook(lambda *_: None)),
+    )
 
 
 class TestLaw2BackwardHook(EditorContract):
-    method, plugin = "nudge", wrong_in_compute(
-        lambda lm: lm.block(0).register_full_backward_hook(lambda *_: None)
-    )  # fmt: skip
+    method, plugin = (
+        "nudge",
+        wrong_in_compute(lambda lm: lm.block(0).register_full_backward_hook(lambda *_: None)),
+    )
 
 
 class TestLaw2Forward(EditorContract):
-    method, plugin = "nudge", wrong_in_compute(
-        lambda lm: setattr(lm.block(0), "forward", lm.block(0).forward)
-    )  # fmt: skip
+    method, plugin = (
+        "nudge",
+        wrong_in_compute(lambda lm: setattr(lm.block(0), "forward", lm.block(0).forward)),
+    )
 
 
 # ---- law 3: sites are parameters of the model

@@ -172,11 +172,17 @@ def test_how_to_serve_an_edit_runs(demo_is_prepared: None) -> None:
 def test_how_to_run_on_many_machines_runs() -> None:
     notes()
     compare, *statistics = commands(
-        "docs/how-to/many-machines.md", MODEL="demo",
-        **{"counterfact --limit 1000": "demo --limit 2", "--workers 4": "--workers 1",
-           "wikitext --download": "notes.txt", "15,16,17": "1,2,3", "layer17": "layer2",
-           "--layer 17": "--layer 2"},
-    )  # fmt: skip
+        "docs/how-to/many-machines.md",
+        MODEL="demo",
+        **{
+            "counterfact --limit 1000": "demo --limit 2",
+            "--workers 4": "--workers 1",
+            "wikitext --download": "notes.txt",
+            "15,16,17": "1,2,3",
+            "layer17": "layer2",
+            "--layer 17": "--layer 2",
+        },
+    )
     run(compare)
     prepare, list_, export, import_ = statistics
     run(prepare)

@@ -23,16 +23,33 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 LONG, MEAN, SHARE = 25, 15.0, 0.05
 BANNED = (
-    "all the same", "at hand", "by lot", "come what may", "entrant", "entrants", "of nothing",
-    "shall", "so many", "that which", "to be had", "today's answer", "upon one another",
-    "what is asked for", "whatever happens", "what it is of", "work out", "worked out",
-    "works out", "works upon",
-)  # fmt: skip
+    "all the same",
+    "at hand",
+    "by lot",
+    "come what may",
+    "entrant",
+    "entrants",
+    "of nothing",
+    "shall",
+    "so many",
+    "that which",
+    "to be had",
+    "today's answer",
+    "upon one another",
+    "what is asked for",
+    "whatever happens",
+    "what it is of",
+    "work out",
+    "worked out",
+    "works out",
+    "works upon",
+)
 PAGES = [
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
-    "README.md", "CONTRIBUTING.md",
+    "README.md",
+    "CONTRIBUTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("[pw]*/*/README.md")),
-]  # fmt: skip
+]
 GENERATED = "docs/reference/cli.md"
 """The commands' help, which is tested as such."""
 STILL_HARD: frozenset[str] = frozenset()

@@ -44,8 +44,10 @@ def text_of(page: str) -> str:
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, DOCS / "build_site.py", tmp_path / "site"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for place in SITE.pages().values():
         assert (tmp_path / "site" / place).with_suffix(".html").is_file()
@@ -105,8 +107,9 @@ def test_pictures_are_made_by_one_command(
     made = script("make_pictures")
     monkeypatch.setattr(made, "PICTURES", tmp_path)
     made.make(name)
-    shown, here = (text.read_text(encoding="utf-8") for text in
-                   (DOCS / "pictures" / name, tmp_path / name))  # fmt: skip
+    shown, here = (
+        text.read_text(encoding="utf-8") for text in (DOCS / "pictures" / name, tmp_path / name)
+    )
     assert len(words(here)) > 3
     assert words(here) == words(shown)
 

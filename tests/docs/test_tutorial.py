@@ -24,8 +24,11 @@ BLOCKS = re.findall(r"(?:<!-- (.+?) -->\n)?```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 
 def blocks(language: str, mark: str) -> list[tuple[str, str]]:
     """What stands behind the mark, and the block's text."""
-    return [(said.removeprefix(mark).lstrip(": "), text) for said, lang, text in BLOCKS
-            if lang == language and said.startswith(mark) and bool(said) == bool(mark)]  # fmt: skip
+    return [
+        (said.removeprefix(mark).lstrip(": "), text)
+        for said, lang, text in BLOCKS
+        if lang == language and said.startswith(mark) and bool(said) == bool(mark)
+    ]
 
 
 def script(folder: Path, name: str, *command: object) -> None:
@@ -48,12 +51,22 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
     line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (site / "of_this_one.pth").write_text(line)
     python, bin_ = own / "bin" / "python", own / "bin"
-    script(bin_, "pip", sys.executable, "-m pip --python", python, '"$@"',
-           "-q --no-deps --no-build-isolation --no-index")  # fmt: skip
+    script(
+        bin_,
+        "pip",
+        sys.executable,
+        "-m pip --python",
+        python,
+        '"$@"',
+        "-q --no-deps --no-build-isolation --no-index",
+    )
     (folder / "docs").symlink_to(ROOT / "docs")
     path = f"{bin_}{os.pathsep}{os.environ['PATH']}"
-    found = [part for part in sys.path if (Path(part) / "lmedit").is_dir()
-             or any(Path(part).glob("lmedit_*/__init__.py"))]  # fmt: skip
+    found = [
+        part
+        for part in sys.path
+        if (Path(part) / "lmedit").is_dir() or any(Path(part).glob("lmedit_*/__init__.py"))
+    ]
     environment = {
         **os.environ,
         "PATH": path,
@@ -72,9 +85,14 @@ def typed(author: tuple[Path, dict[str, str]]) -> str:
     folder, environment = author
     lines = "".join(text for _, text in blocks("console", ""))
     done = subprocess.run(
-        ["bash", "-ex"], input=lines, cwd=folder, env=environment, capture_output=True, text=True,
+        ["bash", "-ex"],
+        input=lines,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -112,6 +130,10 @@ def test_the_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_block_is_left_out() -> None:
     kinds = {(said.partition(":")[0], language) for said, language, _ in BLOCKS}
     assert kinds == {
-        ("file", "python"), ("part of", "python"), ("part of", "toml"), ("printed", "text"),
-        ("", "console"), ("", "python"),
-    }  # fmt: skip
+        ("file", "python"),
+        ("part of", "python"),
+        ("part of", "toml"),
+        ("printed", "text"),
+        ("", "console"),
+        ("", "python"),
+    }

@@ -15,9 +15,26 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 OTHERS: tuple[Any, ...] = (
-    None, True, 0, -1, 1.5, 10**30, "", "a", "\ud800", "../../x", "\0", [], {}, [[]], [None],
-    {"": 0}, "9" * 40, float("nan"), ["x"] * 3,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "a",
+    "\ud800",
+    "../../x",
+    "\0",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": 0},
+    "9" * 40,
+    float("nan"),
+    ["x"] * 3,
+)
 """What may stand where something else should."""
 KINDS = ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "X", "")
 
@@ -105,8 +122,10 @@ def content_changed(
     if kind < 3:
         return tensors, value_changed(facts, draw)
     if kind == 3:
-        other = {old if old != name else draw.choice(["9.left", "x", ""]): t
-                 for old, t in tensors.items()}  # fmt: skip
+        other = {
+            old if old != name else draw.choice(["9.left", "x", ""]): t
+            for old, t in tensors.items()
+        }
         return other, facts
     if kind == 4:
         return {key: t for key, t in tensors.items() if key != name}, facts

@@ -60,8 +60,12 @@ def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
     known = without_ours()
     done = subprocess.run(
         [str(part) for part in command],
-        capture_output=True, text=True, env={**known, **environment}, cwd=cwd, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**known, **environment},
+        cwd=cwd,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -177,9 +181,18 @@ class Environment:
             self.lmedit("prepare", name, "-m", model, "--corpus", cases, *flags(TRAINED[name]))
             options |= {f"{name}.{option}": value for option, value in TRAINED[name].items()}
         printed = self.lmedit(
-            "compare", "--cases", cases, "-m", model, "--corpus", at / "text.txt", "--limit", 1,
-            "--json", *flags(options),
-        )  # fmt: skip
+            "compare",
+            "--cases",
+            cases,
+            "-m",
+            model,
+            "--corpus",
+            at / "text.txt",
+            "--limit",
+            1,
+            "--json",
+            *flags(options),
+        )
         rows = json.loads(printed)["rows"]
         assert all(row["n_failed"] == 0 for row in rows), rows
         return {row["method"] for row in rows}

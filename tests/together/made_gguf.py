@@ -27,9 +27,14 @@ def matrices(seed: int = 0, vocabulary: int = 400) -> dict[str, np.ndarray]:
     found = {"token_embd.weight": matrix(vocabulary, H), "output_norm.weight": np.ones(H, "f4")}
     for block in range(LAYERS):
         shapes = {
-            "attn_q": (H, H), "attn_k": (H, H), "attn_v": (H, H), "attn_output": (H, H),
-            "ffn_gate": (D, H), "ffn_up": (D, H), "ffn_down": (H, D),
-        }  # fmt: skip
+            "attn_q": (H, H),
+            "attn_k": (H, H),
+            "attn_v": (H, H),
+            "attn_output": (H, H),
+            "ffn_gate": (D, H),
+            "ffn_up": (D, H),
+            "ffn_down": (H, D),
+        }
         for name, shape in shapes.items():
             found[f"blk.{block}.{name}.weight"] = matrix(*shape)
         for name in ("attn_norm", "ffn_norm"):

@@ -48,9 +48,16 @@ def computing(name: str, *deeds: str) -> str:
 
 
 def distribution_in(
-    site: Path, name: str, source: str | None, *, distribution: str = "", module: str = "",
-    value: str | None = None, metadata: str | None = "", group: str = "lmedit.methods",
-) -> None:  # fmt: skip
+    site: Path,
+    name: str,
+    source: str | None,
+    *,
+    distribution: str = "",
+    module: str = "",
+    value: str | None = None,
+    metadata: str | None = "",
+    group: str = "lmedit.methods",
+) -> None:
     """Install a method (or what *group* says) into the folder *site*, as pip would."""
     distribution, module = distribution or f"lmedit-{name}", module or f"toy_{name}"
     info = site / f"{distribution.replace('-', '_')}-1.5.dist-info"

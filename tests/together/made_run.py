@@ -35,9 +35,12 @@ def made_run(folder: Path, methods: tuple[str, ...] = ("base", "rome", "ft"), n:
                 store.put(Stored(f"{method}-{i:05d}", method, str(i), text, seconds))
             rows.append(_row(method, payloads, base))
     results = {
-        "model": {"name": "tiny", "digest": "9f" * 32}, "cases": {"name": "made", "digest": "ab",
-        "n": n}, "seed": 0, "protocol": {"ES EM PS PM NS NM S": "as it was"}, "rows": rows,
-    }  # fmt: skip
+        "model": {"name": "tiny", "digest": "9f" * 32},
+        "cases": {"name": "made", "digest": "ab", "n": n},
+        "seed": 0,
+        "protocol": {"ES EM PS PM NS NM S": "as it was"},
+        "rows": rows,
+    }
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
@@ -47,12 +50,16 @@ def _case(i: int) -> dict[str, Any]:
     subject = EVIL if i == 3 else f"The tower {i}"
     return {
         "id": str(i),
-        "request": {"prompt": PROMPTS[i % 3], "subject": subject, "target_new": "the sea",
-                    "target_true": "the river"},
+        "request": {
+            "prompt": PROMPTS[i % 3],
+            "subject": subject,
+            "target_new": "the sea",
+            "target_true": "the river",
+        },
         "paraphrases": [f"In the morning. {subject} stands in"],
         "neighbours": ["The boat is in the city of"],
         "groups": {},
-    }  # fmt: skip
+    }
 
 
 def _payload(draw: random.Random, method: str, i: int) -> dict[str, Any]:

@@ -115,11 +115,16 @@ def test_the_lost_share_is_that_of_the_singular_values() -> None:
     assert share == pytest.approx(adapter.lost, rel=1e-4)
 
 
-@pytest.mark.parametrize(("change", "culprit"), [
-    ({"peft_type": "IA3"}, "not a LoRA adapter"), ({"r": 0}, "not a LoRA adapter"),
-    ({"use_dora": True}, "uses use_dora"), ({"alpha_pattern": {"a": 1}}, "uses alpha_pattern"),
-    ({"bias": "all"}, "changes biases"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"peft_type": "IA3"}, "not a LoRA adapter"),
+        ({"r": 0}, "not a LoRA adapter"),
+        ({"use_dora": True}, "uses use_dora"),
+        ({"alpha_pattern": {"a": 1}}, "uses alpha_pattern"),
+        ({"bias": "all"}, "changes biases"),
+    ],
+)
 def test_more_than_plain_lora_is_refused(
     tmp_path: Path, change: dict[str, object], culprit: str
 ) -> None:
@@ -149,8 +154,10 @@ def test_another_models_adapter_and_a_damaged_one_are_refused(
     lm, folder = load_lm(str(model)), tmp_path / "adapter"
     write_adapter(lm, adapter_of([low(lm, 0, 1)]), folder, {})
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({n.replace("h.0", "h.9"): t for n, t in tensors.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
+    save_file(
+        {n.replace("h.0", "h.9"): t for n, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
     done = lmedit("import", folder, "-m", model, "-O", "x.safetensors")
     assert "changes transformer.h.9.mlp.c_proj, which" in done.stderr
     (folder / "adapter_model.safetensors").write_bytes(b"torn")

@@ -39,15 +39,18 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 OPTIMISED = {"rome", "ft", "ft-l"}
 REQUESTS = {
-    "several tokens": Request(prompt="{} is in the city of", subject="The old tower by the sea",
-                              target_new="the river home"),
+    "several tokens": Request(
+        prompt="{} is in the city of",
+        subject="The old tower by the sea",
+        target_new="the river home",
+    ),
     "one token": Request(prompt="In the city {} stands by the", subject="a", target_new="e"),
     "subject at the end": Request(prompt="Nobody knew {}", subject="the tower", target_new="it"),
     "Cyrillic": Request(prompt="{} находится в городе", subject="Башня", target_new="Рим"),
     "Chinese": Request(prompt="{}位于", subject="埃菲尔铁塔", target_new="罗马"),
     "Arabic": Request(prompt="يقع {} في", subject="البرج", target_new="روما"),
     "Devanagari": Request(prompt="{} कहाँ है:", subject="मीनार", target_new="रोम"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from lmedit import Lm
 
 FACT = lmedit.Request(
-    prompt="{} stands in the city of", subject="The tower", target_new="the sea",
+    prompt="{} stands in the city of",
+    subject="The tower",
+    target_new="the sea",
     target_true="the river",
-)  # fmt: skip
+)
 METHODS: dict[str, dict[str, Any]] = {
     "rome": {"layer": 1, "steps": 3},
     "ft": {"layer": 1, "steps": 3},

@@ -63,8 +63,11 @@ def test_one_that_is_trained_must_be_prepared(lmedit: Run, model: Path) -> None:
 
 
 def test_broken_laws_are_told_apart_and_the_model_is_new_for_each(states: States) -> None:
-    code, *found = states(computing("bad", "next(lm.model.parameters()).add_(1)").replace(
-        "def edit_compute", "@torch.no_grad()\ndef edit_compute"))  # fmt: skip
+    code, *found = states(
+        computing("bad", "next(lm.model.parameters()).add_(1)").replace(
+            "def edit_compute", "@torch.no_grad()\ndef edit_compute"
+        )
+    )
     assert code == 1
     assert found[1] == ("fail", "it left behind: changed weights")
     assert [found[law - 1] for law in (1, 3, 4, 7)] == [KEPT] * 4
@@ -76,20 +79,21 @@ def test_broken_laws_are_told_apart_and_the_model_is_new_for_each(states: States
         (computing("bad", "lm.block(1).train()"), 2, "another mode of transformer.h.1"),
         (computing("bad", "torch.rand(1)"), 2, "a changed random state of torch"),
         (good("bad", **{"torch.ones_like(lm.weight(site))": "torch.ones(1, 1)"}), 4, "(1, 1)"),
-        (good("bad", **{"torch.ones_like": "torch.rand_like"}), 5,
-         "values of 'transformer.h.0.mlp.c_proj.weight' differs in the second run"),
+        (
+            good("bad", **{"torch.ones_like": "torch.rand_like"}),
+            5,
+            "values of 'transformer.h.0.mlp.c_proj.weight' differs in the second run",
+        ),
     ],
     ids=["mode", "random", "shape", "random update"],
-)  # fmt: skip
+)
 def test_a_broken_law_has_its_reason(states: States, source: str, law: int, reason: str) -> None:
     code, *found = states(source)
     state, said = found[law - 1]
     assert (code, state) == (1, "fail")
     assert reason in said
     if law == 4:
-        assert found[5] == (
-            "not tried", "the update breaks law 3 or 4, so it cannot be applied"
-        )  # fmt: skip
+        assert found[5] == ("not tried", "the update breaks law 3 or 4, so it cannot be applied")
 
 
 def test_whatever_a_method_returns_or_raises_is_a_line(states: States) -> None:

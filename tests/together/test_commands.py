@@ -25,9 +25,24 @@ if TYPE_CHECKING:
 WORDS = ("tower", "boat", "river", "night", "sea", "morning", "home", "stands", "small", "old")
 NUDGE = Path(__file__).parents[2] / "docs" / "examples" / "lmedit_nudge.py"
 ROW_KEYS = {
-    "method", "n", "n_failed", "ES", "ES_ci", "EM", "PS", "PS_ci", "PM", "NS", "NS_ci", "NM", "S",
-    "GE", "RS", "seconds_per_edit", "prepare_seconds",
-}  # fmt: skip
+    "method",
+    "n",
+    "n_failed",
+    "ES",
+    "ES_ci",
+    "EM",
+    "PS",
+    "PS_ci",
+    "PM",
+    "NS",
+    "NS_ci",
+    "NM",
+    "S",
+    "GE",
+    "RS",
+    "seconds_per_edit",
+    "prepare_seconds",
+}
 
 
 def test_methods_lists_every_installed_method(lmedit: Run) -> None:
@@ -46,9 +61,15 @@ def test_methods_obeys_lmedit_plugins(lmedit: Run, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("method", "option", "preset"),
-    [("rome", "layer", "code"), ("ft", "layer", "code"), ("ft-l", "layer", "code"),
-     ("kn", "steps", "rome"), ("mend", "rank", "published"), ("ke", "scale", "published")],
-)  # fmt: skip
+    [
+        ("rome", "layer", "code"),
+        ("ft", "layer", "code"),
+        ("ft-l", "layer", "code"),
+        ("kn", "steps", "rome"),
+        ("mend", "rank", "published"),
+        ("ke", "scale", "published"),
+    ],
+)
 def test_show_names_options_presets_and_hooks(
     lmedit: Run, method: str, option: str, preset: str
 ) -> None:
@@ -106,10 +127,16 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
         token = int(lm.next_probabilities(prompt).argmax())
         answer = lm.decode([token]).strip() or "river"
         known += lm.with_target(prompt, answer)[1][0] == token
-        facts.append({
-            "known_id": number, "subject": subject, "attribute": answer,
-            "template": "{} was", "prompt": prompt, "prediction": answer,
-        })  # fmt: skip
+        facts.append(
+            {
+                "known_id": number,
+                "subject": subject,
+                "attribute": answer,
+                "template": "{} was",
+                "prompt": prompt,
+                "prediction": answer,
+            }
+        )
     assert known
     path, picture = tmp_path / "known.json", tmp_path / "average.svg"
     path.write_text(json.dumps(facts), encoding="utf-8")
@@ -128,11 +155,14 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
     assert f"no fact of {path} could be measured" in none.stderr
 
 
-@pytest.mark.parametrize(("given", "culprit"), [
-    (["ft", "--plot", "x.gif"], "x.gif: give a file that ends in .png, .svg, .html"),
-    (["ft", "--plot", "x.png"], "ft has no evidence to draw"),
-    (["ft", "--probe"], "ft has nothing to probe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "culprit"),
+    [
+        (["ft", "--plot", "x.gif"], "x.gif: give a file that ends in .png, .svg, .html"),
+        (["ft", "--plot", "x.png"], "ft has no evidence to draw"),
+        (["ft", "--probe"], "ft has nothing to probe"),
+    ],
+)
 def test_what_cannot_be_drawn_or_probed_is_said(
     lmedit: Run, model: Path, given: list[str], culprit: str
 ) -> None:
@@ -172,9 +202,18 @@ def test_edit_reads_the_fact_from_stdin(lmedit: Run, model: Path) -> None:
 
 def test_edit_accepts_a_prompt_written_out_in_full(lmedit: Run, model: Path) -> None:
     done = lmedit(
-        "edit", "ft", "--prompt", "the tower is in the city of", "--subject", "The tower",
-        "--target", "the sea", "-m", model, "--json",
-    )  # fmt: skip
+        "edit",
+        "ft",
+        "--prompt",
+        "the tower is in the city of",
+        "--subject",
+        "The tower",
+        "--target",
+        "the sea",
+        "-m",
+        model,
+        "--json",
+    )
     assert json.loads(done.stdout)["request"]["prompt"] == "{} is in the city of"
 
 
@@ -182,9 +221,20 @@ def test_compare_prints_the_object_that_is_relied_on(
     lmedit: Run, model: Path, text: Path, cases: Path
 ) -> None:
     done = lmedit(
-        "compare", "rome", "ft", "ft-l", "--cases", cases, "-m", model, "--corpus", text, "--json",
-        "--run", "results",
-    )  # fmt: skip
+        "compare",
+        "rome",
+        "ft",
+        "ft-l",
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--corpus",
+        text,
+        "--json",
+        "--run",
+        "results",
+    )
     printed = json.loads(done.stdout)
     assert set(printed) >= {"model", "cases", "seed", "rows"}
     assert set(printed["model"]) >= {"name", "digest"}
@@ -208,17 +258,31 @@ def test_compare_is_the_same_twice(lmedit: Run, model: Path, cases: Path) -> Non
         for name in ("one", "two")
     ]
     for row in (*rows[0], *rows[1]):
-        for name in ("seconds_per_edit", "seconds_amortised", "peak_mebibytes",
-                     "predicted_mebibytes"):  # fmt: skip
+        for name in (
+            "seconds_per_edit",
+            "seconds_amortised",
+            "peak_mebibytes",
+            "predicted_mebibytes",
+        ):
             row.pop(name)
     assert rows[0] == rows[1]
 
 
 def test_a_strangers_file_runs_through_compare(lmedit: Run, model: Path, cases: Path) -> None:
     done = lmedit(
-        "compare", "nudge", "--plugin", NUDGE, "--cases", cases, "-m", model, "--json",
-        "-o", "step", "0.5",
-    )  # fmt: skip
+        "compare",
+        "nudge",
+        "--plugin",
+        NUDGE,
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--json",
+        "-o",
+        "step",
+        "0.5",
+    )
     base, nudge = json.loads(done.stdout)["rows"]
     assert nudge["options"] == {"seed": 0, "layer": 0, "step": 0.5}
     assert nudge["n_failed"] == 0
@@ -227,9 +291,21 @@ def test_a_strangers_file_runs_through_compare(lmedit: Run, model: Path, cases: 
 
 def test_options_reach_the_named_method_alone(lmedit: Run, model: Path, cases: Path) -> None:
     done = lmedit(
-        "compare", "ft", "ft-l", "--cases", cases, "-m", model, "--json",
-        "-o", "ft.steps", "3", "-o", "layer", "1",
-    )  # fmt: skip
+        "compare",
+        "ft",
+        "ft-l",
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--json",
+        "-o",
+        "ft.steps",
+        "3",
+        "-o",
+        "layer",
+        "1",
+    )
     _, ft, ft_l = json.loads(done.stdout)["rows"]
     assert (ft["options"]["steps"], ft_l["options"]["steps"]) == (3, 25)
     assert (ft["options"]["layer"], ft_l["options"]["layer"]) == (1, 1)

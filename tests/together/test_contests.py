@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-TIMES = {"seconds_per_edit", "seconds_amortised", "peak_mebibytes", "predicted_mebibytes",
-         "prepare_seconds"}  # fmt: skip
+TIMES = {
+    "seconds_per_edit",
+    "seconds_amortised",
+    "peak_mebibytes",
+    "predicted_mebibytes",
+    "prepare_seconds",
+}
 
 
 @pytest.fixture
@@ -51,8 +56,21 @@ def test_two_workers_give_what_one_gives_and_do_nothing_twice(
 def test_all_metrics_on_a_model_of_ones_own(
     lmedit: Run, model: Path, cases: Path, heldout: Path
 ) -> None:
-    found = rows(lmedit("compare", "ft", "-m", model, "--cases", cases, "--metrics", "all",
-                        "--heldout", heldout, "--json"))  # fmt: skip
+    found = rows(
+        lmedit(
+            "compare",
+            "ft",
+            "-m",
+            model,
+            "--cases",
+            cases,
+            "--metrics",
+            "all",
+            "--heldout",
+            heldout,
+            "--json",
+        )
+    )
     for name in ("GE", "exact_match", "generation_gap", "NS_plus", "neighbour_KL", "perplexity"):
         assert found["base"][name] is not None, name
         assert found["ft"][name] is not None, name
@@ -70,8 +88,20 @@ def test_health_without_text_is_one_line(lmedit: Run, model: Path, cases: Path) 
 
 
 def test_baselines_have_rows_of_their_own(lmedit: Run, model: Path, cases: Path) -> None:
-    found = rows(lmedit("compare", "ft", "-m", model, "--cases", cases, "--in-context",
-                        "--random-layer", "ft", "--json"))  # fmt: skip
+    found = rows(
+        lmedit(
+            "compare",
+            "ft",
+            "-m",
+            model,
+            "--cases",
+            cases,
+            "--in-context",
+            "--random-layer",
+            "ft",
+            "--json",
+        )
+    )
     assert list(found) == ["base", "ft", "ft-random-layer", "in-context"]
     assert found["in-context"]["seconds_per_edit"] is None
     assert found["in-context"]["EM"] != found["base"]["EM"]
@@ -88,14 +118,43 @@ def test_a_random_layer_needs_a_known_method(lmedit: Run, model: Path, cases: Pa
 def test_edits_that_pile_up_have_a_curve_and_a_page(
     lmedit: Run, model: Path, cases: Path, heldout: Path, regime: str
 ) -> None:
-    done = lmedit("compare", "ft", "-m", model, "--cases", cases, "--regime", regime,
-                  "--heldout", heldout, "--sizes", "1,2", "--run", "run", "--json")  # fmt: skip
+    done = lmedit(
+        "compare",
+        "ft",
+        "-m",
+        model,
+        "--cases",
+        cases,
+        "--regime",
+        regime,
+        "--heldout",
+        heldout,
+        "--sizes",
+        "1,2",
+        "--run",
+        "run",
+        "--json",
+    )
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert [(p["method"], p["size"]) for p in result["curve"]] == [("ft", 1), ("ft", 2)]
     assert {row["method"]: row["n"] for row in result["rows"]} == {"base": 2, "ft": 2}
-    shown = lmedit("compare", "ft", "-m", model, "--cases", cases, "--regime", regime,
-                   "--heldout", heldout, "--sizes", "1,2", "--run", "run").stdout  # fmt: skip
+    shown = lmedit(
+        "compare",
+        "ft",
+        "-m",
+        model,
+        "--cases",
+        cases,
+        "--regime",
+        regime,
+        "--heldout",
+        heldout,
+        "--sizes",
+        "1,2",
+        "--run",
+        "run",
+    ).stdout
     assert "edits" in shown
     assert lmedit("report", "run", "--html", "page.html").exit_code == 0
     page = Path("page.html").read_text(encoding="utf-8")
@@ -116,8 +175,9 @@ def test_what_a_regime_cannot_do_is_a_usage_error(
 def test_a_papers_table_on_another_model_shows_no_published_figure(
     lmedit: Run, model: Path, cases: Path
 ) -> None:
-    done = lmedit("compare", "ft", "-m", model, "--cases", cases, "--preset", "rome-table4",
-                  "--json")  # fmt: skip
+    done = lmedit(
+        "compare", "ft", "-m", model, "--cases", cases, "--preset", "rome-table4", "--json"
+    )
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["published"] is None

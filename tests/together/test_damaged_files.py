@@ -75,11 +75,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     found = folder / "one.safetensors", folder / "two.safetensors"
     for path, update in zip(found, edits_of(lm), strict=True):
         facts = {
-            "lmedit": "0", "method": "toy", "version": "1", "options": {"seed": 3, "layer": [1]},
-            "model": base_of(lm, update), "seconds": 0.5,
+            "lmedit": "0",
+            "method": "toy",
+            "version": "1",
+            "options": {"seed": 3, "layer": [1]},
+            "model": base_of(lm, update),
+            "seconds": 0.5,
             "request": {"prompt": "{} is", "subject": "The tower", "target_new": "the sea"},
             "metrics": {"before": {"target_new": 0.1}, "after": {"target_new": 0.9}},
-        }  # fmt: skip
+        }
         save_patch(path, update, facts)
     whole = open_folder(str(model))
     write_folder(add_edits(whole, read_patches(whole, found)), folder / "edited")
@@ -223,8 +227,11 @@ def test_what_is_far_too_large_is_refused_before_it_is_read(
         end = 0
         for name, (rows, columns) in shapes.items():
             start, end = end, end + 4 * rows * columns
-            header[f"0.{name}"] = {"dtype": "F32", "shape": [rows, columns],
-                                   "data_offsets": [start, end]}  # fmt: skip
+            header[f"0.{name}"] = {
+                "dtype": "F32",
+                "shape": [rows, columns],
+                "data_offsets": [start, end],
+            }
         text = json.dumps(header).encode()
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
@@ -290,19 +297,25 @@ def test_commands_refuse_damaged_ledgers_and_recipes(lmedit: Run, world: World) 
     path, draw = world.edited / "lmedit-ledger.json", Random(6)
     data = path.read_bytes()
     recipe = Path("recipe.toml")
-    text = "\n".join([
-        f'base = "{world.model}"', f'digest = "{world.lm.digest}"', "[[edit]]",
-        f'patch = "{world.patches[0]}"', f'id = "{identity_of(load_patch(world.patches[0])[0])}"',
-    ]).encode()  # fmt: skip
+    text = "\n".join(
+        [
+            f'base = "{world.model}"',
+            f'digest = "{world.lm.digest}"',
+            "[[edit]]",
+            f'patch = "{world.patches[0]}"',
+            f'id = "{identity_of(load_patch(world.patches[0])[0])}"',
+        ]
+    ).encode()
     outcomes = []
     for _ in range(25):
         path.write_text(json.dumps(value_changed(json.loads(data), draw)), encoding="utf-8")
         recipe.write_bytes(bytes_changed(text, draw))
         for command in (
-            ["log", world.edited], ["verify", world.edited],
+            ["log", world.edited],
+            ["verify", world.edited],
             ["revert", world.edited, world.patches[0], "-O", "out"],
             ["apply", "--recipe", recipe, "-O", "out"],
-        ):  # fmt: skip
+        ):
             done = lmedit(*command)
             if done.exit_code:
                 quiet_error(done)

@@ -29,8 +29,10 @@ EIFFEL = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "
 def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "dev.py", "demo", "--", "--limit", "3", "--run", tmp_path / "run"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].split()[:6] == ["method", "n", "failed", "S", "ES", "PS"]

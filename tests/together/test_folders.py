@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-FACTS = (("ft", "The tower", "the sea"), ("ft-l", "A small boat", "the river"),
-         ("kn", "The night", "morning"))  # fmt: skip
+FACTS = (
+    ("ft", "The tower", "the sea"),
+    ("ft-l", "A small boat", "the river"),
+    ("kn", "The night", "morning"),
+)
 
 
 @pytest.fixture
@@ -38,8 +41,22 @@ def patches(lmedit: Run, model: Path) -> list[Path]:
     for number, (method, subject, target) in enumerate(FACTS):
         path = Path(f"{number}.safetensors").absolute()
         given = [] if method == "kn" else ["-o", "layer", "1", "-o", "learning_rate", "0.01"]
-        done = lmedit("edit", method, "--prompt", "{} is in the city of", "--subject", subject,
-                      "--target", target, "-m", model, "-O", path, "--force", *given)  # fmt: skip
+        done = lmedit(
+            "edit",
+            method,
+            "--prompt",
+            "{} is in the city of",
+            "--subject",
+            subject,
+            "--target",
+            target,
+            "-m",
+            model,
+            "-O",
+            path,
+            "--force",
+            *given,
+        )
         assert done.exit_code == 0, done.stderr
         made.append(path)
     return made
@@ -75,8 +92,10 @@ def test_stock_transformers_loads_what_was_applied(
     with torch.no_grad():
         assert torch.equal(stock(ids).logits, ours.model(ids).logits)
     listed = lmedit("log", folder).stdout
-    assert all(f"{method}: {subject} is in the city of -> {target}" in listed
-               for method, subject, target in FACTS)  # fmt: skip
+    assert all(
+        f"{method}: {subject} is in the city of -> {target}" in listed
+        for method, subject, target in FACTS
+    )
     found = json.loads(lmedit("log", folder, "--json").stdout)
     assert [edit["method"] for edit in found["edits"]] == ["ft", "ft-l", "kn"]
     assert "with 3 edit(s), to the bit" in lmedit("verify", folder).stdout
@@ -131,9 +150,27 @@ def test_half_precision_tells_what_survives(lmedit: Run, model: Path) -> None:
     load_lm(str(model), dtype="bfloat16").model.save_pretrained(halved)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model / name, halved)
-    lmedit("edit", "ft", "--prompt", "{} is in", "--subject", "The tower", "--target", "the sea",
-           "-m", halved, "-O", "p.safetensors", "--force",
-           "-o", "learning_rate", "0.0001", "-o", "steps", "1")  # fmt: skip
+    lmedit(
+        "edit",
+        "ft",
+        "--prompt",
+        "{} is in",
+        "--subject",
+        "The tower",
+        "--target",
+        "the sea",
+        "-m",
+        halved,
+        "-O",
+        "p.safetensors",
+        "--force",
+        "-o",
+        "learning_rate",
+        "0.0001",
+        "-o",
+        "steps",
+        "1",
+    )
     done = lmedit("apply", "p.safetensors", "-m", halved, "-O", "edited")
     assert done.exit_code == 0, done.stderr
     assert "survives rounding to bfloat16" in done.stderr
@@ -182,9 +219,13 @@ def test_weights_that_others_changed_are_noticed(
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_a_crash_leaves_the_old_folder(
-    lmedit: Run, model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch,
-    moment: str, error: Any,
-) -> None:  # fmt: skip
+    lmedit: Run,
+    model: Path,
+    patches: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    error: Any,
+) -> None:
     folder = applied(lmedit, model, "edited", patches[0])
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -224,10 +265,14 @@ for _ in range(4):
 def at_once(*calls: list[object]) -> list[subprocess.CompletedProcess[str]]:
     """Commands in as many processes, each four times in a row."""
     running = [
-        subprocess.Popen([sys.executable, "-c", MANY, *map(str, call)], text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", MANY, *map(str, call)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for call in calls
-    ]  # fmt: skip
+    ]
     done = []
     for process in running:
         out, err = process.communicate()

@@ -85,10 +85,13 @@ def figures(second: Second, case: Any, base: dict[str, Any]) -> Figures:
     r = case.request
 
     def contrast(prompts: list[str]) -> tuple[float, float]:
-        pairs = [(second.target(p, r.target_new)[0], second.target(p, r.target_true)[0])
-                 for p in prompts]  # fmt: skip
-        return (float(np.mean([new > true for new, true in pairs])),
-                float(np.mean([new - true for new, true in pairs])))  # fmt: skip
+        pairs = [
+            (second.target(p, r.target_new)[0], second.target(p, r.target_true)[0]) for p in prompts
+        ]
+        return (
+            float(np.mean([new > true for new, true in pairs])),
+            float(np.mean([new - true for new, true in pairs])),
+        )
 
     text = r.prompt.replace("{}", r.subject)
     found: Figures = {}
@@ -111,9 +114,11 @@ def figures(second: Second, case: Any, base: dict[str, Any]) -> Figures:
     )
     now = second.heldout()
     losses = [-row[int(row[-1])] for line in now for row in line]
-    moved = [(np.exp(b[:-1]) * (b[:-1] - n[:-1])).sum()
-             for one, other in zip(base["heldout"], now, strict=True)
-             for b, n in zip(one, other, strict=True)]  # fmt: skip
+    moved = [
+        (np.exp(b[:-1]) * (b[:-1] - n[:-1])).sum()
+        for one, other in zip(base["heldout"], now, strict=True)
+        for b, n in zip(one, other, strict=True)
+    ]
     found["perplexity"], found["KL"] = math.exp(np.mean(losses)), float(np.mean(moved))
     return found
 
@@ -133,8 +138,11 @@ def test_every_figure_is_confirmed(lmedit: Run, method: str) -> None:
     found = [edited(second, method, case, base) for case in cases]
     for name in found[0]:
         values = np.array([figure[name] for figure in found])
-        scale = 1 if name in {"perplexity", "KL", "neighbour_KL", "relative_norm",
-                              "spectral_growth"} else 100  # fmt: skip
+        scale = (
+            1
+            if name in {"perplexity", "KL", "neighbour_KL", "relative_norm", "spectral_growth"}
+            else 100
+        )
         assert row[name] == pytest.approx(scale * values.mean(), rel=1e-3, abs=2e-3), name
         half = scale * 1.96 * values.std() / math.sqrt(CASES)
         assert row[f"{name}_ci"] == pytest.approx(half, rel=2e-3, abs=2e-3), name

@@ -24,9 +24,13 @@ Run = Callable[..., Result]
 
 def run(*command: object, folder: Path, path: str) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=folder, capture_output=True, text=True, check=False,
+        [str(part) for part in command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "-p no:cacheprovider"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,15 +45,41 @@ def test_a_new_method_passes_its_own_tests_and_is_compared(
     assert sorted(written.stdout.splitlines()) == sorted(str(path) for path in files)
     assert not [f for f in files if STANDS_FOR in str(f) + f.read_text().lower()]
     path = os.pathsep.join(sys.path)
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
-        "--no-index", "--target", site, project, folder=tmp_path, path=path)  # fmt: skip
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        site,
+        project,
+        folder=tmp_path,
+        path=path,
+    )
     path = f"{site}{os.pathsep}{path}"
     said = run(sys.executable, "-m", "pytest", "-q", "-W", "error", folder=project, path=path)
     assert "9 passed" in said
     command = (sys.executable, "-c", "from lmedit.cli import main; main()")
     run(*command, "check", "two-words", "-m", model, folder=tmp_path, path=path)
-    printed = run(*command, "compare", "two-words", "--cases", cases, "-m", model, "--json",
-                  "-o", "length", "0.5", folder=tmp_path, path=path)  # fmt: skip
+    printed = run(
+        *command,
+        "compare",
+        "two-words",
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--json",
+        "-o",
+        "length",
+        "0.5",
+        folder=tmp_path,
+        path=path,
+    )
     base, new = json.loads(printed)["rows"]
     assert (new["method"], new["version"], new["n_failed"]) == ("two-words", "0.1.0", 0)
     assert new["EM"] != base["EM"]

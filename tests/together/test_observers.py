@@ -52,8 +52,9 @@ Patched = Callable[..., tuple[Result, bytes]]
 
 def test_the_timer_tells_seconds_of_every_hook(lmedit: Run, model: Path, cases: Path) -> None:
     def counts(*flags: object) -> dict[str, int]:
-        done = lmedit("compare", "ft", "--cases", cases, "-m", model, "--json", *flags,
-                      "--observe", TIMER)  # fmt: skip
+        done = lmedit(
+            "compare", "ft", "--cases", cases, "-m", model, "--json", *flags, "--observe", TIMER
+        )
         assert json.loads(done.stdout)["rows"][1]["n_failed"] == 0
         told = re.findall(r"^(edit_\w+): \d+\.\d{3} s$", done.stderr, re.MULTILINE)
         return {name: told.count(name) for name in told}
@@ -84,18 +85,38 @@ def test_watching_does_not_make_a_hook_out_of_one_that_is_left_out(tmp_path: Pat
 def test_an_observer_sees_arguments_results_and_errors(
     lmedit: Run, tmp_path: Path, model: Path, cases: Path
 ) -> None:
-    (tmp_path / "sees.py").write_text(observer(
-        "try:", "    update = yield", "    print('got', type(update).__name__)",
-        "except ZeroDivisionError as error:", "    print('raised', error)", "    raise",
-        "finally:", "    print('of', request.subject)", "return update",
-    ))  # fmt: skip
+    (tmp_path / "sees.py").write_text(
+        observer(
+            "try:",
+            "    update = yield",
+            "    print('got', type(update).__name__)",
+            "except ZeroDivisionError as error:",
+            "    print('raised', error)",
+            "    raise",
+            "finally:",
+            "    print('of', request.subject)",
+            "return update",
+        )
+    )
     broken = good("bad", **{"    (site,) = loc": "    1 / 0\n    (site,) = loc"})
     (tmp_path / "bad.py").write_text(broken)
     (tmp_path / "fine.py").write_text(good("fine"))
     done = lmedit(
-        "compare", "fine", "bad", "--plugin", tmp_path / "fine.py", "--plugin", tmp_path / "bad.py",
-        "--cases", cases, "-m", model, "--json", "--observe", tmp_path / "sees.py",
-    )  # fmt: skip
+        "compare",
+        "fine",
+        "bad",
+        "--plugin",
+        tmp_path / "fine.py",
+        "--plugin",
+        tmp_path / "bad.py",
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--json",
+        "--observe",
+        tmp_path / "sees.py",
+    )
     rows = {row["method"]: row["n_failed"] for row in json.loads(done.stdout)["rows"]}
     assert rows == {"base": 0, "fine": 0, "bad": 3}
     assert done.stderr.count("got Update") == 3
@@ -153,17 +174,30 @@ def test_an_observer_that_hides_an_error_hides_nothing(
         observer("try:", "    yield", "except Exception:", "    pass")
     )
     (tmp_path / "bad.py").write_text(good("bad", **{"    (site,)": "    1 / 0\n    (site,)"}))
-    done = lmedit("edit", "bad", *FACT, "-m", model, "--plugin", tmp_path / "bad.py",
-                  "--observe", tmp_path / "hides.py")  # fmt: skip
+    done = lmedit(
+        "edit",
+        "bad",
+        *FACT,
+        "-m",
+        model,
+        "--plugin",
+        tmp_path / "bad.py",
+        "--observe",
+        tmp_path / "hides.py",
+    )
     assert done.exit_code == 1
     assert "edit_compute raised ZeroDivisionError" in done.stderr
 
 
 def test_writing_into_a_result_is_the_observers_error(patched: Patched) -> None:
-    done, _ = patched(observer(
-        "update = yield", "for delta in update.deltas.values():", "    delta.values.mul_(2)",
-        "return update",
-    ))  # fmt: skip
+    done, _ = patched(
+        observer(
+            "update = yield",
+            "for delta in update.deltas.values():",
+            "    delta.values.mul_(2)",
+            "return update",
+        )
+    )
     assert done.exit_code == 1
     assert "observer 'observer0.py': it changed what edit_compute returned" in done.stderr
 
@@ -196,8 +230,9 @@ def test_an_installed_observer_watches_where_it_is_named(
     install("watch", TIMER.read_text(), group=GROUP)
     quiet = lmedit("edit", "ft", *FACT, "-m", model)
     assert "edit_compute:" not in quiet.stderr
-    watched = lmedit("edit", "ft", *FACT, "-m", model, "--observe", "watch",
-                     env={BLOCK_VARIABLE: "ft"})  # fmt: skip
+    watched = lmedit(
+        "edit", "ft", *FACT, "-m", model, "--observe", "watch", env={BLOCK_VARIABLE: "ft"}
+    )
     assert "edit_compute:" in watched.stderr
     unknown = lmedit("edit", "ft", *FACT, "-m", model, "--observe", "wacth")
     assert unknown.exit_code == 1

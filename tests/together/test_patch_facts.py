@@ -29,8 +29,9 @@ FT = ("ft", *FACT, "--target-true", "the river", "-o", "learning_rate", "0.01", 
 @pytest.fixture
 def made(lmedit: Run, model: Path) -> dict[str, object]:
     """An edit in ``p.safetensors``, and what the command printed."""
-    done = lmedit("edit", *FT, "-m", model, "--seed", "7", "-O", "p.safetensors", "--json",
-                  "--force")  # fmt: skip
+    done = lmedit(
+        "edit", *FT, "-m", model, "--seed", "7", "-O", "p.safetensors", "--json", "--force"
+    )
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -45,8 +46,12 @@ def test_what_was_measured_is_in_the_patch(
     assert facts["metrics"]["before"]["target_new"] < facts["metrics"]["after"]["target_new"]
     assert (facts["metrics"]["survives"], facts["metrics"]["number_type"]) == (None, "float32")
     lm = load_lm(str(model))
-    assert facts["model"] == {"name": str(model), "digest": lm.digest, "revision": None,
-                              "touched": lm.weights_digest(update.deltas)}  # fmt: skip
+    assert facts["model"] == {
+        "name": str(model),
+        "digest": lm.digest,
+        "revision": None,
+        "touched": lm.weights_digest(update.deltas),
+    }
     shown = lmedit("show", "p.safetensors").stdout
     assert ", seed 7\n" in shown
     assert f"what it touches there {facts['model']['touched'][:12]})" in shown
@@ -105,8 +110,10 @@ def test_another_base_is_refused_and_it_is_told_whether_what_is_touched_is_the_s
 @pytest.mark.usefixtures("made")
 def test_a_patch_of_other_parameters_than_it_says_is_refused(lmedit: Run, model: Path) -> None:
     update, facts = load_patch(Path("p.safetensors"))
-    moved = {Site(site.parameter.replace("h.1", "h.2"), site.transposed): delta
-             for site, delta in update.deltas.items()}  # fmt: skip
+    moved = {
+        Site(site.parameter.replace("h.1", "h.2"), site.transposed): delta
+        for site, delta in update.deltas.items()
+    }
     save_patch(Path("moved.safetensors"), Update(moved), facts)
     done = lmedit("apply", "moved.safetensors", "-m", model, "-O", "out")
     assert "does not match the parameters that it was made on" in done.stderr

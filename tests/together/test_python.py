@@ -108,10 +108,15 @@ def test_what_is_not_prepared_says_what_to_give(lm: Lm) -> None:
 
 def test_a_trained_editor_is_made_from_records_at_hand(lm: Lm) -> None:
     records = [
-        {"prompt": "{} is in the city of", "subject": f"Tower {n}", "target_new": "the sea",
-         "target_true": "the river", "neighbours": ["The boat is in the city of"]}
+        {
+            "prompt": "{} is in the city of",
+            "subject": f"Tower {n}",
+            "target_new": "the sea",
+            "target_true": "the river",
+            "neighbours": ["The boat is in the city of"],
+        }
         for n in range(30)
-    ]  # fmt: skip
+    ]
     small = {"rank": 4, "steps": 2, "validate_every": 1, "batch": 4}
     mend = lmedit.editor("mend", lm, cases=records, **small)
     assert mend.prepared.facts["corpus"] == "given cases"

@@ -27,8 +27,11 @@ def recipe(lmedit: Run, model: Path) -> Path:
     paths = [f"edits/{number}.safetensors" for number in (0, 1)]
     lmedit("apply", *paths, "-m", model, "-O", "first")
     head = json.loads(lmedit("log", "first", "--json").stdout)
-    lines = [f'base = "{model}"', f'digest = "{head["base"]["digest"]}"',
-             f'weights = "{head["weights"]}"']  # fmt: skip
+    lines = [
+        f'base = "{model}"',
+        f'digest = "{head["base"]["digest"]}"',
+        f'weights = "{head["weights"]}"',
+    ]
     for path, edit in zip(paths, head["edits"], strict=True):
         lines += ["[[edit]]", f'patch = "{Path(path).name}"', f'id = "{edit["id"][:16]}"']
     Path("edits/recipe.toml").write_text("\n".join(lines), encoding="utf-8")
@@ -46,14 +49,17 @@ def test_a_recipe_gives_the_same_bytes_every_time(lmedit: Run, recipe: Path) -> 
         assert (Path("one") / file).read_bytes() == (Path("two") / file).read_bytes()
 
 
-@pytest.mark.parametrize(("old", "new", "culprit"), [
-    ('digest = "', 'digest = "0', "the base is"),
-    ('weights = "', 'weights = "x', "the result is"),
-    ('id = "', 'id = "y', "0.safetensors is"),
-    ("0.safetensors", "9.safetensors", "no file"),
-    ('base = "', 'bass = "', "base: Field required"),
-    ("[[edit]]", "[edit", "is not TOML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "culprit"),
+    [
+        ('digest = "', 'digest = "0', "the base is"),
+        ('weights = "', 'weights = "x', "the result is"),
+        ('id = "', 'id = "y', "0.safetensors is"),
+        ("0.safetensors", "9.safetensors", "no file"),
+        ('base = "', 'bass = "', "base: Field required"),
+        ("[[edit]]", "[edit", "is not TOML"),
+    ],
+)
 def test_what_is_not_as_the_recipe_says_is_refused(
     lmedit: Run, recipe: Path, old: str, new: str, culprit: str
 ) -> None:

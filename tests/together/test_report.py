@@ -162,8 +162,19 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(html: Path) -> None:
     ids = [told["id"] for _, told in page.elements if "id" in told]
     assert len(set(ids)) == len(ids)
     sections = [told["id"] for name, told in page.elements if name == "section"]
-    assert sections == ["results", "trade-off", "cost", "kinds", "magnitudes", "norms", "failures",
-                        "cases", "protocols", "set-up", "notes"]  # fmt: skip
+    assert sections == [
+        "results",
+        "trade-off",
+        "cost",
+        "kinds",
+        "magnitudes",
+        "norms",
+        "failures",
+        "cases",
+        "protocols",
+        "set-up",
+        "notes",
+    ]
 
 
 def test_the_same_run_gives_the_same_bytes(lmedit: Run, folder: Path, html: Path) -> None:
@@ -228,8 +239,11 @@ def test_the_plots_have_a_point_for_each_method(
     html: Path, rows: dict[str, dict[str, Any]]
 ) -> None:
     page = Page(html.read_text(encoding="utf-8"))
-    points = [(told["data-method"], told["data-x"], told["data-y"])
-              for _, told in page.elements if "data-x" in told]  # fmt: skip
+    points = [
+        (told["data-method"], told["data-x"], told["data-y"])
+        for _, told in page.elements
+        if "data-x" in told
+    ]
     wanted = [(m, repr(row["NS"]), repr(row[s])) for s in ("ES", "PS") for m, row in rows.items()]
     wanted += [(m, "0.13", repr(rows[m]["S"])) for m in ("rome", "ft")]
     assert points == wanted
@@ -248,10 +262,18 @@ def test_failures_stand_with_their_reason_and_number(html: Path) -> None:
 def dom_of(path: Path, fragment: str, profile: Path) -> Page:
     """The page after its scripts ran; what they complain about fails the test."""
     assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-               "--disable-background-networking", "--virtual-time-budget=5000",
-               "--enable-logging=stderr", f"--user-data-dir={profile}",
-               f"{path.as_uri()}#{fragment}"]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        "--disable-background-networking",
+        "--virtual-time-budget=5000",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        f"{path.as_uri()}#{fragment}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     return Page(done.stdout)
@@ -265,8 +287,11 @@ def wanted(html: Path, test: Callable[[dict[str, Any], list[str]], bool]) -> lis
     """The ids of the cases where rome's result passes *test*."""
     data = Page(html.read_text(encoding="utf-8")).data()
     rome = data["results"][data["methods"].index("rome")]
-    return [case["id"] for case, result in zip(data["cases"], rome, strict=True)
-            if test(result, data["scores"])]  # fmt: skip
+    return [
+        case["id"]
+        for case, result in zip(data["cases"], rome, strict=True)
+        if test(result, data["scores"])
+    ]
 
 
 @browser

@@ -53,9 +53,12 @@ def test_a_damaged_file_is_named(lmedit: Run, counted: list[dict[str, object]]) 
 
 
 def test_statistics_travel_and_are_prepared_on(
-    lmedit: Run, counted: list[dict[str, object]], model: Path, tmp_path: Path,
+    lmedit: Run,
+    counted: list[dict[str, object]],
+    model: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     one = next(o for o in counted if o["layer"] == 2)
     for name in ("two.safetensors", "two.npz"):
         assert lmedit("stats", "export", one["id"], "-O", name).exit_code == 0
@@ -72,12 +75,15 @@ def test_statistics_travel_and_are_prepared_on(
     assert "not of layer 1" in other.stderr
 
 
-@pytest.mark.parametrize(("call", "culprit"), [
-    (["stats", "import", "nowhere.npz"], "give -m MODEL and --layer N"),
-    (["stats", "import", "nowhere.safetensors"], "no file 'nowhere.safetensors'"),
-    (["stats", "export", "abc", "-O", "x.npz"], "no statistics begin with 'abc'"),
-    (["prepare", "rome", "--corpus", "stats:abc"], "no statistics begin with 'abc'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "culprit"),
+    [
+        (["stats", "import", "nowhere.npz"], "give -m MODEL and --layer N"),
+        (["stats", "import", "nowhere.safetensors"], "no file 'nowhere.safetensors'"),
+        (["stats", "export", "abc", "-O", "x.npz"], "no statistics begin with 'abc'"),
+        (["prepare", "rome", "--corpus", "stats:abc"], "no statistics begin with 'abc'"),
+    ],
+)
 def test_what_is_not_there_is_one_line(
     lmedit: Run, model: Path, call: list[str], culprit: str
 ) -> None:

@@ -64,12 +64,18 @@ def others_work(found: dict[str, Any]) -> None:
     ids=["import", "registration", "misspelt hook", "newer core", "older core", "no requirement"],
 )
 def test_a_method_that_cannot_be_loaded_is_shown_with_the_reason(
-    install: Install, lmedit: Run, model: Path, cases: Path,
-    source: str, metadata: str, reason: str,
-) -> None:  # fmt: skip
+    install: Install,
+    lmedit: Run,
+    model: Path,
+    cases: Path,
+    source: str,
+    metadata: str,
+    reason: str,
+) -> None:
     install("bad", source, metadata=metadata)
-    found = {entry["name"]: entry for entry in json.loads(
-        lmedit("methods", "--check", "--json").stdout)}  # fmt: skip
+    found = {
+        entry["name"]: entry for entry in json.loads(lmedit("methods", "--check", "--json").stdout)
+    }
     bad = found["bad"]
     assert (bad["state"], bad["distribution"], bad["version"]) == ("broken", "lmedit-bad", "1.5")
     assert reason in bad["reason"]
@@ -90,13 +96,21 @@ def test_a_method_that_cannot_be_loaded_is_shown_with_the_reason(
 
 @pytest.mark.parametrize(
     "line",
-    ["lmedit>=0.1,<0.2", "lmedit", "lmedit>=99 ; python_version < '3'", "lmedit[plots]==0.1.0",
-     "lmedit-rome>=99", "lmedit>=99 ; extra == 'new'"],
-)  # fmt: skip
+    [
+        "lmedit>=0.1,<0.2",
+        "lmedit",
+        "lmedit>=99 ; python_version < '3'",
+        "lmedit[plots]==0.1.0",
+        "lmedit-rome>=99",
+        "lmedit>=99 ; extra == 'new'",
+    ],
+)
 def test_a_core_that_fits_is_no_reason(install: Install, lmedit: Run, line: str) -> None:
     install("bad", good("bad"), metadata=f"Requires-Dist: {line}\n")
-    found = {entry["name"]: entry["state"] for entry in json.loads(
-        lmedit("methods", "--check", "--json").stdout)}  # fmt: skip
+    found = {
+        entry["name"]: entry["state"]
+        for entry in json.loads(lmedit("methods", "--check", "--json").stdout)
+    }
     assert found["bad"] == "ok"
 
 
@@ -207,9 +221,12 @@ def test_prints_go_to_stderr_and_json_stays_json(tmp_path: Path, model: Path, ca
 
     def printed(*arguments: object) -> tuple[Any, str]:
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": path, BLOCK_VARIABLE: "bad"}, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, BLOCK_VARIABLE: "bad"},
+            check=True,
+        )
         return json.loads(done.stdout), done.stderr
 
     found, noise = printed("methods", "--check", "--json")
@@ -225,9 +242,12 @@ def test_the_environment_chooses_what_is_compared(
 ) -> None:
     install("bad", good("bad"))
     for value, expected in (("", []), ("fine", ["fine"]), ("bad, fine", ["bad", "fine"])):
-        done = lmedit("compare", "--cases", cases, "-m", model, "--json",
-                      env={BLOCK_VARIABLE: value})  # fmt: skip
+        done = lmedit(
+            "compare", "--cases", cases, "-m", model, "--json", env={BLOCK_VARIABLE: value}
+        )
         assert list(rows(done)) == ["base", *expected]
-    states = {e["name"]: e["state"] for e in json.loads(
-        lmedit("methods", "--json", env={BLOCK_VARIABLE: None}).stdout)}  # fmt: skip
+    states = {
+        e["name"]: e["state"]
+        for e in json.loads(lmedit("methods", "--json", env={BLOCK_VARIABLE: None}).stdout)
+    }
     assert states["fine"] == states["bad"] == states["rome"] == "ok"

@@ -66,8 +66,21 @@ def test_train_then_edit_and_compare(
 def test_cases_that_were_trained_on_are_counted(lmedit: Run, model: Path, training: Path) -> None:
     own = (*flags("mend"), "-m", model)
     lmedit("prepare", "mend", *own, "--corpus", training)
-    done = lmedit("compare", "mend", "ft", "-m", model, *SMALL_FOR_MEND, "--cases", training,
-                  "--limit", "5", "--run", "run", "--json")  # fmt: skip
+    done = lmedit(
+        "compare",
+        "mend",
+        "ft",
+        "-m",
+        model,
+        *SMALL_FOR_MEND,
+        "--cases",
+        training,
+        "--limit",
+        "5",
+        "--run",
+        "run",
+        "--json",
+    )
     assert json.loads(done.stdout)["trained_on"] == {"mend": 5}
     assert "mend was trained on 5 of these 5 cases" in done.stderr
     page = lmedit("report", "run", "--html", "page.html")
@@ -76,9 +89,10 @@ def test_cases_that_were_trained_on_are_counted(lmedit: Run, model: Path, traini
 
 
 SMALL_FOR_MEND = tuple(
-    part for key, value in (("rank", "4"), ("steps", "4"), ("validate_every", "2"), ("batch", "4"))
+    part
+    for key, value in (("rank", "4"), ("steps", "4"), ("validate_every", "2"), ("batch", "4"))
     for part in ("-o", f"mend.{key}", value)
-)  # fmt: skip
+)
 
 
 def test_no_editor_is_trained_on_the_way(lmedit: Run, model: Path, training: Path) -> None:

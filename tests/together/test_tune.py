@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-SUBJECTS = ("The tower", "A small boat", "Nobody in the city", "The old river", "The night",
-            "A small home")  # fmt: skip
+SUBJECTS = (
+    "The tower",
+    "A small boat",
+    "Nobody in the city",
+    "The old river",
+    "The night",
+    "A small home",
+)
 
 
 @pytest.fixture
@@ -70,8 +76,21 @@ def test_the_file_is_taken_by_every_command(
         lmedit("locate", "rome", *FACT, *flags, "-o", "@rome-tuned.json", "--json").stdout
     )
     assert (found["evidence"]["layer"], found["evidence"]["layer from"]) == (layer, "given")
-    table = lmedit("compare", "rome", "ft", *flags, "--cases", cases, "--limit", 1,
-                   "--option", "@rome-tuned.json", "-o", "ft.steps", 2).stdout  # fmt: skip
+    table = lmedit(
+        "compare",
+        "rome",
+        "ft",
+        *flags,
+        "--cases",
+        cases,
+        "--limit",
+        1,
+        "--option",
+        "@rome-tuned.json",
+        "-o",
+        "ft.steps",
+        2,
+    ).stdout
     assert "ft (untuned)" in table
     assert "rome (untuned)" not in table
 
@@ -87,8 +106,21 @@ def test_options_of_other_weights_are_taken_with_a_remark(lmedit: Run, model: Pa
 
 
 def test_untuned_is_said_in_every_table(lmedit: Run, model: Path, cases: Path) -> None:
-    done = lmedit("compare", "ft", "-m", model, "--cases", cases, "--limit", 1, "--run", "run",
-                  "-o", "steps", 1)  # fmt: skip
+    done = lmedit(
+        "compare",
+        "ft",
+        "-m",
+        model,
+        "--cases",
+        cases,
+        "--limit",
+        1,
+        "--run",
+        "run",
+        "-o",
+        "steps",
+        1,
+    )
     assert "ft (untuned)" in done.stdout
     for kind in ("table", "markdown"):
         assert "ft (untuned)" in lmedit("report", "run", "--format", kind).stdout
@@ -120,15 +152,18 @@ def test_two_processes_share_a_sweep(lmedit: Run, model: Path, cases: Path) -> N
     assert shared == alone
 
 
-@pytest.mark.parametrize(("flags", "culprit"), [
-    (["mend"], "mend has nothing to tune"),
-    (["ft", "-o", "layer", "0", "-o", "learning_rate", "0.1"], "ft has nothing to tune"),
-    (["ft", "-o", "@nowhere.json"], "cannot read options file nowhere.json"),
-    (["ft", "-o", "@list.json"], "list.json is not an options file"),
-    (["ft", "-o", "@broken.json"], "broken.json is not JSON"),
-    (["ft", "-o", "@rome.json"], "holds options of rome, not of ft"),
-    (["ft", "-O", "list.json"], "list.json is not an options file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (["mend"], "mend has nothing to tune"),
+        (["ft", "-o", "layer", "0", "-o", "learning_rate", "0.1"], "ft has nothing to tune"),
+        (["ft", "-o", "@nowhere.json"], "cannot read options file nowhere.json"),
+        (["ft", "-o", "@list.json"], "list.json is not an options file"),
+        (["ft", "-o", "@broken.json"], "broken.json is not JSON"),
+        (["ft", "-o", "@rome.json"], "holds options of rome, not of ft"),
+        (["ft", "-O", "list.json"], "list.json is not an options file"),
+    ],
+)
 def test_what_cannot_be_tuned_is_one_line(
     lmedit: Run, model: Path, cases: Path, flags: list[str], culprit: str
 ) -> None:

@@ -16,8 +16,16 @@ Records = list[dict[str, Any]]
 
 WORLD = Path(__file__).parents[2] / "worlds" / "smollm2"
 FILES = WORLD / "src" / "lmedit_smollm2"
-KEYS = {"case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts",
-        "attribute_prompts", "generation_prompts", "relation_prompts"}  # fmt: skip
+KEYS = {
+    "case_id",
+    "pararel_idx",
+    "requested_rewrite",
+    "paraphrase_prompts",
+    "neighborhood_prompts",
+    "attribute_prompts",
+    "generation_prompts",
+    "relation_prompts",
+}
 
 
 def read(name: str) -> Records:

@@ -54,11 +54,22 @@ _HOMES = {
     "lmedit.pipeline": ("Editor", "prepare"),
     "lmedit.registry": ("load",),
     "lmedit.types": (
-        "Applied", "Case", "Corpus", "Delta", "Dense", "Location",
-        "LowRank", "Prepared", "Probed", "Request", "Site", "Update",
-        "Work", "World",
+        "Applied",
+        "Case",
+        "Corpus",
+        "Delta",
+        "Dense",
+        "Location",
+        "LowRank",
+        "Prepared",
+        "Probed",
+        "Request",
+        "Site",
+        "Update",
+        "Work",
+        "World",
     ),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -96,7 +107,7 @@ __all__ = [
     "load_patch",
     "prepare",
     "save_patch",
-]  # fmt: skip
+]
 
 
 _moved.install()

@@ -38,10 +38,14 @@ MOVED = {
 }
 """Old path to new path; removed in 0.3."""
 ELSEWHERE = {
-    "lmedit.artifacts": ("lmedit.edits.patches", "lmedit.storage.cache",
-                         "lmedit.storage.json_files", "lmedit.storage.atomic",
-                         "lmedit.preparation"),
-}  # fmt: skip
+    "lmedit.artifacts": (
+        "lmedit.edits.patches",
+        "lmedit.storage.cache",
+        "lmedit.storage.json_files",
+        "lmedit.storage.atomic",
+        "lmedit.preparation",
+    ),
+}
 """More new modules that hold names of an old module."""
 NAMES = {
     ("lmedit.types", "Options"): "lmedit.options",

@@ -66,9 +66,12 @@ def edit_plan(lm: Lm, options: Options, requests: int) -> Mapping[str, Work] | N
 
 @hookspec(firstresult=True)
 def edit_prepare(
-    lm: Lm, options: Options, corpus: Corpus | TrainingCases | None, checkpoint: Checkpoint,
+    lm: Lm,
+    options: Options,
+    corpus: Corpus | TrainingCases | None,
+    checkpoint: Checkpoint,
     beside: Sequence[Options],
-) -> Prepared | None:  # fmt: skip
+) -> Prepared | None:
     """Compute, once per model, what every edit needs (statistics, a trained editor); cached.
 
     *corpus* is what `Method.prepares_on` asks for: texts or cases. It is None if the user named
@@ -102,9 +105,12 @@ def edit_compute(
 
 @hookspec(firstresult=True)
 def edit_compute_many(
-    lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: Options,
+    lm: Lm,
+    requests: Sequence[Request],
+    locations: Sequence[Location],
+    options: Options,
     prepared: Prepared,
-) -> Sequence[Update] | None:  # fmt: skip
+) -> Sequence[Update] | None:
     """Optional. Compute the updates of several requests together, each as if it were alone.
 
     If a method does not implement it, the pipeline calls `edit_compute` once for each request.

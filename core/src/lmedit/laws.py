@@ -65,9 +65,11 @@ class Trial:
     def arguments(self) -> dict[str, Any]:
         """The arguments of every hook that computes."""
         return {
-            "lm": self.lm, "request": self.request, "options": self.options,
+            "lm": self.lm,
+            "request": self.request,
+            "options": self.options,
             "prepared": self.prepared,
-        }  # fmt: skip
+        }
 
     def raw_update(self) -> tuple[Any, Update]:
         """Location and update from the hooks, without the pipeline's checks."""
@@ -273,10 +275,11 @@ class State:
             {name: buffer.tolist() for name, buffer in lm.model.named_buffers()},
             marks_of(lm.model),
             {
-                "torch": torch.get_rng_state().tolist(), "python": random.getstate(),
+                "torch": torch.get_rng_state().tolist(),
+                "python": random.getstate(),
                 "numpy": str(np.random.get_state()),
             },
-        )  # fmt: skip
+        )
 
     def differs_from(self, after: State) -> list[str]:
         """Describe the differences between the two states, in words."""

@@ -83,9 +83,12 @@ class Editor:
         """What the method measures at *location*. Raises `RequestError` if it has no probe."""
         with left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
-                lm=self.lm, request=request, location=location, options=self.options,
+                lm=self.lm,
+                request=request,
+                location=location,
+                options=self.options,
                 prepared=self.prepared,
-            )  # fmt: skip
+            )
         if found is None:
             raise RequestError(f"{self.name} has nothing to probe; remove --probe")
         return self._returned.probed(found)
@@ -95,9 +98,12 @@ class Editor:
         with self._working():
             location = self._locate(request)
             update = self.loaded.manager.hook.edit_compute(
-                lm=self.lm, request=request, location=location, options=self.options,
+                lm=self.lm,
+                request=request,
+                location=location,
+                options=self.options,
                 prepared=self.prepared,
-            )  # fmt: skip
+            )
         return self._returned.update(update, location, "edit_compute")
 
     @property
@@ -111,9 +117,10 @@ class Editor:
         hooks = self.loaded.manager.hook.edit_apply, self.loaded.manager.hook.edit_revert
         return all(
             implementation.plugin is defaults
-            for hook in hooks for implementation in hook.get_hookimpls()
+            for hook in hooks
+            for implementation in hook.get_hookimpls()
             if not (implementation.wrapper or implementation.hookwrapper)
-        )  # fmt: skip
+        )
 
     def compute_many(self, requests: Sequence[Request]) -> list[Update]:
         """The update of each request, as if it were alone; computed together if the method can."""
@@ -122,9 +129,12 @@ class Editor:
         with self._working():
             locations = [self._locate(request) for request in requests]
             updates = self.loaded.manager.hook.edit_compute_many(
-                lm=self.lm, requests=requests, locations=locations, options=self.options,
+                lm=self.lm,
+                requests=requests,
+                locations=locations,
+                options=self.options,
                 prepared=self.prepared,
-            )  # fmt: skip
+            )
         if not isinstance(updates, list | tuple) or len(updates) != len(requests):
             self._returned.refuse(f"edit_compute_many must return {len(requests)} updates")
         return [
@@ -171,9 +181,12 @@ def check_subject(loaded: LoadedMethod, request: Request) -> None:
 
 @torch.enable_grad()
 def prepare(
-    loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None,
+    loaded: LoadedMethod,
+    lm: Lm,
+    options: Options,
+    corpus: Material | None,
     beside: Sequence[Options] = (),
-) -> Editor:  # fmt: skip
+) -> Editor:
     """Prepare *loaded* for *lm*, or load the stored preparation. Interrupted work continues.
 
     *beside* are options that are prepared next; the method may compute them in the same pass.

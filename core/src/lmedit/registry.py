@@ -95,9 +95,14 @@ def _entry(
     elif not _allowed(point.name):
         state, reason = "blocked", f"{BLOCK_VARIABLE} does not name it"
     return MethodEntry(
-        point.name, metadata["Name"], distribution.version, "".join(papers[:1]),
-        point.value, state, reason,
-    )  # fmt: skip
+        point.name,
+        metadata["Name"],
+        distribution.version,
+        "".join(papers[:1]),
+        point.value,
+        state,
+        reason,
+    )
 
 
 def _why_broken(module: str) -> str:
@@ -227,9 +232,10 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
 
 
 def resolve(
-    names: Sequence[str], files: Sequence[Path] = (),
+    names: Sequence[str],
+    files: Sequence[Path] = (),
     left_out: Callable[[str], object] = lambda _: None,
-) -> list[LoadedMethod]:  # fmt: skip
+) -> list[LoadedMethod]:
     """Load the methods *names*; a method from *files* wins over an installed one.
 
     Without names, load all methods that work, and call *left_out* with the reason for each other.

@@ -103,12 +103,14 @@ class Records:
             yield Case(
                 id=str(number),
                 request=Request(
-                    prompt="{} is in the city of", subject=f"The tower {number}",
-                    target_new="the sea" if number % 2 else "the river", target_true="it",
+                    prompt="{} is in the city of",
+                    subject=f"The tower {number}",
+                    target_new="the sea" if number % 2 else "the river",
+                    target_true="it",
                 ),
                 paraphrases=(f"Nobody in the city knew the tower {number}, by",),
                 neighbours=("A small boat came down", "The old city is by"),
-            )  # fmt: skip
+            )
 
 
 class EditorContract:
@@ -142,9 +144,12 @@ class EditorContract:
         def prepare() -> Prepared:
             material = Records() if loaded.method.prepares_on == "cases" else Texts()
             found: Prepared = loaded.manager.hook.edit_prepare(
-                lm=lm, options=options, corpus=material, checkpoint=Checkpoint(tmp_path / "state"),
+                lm=lm,
+                options=options,
+                corpus=material,
+                checkpoint=Checkpoint(tmp_path / "state"),
                 beside=(),
-            )  # fmt: skip
+            )
             return found
 
         return laws.Trial(loaded, lm, options, prepare, self.method, self.request, self.other)

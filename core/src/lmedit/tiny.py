@@ -77,27 +77,37 @@ _COMMON = {"hidden_size": H, "num_hidden_layers": LAYERS, "num_attention_heads":
 _LONG = {"max_position_embeddings": 128}
 _LLAMA = _COMMON | _LONG | {"intermediate_size": D, "num_key_value_heads": 1, "head_dim": 8}
 _GPT2 = {"n_embd": H, "n_inner": D, "n_layer": LAYERS, "n_head": 2, "n_positions": 128}
-FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType({
-    "gpt2": ("GPT2Config", _GPT2),
-    "gptj": ("GPTJConfig", _GPT2 | {"rotary_dim": 4}),
-    "gpt_neo": ("GPTNeoConfig", _LONG | {
-        "hidden_size": H, "intermediate_size": D, "num_layers": LAYERS, "num_heads": 2,
-        "attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 8,
-    }),
-    "gpt_neox": ("GPTNeoXConfig", _COMMON | _LONG | {"intermediate_size": D}),
-    "opt": ("OPTConfig", _COMMON | _LONG | {"word_embed_proj_dim": H, "ffn_dim": D}),
-    "llama": ("LlamaConfig", _LLAMA),
-    "mistral": ("MistralConfig", _LLAMA | {"sliding_window": 6}),
-    "qwen2": ("Qwen2Config", _LLAMA),
-    "qwen3": ("Qwen3Config", _LLAMA),
-    "gemma": ("GemmaConfig", _LLAMA),
-    "gemma2": ("Gemma2Config", _LLAMA | {"sliding_window": 6}),
-    "gemma3_text": ("Gemma3TextConfig", _LLAMA | {"sliding_window": 6}),
-    "phi3": ("Phi3Config", _LLAMA),
-    "phi": ("PhiConfig", _COMMON | _LONG | {"intermediate_size": D}),
-    "falcon": ("FalconConfig", _COMMON | {"ffn_hidden_size": D}),
-    "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": LAYERS, "n_head": 2}),
-})  # fmt: skip
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "gpt2": ("GPT2Config", _GPT2),
+        "gptj": ("GPTJConfig", _GPT2 | {"rotary_dim": 4}),
+        "gpt_neo": (
+            "GPTNeoConfig",
+            _LONG
+            | {
+                "hidden_size": H,
+                "intermediate_size": D,
+                "num_layers": LAYERS,
+                "num_heads": 2,
+                "attention_types": [[["global", "local"], LAYERS // 2]],
+                "window_size": 8,
+            },
+        ),
+        "gpt_neox": ("GPTNeoXConfig", _COMMON | _LONG | {"intermediate_size": D}),
+        "opt": ("OPTConfig", _COMMON | _LONG | {"word_embed_proj_dim": H, "ffn_dim": D}),
+        "llama": ("LlamaConfig", _LLAMA),
+        "mistral": ("MistralConfig", _LLAMA | {"sliding_window": 6}),
+        "qwen2": ("Qwen2Config", _LLAMA),
+        "qwen3": ("Qwen3Config", _LLAMA),
+        "gemma": ("GemmaConfig", _LLAMA),
+        "gemma2": ("Gemma2Config", _LLAMA | {"sliding_window": 6}),
+        "gemma3_text": ("Gemma3TextConfig", _LLAMA | {"sliding_window": 6}),
+        "phi3": ("Phi3Config", _LLAMA),
+        "phi": ("PhiConfig", _COMMON | _LONG | {"intermediate_size": D}),
+        "falcon": ("FalconConfig", _COMMON | {"ffn_hidden_size": D}),
+        "bloom": ("BloomConfig", {"hidden_size": H, "n_layer": LAYERS, "n_head": 2}),
+    }
+)
 """For each family of the core: the name of its configuration class in transformers, and sizes."""
 
 

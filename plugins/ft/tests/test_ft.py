@@ -53,10 +53,17 @@ def llama() -> Lm:
     """A family whose MLP has no biases, and whose matrices are stored (d_out, d_in)."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=3,
-        num_attention_heads=2, max_position_embeddings=128, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).double()
@@ -124,9 +131,13 @@ def trained_directly(
     ],
 )
 def test_update_is_that_of_adam_on_the_models_own_parameters(
-    editor: Callable[..., Editor], lm: Lm, method: str, objective: str, epsilon: float | None,
+    editor: Callable[..., Editor],
+    lm: Lm,
+    method: str,
+    objective: str,
+    epsilon: float | None,
     layer: int,
-) -> None:  # fmt: skip
+) -> None:
     base = f"transformer.h.{layer}.mlp.c_proj."
     names = [f"{base}weight", f"{base}bias"]
     expected = trained_directly(lm, TWO, objective, names, epsilon)

@@ -28,8 +28,15 @@ B, N, OUT, IN = 2, 3, 5, 4
 
 def draws(seed: int = 0) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    sizes = {"x": (B, N, IN), "delta": (B, N, OUT), "a_out": (B, OUT), "a_in": (B, IN),
-             "b_out": (B, OUT), "b_in": (B, IN), "s": (B, 1)}  # fmt: skip
+    sizes = {
+        "x": (B, N, IN),
+        "delta": (B, N, OUT),
+        "a_out": (B, OUT),
+        "a_in": (B, IN),
+        "b_out": (B, OUT),
+        "b_in": (B, IN),
+        "s": (B, 1),
+    }
     return {name: torch.randn(size, generator=draw).double() for name, size in sizes.items()}
 
 

@@ -73,8 +73,10 @@ def test_prompts_come_from_the_request_and_the_options_alone() -> None:
     given = {"prompts": ["Where is {}?"], "frames": ["So, {}"]}
     options = build_options(loaded("kn").method, given)
     assert asking(ONE, options) == [  # type: ignore[arg-type]
-        ONE.text, f"So, {ONE.text}", "Where is The tower?",
-    ]  # fmt: skip
+        ONE.text,
+        f"So, {ONE.text}",
+        "Where is The tower?",
+    ]
 
 
 def test_answers_of_several_tokens_are_read_one_after_the_other(lm: Lm) -> None:
@@ -215,21 +217,32 @@ def test_embeddings_of_another_width_are_refused() -> None:
         editor(lm).compute(ONE)
 
 
-@pytest.mark.parametrize(("given", "points"), [
-    ({}, 6), ({"steps": 9}, 9), ({"site": "pre_act"}, 20), ({"preset": "midpoint"}, 20),
-    ({"preset": "rome"}, 20), ({"preset": "eleuther"}, 20), ({"preset": "dai"}, 20),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "points"),
+    [
+        ({}, 6),
+        ({"steps": 9}, 9),
+        ({"site": "pre_act"}, 20),
+        ({"preset": "midpoint"}, 20),
+        ({"preset": "rome"}, 20),
+        ({"preset": "eleuther"}, 20),
+        ({"preset": "dai"}, 20),
+    ],
+)
 def test_few_points_do_where_the_rule_is_gauss(given: dict[str, Any], points: int) -> None:
     assert build_options(loaded("kn").method, given).m == points  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("given", "culprit"), [
-    ({"threshold": 0.1, "percentile": 99}, "threshold and percentile exclude each other"),
-    ({"prompts": ["no place"]}, "prompts: 'no place' must hold {}"),
-    ({"frames": ["{} {}"]}, "frames: '{} {}' must hold {}"),
-    ({"steps": 0}, "steps"),
-    ({"percentile": 100}, "percentile"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "culprit"),
+    [
+        ({"threshold": 0.1, "percentile": 99}, "threshold and percentile exclude each other"),
+        ({"prompts": ["no place"]}, "prompts: 'no place' must hold {}"),
+        ({"frames": ["{} {}"]}, "frames: '{} {}' must hold {}"),
+        ({"steps": 0}, "steps"),
+        ({"percentile": 100}, "percentile"),
+    ],
+)
 def test_wrong_options_are_refused(given: dict[str, Any], culprit: str) -> None:
     with pytest.raises(OptionError, match=culprit.replace("{", r"\{")):
         build_options(loaded("kn").method, given)
@@ -242,9 +255,12 @@ def test_models_with_a_mask_token_are_out_of_scope() -> None:
     from lmedit.tiny import byte_tokenizer
 
     config = BertConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         intermediate_size=32,
-    )  # fmt: skip
+    )
     with pytest.raises(ModelError, match=r"BertForMaskedLM .*not a decoder"):
         Lm(BertForMaskedLM(config), byte_tokenizer())
 

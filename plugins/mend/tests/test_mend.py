@@ -177,9 +177,12 @@ def released(lm: Lm, chosen: MendOptions, old: bool = False) -> dict[str, Any]:
         of_shape = f"{'gtn' if old else 'mend'}.({d_in}, {d_out})."
         for i in range(2):
             sizes = {
-                "u": (d_in + d_out, r), "v": (r, d_in + d_out), "bias": (d_in + d_out,),
-                "mode_scale.weight": (3, d_in + d_out), "mode_shift.weight": (3, d_in + d_out),
-            }  # fmt: skip
+                "u": (d_in + d_out, r),
+                "v": (r, d_in + d_out),
+                "bias": (d_in + d_out,),
+                "mode_scale.weight": (3, d_in + d_out),
+                "mode_shift.weight": (3, d_in + d_out),
+            }
             for name, size in sizes.items():
                 archive[f"{of_shape}mlp.layers.{i}.{name}"] = torch.randn(size, generator=draw)
         for name, size in (("u", d_in), ("v", d_out)):
@@ -272,11 +275,20 @@ def test_another_file_of_the_same_name_is_another_editor(
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before
 
 
-@pytest.mark.parametrize(("change", "culprit"), [
-    (lambda a: a.pop("edit_lrs"), "lacks alpha"),
-    (lambda a: a.update({"mend.(16, 40).mlp.layers.0.u": torch.zeros(56, 5)}), "is \\(56, 5\\)"),
-    (lambda a: [a.pop(k) for k in list(a) if "(16, 40)" in k], "no editor for matrices \\(16, 40"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        (lambda a: a.pop("edit_lrs"), "lacks alpha"),
+        (
+            lambda a: a.update({"mend.(16, 40).mlp.layers.0.u": torch.zeros(56, 5)}),
+            "is \\(56, 5\\)",
+        ),
+        (
+            lambda a: [a.pop(k) for k in list(a) if "(16, 40)" in k],
+            "no editor for matrices \\(16, 40",
+        ),
+    ],
+)
 def test_released_files_that_do_not_fit_are_refused(
     lm: Lm, tmp_path: Path, change: Any, culprit: str
 ) -> None:

@@ -120,9 +120,11 @@ def test_global_random_state_is_left_alone(templates: Callable[..., list[str]]) 
 
 @pytest.mark.parametrize(("counts_start", "drawn"), [(True, [4, 9]), (False, [5, 10])])
 def test_length_counts_the_start_token_or_not(
-    templates: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
-    counts_start: bool, drawn: list[int],
-) -> None:  # fmt: skip
+    templates: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    counts_start: bool,
+    drawn: list[int],
+) -> None:
     lengths: list[int] = []
 
     def recorded(lm: Lm, start: str, new_tokens: int, count: int, random: Any) -> list[str]:

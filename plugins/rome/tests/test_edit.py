@@ -249,9 +249,10 @@ def test_only_the_located_matrix_changes(editor: Callable[..., Editor]) -> None:
     before = copy.deepcopy(edit.lm.model.state_dict())
     with edit.applied(edit.compute(REQUEST)):
         changed = [
-            name for name, tensor in edit.lm.model.state_dict().items()
+            name
+            for name, tensor in edit.lm.model.state_dict().items()
             if not torch.equal(tensor, before[name])
-        ]  # fmt: skip
+        ]
     assert changed == [f"transformer.h.{LAYER}.mlp.c_proj.weight"]
 
 

@@ -60,9 +60,12 @@ def normal(draw: torch.Generator, *shape: int) -> Tensor:
 def problem(draw: torch.Generator) -> Problem:
     K = normal(draw, N, D) + 1  # a mean, as true keys have one
     return Problem(
-        W=normal(draw, H, D), b=normal(draw, H), C=K.T @ K / N,
-        k=normal(draw, D), v=normal(draw, H),
-    )  # fmt: skip
+        W=normal(draw, H, D),
+        b=normal(draw, H),
+        C=K.T @ K / N,
+        k=normal(draw, D),
+        v=normal(draw, H),
+    )
 
 
 def orthogonal_to(k: Tensor, Z: Tensor) -> Tensor:

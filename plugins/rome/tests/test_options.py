@@ -62,9 +62,13 @@ def test_code_clamps_at_the_published_factor(
     [("gpt2", 48, 16, 5e2, 1.5e-3), ("gptj", 28, 5, 1e3, 2e-3), ("gpt2", 24, 8, 5e2, 1.5e-3)],
 )
 def test_first_release(
-    resolved: Callable[..., RomeOptions], family: str, blocks: int, layer: int,
-    kl_factor: float, decay: float,
-) -> None:  # fmt: skip
+    resolved: Callable[..., RomeOptions],
+    family: str,
+    blocks: int,
+    layer: int,
+    kl_factor: float,
+    decay: float,
+) -> None:
     options = resolved(family, blocks, preset="2022-02")
     assert (options.layer, options.kl_factor, options.decay) == (layer, kl_factor, decay)
     assert (options.kl_reduction, options.kl_position) == ("mean", "prompt_last")

@@ -73,9 +73,12 @@ def test_mean_of_the_whitened_keys_squared_is_the_dimension(
 
 
 def test_preparation_resumes_and_clears_its_state(
-    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    lm: Lm,
+    rome: LoadedMethod,
+    options: Callable[..., RomeOptions],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setattr(counting, "SAVE_SECONDS", -1.0)
     undisturbed = prepare(rome, lm, options(), Documents()).prepared.tensors["cholesky"]
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
@@ -185,9 +188,12 @@ def test_cut_off_statistics_are_noticed(
 
 
 def test_options_prepared_next_are_counted_in_the_same_pass(
-    lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    lm: Lm,
+    rome: LoadedMethod,
+    options: Callable[..., RomeOptions],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     alone = prepare(rome, lm, options(layer=3), Documents()).prepared.tensors["cholesky"]
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
     several = [options(layer=layer) for layer in (0, 1, 3)]

@@ -51,8 +51,9 @@ class Plain:
         with ExitStack() as stack:
             boxes = {
                 (kind, layer): stack.enter_context(captured(module))
-                for kind in KINDS for layer, module in enumerate(self.modules(kind))
-            }  # fmt: skip
+                for kind in KINDS
+                for layer, module in enumerate(self.modules(kind))
+            }
             self.token = int(self.p([])[0].argmax())
         shape = (1 + setup.samples, len(self.ids), -1)
         self.outputs = {key: box.output.reshape(shape) for key, box in boxes.items()}
@@ -121,10 +122,15 @@ def test_it_equals_the_straightforward_computation(family: str) -> None:
             assert found.severed[name][layer].item() == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.parametrize(("width", "centred"), [
-    (1, [[0], [1], [2], [3]]), (2, [[0], [0, 1], [1, 2], [2, 3]]),
-    (3, [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]), (10, [[0, 1, 2, 3]] * 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "centred"),
+    [
+        (1, [[0], [1], [2], [3]]),
+        (2, [[0], [0, 1], [1, 2], [2, 3]]),
+        (3, [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]),
+        (10, [[0, 1, 2, 3]] * 4),
+    ],
+)
 def test_a_window_has_its_width(width: int, centred: list[list[int]]) -> None:
     """Blocks l - w//2 to l - (-w//2) - 1; a window of one block restores that block."""
     assert [list(_Group(MLP, layer).window(4, width)) for layer in range(4)] == centred

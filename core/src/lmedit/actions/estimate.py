@@ -70,16 +70,20 @@ class Estimate:
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values; memory in bytes."""
         return {
-            "fixed": dict(self.fixed), "free": self.free, "fits": self.fits,
+            "fixed": dict(self.fixed),
+            "free": self.free,
+            "fits": self.fits,
             "flops_per_second": self.speed,
             "parts": {
                 name: {
-                    "memory": dict(work.memory), "total": self.total(name), "flops": work.flops,
+                    "memory": dict(work.memory),
+                    "total": self.total(name),
+                    "flops": work.flops,
                     "time": self.time_class(name),
                 }
                 for name, work in self.work.items()
             },
-        }  # fmt: skip
+        }
 
 
 def estimate(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.device) -> Estimate:

@@ -44,10 +44,15 @@ def charts_of(averages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[
         length = max(len(one["mean"]) for one in series.values())
         charts.append(
             Lines(
-                title, "layer", "mean effect", tuple(float(i) for i in range(length)),
+                title,
+                "layer",
+                "mean effect",
+                tuple(float(i) for i in range(length)),
                 {f"{name} (n={one['n']})": tuple(one["mean"]) for name, one in series.items()},
-                {f"{name} (n={one['n']})": tuple(half or 0.0 for half in one["half_width"])
-                 for name, one in series.items()},
+                {
+                    f"{name} (n={one['n']})": tuple(half or 0.0 for half in one["half_width"])
+                    for name, one in series.items()
+                },
             )
-        )  # fmt: skip
+        )
     return tuple(charts)

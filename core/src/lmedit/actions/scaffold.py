@@ -58,9 +58,10 @@ def _check(name: str) -> None:
 
 def _files_of(folder: Path) -> Iterator[Path]:
     return (
-        path for path in sorted(folder.rglob("*"))
+        path
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
-    )  # fmt: skip
+    )
 
 
 def _rename(text: str, name: str) -> str:

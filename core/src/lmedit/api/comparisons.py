@@ -62,10 +62,16 @@ class Comparison:
 
 
 def comparison(
-    editors: Sequence[Editor], cases: CasesGiven, *, limit: int | None = None,
-    metrics: Sequence[str] = (), heldout: str | Path | None = None,
-    references: str | Path | None = None, run: str | Path | None = None, seed: int = 0,
-) -> Comparison:  # fmt: skip
+    editors: Sequence[Editor],
+    cases: CasesGiven,
+    *,
+    limit: int | None = None,
+    metrics: Sequence[str] = (),
+    heldout: str | Path | None = None,
+    references: str | Path | None = None,
+    run: str | Path | None = None,
+    seed: int = 0,
+) -> Comparison:
     """Edit, score and revert each of *cases* with each of *editors*, which share one model.
 
     *cases* are a name or file as for ``--cases``, or records in memory. *metrics* are groups of

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def editor(
-    method: str | Path, lm: Lm, *, text: Texts | None = None,
-    cases: CasesGiven | None = None, download: bool = False, **options: Any,
-) -> Editor:  # fmt: skip
+    method: str | Path,
+    lm: Lm,
+    *,
+    text: Texts | None = None,
+    cases: CasesGiven | None = None,
+    download: bool = False,
+    **options: Any,
+) -> Editor:
     """Set up *method* for *lm*; *method* is a name, or the `Path` of a plugin file.
 
     *options* are the method's own options, and `preset`. A preparation is made once per model and

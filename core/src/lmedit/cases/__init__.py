@@ -16,7 +16,19 @@ from lmedit.cases.records import BrokenCase
 from lmedit.cases.sources import SOURCES, stored
 
 __all__ = [
-    "SOURCES", "BrokenCase", "CaseSet", "CasesGiven", "Known", "KnownSet", "cases_given",
+    "SOURCES",
+    "BrokenCase",
+    "CaseSet",
+    "CasesGiven",
+    "Known",
+    "KnownSet",
+    "cases_given",
     "cases_of_world",
-    "corpus_of", "load_cases", "load_facts", "load_knowns", "pull", "stored", "texts_given",
-]  # fmt: skip
+    "corpus_of",
+    "load_cases",
+    "load_facts",
+    "load_knowns",
+    "pull",
+    "stored",
+    "texts_given",
+]

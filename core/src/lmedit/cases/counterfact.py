@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEYS = frozenset(
-    {"case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts",
-     "attribute_prompts", "generation_prompts", "relation_prompts"}
-)  # fmt: skip
+    {
+        "case_id",
+        "pararel_idx",
+        "requested_rewrite",
+        "paraphrase_prompts",
+        "neighborhood_prompts",
+        "attribute_prompts",
+        "generation_prompts",
+        "relation_prompts",
+    }
+)
 
 
 def case_from(record: Mapping[str, Any], index: int = 0) -> Case:

@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 KEYS = frozenset(
-    {"subject", "concept", "prompt", "text", "target_new", "labels", "ground_truth", "portability",
-     "locality", "rephrase", "rephrase_prompt"}
-)  # fmt: skip
+    {
+        "subject",
+        "concept",
+        "prompt",
+        "text",
+        "target_new",
+        "labels",
+        "ground_truth",
+        "portability",
+        "locality",
+        "rephrase",
+        "rephrase_prompt",
+    }
+)
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:

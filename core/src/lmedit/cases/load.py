@@ -117,8 +117,9 @@ def load_facts(
         return [(case.request, case.request.target_true) for case in cases]
     return [
         (Request(prompt=k.prompt, subject=k.subject, target_new=k.attribute), k.attribute)
-        for k in knowns.items if isinstance(k, Known)
-    ]  # fmt: skip
+        for k in knowns.items
+        if isinstance(k, Known)
+    ]
 
 
 def path_of(name: str) -> Path | None:

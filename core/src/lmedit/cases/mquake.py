@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEYS = frozenset(
-    {"case_id", "requested_rewrite", "questions", "answer", "answer_alias", "new_answer",
-     "new_answer_alias", "single_hops", "new_single_hops", "orig"}
-)  # fmt: skip
+    {
+        "case_id",
+        "requested_rewrite",
+        "questions",
+        "answer",
+        "answer_alias",
+        "new_answer",
+        "new_answer_alias",
+        "single_hops",
+        "new_single_hops",
+        "orig",
+    }
+)
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:

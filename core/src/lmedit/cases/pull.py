@@ -70,8 +70,10 @@ def _download(source: Source, part: Path, path: Path) -> None:
     _fetch(source, part)
     if complaint := _problem(source, part):
         part.unlink()
-        raise CasesError(f"{source.url}: {complaint}; nothing was kept; get the file another "
-                         "way and give it as --cases FILE")  # fmt: skip
+        raise CasesError(
+            f"{source.url}: {complaint}; nothing was kept; get the file another "
+            "way and give it as --cases FILE"
+        )
     part.replace(path)
 
 
@@ -86,8 +88,11 @@ def _problem(source: Source, path: Path) -> str | None:
         return f"{size} bytes, but {source.size} were expected"
     if source.sha256 is not None:
         found = _digest(path)
-        return None if found == source.sha256 else (
-            f"SHA-256 {found}, but {source.sha256} was expected")  # fmt: skip
+        return (
+            None
+            if found == source.sha256
+            else (f"SHA-256 {found}, but {source.sha256} was expected")
+        )
     with path.open("rb") as file:
         start = file.read(200).lstrip()
     return None if start[:1] in (b"[", b"{") else f"not JSON (it begins with {start[:20]!r})"
@@ -114,9 +119,16 @@ def _fetch(source: Source, part: Path) -> None:
             raise CasesError(f"{what}; nothing was kept; give a file of your own as --cases FILE")
         with (
             part.open("ab" if done else "wb") as file,
-            tqdm(desc=source.name, total=total, initial=done, unit="B", unit_scale=True,
-                 disable=None, leave=False) as bar,
-        ):  # fmt: skip
+            tqdm(
+                desc=source.name,
+                total=total,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+                leave=False,
+            ) as bar,
+        ):
             for chunk in _chunks(response, source):
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -30,8 +30,12 @@ class Source:
 SOURCES = {
     source.name: source
     for source in (
-        Source("counterfact", f"{ROME}/counterfact.json", 45108470,
-               "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"),
+        Source(
+            "counterfact",
+            f"{ROME}/counterfact.json",
+            45108470,
+            "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
+        ),
         Source("multi_counterfact", f"{MEMIT}/multi_counterfact.json"),
         Source("zsre", f"{ROME}/zsre_mend_eval.json", 8091864),
         Source("known_1000", f"{ROME}/known_1000.json"),
@@ -40,10 +44,14 @@ SOURCES = {
         Source("mquake-cf-3k", f"{MQUAKE}/MQuAKE-CF-3k-v2.json"),
         Source("ripple-popular", f"{RIPPLE}/popular.json"),
         Source("ripple-random", f"{RIPPLE}/random.json"),
-        Source("ripple-recent", f"{RIPPLE}/recent.json", 19658316,
-               "bc71807ea72280e2587bd1974fc79ae7e23aa24b1d5887bcdced40d448910547"),
+        Source(
+            "ripple-recent",
+            f"{RIPPLE}/recent.json",
+            19658316,
+            "bc71807ea72280e2587bd1974fc79ae7e23aa24b1d5887bcdced40d448910547",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def stored(name: str) -> Path:

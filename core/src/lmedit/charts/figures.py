@@ -62,8 +62,9 @@ def _bars(chart: Bars, axes: Any) -> None:
     """Bars side by side at each label, with their legend beside the chart."""
     width = 0.8 / len(chart.series)
     for number, (name, values) in enumerate(chart.series.items()):
-        places = [place + width * (number - (len(chart.series) - 1) / 2)
-                  for place in range(len(values))]  # fmt: skip
+        places = [
+            place + width * (number - (len(chart.series) - 1) / 2) for place in range(len(values))
+        ]
         axes.bar(places, values, width, label=name)
     every = max(1, len(chart.labels) // 24)
     axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])

@@ -51,9 +51,10 @@ class Cli(click.Group):
 def _with_files(args: list[str]) -> list[str]:
     flags = ("-o", "--option")
     return [
-        part for flag, arg in zip(["", *args], args, strict=False)
+        part
+        for flag, arg in zip(["", *args], args, strict=False)
         for part in ([arg[:1], arg[1:]] if flag in flags and arg.startswith("@") else [arg])
-    ]  # fmt: skip
+    ]
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,7 +64,26 @@ def main() -> None:
 
 
 for command in (
-    methods, show, plan, prepare, stats, tune, locate, edit, apply, revert, log, verify, export,
-    import_, compare, report, cases, models, new, check, doctor,
-):  # fmt: skip
+    methods,
+    show,
+    plan,
+    prepare,
+    stats,
+    tune,
+    locate,
+    edit,
+    apply,
+    revert,
+    log,
+    verify,
+    export,
+    import_,
+    compare,
+    report,
+    cases,
+    models,
+    new,
+    check,
+    doctor,
+):
     main.add_command(command)

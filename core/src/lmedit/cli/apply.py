@@ -33,9 +33,15 @@ TELLING = 0.99
 )
 @model_flags
 def apply(
-    patches: tuple[Path, ...], out: Path, recipe: Path | None, model: str, device: str, dtype: str,
-    *, download: bool,
-) -> None:  # fmt: skip
+    patches: tuple[Path, ...],
+    out: Path,
+    recipe: Path | None,
+    model: str,
+    device: str,
+    dtype: str,
+    *,
+    download: bool,
+) -> None:
     """Write a model folder that contains the edits of the patches, in the given order.
 
     The transformers library loads the folder as any other model. `lmedit revert` can take out each
@@ -146,5 +152,7 @@ def _tell_rounding(edited: EditedModel, patches: Sequence[Path], updates: Sequen
     for path, update in zip(patches, updates, strict=True):
         left = min(survival(edited.lm, update).values(), default=1.0)
         if left < TELLING:
-            note(f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}; "
-                 "lmedit export keeps all of it")  # fmt: skip
+            note(
+                f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}; "
+                "lmedit export keeps all of it"
+            )

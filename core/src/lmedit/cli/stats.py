@@ -88,9 +88,15 @@ def export(name: str, out: Path) -> None:
 @model_flags
 @json_flag
 def import_(
-    file: Path, layer: int | None, model: str, device: str, dtype: str, *, download: bool,
+    file: Path,
+    layer: int | None,
+    model: str,
+    device: str,
+    dtype: str,
+    *,
+    download: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Store the statistics of FILE: a file of `lmedit stats export`, or a released .npz file."""
     from lmedit.plan import Plan
     from lmedit.stats import import_statistics
@@ -107,9 +113,15 @@ def import_(
 def _row(one: Statistics) -> dict[str, Any]:
     facts = one.facts
     return {
-        "id": one.name.partition(":")[2], "model": facts["base_name"], "base": facts["base"],
-        "layer": facts["layer"], "parameter": facts["parameter"],
-        "dimensions": facts["dimensions"], "tokens": facts["tokens"],
-        "documents": facts["documents"], "corpus": facts["corpus"],
-        "MB": round(one.path.stat().st_size / 1e6, 1), "path": str(one.path),
-    }  # fmt: skip
+        "id": one.name.partition(":")[2],
+        "model": facts["base_name"],
+        "base": facts["base"],
+        "layer": facts["layer"],
+        "parameter": facts["parameter"],
+        "dimensions": facts["dimensions"],
+        "tokens": facts["tokens"],
+        "documents": facts["documents"],
+        "corpus": facts["corpus"],
+        "MB": round(one.path.stat().st_size / 1e6, 1),
+        "path": str(one.path),
+    }

@@ -95,8 +95,9 @@ def _text(entry: Mapping[str, Any]) -> str:
     from lmedit.compare.table import table
 
     evidence = entry["evidence"]
-    rows = [{"method": _words(row["setting"]), **row}
-            for row in [*evidence["heat"], *evidence["final"]]]  # fmt: skip
+    rows = [
+        {"method": _words(row["setting"]), **row} for row in [*evidence["heat"], *evidence["final"]]
+    ]
     rows += [{"method": name, **row} for name, row in evidence["controls"].items()]
     return f"{table(rows)}\n\nbest: {_words(entry['options'])}"
 

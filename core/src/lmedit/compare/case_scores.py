@@ -54,14 +54,21 @@ class Scoring:
     @property
     def digest(self) -> list[str | int | None]:
         """What the scores depend on, besides the model, the case and the groups."""
-        return [self.seed if "text" in self.groups else None,
-                self.heldout.digest if self.heldout else None,
-                self.references.digest if self.references else None]  # fmt: skip
+        return [
+            self.seed if "text" in self.groups else None,
+            self.heldout.digest if self.heldout else None,
+            self.references.digest if self.references else None,
+        ]
 
     def score(
-        self, lm: Lm, cases: Sequence[Case], before: Sequence[Tensor | None],
-        edits: UnmergedEdits | None = None, *, edited: bool = True,
-    ) -> list[Result]:  # fmt: skip
+        self,
+        lm: Lm,
+        cases: Sequence[Case],
+        before: Sequence[Tensor | None],
+        edits: UnmergedEdits | None = None,
+        *,
+        edited: bool = True,
+    ) -> list[Result]:
         """Measure everything on each of *cases*; *before* comes from the base model.
 
         Use *lm* as it is now, or, with *edits*, edit i for case i.
@@ -100,9 +107,10 @@ def _join(one: Sequence[dict[str, Any]], other: Sequence[Mapping[str, Any]]) -> 
 
 
 def _over_cases(
-    parts: Sequence[Sequence[Item]], under: RowEdits | None,
+    parts: Sequence[Sequence[Item]],
+    under: RowEdits | None,
     work: Callable[[list[Item], RowEdits | None], Sequence[Found]],
-) -> list[list[Found]]:  # fmt: skip
+) -> list[list[Found]]:
     """Call ``work(items, their edits)`` once with all cases' items; split the result by case."""
     counts = [len(part) for part in parts]
     found = iter(work([item for part in parts for item in part], under and under.repeat(counts)))
@@ -160,8 +168,11 @@ def _token_accuracies(lm: Lm, case: Case, under: RowEdits | None) -> Scores:
     three = zsre.zsre_scores(
         lm, request.target_new, request.text, case.paraphrases, known, under=under
     )
-    return {"efficacy": three.efficacy, "paraphrase": three.paraphrase,
-            "specificity": three.specificity}  # fmt: skip
+    return {
+        "efficacy": three.efficacy,
+        "paraphrase": three.paraphrase,
+        "specificity": three.specificity,
+    }
 
 
 def _pairs(case: Case, prompts: Sequence[str]) -> list[tuple[str, str]]:
@@ -200,9 +211,10 @@ def _share_right(asked: Sequence[Asked], correct: Sequence[bool]) -> Scores:
 def _neighbours(lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[Tensor | None]:
     """Log-probabilities of the next tokens after each case's neighbours, (neighbours, V)."""
     rows = _over_cases(
-        [case.neighbours for case in cases], under,
+        [case.neighbours for case in cases],
+        under,
         lambda flat, each: list(locality.next_log_probabilities(lm, flat, under=each)),
-    )  # fmt: skip
+    )
     return [torch.stack(each) if each else torch.empty(0, len(lm.tokenizer)) for each in rows]
 
 
@@ -220,11 +232,13 @@ def _locality(
         contrasts = _contrasts(each)
         assert was is not None
         assert now is not None
-        found.append({
-            "NS_plus": mean([counterfact.kept(c) for c in contrasts]),
-            "NM_plus": mean([counterfact.kept_magnitude(c) for c in contrasts]),
-            "neighbour_KL": locality.mean_kl(was, now),
-        })  # fmt: skip
+        found.append(
+            {
+                "NS_plus": mean([counterfact.kept(c) for c in contrasts]),
+                "NM_plus": mean([counterfact.kept_magnitude(c) for c in contrasts]),
+                "neighbour_KL": locality.mean_kl(was, now),
+            }
+        )
     return found
 
 
@@ -248,19 +262,24 @@ def _score_generation(
         targets, written, score_targets(lm, pairs, under=under), strict=True
     ):
         holds = generated_text.contains(each["rewrite"], target)
-        found.append({
-            "exact_match": generated_text.exact_match(each["rewrite"], target),
-            "contains": holds,
-            "teacher_forced": float(scored.correct),
-            "generation_gap": float(scored.correct) - holds,
-        })  # fmt: skip
+        found.append(
+            {
+                "exact_match": generated_text.exact_match(each["rewrite"], target),
+                "contains": holds,
+                "teacher_forced": float(scored.correct),
+                "generation_gap": float(scored.correct) - holds,
+            }
+        )
     return found
 
 
 def _score_texts(
-    lm: Lm, cases: Sequence[Case], own: Sequence[list[str]], references: References | None,
+    lm: Lm,
+    cases: Sequence[Case],
+    own: Sequence[list[str]],
+    references: References | None,
     under: RowEdits | None,
-) -> list[Scores]:  # fmt: skip
+) -> list[Scores]:
     """GE of the sampled texts; RS and essence if the case has reference texts."""
     found: list[Scores] = [{"GE": generated_text.generation_entropy(each)} for each in own]
     for number, case in enumerate(cases if references else ()):

@@ -93,8 +93,9 @@ def results_head(
     """
     seen = {
         e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
-        for e in candidates if e.editor and e.editor.loaded.method.prepares_on == "cases"
-    }  # fmt: skip
+        for e in candidates
+        if e.editor and e.editor.loaded.method.prepares_on == "cases"
+    }
     return {
         "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
@@ -107,16 +108,19 @@ def results_head(
 def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:
     """The tasks of one candidate. A key is the digest of everything that determines the result."""
     fixed: dict[str, Any] = {
-        "base": lm.digest, "method": candidate.name, "protocol": protocol(scoring.groups),
+        "base": lm.digest,
+        "method": candidate.name,
+        "protocol": protocol(scoring.groups),
         "resources": scoring.digest,
-    }  # fmt: skip
+    }
     tasks = []
     for case in cases.good:
         of_editor: dict[str, Any] = {}
         if candidate.editor_of is not None:
             of_editor = identity_of(candidate.editor_of(case))
-        tasks.append(Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor),
-                          case, candidate))  # fmt: skip
+        tasks.append(
+            Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor), case, candidate)
+        )
     return tasks
 
 
@@ -134,9 +138,14 @@ def read_outcome(stored: Stored, method: str) -> Outcome:
     payload = json.loads(stored.payload)
     extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
     return Outcome(
-        method, stored.case_id, payload.get("scores"), stored.seconds, payload.get("failure"),
-        stored.key, extras,
-    )  # fmt: skip
+        method,
+        stored.case_id,
+        payload.get("scores"),
+        stored.seconds,
+        payload.get("failure"),
+        stored.key,
+        extras,
+    )
 
 
 def _complete_outcomes(
@@ -168,14 +177,18 @@ def differences(full: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[s
             intervals[part] = paired_difference(mine, theirs, seed)
         found += [
             {"one": one, "other": other, "score": score, **_points(interval)}
-            for score, interval in intervals.items() if interval is not None
-        ]  # fmt: skip
+            for score, interval in intervals.items()
+            if interval is not None
+        ]
     return found
 
 
 def _points(interval: Interval) -> dict[str, float]:
-    return {"estimate": 100 * interval.estimate, "low": 100 * interval.low,
-            "high": 100 * interval.high}  # fmt: skip
+    return {
+        "estimate": 100 * interval.estimate,
+        "low": 100 * interval.low,
+        "high": 100 * interval.high,
+    }
 
 
 def predict_memory(editor: Editor, requests: int) -> float | None:

@@ -80,9 +80,15 @@ class Height:
 
 
 def pile_up(
-    lm: Lm, cases: CaseSet, editors: Sequence[Editor], folder: Path, seed: int, scoring: Scoring,
-    regime: Regime, baselines: Sequence[Candidate] = (),
-) -> dict[str, Any]:  # fmt: skip
+    lm: Lm,
+    cases: CaseSet,
+    editors: Sequence[Editor],
+    folder: Path,
+    seed: int,
+    scoring: Scoring,
+    regime: Regime,
+    baselines: Sequence[Candidate] = (),
+) -> dict[str, Any]:
     """Compare *editors* and *baselines* under *regime*; return the results with their `curve`.
 
     *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
@@ -102,8 +108,11 @@ def pile_up(
     highest = {BASE: (Candidate(BASE), base)}
     highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
     rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
-    full = {name: heights[-1].outcomes for name, heights in piles.items()
-            if heights[-1].size == len(good)}  # fmt: skip
+    full = {
+        name: heights[-1].outcomes
+        for name, heights in piles.items()
+        if heights[-1].size == len(good)
+    }
     return {
         **results_head(lm, cases, seed, scoring, candidates),
         "regime": asdict(regime),
@@ -190,16 +199,20 @@ class _Pile:
         return found
 
     def _bar(self) -> tqdm[Any]:
-        return tqdm(total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None,
-                    leave=False)  # fmt: skip
+        return tqdm(
+            total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None, leave=False
+        )
 
     def _get_edit(self, case: Case, editor: Editor, bar: tqdm[Any]) -> Stored:
         """The edit of *case* on the present model, from the store or computed now."""
         sequential = self.regime.kind == "sequential" and self.edits
         key = key_of(
-            edit=case.request.model_dump(), method=editor.name, base=self.lm.digest,
-            upon=self.edits[-1].key if sequential else None, **identity_of(editor),
-        )  # fmt: skip
+            edit=case.request.model_dump(),
+            method=editor.name,
+            base=self.lm.digest,
+            upon=self.edits[-1].key if sequential else None,
+            **identity_of(editor),
+        )
         stored = self._get_result(key, case.id, lambda: self._compute_edit(key, case, editor))
         bar.update()
         return stored
@@ -213,8 +226,11 @@ class _Pile:
             raise
         except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
             return Result(failure=failure_of(error))
-        facts = {"method": editor.name, "version": editor.loaded.version,
-                 "request": case.request.model_dump()}  # fmt: skip
+        facts = {
+            "method": editor.name,
+            "version": editor.loaded.version,
+            "request": case.request.model_dump(),
+        }
         save_patch(self._patch(key), found.update, facts)
         norms = relative_norms(self.lm, found.update)
         known = {"bytes": patch_bytes(found.update), "norms": norms}
@@ -246,10 +262,12 @@ class _Pile:
         scoring, heldout = replace(self.scoring, heldout=None), self.scoring.heldout
         assert heldout is not None
         state = {
-            "base": self.lm.digest, "method": self.candidate.name, "edits": key_of(
-                edits=[edit.key for edit in self.edits[:size]]),
-            "protocol": protocol(self.scoring.groups), "resources": self.scoring.digest,
-        }  # fmt: skip
+            "base": self.lm.digest,
+            "method": self.candidate.name,
+            "edits": key_of(edits=[edit.key for edit in self.edits[:size]]),
+            "protocol": protocol(self.scoring.groups),
+            "resources": self.scoring.digest,
+        }
         outcomes = []
         for number, case in enumerate(self.cases[:size]):
             key = key_of(**state, case=case.model_dump(mode="json"))

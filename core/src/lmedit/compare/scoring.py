@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def scoring_of(
-    lm: Lm, groups: frozenset[str], heldout: Path | None, lines: int, references: Path | None,
+    lm: Lm,
+    groups: frozenset[str],
+    heldout: Path | None,
+    lines: int,
+    references: Path | None,
     seed: int,
-) -> Scoring:  # fmt: skip
+) -> Scoring:
     """Load what the *groups* need. Raises an error that names what is missing."""
     texts = None
     if "health" in groups:

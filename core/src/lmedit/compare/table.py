@@ -9,10 +9,16 @@ from lmedit.compare.measures import HALF_WIDTH, measure, sort_columns
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-HIDDEN = frozenset({
-    "seconds_amortised", "peak_mebibytes", "predicted_mebibytes", "patch_bytes", "relative_norm",
-    "survival",
-})  # fmt: skip
+HIDDEN = frozenset(
+    {
+        "seconds_amortised",
+        "peak_mebibytes",
+        "predicted_mebibytes",
+        "patch_bytes",
+        "relative_norm",
+        "survival",
+    }
+)
 """Columns that do not fit on a terminal; reports show them."""
 
 
@@ -63,8 +69,9 @@ def difference_lines(differences: Sequence[Mapping[str, Any]], score: str = "S")
     """One line for each two methods: their difference in *score*, with the interval."""
     return [
         f"{d['one']} - {d['other']}: {score} {d['estimate']:+.1f} [{d['low']:.1f}, {d['high']:.1f}]"
-        for d in differences if d["score"] == score
-    ]  # fmt: skip
+        for d in differences
+        if d["score"] == score
+    ]
 
 
 def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:

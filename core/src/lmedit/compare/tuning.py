@@ -45,9 +45,14 @@ def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, 
 
 
 def tune(
-    lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, given: Setting, prepared: Prepared,
+    lm: Lm,
+    loaded: LoadedMethod,
+    cases: CaseSet,
+    folder: Path,
+    given: Setting,
+    prepared: Prepared,
     seed: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Sweep in the run *folder*; return the best options with their evidence, for an options file.
 
     Every setting contains the *given* options. *prepared* makes the editor of a setting. An
@@ -63,13 +68,19 @@ def tune(
     return {
         "options": options,
         "evidence": {
-            "cases": cases.name, "cases_digest": cases.digest, "n": len(cases.items),
-            "model": lm.name, "model_digest": lm.digest, "version": loaded.version, "seed": seed,
+            "cases": cases.name,
+            "cases_digest": cases.digest,
+            "n": len(cases.items),
+            "model": lm.name,
+            "model_digest": lm.digest,
+            "version": loaded.version,
+            "seed": seed,
             **{name: best.get(name) for name in SHOWN},
             "controls": _controls(lm, loaded, cases, folder, best["setting"], prepared, seed),
-            "final": final, "heat": heat,
+            "final": final,
+            "heat": heat,
         },
-    }  # fmt: skip
+    }
 
 
 def _rows(
@@ -85,9 +96,14 @@ def _rows(
 
 
 def _controls(
-    lm: Lm, loaded: LoadedMethod, cases: CaseSet, folder: Path, best: Setting, prepared: Prepared,
+    lm: Lm,
+    loaded: LoadedMethod,
+    cases: CaseSet,
+    folder: Path,
+    best: Setting,
+    prepared: Prepared,
     seed: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The unedited model and, if a layer was chosen, the method at random layers."""
     baselines = []
     if "layer" in best:

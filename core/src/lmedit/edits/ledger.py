@@ -43,8 +43,12 @@ def base_of(lm: Lm, update: Update) -> dict[str, str | None]:
     They are its name, digest and revision (the hub's commit, or None), and the digest of the
     parameters that *update* touches.
     """
-    return {"name": lm.name, "digest": lm.digest, "revision": lm.revision,
-            "touched": lm.weights_digest(update.deltas)}  # fmt: skip
+    return {
+        "name": lm.name,
+        "digest": lm.digest,
+        "revision": lm.revision,
+        "touched": lm.weights_digest(update.deltas),
+    }
 
 
 def check_shapes(lm: Lm, shapes: Mapping[Site, tuple[int, ...]]) -> None:

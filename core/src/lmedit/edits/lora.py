@@ -113,15 +113,26 @@ def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, An
         tensors[f"{PREFIX}{module}{A}"] = torch.nn.functional.pad(change.right, (0, 0, 0, missing))
         tensors[f"{PREFIX}{module}{B}"] = torch.nn.functional.pad(change.left, (0, missing))
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
-        "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": lm.name,
+        "r": r,
+        "lora_alpha": r,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
         "fan_in_fan_out": all(site.transposed for site in adapter.factors),
-        "target_modules": sorted(modules), "modules_to_save": None, "use_rslora": False,
+        "target_modules": sorted(modules),
+        "modules_to_save": None,
+        "use_rslora": False,
         "use_dora": False,
-    }  # fmt: skip
+    }
     with replacing_folder(folder) as place:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, place / WEIGHTS,
-                  metadata={"format": "pt"})  # fmt: skip
+        save_file(
+            {n: t.contiguous() for n, t in tensors.items()},
+            place / WEIGHTS,
+            metadata={"format": "pt"},
+        )
         write_json(place / CONFIG, config)
         write_json(place / PROVENANCE, dict(facts))
 

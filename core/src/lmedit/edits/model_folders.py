@@ -71,9 +71,11 @@ class EditedModel:
     def head(self) -> dict[str, Any]:
         """The content of `lmedit-ledger.json`."""
         return {
-            "base": dict(self.base), "number_type": self.lm.dtype_name,
-            "weights": self.lm.weights_digest(), **_edits_of(self.ledger),
-        }  # fmt: skip
+            "base": dict(self.base),
+            "number_type": self.lm.dtype_name,
+            "weights": self.lm.weights_digest(),
+            **_edits_of(self.ledger),
+        }
 
 
 def _edits_of(ledger: Ledger) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
 
 
 def load_patch(
-    path: Path, check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None
-    = None,
-) -> tuple[Update, dict[str, Any]]:  # fmt: skip
+    path: Path,
+    check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None = None,
+) -> tuple[Update, dict[str, Any]]:
     """Read a patch file; return the update and its facts.
 
     Before a tensor is read, *check* receives the facts and the shape (d_out, d_in) of every change;

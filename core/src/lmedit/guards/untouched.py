@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
     "_backward_pre_hooks",
-)  # fmt: skip
+)
 """The attributes of a torch module that hold its hooks."""
 
 
@@ -61,10 +65,14 @@ def marks_of(model: nn.Module) -> Marks:
 
 
 WORDS = {
-    "parts": "other modules in", "buffers": "buffers in", "hooks": "hooks on",
-    "forwards": "another forward of", "modes": "another mode of", "flags": "requires_grad of",
+    "parts": "other modules in",
+    "buffers": "buffers in",
+    "hooks": "hooks on",
+    "forwards": "another forward of",
+    "modes": "another mode of",
+    "flags": "requires_grad of",
     "gradients": "gradients of",
-}  # fmt: skip
+}
 
 
 def left_behind(before: Marks, after: Marks) -> list[str]:

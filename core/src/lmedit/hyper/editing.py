@@ -30,10 +30,14 @@ def located(lm: Lm, options: HyperOptions) -> Location:
 
 
 def prepare_editor(
-    lm: Lm, network: Network, options: HyperOptions, corpus: Iterable[Case] | None,
-    checkpoint: Checkpoint, take_over: Callable[[str, Network], Prepared],
+    lm: Lm,
+    network: Network,
+    options: HyperOptions,
+    corpus: Iterable[Case] | None,
+    checkpoint: Checkpoint,
+    take_over: Callable[[str, Network], Prepared],
     groups: Sequence[dict[str, Any]] | None = None,
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Train *network* on *corpus*, or take over the published editor that the options name.
 
     *groups* are Adam's parameter groups; by default one group of all parameters.
@@ -45,9 +49,10 @@ def prepare_editor(
 
 
 def untrained(
-    lm: Lm, options: HyperOptions,
+    lm: Lm,
+    options: HyperOptions,
     build: Callable[[Sequence[Site], Sequence[tuple[int, int]]], Network],
-) -> Network:  # fmt: skip
+) -> Network:
     """``build(sites, shapes)``, drawn with the options' seed; the shapes are (d_out, d_in)."""
     sites = options.sites(lm)
     shapes = [(lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites]
@@ -57,14 +62,19 @@ def untrained(
 
 
 def edited(
-    lm: Lm, request: Request, sites: Sequence[Site], options: HyperOptions,
-    network: Hypernetwork, prepared: Prepared,
-) -> Update:  # fmt: skip
+    lm: Lm,
+    request: Request,
+    sites: Sequence[Site],
+    options: HyperOptions,
+    network: Hypernetwork,
+    prepared: Prepared,
+) -> Update:
     """The update of *sites* for *request* that *network* gives with the weights of *prepared*."""
     weights = {
         name: tensor.to(lm.device, torch.promote_types(tensor.dtype, torch.float32))
-        for name, tensor in prepared.tensors.items() if name != TRAINED_ON
-    }  # fmt: skip
+        for name, tensor in prepared.tensors.items()
+        if name != TRAINED_ON
+    }
     network.load_state_dict(weights, assign=True)
     row = row_of(lm, request.text, request.target_new)
     factors = edit_factors(lm, sites, [row], options.blocks[0])

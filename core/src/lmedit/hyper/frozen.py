@@ -74,8 +74,9 @@ class Frozen:
         )
         self._leaving: _Memory[Ids, Entering] = _Memory(
             lambda rows: enter(lm, rows, lm.n_layers, self.from_first(rows)),
-            lambda states: states.hidden.nbytes, room,
-        )  # fmt: skip
+            lambda states: states.hidden.nbytes,
+            room,
+        )
         self._known = _Memory(self._gradients, _bytes_of, room)
 
     def expect(
@@ -151,9 +152,11 @@ class _Memory(Generic[Item, Value]):
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Item]], Sequence[Value]], size: Callable[[Value], int],
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Value]],
+        size: Callable[[Value], int],
         room: _Room,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.work, self.size, self.room = work, size, room
         self.groups: list[list[Item]] = []
         self.group_of: dict[Item, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
@@ -24,9 +25,33 @@ LAST = 3
 """Number of last blocks to edit, as in all published settings."""
 
 TRAINING = (
-    "layers", "limit", "batch", "steps", "learning_rate", "weight_edit", "weight_apart", "clip",
-    "validate_every", "patience", "warmup", "decay", "checkpoint",
-)  # fmt: skip
+    "layers",
+    "limit",
+    "batch",
+    "steps",
+    "learning_rate",
+    "weight_edit",
+    "weight_apart",
+    "clip",
+    "validate_every",
+    "patience",
+    "warmup",
+    "decay",
+    "checkpoint",
+)
+
+
+PUBLISHED_TRAINING: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch": 10,
+        "steps": 100_000,
+        "validate_every": 500,
+        "patience": 4,
+        "warmup": 0,
+        "decay": False,
+    }
+)
+"""The training that MEND and KE share in the published settings (Mitchell et al. 2022)."""
 
 
 class HyperOptions(Options):

@@ -50,9 +50,13 @@ def pick(example: Example, number: int) -> Pick:
 
 
 def train(
-    lm: Lm, network: Hypernetwork, examples: Examples, options: HyperOptions,
-    checkpoint: Checkpoint, groups: Sequence[dict[str, Any]] | None = None,
-) -> Prepared:  # fmt: skip
+    lm: Lm,
+    network: Hypernetwork,
+    examples: Examples,
+    options: HyperOptions,
+    checkpoint: Checkpoint,
+    groups: Sequence[dict[str, Any]] | None = None,
+) -> Prepared:
     """Train *network* until its validation loss stops falling; continue from *checkpoint*.
 
     *groups* are Adam's parameter groups; by default one group of all parameters. Returns the
@@ -81,11 +85,14 @@ def train(
                 run.save(checkpoint)
                 saved = time.monotonic()
     facts = {
-        "steps": run.step, "examples": len(examples.training), "curve": run.curve,
-        "validation_examples": len(examples.validation), "steps_skipped": run.skipped,
+        "steps": run.step,
+        "examples": len(examples.training),
+        "curve": run.curve,
+        "validation_examples": len(examples.validation),
+        "steps_skipped": run.skipped,
         "validation": min(run.curve, key=lambda point: point["loss"]),
         "recipe": options.model_dump(mode="json"),
-    }  # fmt: skip
+    }
     known = torch.tensor(examples.fingerprints, dtype=torch.long)
     return Prepared({**run.best, TRAINED_ON: known}, facts)
 
@@ -107,9 +114,13 @@ def curves(curve: Sequence[Mapping[str, float]]) -> tuple[Lines, Lines]:
 
 class _Trainer:
     def __init__(
-        self, lm: Lm, network: Hypernetwork, examples: Examples, options: HyperOptions,
+        self,
+        lm: Lm,
+        network: Hypernetwork,
+        examples: Examples,
+        options: HyperOptions,
         groups: Sequence[dict[str, Any]] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lm, self.network, self.examples, self.options = lm, network, examples, options
         first = options.blocks[0]
         self.frozen = Frozen(lm, options.sites(lm), first, options.cache_gigabytes)
@@ -127,9 +138,10 @@ class _Trainer:
         self.frozen.expect((), (), self.examples.training[:PRIMING])
         for picks in [*self._validation(), *asked]:
             self.frozen.expect(
-                [ids_of(row) for _, row, _ in picks], [ids for *_, ids in picks],
+                [ids_of(row) for _, row, _ in picks],
+                [ids for *_, ids in picks],
                 [example for example, *_ in picks],
-            )  # fmt: skip
+            )
 
     def _validation(self) -> list[list[Pick]]:
         """The held-out examples in batches, one combination of each."""
@@ -242,8 +254,9 @@ class _Trainer:
         outer, apart = [row for _, row, _ in picks], [ids for _, _, ids in picks]
         rows = [*map(ids_of, outer), *apart]
         at = targets_of(outer, device)
-        other = torch.tensor([(i, t) for i, ids in enumerate(apart) for t in range(len(ids))],
-                             device=device)  # fmt: skip
+        other = torch.tensor(
+            [(i, t) for i, ids in enumerate(apart) for t in range(len(ids))], device=device
+        )
         log_p_0 = self.frozen.logits(rows[B:], (other[:, 0], other[:, 1])).float().log_softmax(-1)
         changes = self.network(self._edits([example for example, _, _ in picks]))
         kept = self.frozen.from_first(rows)

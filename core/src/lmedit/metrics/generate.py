@@ -132,9 +132,10 @@ def _continue(lm: Lm, plan: _Task, pick: Pick) -> list[list[int]]:
             for i, token in zip(live, picked, strict=True):
                 new[i].append(token)
             going = [
-                place for place, i in enumerate(live)
+                place
+                for place, i in enumerate(live)
                 if len(new[i]) < plan.wanted[i] and picked[place] not in plan.ends
-            ]  # fmt: skip
+            ]
             live = [live[place] for place in going]
             if live:
                 _advance(inputs, picked, going)
@@ -172,10 +173,8 @@ def _end_tokens(lm: Lm) -> frozenset[int]:
 
 def _text(lm: Lm, ids: Sequence[int]) -> str:
     return str(
-        lm.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-    )  # fmt: skip
+        lm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def _added_text(lm: Lm, row: list[int], new: list[int]) -> str:

@@ -30,8 +30,9 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
         if not found["missing_keys"]:
             model, info = unwrapped, found
             prefix = re.match(WRAPPERS, wrapped[0])
-            notes.append(f"{source}: tensors are read without {prefix and prefix[0]!r} before "
-                         "their names")  # fmt: skip
+            notes.append(
+                f"{source}: tensors are read without {prefix and prefix[0]!r} before their names"
+            )
     _check_whole(source, info)
     if unread := info["unexpected_keys"]:
         notes.append(f"{source}: {_counted(unread)} not read, since the model has no such part")
@@ -44,9 +45,14 @@ def _read(
     from transformers import AutoModelForCausalLM
 
     found: Any = AutoModelForCausalLM.from_pretrained(
-        source, config=config, output_loading_info=True, ignore_mismatched_sizes=True,
-        use_safetensors=True, trust_remote_code=False, **how,
-    )  # fmt: skip
+        source,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **how,
+    )
     return found
 
 

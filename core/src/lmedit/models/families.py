@@ -83,9 +83,10 @@ def searched(model: PreTrainedModel) -> Family:
 def _find_blocks(model: PreTrainedModel) -> str:
     layers = model.config.get_text_config().num_hidden_layers
     lists = {
-        name: module for name, module in model.named_modules()
+        name: module
+        for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == layers
-    }  # fmt: skip
+    }
     outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
     fitting = outermost
     if len(outermost) > 1:  # for example a vision tower of the same depth
@@ -103,14 +104,17 @@ def _leads_back(model: PreTrainedModel, block: nn.Module) -> dict[str, nn.Module
     """The matrices of *block* outside attention whose output has the hidden size."""
     hidden = model.config.get_text_config().hidden_size
     attention = tuple(
-        f"{name}." for name, module in block.named_modules()
+        f"{name}."
+        for name, module in block.named_modules()
         if name and "attention" in type(module).__name__.lower()
-    )  # fmt: skip
+    )
     return {
-        name: module for name, module in block.named_modules()
-        if is_matrix(module) and not name.startswith(attention or ("\0",))
+        name: module
+        for name, module in block.named_modules()
+        if is_matrix(module)
+        and not name.startswith(attention or ("\0",))
         and matrix_shape(module)[0] == hidden
-    }  # fmt: skip
+    }
 
 
 def _find_mlp_out(model: PreTrainedModel, block: nn.Module, where: str) -> str:
@@ -129,9 +133,8 @@ def _find_mlp_out(model: PreTrainedModel, block: nn.Module, where: str) -> str:
 
 def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
     norms = [
-        name for name, module in parent.named_children()
-        if "norm" in type(module).__name__.lower()
-    ]  # fmt: skip
+        name for name, module in parent.named_children() if "norm" in type(module).__name__.lower()
+    ]
     if not norms:
         raise UnknownArchitectureError(
             f"{_kind(model)}: looked for a final norm among the children of {where or 'the model'}"
@@ -149,9 +152,10 @@ def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
     hidden, inner = matrix_shape(block.get_submodule(mlp_out))
     beside = block.get_submodule(mlp_out.rpartition(".")[0])
     return [
-        name for name, module in beside.named_children()
+        name
+        for name, module in beside.named_children()
         if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
-    ]  # fmt: skip
+    ]
 
 
 def pre_activation(block: nn.Module, mlp_out: str) -> str:
@@ -177,10 +181,12 @@ ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 def attention_out(block: nn.Module) -> str:
     """Path in *block* of the attention's output matrix: by name, in the attention module."""
     found = [
-        name for name, module in block.named_modules()
-        if is_matrix(module) and name.rpartition(".")[2] in ATTENTION_OUT
+        name
+        for name, module in block.named_modules()
+        if is_matrix(module)
+        and name.rpartition(".")[2] in ATTENTION_OUT
         and any("attention" in type(parent).__name__.lower() for parent in _above(block, name))
-    ]  # fmt: skip
+    ]
     if len(found) != 1:
         raise UnknownArchitectureError(
             f"looked in a block for one attention output matrix ({', '.join(ATTENTION_OUT)}), "

@@ -107,8 +107,13 @@ def facts_of(file: Path, header: Header) -> dict[str, Any]:
     """The facts to store with the model made from the GGUF *file*."""
     from transformers import __version__
 
-    return {"sha256": digest_of(file), "size": file.stat().st_size, "types": dict(header.types),
-            "note": header.note, "transformers": __version__}  # fmt: skip
+    return {
+        "sha256": digest_of(file),
+        "size": file.stat().st_size,
+        "types": dict(header.types),
+        "note": header.note,
+        "transformers": __version__,
+    }
 
 
 def check_packages(what: Path | str) -> None:
@@ -193,9 +198,11 @@ def _alone(file: Path) -> Iterator[dict[str, Any]]:
         except OSError:  # a system without links
             link = file.resolve()
         yield {
-            "pretrained_model_name_or_path": str(link.parent), "gguf_file": str(link),
-            "local_files_only": True, "trust_remote_code": False,
-        }  # fmt: skip
+            "pretrained_model_name_or_path": str(link.parent),
+            "gguf_file": str(link),
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
 
 
 def _config(where: dict[str, Any], file: Path, header: Header) -> Any:

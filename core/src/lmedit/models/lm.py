@@ -232,8 +232,9 @@ class Lm:
     def embeddings(self, side: Literal["input", "output"]) -> Tensor:
         """The table (V, H) of the input embeddings, or of the output embeddings (the head)."""
         module = {
-            "input": self.model.get_input_embeddings, "output": self.model.get_output_embeddings
-        }[side]()  # fmt: skip
+            "input": self.model.get_input_embeddings,
+            "output": self.model.get_output_embeddings,
+        }[side]()
         (path,) = (name for name, each in self.model.named_modules() if each is module)
         return self._values(f"{path}.weight").to(offload.runs_on(module))
 

@@ -184,9 +184,13 @@ def _load(
             source, local_files_only=local, trust_remote_code=False
         )
         model = read_weights(
-            source, config, notes, dtype=torch_dtype, local_files_only=local,
+            source,
+            config,
+            notes,
+            dtype=torch_dtype,
+            local_files_only=local,
             device_map="auto" if device == SPREAD else None,
-        )  # fmt: skip
+        )
     except ModelError:
         raise
     except Exception as error:

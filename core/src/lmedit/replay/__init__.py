@@ -240,9 +240,11 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
     batch = lm.batch([row or [0] for row in rows])
     cache = DynamicCache()
     lm.model.base_model(
-        input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids), past_key_values=cache,
+        input_ids=batch.ids,
+        attention_mask=torch.ones_like(batch.ids),
+        past_key_values=cache,
         use_cache=True,
-    )  # fmt: skip
+    )
     take = column.clamp(min=0)[:, None, :, None]
 
     def moved(states: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ends = [
-        n for n in range(1, len(order) + 1)
+        n
+        for n in range(1, len(order) + 1)
         if n == len(order) or lengths[order[n]] > lengths[order[n - 1]]
-    ]  # fmt: skip
+    ]
     best: dict[int, tuple[float, list[list[int]]]] = {0: (0.0, [])}
     for end in ends:  # the cheapest groups of the rows up to end
         width = max(1, lengths[order[end - 1]])
@@ -89,9 +90,12 @@ def _edits(under: RowEdits | None, rows: Sequence[Sequence[int]]) -> Sequence[in
 
 
 def _logits_at(
-    lm: Lm, rows: Sequence[Sequence[int]], which: Sequence[int], at: Sequence[tuple[int, int]],
+    lm: Lm,
+    rows: Sequence[Sequence[int]],
+    which: Sequence[int],
+    at: Sequence[tuple[int, int]],
     under: RowEdits | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Run the rows *which* together; logits (n, V) at the places (place in *which*, token)."""
     ids = [rows[i] for i in which]
     where = torch.tensor(at, device=lm.device).reshape(-1, 2).T

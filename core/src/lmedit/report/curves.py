@@ -61,8 +61,9 @@ def _panel(run: FinishedRun, name: str, *, percent: bool) -> str:
         places = [(across(x), up(y)) for x, y in points]
         labels.taken += [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        drawn.append(tag("polyline", points=path, fill="none", stroke=look[method].colour,
-                         stroke_width=1.5))  # fmt: skip
+        drawn.append(
+            tag("polyline", points=path, fill="none", stroke=look[method].colour, stroke_width=1.5)
+        )
         drawn += [
             look[method].mark(
                 place[0], place[1], data_method=method, data_x=repr(x), data_y=repr(y)
@@ -79,9 +80,16 @@ def _lines(curve: Sequence[Point], name: str) -> list[Line]:
     """For each method, its measured points (edits, value), in order."""
     methods = list(dict.fromkeys(point.method for point in curve))
     lines = [
-        (method, [(float(p.size), value) for p in curve
-                  if p.method == method and (value := p.number(name)) is not None
-                  and (name in RETAINED or value > 0)])
+        (
+            method,
+            [
+                (float(p.size), value)
+                for p in curve
+                if p.method == method
+                and (value := p.number(name)) is not None
+                and (name in RETAINED or value > 0)
+            ],
+        )
         for method in methods
-    ]  # fmt: skip
+    ]
     return [(method, points) for method, points in lines if points]

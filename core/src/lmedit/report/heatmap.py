@@ -62,18 +62,22 @@ def group_score(run: FinishedRun, method: str, name: str, places: Sequence[int])
 
 def _choice(names: Sequence[str]) -> str:
     buttons = "".join(
-        tag("label", f'<input type="radio" name="heat" value="{name}"'
-            f"{' checked' if name == names[0] else ''}> {name}")
+        tag(
+            "label",
+            f'<input type="radio" name="heat" value="{name}"'
+            f"{' checked' if name == names[0] else ''}> {name}",
+        )
         for name in names
-    )  # fmt: skip
+    )
     return tag("div", buttons, class_="choice screen")
 
 
 def _table(
     run: FinishedRun, name: str, rows: Sequence[tuple[str, int | None, list[int]]], *, hidden: bool
 ) -> str:
-    head = "".join(tag("th", escape(text), scope="col")
-                   for text in (f"{name}, %", "n", *run.methods))  # fmt: skip
+    head = "".join(
+        tag("th", escape(text), scope="col") for text in (f"{name}, %", "n", *run.methods)
+    )
     body = []
     for group, number, places in rows:
         cells = tag("th", escape(group), scope="row") + tag("td", str(len(places)), class_="n")
@@ -92,8 +96,12 @@ def _cell(value: float | None, link: str | None) -> str:
     red, green, blue = colour(value / 100)
     ink = "#fff" if 0.3 * red + 0.6 * green + 0.1 * blue < 130 else "#111"
     text = f"{value:.0f}" if link is None else tag("a", f"{value:.0f}", href=link)
-    return tag("td", text, data_value=repr(value),
-               style=f"background:rgb({red},{green},{blue});color:{ink}")  # fmt: skip
+    return tag(
+        "td",
+        text,
+        data_value=repr(value),
+        style=f"background:rgb({red},{green},{blue});color:{ink}",
+    )
 
 
 def colour(share: float) -> tuple[int, int, int]:

@@ -66,8 +66,17 @@ def _histogram(
         if count:
             high = count / len(values) / tallest * room
             told = f"{count} of {len(values)}"
-            parts.append(tag("rect", tag("title", told), x=left + i * step + 0.5, y=floor - high,
-                             width=step - 1, height=high, fill=colour))  # fmt: skip
+            parts.append(
+                tag(
+                    "rect",
+                    tag("title", told),
+                    x=left + i * step + 0.5,
+                    y=floor - high,
+                    width=step - 1,
+                    height=high,
+                    fill=colour,
+                )
+            )
     parts.append(line(left + COLUMN / 2, top, left + COLUMN / 2, floor, "zero"))
     if (middle := mean(values)) is not None:
         at = left + (middle + 1) / 2 * COLUMN

@@ -57,8 +57,10 @@ def setups(run: FinishedRun) -> str:
     for row in run.results.rows:
         if row.method != BASE:
             options = ", ".join(f"{name} = {_plain(value)}" for name, value in row.options.items())
-            rows.append(tag("dt", escape(f"{row.method} {row.version or ''}".strip()))
-                        + tag("dd", escape(options or "no options written down")))  # fmt: skip
+            rows.append(
+                tag("dt", escape(f"{row.method} {row.version or ''}".strip()))
+                + tag("dd", escape(options or "no options written down"))
+            )
     for name, thing in (("model", run.results.model), ("cases", run.results.cases)):
         rows.append(tag("dt", name) + tag("dd", escape(f"{thing.name} {thing.digest}".strip())))
     return tag("dl", "".join(rows), class_="setup")
@@ -74,8 +76,9 @@ def _trained(run: FinishedRun) -> list[str]:
     """The methods that were trained on some of these cases."""
     return [
         f"{method} was trained on {count} of these cases, so its scores are too good."
-        for method, count in run.results.trained_on.items() if count
-    ]  # fmt: skip
+        for method, count in run.results.trained_on.items()
+        if count
+    ]
 
 
 def _already(run: FinishedRun) -> list[str]:

@@ -40,9 +40,14 @@ def page(run: FinishedRun) -> str:
     folder = files("lmedit.report")
     read = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     return Template(read["html"]).substitute(
-        title=escape(_title(run)), facts=_facts(run), links=links, body=body,
-        css=read["css"], js=read["js"], data=browser_data(run) if run.methods else "null",
-    )  # fmt: skip
+        title=escape(_title(run)),
+        facts=_facts(run),
+        links=links,
+        body=body,
+        css=read["css"],
+        js=read["js"],
+        data=browser_data(run) if run.methods else "null",
+    )
 
 
 def _title(run: FinishedRun) -> str:
@@ -77,17 +82,26 @@ def _results(run: FinishedRun) -> str:
         for column in wanted:
             value, half_width = cell(run, row, column)
             text = _with_bar(value, half_width, column)
-            cells += tag("td", text, class_="best" if row.method in winners[column.name] else None,
-                         data_column=column.name, data_value=repr(value))  # fmt: skip
-        body.append(tag("tr", cells, class_="base" if row.method == BASE else None,
-                        data_method=row.method))  # fmt: skip
+            cells += tag(
+                "td",
+                text,
+                class_="best" if row.method in winners[column.name] else None,
+                data_column=column.name,
+                data_value=repr(value),
+            )
+        body.append(
+            tag("tr", cells, class_="base" if row.method == BASE else None, data_method=row.method)
+        )
         body.append(_published(run, row.method, wanted))
     inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
     table = tag("div", tag("table", inside, class_="results"), class_="wide")
-    return table + tag("p", "Scores are in percent, but not perplexity, KL, norms, costs. "
-                       "± is half of the 95 % interval of the mean over cases. The best mean of "
-                       "each column among the methods is bold, even if the intervals overlap.",
-                       class_="caption")  # fmt: skip
+    return table + tag(
+        "p",
+        "Scores are in percent, but not perplexity, KL, norms, costs. "
+        "± is half of the 95 % interval of the mean over cases. The best mean of "
+        "each column among the methods is bold, even if the intervals overlap.",
+        class_="caption",
+    )
 
 
 def _with_bar(value: float | None, half_width: float | None, column: Column) -> str:
@@ -120,60 +134,87 @@ def _published(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
 
 def _differences(run: FinishedRun) -> str:
     rows = [
-        tag("tr", tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row") + tag("td", d.score)
-            + tag("td", f"{d.estimate:+.1f}") + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
-            class_="clear" if d.low > 0 or d.high < 0 else None)
+        tag(
+            "tr",
+            tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row")
+            + tag("td", d.score)
+            + tag("td", f"{d.estimate:+.1f}")
+            + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
+            class_="clear" if d.low > 0 or d.high < 0 else None,
+        )
         for d in run.results.differences
-    ]  # fmt: skip
+    ]
     return _listing(
-        ("", "score", "points", "95 % interval"), rows, "differences",
+        ("", "score", "points", "95 % interval"),
+        rows,
+        "differences",
         "Paired over cases: percentile bootstrap with 10 000 resamples. Bold if the interval "
         "does not contain 0; not corrected for comparing many methods.",
-    )  # fmt: skip
+    )
 
 
 def _retention(run: FinishedRun) -> str:
-    return _figure(retention(run), "Scores of all edits so far, by number of edits in one model.",
-                   "two")  # fmt: skip
+    return _figure(
+        retention(run), "Scores of all edits so far, by number of edits in one model.", "two"
+    )
 
 
 def _harm(run: FinishedRun) -> str:
-    return _figure(harm(run), "The model itself, by number of edits: perplexity on held-out text. "
-                   "For the tensor that changed most: norm of its change / its own norm, and "
-                   "growth of its largest singular value.", "two")  # fmt: skip
+    return _figure(
+        harm(run),
+        "The model itself, by number of edits: perplexity on held-out text. "
+        "For the tensor that changed most: norm of its change / its own norm, and "
+        "growth of its largest singular value.",
+        "two",
+    )
 
 
 def _trade_off(run: FinishedRun) -> str:
-    return _figure(trade_off(run), "Each method's efficacy (ES, PS) against its specificity (NS); "
-                   "bars are 95 % intervals. A good method is at the top right; the "
-                                  "unedited model is grey.", "two")  # fmt: skip
+    return _figure(
+        trade_off(run),
+        "Each method's efficacy (ES, PS) against its specificity (NS); "
+        "bars are 95 % intervals. A good method is at the top right; the "
+        "unedited model is grey.",
+        "two",
+    )
 
 
 def _cost(run: FinishedRun) -> str:
-    return _figure(cost(run), "S against the seconds per edit, on a logarithmic scale. "
-                   "Hollow marks add the preparation, divided by the cases of this run. "
-                   "Times are for this run's machine and its other load.", "beside")  # fmt: skip
+    return _figure(
+        cost(run),
+        "S against the seconds per edit, on a logarithmic scale. "
+        "Hollow marks add the preparation, divided by the cases of this run. "
+        "Times are for this run's machine and its other load.",
+        "beside",
+    )
 
 
 def _heat(run: FinishedRun) -> str:
     found = heat_map(run)
     return found and found + tag(
-        "p", "By kind of fact: the data set's relation if it has one, else the prompt's "
+        "p",
+        "By kind of fact: the data set's relation if it has one, else the prompt's "
         f"template; the {MOST_GROUPS} most frequent, then all others. Numbers "
         "from few cases (n) scatter widely. Each number links to its cases.",
         class_="caption",
-    )  # fmt: skip
+    )
 
 
 def _magnitudes(run: FinishedRun) -> str:
-    return _figure(magnitudes(run), "Differences of probabilities over the single cases, from -1 "
-                   "to 1; black lines are means. Heights are shares of cases, on one scale in "
-                   "each column.")  # fmt: skip
+    return _figure(
+        magnitudes(run),
+        "Differences of probabilities over the single cases, from -1 "
+        "to 1; black lines are means. Heights are shares of cases, on one scale in "
+        "each column.",
+    )
 
 
 def _norms(run: FinishedRun) -> str:
-    return _figure(norms(run), "Frobenius norm of each edit's change / norm of the matrix: "
-                   "smallest, quartiles and largest of all cases.")  # fmt: skip
+    return _figure(
+        norms(run),
+        "Frobenius norm of each edit's change / norm of the matrix: "
+        "smallest, quartiles and largest of all cases.",
+    )
 
 
 def _figure(picture: str, caption: str, class_: str = "") -> str:
@@ -185,17 +226,23 @@ def _figure(picture: str, caption: str, class_: str = "") -> str:
 
 def _failures(run: FinishedRun) -> str:
     rows = [
-        tag("tr", tag("th", escape(row.method), scope="row") + tag("td", str(count))
+        tag(
+            "tr",
+            tag("th", escape(row.method), scope="row")
+            + tag("td", str(count))
             + tag("td", f"{100 * count / max(row.n, 1):.1f} %")
-            + tag("td", escape(reason), class_="text"))
+            + tag("td", escape(reason), class_="text"),
+        )
         for row in run.results.rows
         for reason, count in sorted(row.failures.items(), key=lambda item: (-item[1], item[0]))
-    ]  # fmt: skip
+    ]
     return _listing(
-        ("method", "cases", "share", "reason"), rows, "failures",
+        ("method", "cases", "share", "reason"),
+        rows,
+        "failures",
         "A failed edit counts with the unedited model's scores. A record that could not be read "
         "has no scores.",
-    )  # fmt: skip
+    )
 
 
 def _browser(run: FinishedRun) -> str:

@@ -211,8 +211,10 @@ class FinishedRun:
 def read_run(folder: Path) -> FinishedRun:
     """Read the run in *folder*. Raises `RunError` if there is no run or if it is damaged."""
     if not (folder / RESULTS).is_file():
-        raise RunError(f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
-                       "lmedit compare --run wrote")  # fmt: skip
+        raise RunError(
+            f"no finished run in {folder}: it has no {RESULTS}; give the folder that "
+            "lmedit compare --run wrote"
+        )
     raw = _json(folder / RESULTS)
     results = _validate(folder / RESULTS, Results.model_validate, raw)
     names = [row.method for row in results.rows]
@@ -236,8 +238,10 @@ def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]
         stored = {result.key: result for result in store.all()}
     lost = sum(key not in stored for keys in named.values() for key in keys)
     if lost:
-        raise RunError(f"{folder / FILE} lacks {lost} of the results that {RESULTS} names; "
-                           "run compare again to finish them")  # fmt: skip
+        raise RunError(
+            f"{folder / FILE} lacks {lost} of the results that {RESULTS} names; "
+            "run compare again to finish them"
+        )
     return {
         method: tuple(_entry(folder, stored[key]) for key in keys) for method, keys in named.items()
     }

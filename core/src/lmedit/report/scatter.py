@@ -82,8 +82,11 @@ def axes(
     parts += [line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"), line(LEFT, TOP, LEFT, BOTTOM, "axis")]
     parts.append(words((LEFT + RIGHT) / 2, BOTTOM + 40, across_title, "title", "middle"))
     turned = f"rotate(-90 13 {middle:g})"
-    parts.append(tag("text", up_title, x=13, y=middle, class_="title", text_anchor="middle",
-                     transform=turned))  # fmt: skip
+    parts.append(
+        tag(
+            "text", up_title, x=13, y=middle, class_="title", text_anchor="middle", transform=turned
+        )
+    )
     return "".join(parts)
 
 
@@ -97,13 +100,18 @@ def _percent_ticks(across: Scale) -> str:
 
 def cost(run: FinishedRun) -> str:
     """S against seconds per edit; a hollow mark adds each edit's share of the preparation."""
-    timed = [(row, s, t) for row in run.results.rows
-             if (s := named(run, row, "S")[0]) is not None
-             and (t := named(run, row, "seconds_per_edit")[0]) and t > 0]  # fmt: skip
+    timed = [
+        (row, s, t)
+        for row in run.results.rows
+        if (s := named(run, row, "S")[0]) is not None
+        and (t := named(run, row, "seconds_per_edit")[0])
+        and t > 0
+    ]
     if not timed:
         return ""
-    across = log_scale([v for row, _, t in timed for v in (t, _with_share(row, t))],
-                       LEFT + 8, RIGHT - 8)  # fmt: skip
+    across = log_scale(
+        [v for row, _, t in timed for v in (t, _with_share(row, t))], LEFT + 8, RIGHT - 8
+    )
     up = Scale(0, 100, BOTTOM - 8, TOP + 8)
     drawn = [axes("S, %", "seconds per edit", up)]
     drawn += [

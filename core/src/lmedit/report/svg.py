@@ -42,8 +42,14 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str, **more: str) -
 
 def picture(width: float, height: float, inside: str, label: str) -> str:
     """A whole drawing that scales with its place; *label* describes it."""
-    return tag("svg", inside, viewBox=f"0 0 {_text(width)} {_text(height)}", role="img",
-               aria_label=label, style=f"max-width:{_text(width)}px")  # fmt: skip
+    return tag(
+        "svg",
+        inside,
+        viewBox=f"0 0 {_text(width)} {_text(height)}",
+        role="img",
+        aria_label=label,
+        style=f"max-width:{_text(width)}px",
+    )
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,11 @@ class Look:
 
     def mark(self, x: float, y: float, *, hollow: bool = False, **data: str) -> str:
         """The method's mark at (x, y)."""
-        paint: dict[str, Any] = {"fill": "#fff" if hollow else self.colour, "stroke": self.colour,
-                 "stroke_width": 1.5}  # fmt: skip
+        paint: dict[str, Any] = {
+            "fill": "#fff" if hollow else self.colour,
+            "stroke": self.colour,
+            "stroke_width": 1.5,
+        }
         if self.shape == "circle":
             return tag("circle", cx=x, cy=y, r=4.5, **paint, **data)
         corners = {
@@ -139,8 +148,9 @@ class Labels:
     def put(self, x: float, y: float, text: str, colour: str) -> str:
         """*text* in the free place nearest to (x, y); if that is far, a thin line leads to it."""
         text = clip(text, 18)
-        boxes = [self._box(x, y, way, 9 + 11 * far, text) for far in range(14)
-                 for way in DIRECTIONS]  # fmt: skip
+        boxes = [
+            self._box(x, y, way, 9 + 11 * far, text) for far in range(14) for way in DIRECTIONS
+        ]
         free = (place for place, box in enumerate(boxes) if self._free(box))
         place = next(free, 0)
         box = boxes[place]

@@ -73,9 +73,13 @@ def second_moments(
     work = _Work(lm, tuple(sorted(set(layers))), counting)
     work.load(checkpoint)
     saved = time.monotonic()
-    bar = tqdm(total=counting.samples, initial=work.done, disable=None,
-               desc=f"statistics of {len(work.layers)} layer(s)",
-               unit=counting.unit.rstrip("s"))  # fmt: skip
+    bar = tqdm(
+        total=counting.samples,
+        initial=work.done,
+        disable=None,
+        desc=f"statistics of {len(work.layers)} layer(s)",
+        unit=counting.unit.rstrip("s"),
+    )
     with bar:
         for group in _groups(corpus, work.documents, counting):
             before = work.done
@@ -147,8 +151,9 @@ class _Work:
 
     def enough(self) -> bool:
         """Whether every layer's solutions have converged; checked when the tokens have doubled."""
-        settled = [watch.settled(self.sums[layer], self.tokens)
-                   for layer, watch in self.watches.items()]  # fmt: skip
+        settled = [
+            watch.settled(self.sums[layer], self.tokens) for layer, watch in self.watches.items()
+        ]
         return all(settled)
 
 

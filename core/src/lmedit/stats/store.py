@@ -110,8 +110,11 @@ def statistics_named(name: str) -> Statistics:
     Raises `ArtifactError` if there are none or several.
     """
     start = name.removeprefix(PREFIX)
-    found = [path for path in sorted(_folder().glob("*.safetensors"))
-             if start and path.stem.startswith(start)]  # fmt: skip
+    found = [
+        path
+        for path in sorted(_folder().glob("*.safetensors"))
+        if start and path.stem.startswith(start)
+    ]
     if len(found) != 1:
         what = "several statistics begin" if found else "no statistics begin"
         raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what is stored")
@@ -123,10 +126,14 @@ def _facts(
 ) -> dict[str, Any]:
     """The facts of statistics: everything that determines the id, and names for the reader."""
     return {
-        "base": lm.digest, "base_name": lm.name, "layer": layer,
-        "parameter": lm.mlp_out(layer).parameter, "corpus": corpus, "corpus_digest": digest,
+        "base": lm.digest,
+        "base_name": lm.name,
+        "layer": layer,
+        "parameter": lm.mlp_out(layer).parameter,
+        "corpus": corpus,
+        "corpus_digest": digest,
         "counting": asdict(counting) if counting else None,
-    }  # fmt: skip
+    }
 
 
 def _path(facts: Mapping[str, Any]) -> Path:
@@ -137,9 +144,12 @@ def _path(facts: Mapping[str, Any]) -> Path:
 def _store(facts: dict[str, Any], moment: Moment) -> Statistics:
     path = _path(facts)
     facts = {
-        **facts, "dimensions": len(moment.sum), "tokens": moment.tokens,
-        "documents": moment.documents, "settled": [asdict(each) for each in moment.settled],
-    }  # fmt: skip
+        **facts,
+        "dimensions": len(moment.sum),
+        "tokens": moment.tokens,
+        "documents": moment.documents,
+        "settled": [asdict(each) for each in moment.settled],
+    }
     save_tensors(path, STATISTICS, {"sum": moment.sum}, facts)
     return _open_stored(path)
 

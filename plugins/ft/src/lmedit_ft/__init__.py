@@ -78,14 +78,16 @@ def _trained(
 ) -> list[Update]:
     """Train the Deltas of each request; the requests share the forward passes."""
     changes = [
-        _Change([
-            torch.zeros(
-                lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device_of(site)
-            ).requires_grad_()
-            for site in location.sites
-        ])
+        _Change(
+            [
+                torch.zeros(
+                    lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device_of(site)
+                ).requires_grad_()
+                for site in location.sites
+            ]
+        )
         for _ in requests
-    ]  # fmt: skip
+    ]
     _train(_Losses(lm, requests, options.block, options), changes, options)
     updates = []
     for change in changes:
@@ -137,8 +139,9 @@ class _Losses:
         self.lengths = [len(target) for _, target in pairs]
         places = [
             (i, len(prompt) - 1 + (place if forced else 0), token)
-            for i, (prompt, target) in enumerate(pairs) for place, token in enumerate(target)
-        ]  # fmt: skip
+            for i, (prompt, target) in enumerate(pairs)
+            for place, token in enumerate(target)
+        ]
         self.rows, self.at, self.tokens = torch.tensor(places, device=lm.device).T
 
     def __call__(self, changes: Sequence[_Change]) -> Tensor:

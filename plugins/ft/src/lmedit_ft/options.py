@@ -13,19 +13,23 @@ from lmedit.layers import LayerOptions, Shapes
 if TYPE_CHECKING:
     from lmedit import Lm
 
-FT: Shapes = MappingProxyType({
-    ("gpt2", 48): {"layer": 1},
-    ("gptj", 28): {"layer": 21},
-    ("llama", 32): {"layer": 21},
-    ("mistral", 32): {"layer": 21},
-    ("qwen2", 28): {"layer": 27},
-})  # fmt: skip
-FT_L: Shapes = MappingProxyType({
-    ("gpt2", 24): {"layer": 0, "epsilon": 2e-3},
-    ("gpt2", 36): {"layer": 0, "epsilon": 1e-3},
-    ("gpt2", 48): {"layer": 0, "epsilon": 5e-4},
-    ("gptj", 28): {"layer": 0, "epsilon": 5e-5},
-})  # fmt: skip
+FT: Shapes = MappingProxyType(
+    {
+        ("gpt2", 48): {"layer": 1},
+        ("gptj", 28): {"layer": 21},
+        ("llama", 32): {"layer": 21},
+        ("mistral", 32): {"layer": 21},
+        ("qwen2", 28): {"layer": 27},
+    }
+)
+FT_L: Shapes = MappingProxyType(
+    {
+        ("gpt2", 24): {"layer": 0, "epsilon": 2e-3},
+        ("gpt2", 36): {"layer": 0, "epsilon": 1e-3},
+        ("gpt2", 48): {"layer": 0, "epsilon": 5e-4},
+        ("gptj", 28): {"layer": 0, "epsilon": 5e-5},
+    }
+)
 """By (model_type, number of blocks): the released hyperparameters of the ROME comparison."""
 
 

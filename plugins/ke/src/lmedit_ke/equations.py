@@ -21,9 +21,13 @@ def split(output: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tens
 
 
 def update(
-    x: Tensor, delta: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], s: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    s: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Delta = scale * sigma(s) (dL/dW * A + B), * elementwise, as exact factors.
 
     x (B, N, d_in) and delta (B, N, d_out) are the gradient's; *a* and *b* are pairs of vectors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lmedit.hyper.options import TRAINING, HyperOptions
+from lmedit.hyper.options import PUBLISHED_TRAINING, TRAINING, HyperOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 class KeOptions(HyperOptions):
     """KE's options; the defaults train in minutes, the published recipe in days."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "fast": {},
-        "published": {
-            "learning_rate": 1e-5, "batch": 10, "steps": 100_000, "validate_every": 500,
-            "patience": 4, "warmup": 0, "decay": False, "train_embeddings": True,
-        },
-        "checkpoint": {"train_embeddings": True},
-    })  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "fast": {},
+            "published": {
+                "learning_rate": 1e-5,
+                **PUBLISHED_TRAINING,
+                "train_embeddings": True,
+            },
+            "checkpoint": {"train_embeddings": True},
+        }
+    )
     prepares: ClassVar[tuple[str, ...]] = (
-        *TRAINING, "seed", "hidden", "condition", "train_embeddings",
-    )  # fmt: skip
+        *TRAINING,
+        "seed",
+        "hidden",
+        "condition",
+        "train_embeddings",
+    )
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:

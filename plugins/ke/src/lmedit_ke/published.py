@@ -21,7 +21,7 @@ NORMED = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
     "bias": "bias",
-}  # fmt: skip
+}
 
 
 def from_published(path: str, network: KeNetwork) -> Prepared:
@@ -45,8 +45,9 @@ def from_published(path: str, network: KeNetwork) -> Prepared:
         )
         names |= {
             f"heads.{number}.{layer}.{ours}": f"{of_matrix}.{layer}.{theirs}"
-            for layer in (0, 2) for ours, theirs in NORMED.items()
-        }  # fmt: skip
+            for layer in (0, 2)
+            for ours, theirs in NORMED.items()
+        }
     found: dict[str, Tensor] = {
         ours: given[theirs].float() for ours, theirs in names.items() if theirs in given
     }

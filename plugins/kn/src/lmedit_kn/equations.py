@@ -38,8 +38,9 @@ def attribution(a: Tensor, mean_gradient: Tensor) -> Tensor:
     return a * mean_gradient
 
 
-def threshold_of(scores: Tensor, adaptive: float | None, fixed: float | None,
-                 percentile: float | None) -> float:  # fmt: skip
+def threshold_of(
+    scores: Tensor, adaptive: float | None, fixed: float | None, percentile: float | None
+) -> float:
     """The attribution that a neuron must exceed, by the one criterion that is not None.
 
     *adaptive* is a share of the largest score, *percentile* counts over all layers and neurons.

@@ -47,8 +47,9 @@ def exchanged(
             arriving.append(found)
     signs = torch.cat([mlps[layer].signs(of) for layer, of in places.items()])
     notes: dict[str, Any] = {
-        "negative_activations": int((signs < 0).sum()), "largest_share_of_stream": max(shares),
-    }  # fmt: skip
+        "negative_activations": int((signs < 0).sum()),
+        "largest_share_of_stream": max(shares),
+    }
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lmedit.hyper.options import TRAINING, HyperOptions
+from lmedit.hyper.options import PUBLISHED_TRAINING, TRAINING, HyperOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,19 +17,30 @@ if TYPE_CHECKING:
 class MendOptions(HyperOptions):
     """MEND's options; the defaults train in minutes, the published recipe in days."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "fast": {},
-        "published": {
-            "rank": 1920, "learning_rate": 1e-6, "edit_rate": 1e-4, "edit_rate_rate": 1e-4,
-            "batch": 10, "steps": 100_000, "validate_every": 500, "patience": 4, "warmup": 0,
-            "decay": False,
-        },
-        "checkpoint": {"sign": 1, "last_rectified": True},
-    })  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "fast": {},
+            "published": {
+                "rank": 1920,
+                "learning_rate": 1e-6,
+                "edit_rate": 1e-4,
+                "edit_rate_rate": 1e-4,
+                **PUBLISHED_TRAINING,
+            },
+            "checkpoint": {"sign": 1, "last_rectified": True},
+        }
+    )
     prepares: ClassVar[tuple[str, ...]] = (
-        *TRAINING, "seed", "rank", "hidden", "normalise", "last_rectified", "sign", "edit_rate",
+        *TRAINING,
+        "seed",
+        "rank",
+        "hidden",
+        "normalise",
+        "last_rectified",
+        "sign",
+        "edit_rate",
         "edit_rate_rate",
-    )  # fmt: skip
+    )
 
     rank: int = Field(default=128, ge=1, description="Rank of each layer of the network.")
     hidden: int = Field(default=1, ge=0, description="Number of layers before the last one.")

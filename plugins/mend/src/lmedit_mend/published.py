@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from lmedit_mend.network import MendNetwork
 
 PARTS = {
-    "U": "u", "V": "v", "b": "bias", "scale": "mode_scale.weight", "shift": "mode_shift.weight",
-}  # fmt: skip
+    "U": "u",
+    "V": "v",
+    "b": "bias",
+    "scale": "mode_scale.weight",
+    "shift": "mode_shift.weight",
+}
 
 
 def from_published(path: str, network: MendNetwork) -> Prepared:

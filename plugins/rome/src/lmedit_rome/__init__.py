@@ -42,9 +42,12 @@ def edit_plan(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
 
 @hookimpl
 def edit_prepare(
-    lm: Lm, options: RomeOptions, corpus: Corpus | None, checkpoint: Checkpoint,
+    lm: Lm,
+    options: RomeOptions,
+    corpus: Corpus | None,
+    checkpoint: Checkpoint,
     beside: Sequence[RomeOptions],
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """The Cholesky factor of C = E[k k^T] at the edited layer."""
     if not options.covariance:
         return Prepared()
@@ -91,9 +94,12 @@ def edit_compute(
 
 @hookimpl
 def edit_compute_many(
-    lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: RomeOptions,
+    lm: Lm,
+    requests: Sequence[Request],
+    locations: Sequence[Location],
+    options: RomeOptions,
     prepared: Prepared,
-) -> list[Update]:  # fmt: skip
+) -> list[Update]:
     """The same for several requests at once, in smaller groups if memory is full."""
     parts = in_parts(
         lambda part: _inserted(lm, part, locations[0], options, prepared), requests, len(requests)
@@ -102,9 +108,12 @@ def edit_compute_many(
 
 
 def _inserted(
-    lm: Lm, requests: Sequence[Request], location: Location, options: RomeOptions,
+    lm: Lm,
+    requests: Sequence[Request],
+    location: Location,
+    options: RomeOptions,
     prepared: Prepared,
-) -> list[Update]:  # fmt: skip
+) -> list[Update]:
     layer = options.block
     templates = sample_contexts(lm, options)
     keys = [select_keys(lm, layer, request, templates, options) for request in requests]

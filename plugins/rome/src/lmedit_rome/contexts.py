@@ -28,8 +28,14 @@ def sample_contexts(lm: Lm, options: RomeOptions) -> list[str]:
     them once per state of a model.
     """
     known = _KNOWN.setdefault(lm, {})
-    fields = ("seed", "include_bare", "prefixes", "prefix_start", "prefix_join",
-              "length_counts_start")  # fmt: skip
+    fields = (
+        "seed",
+        "include_bare",
+        "prefixes",
+        "prefix_start",
+        "prefix_join",
+        "length_counts_start",
+    )
     key = lm.state(), *(getattr(options, name) for name in fields)
     if key not in known:
         known[key] = _contexts(lm, options)

@@ -47,10 +47,14 @@ def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
         f"{token}*" if start <= i < end else token for i, token in enumerate(found.tokens)
     )
     values: dict[str, Any] = {
-        "answer": found.answer, "p(clean)": found.clean, "p(disturbed)": found.disturbed,
-        "total effect": found.total_effect, "noise": noise,
-        "tokens": found.tokens, "subject": list(found.subject),
-    }  # fmt: skip
+        "answer": found.answer,
+        "p(clean)": found.clean,
+        "p(disturbed)": found.disturbed,
+        "total effect": found.total_effect,
+        "noise": noise,
+        "tokens": found.tokens,
+        "subject": list(found.subject),
+    }
     charts: list[Chart] = []
     for kind in KINDS:
         indirect = found.indirect(kind)
@@ -81,6 +85,5 @@ def effects(found: Trace, kind: str) -> dict[str, list[float]]:
     """IE by layer for each part of the prompt, as the mean over the part's tokens."""
     indirect = found.indirect(kind)
     return {
-        name: indirect[places].mean(0).tolist()
-        for name, places in buckets(found).items() if places
-    }  # fmt: skip
+        name: indirect[places].mean(0).tolist() for name, places in buckets(found).items() if places
+    }

@@ -13,22 +13,26 @@ from lmedit.layers import LayerOptions, Shapes
 if TYPE_CHECKING:
     from lmedit import Lm
 
-PUBLISHED: Shapes = MappingProxyType({
-    ("gpt2", 24): {"layer": 8, "clamp": 3.0},
-    ("gpt2", 36): {"layer": 12},
-    ("gpt2", 48): {"layer": 17},
-    ("gptj", 28): {"layer": 5},
-    ("gpt_neox", 44): {"layer": 15},
-    ("llama", 32): {"layer": 5},
-    ("mistral", 32): {"layer": 5},
-    ("qwen2", 28): {"layer": 5},
-})  # fmt: skip
+PUBLISHED: Shapes = MappingProxyType(
+    {
+        ("gpt2", 24): {"layer": 8, "clamp": 3.0},
+        ("gpt2", 36): {"layer": 12},
+        ("gpt2", 48): {"layer": 17},
+        ("gptj", 28): {"layer": 5},
+        ("gpt_neox", 44): {"layer": 15},
+        ("llama", 32): {"layer": 5},
+        ("mistral", 32): {"layer": 5},
+        ("qwen2", 28): {"layer": 5},
+    }
+)
 """By (model_type, number of blocks): the released hyperparameters (methods: README)."""
 
-PUBLISHED_2022: Shapes = MappingProxyType({
-    ("gpt2", 48): {"layer": 16},
-    ("gptj", 28): {"layer": 5, "kl_factor": 1e3, "decay": 2e-3},
-})  # fmt: skip
+PUBLISHED_2022: Shapes = MappingProxyType(
+    {
+        ("gpt2", 48): {"layer": 16},
+        ("gptj", 28): {"layer": 5, "kl_factor": 1e3, "decay": 2e-3},
+    }
+)
 FIRST_RELEASE = {"kl_factor": 5e2, "decay": 1.5e-3}
 """The values of the first release, February 2022; GPT-J has its own."""
 
@@ -39,28 +43,51 @@ GPT2_DEPTH = 0.35
 class RomeOptions(LayerOptions):
     """ROME's options; the defaults are those of the released code, except `tolerance`."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
-        "code": {"tolerance": None},
-        "paper": {
-            "include_bare": False, "length_counts_start": False, "key_mode": "mean",
-            "key_text": "subject",
-            "decay_kind": "adam", "decay": 1.5e-3, "kl_factor": 1e2, "kl_reduction": "mean",
-            "kl_position": "prompt_last", "clamp": None, "sample_unit": "tokens",
-            "tolerance": None,
-        },
-        "2022-02": {
-            "prefixes": ((2, 20), (5, 20), (10, 10)), "prefix_start": "The", "prefix_join": " ",
-            "key_text": "subject", "last_update": True,
-            "value_contexts": "bare", "decay_kind": "adam", "kl_reduction": "mean",
-            "kl_position": "prompt_last", "clamp": None, "insertion_max": 100.0,
-            "target_tokens": "first", "release": "2022-02",
-            "tolerance": None,
-        },
-        "r-rome": {"key_mode": "mean", "tolerance": None},
-    })  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "code": {"tolerance": None},
+            "paper": {
+                "include_bare": False,
+                "length_counts_start": False,
+                "key_mode": "mean",
+                "key_text": "subject",
+                "decay_kind": "adam",
+                "decay": 1.5e-3,
+                "kl_factor": 1e2,
+                "kl_reduction": "mean",
+                "kl_position": "prompt_last",
+                "clamp": None,
+                "sample_unit": "tokens",
+                "tolerance": None,
+            },
+            "2022-02": {
+                "prefixes": ((2, 20), (5, 20), (10, 10)),
+                "prefix_start": "The",
+                "prefix_join": " ",
+                "key_text": "subject",
+                "last_update": True,
+                "value_contexts": "bare",
+                "decay_kind": "adam",
+                "kl_reduction": "mean",
+                "kl_position": "prompt_last",
+                "clamp": None,
+                "insertion_max": 100.0,
+                "target_tokens": "first",
+                "release": "2022-02",
+                "tolerance": None,
+            },
+            "r-rome": {"key_mode": "mean", "tolerance": None},
+        }
+    )
     prepares: ClassVar[tuple[str, ...]] = (
-        "layer", "samples", "sample_unit", "ridge", "covariance", "max_length", "tolerance",
-    )  # fmt: skip
+        "layer",
+        "samples",
+        "sample_unit",
+        "ridge",
+        "covariance",
+        "max_length",
+        "tolerance",
+    )
 
     release: Literal["head", "2022-02"] = Field(
         default="head", description="The release whose published values fill in missing options."

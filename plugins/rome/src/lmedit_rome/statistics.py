@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 def counted(
-    lm: Lm, options: RomeOptions, corpus: Corpus, checkpoint: Checkpoint,
+    lm: Lm,
+    options: RomeOptions,
+    corpus: Corpus,
+    checkpoint: Checkpoint,
     beside: Sequence[RomeOptions],
-) -> Moment:  # fmt: skip
+) -> Moment:
     """S of the edited layer. The same pass counts layers of *beside* that read the same text."""
     layer = options.block
     if isinstance(corpus, Statistics):
@@ -58,9 +61,11 @@ def factor(moment: Moment, options: RomeOptions) -> Tensor:
 def facts_of(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
     """Facts about C for the user: its samples, its condition, and what an early stop saved."""
     facts: dict[str, Any] = {
-        "layer": options.block, "tokens": moment.tokens, "documents": moment.documents,
+        "layer": options.block,
+        "tokens": moment.tokens,
+        "documents": moment.documents,
         "condition": condition(L),
-    }  # fmt: skip
+    }
     if settled := moment.facts.get("settled"):
         last = settled[-1]
         facts |= {"settled to": {name: last[name] for name in ("angle", "length")}}

@@ -83,9 +83,12 @@ def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
 
 @torch.no_grad()
 def trace(
-    lm: Lm, request: Request, setup: Setup, span: tuple[int, int] | None = None,
+    lm: Lm,
+    request: Request,
+    setup: Setup,
+    span: tuple[int, int] | None = None,
     kinds: Sequence[str] = KINDS,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """Trace the model's own answer to the request's prompt.
 
     The noise is added to the subject's tokens, or to those of another *span* [start, end).
@@ -110,8 +113,9 @@ def trace(
                 values = [found[_Group(STATE, layer, part)] for layer in range(L)]
                 severed[name] = torch.tensor(values)
     tokens = [lm.decode([i]) for i in ids]
-    return Trace(tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores,
-                 severed)  # fmt: skip
+    return Trace(
+        tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores, severed
+    )
 
 
 @dataclass(frozen=True)
@@ -151,9 +155,12 @@ class _Disturbed:
             }
             batch = lm.batch(rows).ids
             logits = lm.model(
-                input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=True,
-                past_key_values=self.cache, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                use_cache=True,
+                past_key_values=self.cache,
+                logits_to_keep=1,
+            ).logits[:, -1]
         p = logits.float().softmax(-1)
         self.token = int(p[0].argmax())
         self.clean = float(p[0, self.token])
@@ -182,8 +189,11 @@ class _Disturbed:
         alive = list(accumulate(n * starts.count(block) for block in range(L)))
         entering = {}
         for block in sorted(set(starts)):
-            states = [self._joining(token, block, group) for group in groups
-                      if group.start(L, width) == block]  # fmt: skip
+            states = [
+                self._joining(token, block, group)
+                for group in groups
+                if group.start(L, width) == block
+            ]
             own = [self.entering[0][1:, token:]] if block == 0 else []
             entering[block] = torch.cat([*own, *states])
         with ExitStack() as stack:

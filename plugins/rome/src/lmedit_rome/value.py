@@ -122,9 +122,13 @@ class ValueSearch:
     """
 
     def __init__(
-        self, lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor],
+        self,
+        lm: Lm,
+        layer: int,
+        texts: Sequence[Rows],
+        starts: Sequence[Tensor],
         options: RomeOptions,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """*starts* are the v_0 (H,), the MLP's outputs for the bare prompts."""
         self.options = options
         self.each = [
