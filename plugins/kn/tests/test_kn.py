@@ -103,7 +103,7 @@ def neurons_of(update: Any, evidence: Any) -> dict[str, list[int]]:
 @pytest.mark.parametrize("request_", [ONE, TWO])
 def test_the_update_adds_one_vector_at_the_selected_neurons(lm: Lm, request_: Request) -> None:
     """The change is d s_S^T, rank one in each layer; s are the signs of the activations."""
-    ed = editor(lm, lambda_old=1.5, lambda_new=0.5, limit=None, levelled=False)
+    ed = editor(lm, lambda_old=1.5, lambda_new=0.5, limit=None, levelled=False, enough=None)
     update, evidence = ed.compute(request_), ed.locate(request_).evidence
     E = lm.model.get_input_embeddings().weight.detach()
     old = int(lm.next_probabilities(ONE.text).argmax())

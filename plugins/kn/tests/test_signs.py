@@ -13,7 +13,7 @@ from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm, tiny_model
 from lmedit.trace import captured
 from lmedit_kn.equations import before_norm, exchange, levelled, shortened
-from lmedit_kn.exchanging import exchanged
+from lmedit_kn.exchanging import exchanged, weakened
 from lmedit_kn.neurons import by_layer, scaled
 from lmedit_kn.probe import probe_neurons
 from lmedit_kn.stream import mlps_at_prompt
@@ -196,6 +196,32 @@ def test_a_limit_shortens_what_a_layer_adds() -> None:
     same, _ = exchanged(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
     for site, delta in free.items():
         assert torch.equal(delta.dense(), same[site].dense())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "opt"])
+def test_the_smallest_share_that_is_enough(name: str) -> None:
+    lm = family(name)
+    layer = lm.n_layers - 1
+    d, _, new = exchange_of(lm)
+    deltas, _ = exchanged(
+        lm, ONE.text, [*by_sign(lm, layer)[1.0]], 400 * d, options(adapted=True, limit=None)
+    )
+
+    def probability(share: float) -> float:
+        scaled_ = {s: LowRank(share * x.left, x.right) for s, x in deltas.items()}
+        with editor(lm).applied(as_update(scaled_)):
+            return float(last_logits(lm).float().softmax(-1)[new])
+
+    found = [probability(k / 16) for k in range(17)]
+    enough = (found[0] + max(found)) / 2
+    first = next(k for k in range(1, 17) if found[k] >= enough)
+    changes, share = weakened(lm, ONE.text, new, deltas, enough)
+    assert share == first / 16
+    for site, delta in changes.items():
+        torch.testing.assert_close(delta.dense(), share * deltas[site].dense())
+    whole, share = weakened(lm, ONE.text, new, deltas, 0.999999)
+    assert share == (1.0 if max(found[1:]) < 0.999999 else share)
+    assert all(torch.equal(whole[site].dense(), deltas[site].dense()) for site in deltas)
 
 
 def test_presets_of_released_codes_add_without_a_sign() -> None:

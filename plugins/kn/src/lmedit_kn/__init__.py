@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
 from lmedit_kn.equations import exchange, levelled
-from lmedit_kn.exchanging import exchanged
+from lmedit_kn.exchanging import exchanged, weakened
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
@@ -66,6 +66,9 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
     old, d = _exchange(lm, request, location, options)
     deltas, notes = exchanged(lm, request.text, neurons, d, options)
     own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
+    if options.enough is not None:
+        new = tokens_of(lm, request.text, request.target_new, options)[1][0]
+        deltas, own["share"] = weakened(lm, request.text, new, deltas, options.enough)
     return Update(deltas, own | notes)
 
 

@@ -6,18 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.hyper.network import LowRankBatch, edited_rows
+from lmedit.types import LowRank
 from lmedit_kn.neurons import by_layer, replacing
 from lmedit_kn.stream import mlps_at_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit import Lm, LowRank
+    from lmedit import Lm
     from lmedit.types import Site
     from lmedit_kn.neurons import Neuron
     from lmedit_kn.options import KnOptions
+
+
+SHARES = 16
+"""Number of shares of a change that are tested: 1/16, 2/16, ... 1."""
+
+
+@torch.no_grad()
+def weakened(
+    lm: Lm, text: str, token: int, deltas: Mapping[Site, LowRank], enough: float
+) -> tuple[dict[Site, LowRank], float]:
+    """The smallest share of *deltas* with which *token* follows *text* with probability *enough*.
+
+    Returns the changes times that share, and the share; all of them if no share is enough. One
+    pass tests all shares.
+    """
+    shares = torch.arange(1, SHARES + 1, device=lm.device, dtype=lm.working_dtype) / SHARES
+    changes = {
+        site: LowRankBatch(
+            shares[:, None, None].to(delta.left.device) * delta.left,
+            delta.right.expand(SHARES, -1, -1),
+        )
+        for site, delta in deltas.items()
+    }
+    with edited_rows(lm, changes, torch.arange(SHARES, device=lm.device)):
+        logits = lm.logits(lm.batch([lm.encode(text)] * SHARES))[:, -1]
+    p = logits.float().softmax(-1)[:, token]
+    share = float(shares[int((p >= enough).int().argmax())]) if bool((p >= enough).any()) else 1.0
+    return {site: LowRank(share * d.left, d.right) for site, d in deltas.items()}, share
 
 
 def exchanged(

@@ -23,7 +23,7 @@ FRAMES = (
 """Sentences around the filled prompt: the same question five times in different company."""
 
 
-PLAIN = {"embedding": "input", "levelled": False, "limit": None}
+PLAIN = {"embedding": "input", "levelled": False, "limit": None, "enough": None}
 """What the paper and all released codes add: the input embeddings as they are."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -145,6 +145,13 @@ class KnOptions(Options):
         gt=0,
         description="Longest vector that a layer's neurons add at the prompt, as a share of the "
         "residual stream's length. null: no limit.",
+    )
+    enough: float | None = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Use the smallest share of the change that gives the new answer's first token "
+        "this probability. null: the whole change.",
     )
     levelled: bool = Field(
         default=True,
