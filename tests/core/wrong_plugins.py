@@ -515,3 +515,221 @@ class OneForAll(Nudge):
 
 class TestLaw7OneForAll(EditorContract):
     method, plugin = "nudge", OneForAll
+
+
+# ---- laws 8 to 14: one change for several requests
+
+
+def key_of(request: Request) -> float:
+    """A number of the request alone."""
+    return float(len(request.text) + len(request.target_new))
+
+
+class Joint(Nudge):
+    """A good one: it adds up a number of each request, and less of it after earlier edits."""
+
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        earlier = sum(float(each["seen"].sum()) for each in carried)
+        step = sum(key_of(request) for request in requests) / (1.0 + earlier)
+        site = locations[0].sites[0]
+        rows, columns = lm.weight(site).shape
+        left, right = torch.full((rows, 1), step), torch.ones(1, columns)
+        seen = torch.tensor([key_of(request) for request in requests])
+        return Update({site: LowRank(left, right)}, {}, {"seen": seen})
+
+
+class OnlyJoint:
+    """A good one without `edit_compute`."""
+
+    edit_describe = Nudge.edit_describe
+    edit_locate = Nudge.edit_locate
+    edit_compute_joint = Joint.edit_compute_joint
+
+
+class TestGoodJoint(EditorContract):
+    method, plugin = "nudge", OnlyJoint
+
+
+class ForgetsNothing(OnlyJoint):
+    """Joint and without a carry."""
+
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(lm: Lm, requests: Any, locations: Any, options: NudgeOptions) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, ())
+        return Update(found.deltas)
+
+
+class TestGoodJointWithoutCarry(EditorContract):
+    method, plugin = "nudge", ForgetsNothing
+
+
+class TestLaw8AnotherUpdateAlone(EditorContract):
+    """Its own `edit_compute` gives something else."""
+
+    method, plugin = "nudge", Joint
+
+
+class FirstCounts(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        return Joint.edit_compute_joint(lm, requests[:1], locations, options, carried)
+
+
+class TestLaw9FirstCounts(EditorContract):
+    method, plugin = "nudge", FirstCounts
+
+
+BATCHES: set[str] = set()
+
+
+class Remembers(OnlyJoint):
+    """It counts the batches that it has seen; a batch of one is as it should be."""
+
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
+        if len(requests) == 2:
+            found = scaled(found, 1.0 + len(BATCHES))
+        BATCHES.add(str(sorted(request.text for request in requests)) + str(len(BATCHES)))
+        return found
+
+
+def scaled(update: Update, factor: float) -> Update:
+    deltas = {
+        site: LowRank(factor * delta.left, delta.right)
+        for site, delta in update.deltas.items()
+        if isinstance(delta, LowRank)
+    }
+    return Update(deltas, {}, update.carry)
+
+
+class TestLaw10Remembers(EditorContract):
+    method, plugin = "nudge", Remembers
+
+
+class WritesIntoTheCarry(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
+        for each in carried if len(requests) == 2 else ():
+            each["seen"] += 1
+        return found
+
+
+class TestLaw10WritesIntoTheCarry(EditorContract):
+    method, plugin = "nudge", WritesIntoTheCarry
+
+
+class CarriesNaN(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(lm: Lm, requests: Any, locations: Any, options: NudgeOptions) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, ())
+        return Update(found.deltas, {}, {"seen": torch.tensor([1.0, torch.inf])})
+
+
+class TestLaw11CarriesInfinity(EditorContract):
+    method, plugin = "nudge", CarriesNaN
+
+
+class HidesInTheCarry(OnlyJoint):
+    """What it needs is an attribute of the tensor, which a file does not keep."""
+
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, ())
+        found.carry["seen"].hidden = 3.0
+        return scaled(found, 1.0 + sum(getattr(each["seen"], "hidden", 0.0) for each in carried))
+
+
+class TestLaw11HidesInTheCarry(EditorContract):
+    method, plugin = "nudge", HidesInTheCarry
+
+
+class SaysNothing(NudgeOptions):
+    """A carry depends on the layer, but the values that are compared leave it out."""
+
+    prepares = ("layer",)
+
+    def prepared_from(self) -> dict[str, Any]:
+        return {}
+
+
+class OfAnyOptions(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_describe() -> Method:
+        return Method("nudge", "no paper", SaysNothing)
+
+
+class TestLaw12OfAnyOptions(EditorContract):
+    method, plugin = "nudge", OfAnyOptions
+
+
+class AppliesTheCarry(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_apply(lm: Lm, update: Update) -> Applied:
+        before = {site: lm.snapshot(site) for site in update.deltas}
+        for site, delta in update.deltas.items():
+            lm.add(site, delta.dense() + sum(float(each.sum()) for each in update.carry.values()))
+        return Applied(before)
+
+
+class TestLaw13AppliesTheCarry(EditorContract):
+    method, plugin = "nudge", AppliesTheCarry
+
+
+class HugeRank(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
+        if len(requests) < 3:
+            return found
+        deltas = {
+            site: LowRank(delta.left.expand(-1, 40), delta.right.expand(40, -1) / 40)
+            for site, delta in found.deltas.items()
+            if isinstance(delta, LowRank)
+        }
+        return Update(deltas, {}, found.carry)
+
+
+class TestLaw14HugeRank(EditorContract):
+    method, plugin = "nudge", HugeRank
+
+
+class Elsewhere(OnlyJoint):
+    @staticmethod
+    @hookimpl
+    def edit_compute_joint(
+        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+    ) -> Update:
+        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
+        if len(requests) < 3:
+            return found
+        (delta,) = found.deltas.values()
+        return Update({lm.mlp_out(options.layer + 1): delta}, {}, found.carry)
+
+
+class TestLaw14Elsewhere(EditorContract):
+    method, plugin = "nudge", Elsewhere

@@ -48,17 +48,17 @@ def test_hooks_page_has_no_other_hooks() -> None:
 
 def test_the_laws_are_the_same_in_code_and_docs() -> None:
     def laws(text: str) -> list[str]:
-        found = re.findall(r"^(\d)\. (.+?)(?=\n\d\. |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+        found = re.findall(r"^(\d+)\. (.+?)(?=\n\d+\. |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
         return [" ".join(law.split()) for _, law in found]
 
     page = HOOKS_PAGE.read_text(encoding="utf-8").partition("## Laws")[2]
     assert laws(page.strip()) == laws((hookspecs.__doc__ or "").strip())
-    assert len(laws(page)) == 7
+    assert len(laws(page)) == 14
 
 
 def test_every_law_has_its_test_in_the_contract() -> None:
-    numbers = re.findall(r"test_law_(\d)", " ".join(vars(EditorContract)))
-    assert sorted(numbers) == ["1", "2", "3", "4", "5", "6", "7"]
+    numbers = re.findall(r"test_law_(\d+)", " ".join(vars(EditorContract)))
+    assert sorted(map(int, numbers)) == list(range(1, 15))
 
 
 def test_the_command_page_is_what_the_commands_say() -> None:

@@ -100,6 +100,10 @@ def test_every_measure_is_a_key_of_a_row_with_its_meaning() -> None:
         assert row[name]["description"] == f"{known.meaning[0].upper()}{known.meaning[1:]}."
 
 
+OF_MANY_FACTS = ("requests", "carried", "prepared_from", "model.base")
+"""The keys of a patch that only a joint edit of several facts has."""
+
+
 @pytest.mark.slow
 def test_an_edit_and_its_patch_are_what_the_schemas_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +113,7 @@ def test_an_edit_and_its_patch_are_what_the_schemas_say(
     seen, known = compared(printed("edit", "ft", *FACT, "-O", patch, "--json"), "edit")
     assert seen == known
     seen, known = compared(read_facts(patch, PATCH), "patch")
-    assert seen == known
+    assert seen == {path for path in known if not path.startswith(OF_MANY_FACTS)}
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_a_file_that_keeps_the_laws(lmedit: Run, model: Path) -> None:
     done = lmedit("check", NUDGE, "-m", model)
     assert done.exit_code == 0
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        [str(law), "pass"] for law in range(1, 8)
+        [str(law), "pass"] for law in range(1, 15)
     ]
     assert "nudge on" in done.stderr
     assert "all laws are kept" in done.stderr
@@ -128,4 +128,4 @@ def test_it_needs_no_pytest(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("pass") == 7
+    assert done.stdout.count("pass") == 14

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lmedit.storage.tensors import Checkpoint
     from lmedit.types import (
         Applied,
+        Carried,
         Case,
         Corpus,
         Delta,
@@ -55,6 +56,7 @@ _HOMES = {
     "lmedit.registry": ("load",),
     "lmedit.types": (
         "Applied",
+        "Carried",
         "Case",
         "Corpus",
         "Delta",
@@ -75,6 +77,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Applied",
     "Bars",
+    "Carried",
     "Case",
     "Checkpoint",
     "Comparison",

@@ -1,4 +1,4 @@
-"""The contract of a method: six hooks, three optional hooks, seven laws.
+"""The contract of a method: six hooks, four optional hooks, fourteen laws.
 
 A request flows in one direction. The later hooks receive what the earlier hooks return::
 
@@ -18,6 +18,13 @@ The laws; `lmedit.testing.EditorContract` has one test for each, with the law's 
 5. The same arguments and the same seed give the same update, to the bit.
 6. Apply and then revert restores the weights to the bit, also after an error in between.
 7. Updates computed together equal updates computed alone, up to rounding.
+8. The joint update of one request, with nothing carried, is the update of that request.
+9. The order of the requests does not change their joint update, up to rounding.
+10. A joint update depends on its arguments alone, and changes none of them.
+11. What an update carries are finite tensors. Saved and loaded, they give the same bits.
+12. What is carried belongs to one base, one method and its prepared options. Else it is refused.
+13. What an update carries changes no weight, and not the update's id.
+14. A joint update changes located sites. No low-rank change is larger than its matrix.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.options import Method, Options
@@ -114,6 +123,23 @@ def edit_compute_many(
     """Optional. Compute the updates of several requests together, each as if it were alone.
 
     If a method does not implement it, the pipeline calls `edit_compute` once for each request.
+    """
+
+
+@hookspec(firstresult=True)
+def edit_compute_joint(
+    lm: Lm,
+    requests: Sequence[Request],
+    locations: Sequence[Location],
+    options: Options,
+    prepared: Prepared,
+    carried: Sequence[Mapping[str, Tensor]],
+) -> Update | None:
+    """Optional. Compute one change that answers all *requests*. Do not change the model.
+
+    *carried* are the `Update.carry` of the edits of this method that are in the model, oldest
+    first. They are the method's only memory. A method with this hook may leave out `edit_compute`:
+    then the update of one request is its joint update, with nothing carried.
     """
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import defaults
-from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.errors import ArtifactError, BrokenPluginError, RequestError
 from lmedit.guards.hooks import implements
 from lmedit.guards.results import Returned
 from lmedit.guards.untouched import left_alone, model_changed
@@ -31,7 +31,7 @@ from lmedit.preparation import (
     save_prepared,
 )
 from lmedit.storage.tensors import Checkpoint
-from lmedit.types import Applied, Location, Prepared, Probed, Update
+from lmedit.types import Applied, Carried, Location, Prepared, Probed, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -141,6 +141,62 @@ class Editor:
             self._returned.update(update, location, "edit_compute_many")
             for update, location in zip(updates, locations, strict=True)
         ]
+
+    @property
+    def joins(self) -> bool:
+        """Whether the method can compute one change for several requests."""
+        return implements(self.loaded.manager, "edit_compute_joint")
+
+    def carried_of(self, update: Update) -> Carried:
+        """What *update* of this editor carries, with what it belongs to."""
+        return Carried(update.carry, self.name, self.lm.digest, self.options.prepared_from())
+
+    def compute_joint(self, requests: Sequence[Request], carried: Sequence[Carried] = ()) -> Update:
+        """One change that answers all *requests*; the model stays unchanged.
+
+        *carried* are those of this method's edits that are in the model, oldest first. Raises
+        `RequestError` without requests or without a joint hook, and `ArtifactError` if one of
+        *carried* belongs to another base, another method or other prepared options.
+        """
+        if not self.joins:
+            raise RequestError(f"{self.name} edits one fact at a time; give one fact")
+        if not requests:
+            raise RequestError(f"{self.name}: there is no fact to edit; give at least one")
+        for each in carried:
+            self._check_carried(each)
+        with self._working():
+            locations = [self._locate(request) for request in requests]
+            update = self.loaded.manager.hook.edit_compute_joint(
+                lm=self.lm,
+                requests=requests,
+                locations=locations,
+                options=self.options,
+                prepared=self.prepared,
+                carried=[each.tensors for each in carried],
+            )
+        sites = dict.fromkeys(site for each in locations for site in each.sites)
+        return self._returned.update(update, Location(tuple(sites)), "edit_compute_joint")
+
+    def _check_carried(self, carried: Carried) -> None:
+        """Raise `ArtifactError` if *carried* cannot be the memory of this editor."""
+        options = self.options.prepared_from()
+        names = sorted({*options, *carried.options})
+        other = [n for n in names if options.get(n) != carried.options.get(n)]
+        if carried.method != self.name:
+            what = f"was made by {carried.method}, not by {self.name}"
+        elif carried.base != self.lm.digest:
+            bases = f"{carried.base[:12]}, not on {self.lm.name} ({self.lm.digest[:12]})"
+            what = f"was made on base {bases}"
+        elif other:
+            name = other[0]
+            values = f"{carried.options.get(name)!r}, not {options.get(name)!r}"
+            what = f"was made with {name} {values}"
+        else:
+            return
+        raise ArtifactError(
+            f"{self.name}: the memory of an earlier edit {what}; use the same, or start from the "
+            "base"
+        )
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:

@@ -19,7 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
-from lmedit.guards.hooks import guard_of, last_line, prints_aside
+from lmedit.guards.hooks import guard_of, implements, last_line, one_of_many, prints_aside
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ def register(
     except (Exception, SystemExit) as error:
         raise BrokenPluginError(f"{culprit}: {last_line(error)}") from error
     _check_method(method, name, culprit)
+    if implements(manager, "edit_compute_joint") and not implements(manager, "edit_compute"):
+        manager.register(one_of_many(manager), f"{BUILT_IN}one of many")
     loaded = LoadedMethod(method, manager, distribution, version)
     manager.register(guard_of(loaded.culprit, module), f"{BUILT_IN}guard")
     return loaded

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch.nn import Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
     from torch.nn import Module
@@ -80,6 +82,49 @@ def added(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     more = x.to(right.dtype) @ right.mT @ left.mT
     return out + more.to(out.dtype)
+
+
+class Parts(Protocol):
+    """A model whose modules can be found by the sites of their parameters."""
+
+    def module_of(self, site: Any) -> Module:
+        """The module that contains the parameter of *site*."""
+
+
+class Change(Protocol):
+    """A change of a matrix (d_out, d_in): `left` and `right`, or `values`."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+
+
+@contextmanager
+def as_if(lm: Parts, deltas: Mapping[Any, Change]) -> Iterator[None]:
+    """Run *lm* as if *deltas* were added to its weights in the block; no weight is written.
+
+    Each changed module gives ``W x + dW x``. The sum has the type of *deltas* and is rounded to the
+    model's type. It equals a change of the weights to 1e-9 in double precision. *deltas* maps
+    sites to changes. Raises `ValueError` for a module that looks rows up, such as an embedding.
+    """
+    with ExitStack() as stack:
+        for site, delta in deltas.items():
+            module = lm.module_of(site)
+            if isinstance(module, Embedding):
+                raise ValueError(f"{site.parameter} is a table of rows; as_if needs a matrix")
+            bias = site.parameter.endswith(".bias")
+            stack.enter_context(changed(module, partial(_as_if, delta.tensors(), bias=bias)))
+        yield
+
+
+def _as_if(parts: Mapping[str, Tensor], x: Tensor, out: Tensor, *, bias: bool) -> Tensor:
+    """*out* of a module with the change *parts*, for its input *x* (..., d_in)."""
+    right = parts.get("right", parts.get("values"))
+    assert right is not None
+    x = x.new_ones(*x.shape[:-1], 1) if bias else x
+    more = x.to(right.device, right.dtype) @ right.T
+    if "left" in parts:
+        more = more @ parts["left"].T
+    return out + more.to(out)
 
 
 @contextmanager

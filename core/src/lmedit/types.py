@@ -232,14 +232,28 @@ class Probed:
 
 @dataclass(frozen=True)
 class Update:
-    """A computed edit: one delta per site, and notes about the computation (JSON values)."""
+    """A computed edit: one delta per site, notes (JSON values), and what later edits need."""
 
     deltas: Mapping[Site, Delta]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+    """What later edits of this method must know of this one; it changes no weight."""
 
     def _repr_html_(self) -> str:
         changes = {site.parameter: _describe_change(delta) for site, delta in self.deltas.items()}
         return html_of({**changes, **self.notes})
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The `carry` of an edit that is in the model, and what it belongs to."""
+
+    tensors: Mapping[str, Tensor]
+    method: str
+    base: str
+    """The digest of the model without any edit."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The values of the options that are named in `Options.prepares`."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _text(verdict: Any) -> str:
 
 
 def _trial(setup: Setup) -> Trial:
-    from lmedit.laws import OTHER, REQUEST, Trial
+    from lmedit.laws import OTHER, REQUEST, THIRD, Trial
     from lmedit.storage.tensors import Checkpoint
 
     (loaded,) = setup.methods
@@ -80,16 +80,16 @@ def _trial(setup: Setup) -> Trial:
             )
         return found
 
-    request, other = _facts(setup.lm) or (REQUEST, OTHER)
-    return Trial(loaded, setup.lm, options, prepare, loaded.name, request, other)
+    facts = _facts(setup.lm) or (REQUEST, OTHER, THIRD)
+    return Trial(loaded, setup.lm, options, prepare, loaded.name, *facts)
 
 
-def _facts(lm: Lm) -> tuple[Request, Request] | None:
-    """Two facts that the world's model knows; None if the model is not a world's."""
+def _facts(lm: Lm) -> tuple[Request, Request, Request] | None:
+    """Three facts that the world's model knows; None if the model is not a world's."""
     from lmedit.cases import load_cases
     from lmedit.models import worlds
 
     if lm.name not in worlds():
         return None
-    one, other = load_cases(lm.name, 2).good
-    return one.request, other.request
+    one, other, third = load_cases(lm.name, 3).good
+    return one.request, other.request, third.request

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
+CARRY = "carry."
+"""The names of `Update.carry` begin with this in a patch file."""
 
 
 class _Known(BaseModel):
@@ -43,6 +45,7 @@ class Base(_Known):
     name: str | None = None
     digest: str | None = None
     revision: str | None = None
+    base: str | None = None
     touched: str | None = None
 
 
@@ -69,6 +72,12 @@ class Facts(_Known):
     sites: list[Change]
     notes: dict[str, Any]
     request: dict[str, Any] = Field(default_factory=dict)
+    requests: list[dict[str, Any]] = Field(default_factory=list)
+    """The facts of a joint edit of several."""
+    carried: list[str] = Field(default_factory=list)
+    """The ids of the earlier edits whose carry the method used."""
+    prepared_from: dict[str, Any] = Field(default_factory=dict)
+    """The options that the carry belongs to."""
     options: dict[str, Any] = Field(default_factory=dict)
     model: Base = Base()
     metrics: Metrics | None = None
@@ -94,7 +103,10 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
         if len(found) == 2 and not inner == outer <= rows + columns:
             raise ValueError(f"the change of {change.parameter} has ranks {inner} and {outer}")
         shapes[Site(change.parameter, change.transposed)] = (rows, columns)
-    if layout.keys() != expected:
+    carried = {name for name in layout if name.startswith(CARRY)}
+    if not all(layout[name][0] in NUMBERS for name in carried):
+        raise ValueError("what it carries are not numbers")
+    if layout.keys() - carried != expected:
         raise ValueError("it holds tensors that belong to no change")
     if len({site.parameter for site in shapes}) != len(facts.sites):
         raise ValueError("it changes a parameter twice")
@@ -112,6 +124,7 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
         kind = next(kind for kind, cls in DELTAS.items() if isinstance(delta, cls))
         sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
         tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
+    tensors |= {f"{CARRY}{name}": tensor for name, tensor in update.carry.items()}
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
     _validate(path, told)
     save_tensors(path, PATCH, tensors, told)
@@ -141,7 +154,12 @@ def load_patch(
             if name.startswith(f"{number}.")
         }
         deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
-    return Update(deltas, facts.pop("notes")), facts
+    carry = {
+        name.removeprefix(CARRY): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith(CARRY)
+    }
+    return Update(deltas, facts.pop("notes"), carry), facts
 
 
 def _validate(path: Path, facts: Any) -> Facts:

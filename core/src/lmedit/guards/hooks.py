@@ -68,6 +68,23 @@ def plugin_of(name: str, hooks: Mapping[str, Any]) -> ModuleType:
     return module
 
 
+def one_of_many(manager: pluggy.PluginManager) -> ModuleType:
+    """A plugin that computes one request by the joint hook of *manager*, with nothing carried."""
+
+    @hookimpl(trylast=True)
+    def edit_compute(lm: Any, request: Any, location: Any, options: Any, prepared: Any) -> Any:
+        return manager.hook.edit_compute_joint(
+            lm=lm,
+            requests=[request],
+            locations=[location],
+            options=options,
+            prepared=prepared,
+            carried=(),
+        )
+
+    return plugin_of("one_of_many", {"edit_compute": edit_compute})
+
+
 def last_line(error: BaseException) -> str:
     """The type of *error* and the last line of its message."""
     lines = str(error).strip().splitlines()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+
+from torch import Tensor
 
 from lmedit.errors import BrokenPluginError, RequestError
 from lmedit.types import Dense, Location, LowRank, Probed, Site, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lmedit.models import Lm
 
 
@@ -61,7 +62,18 @@ class Returned:
                     f"{self.name}: the update of {site.parameter!r} is not finite; the edit "
                     "was dropped; try other options"
                 )
+        self._carry(update.carry, hook)
         return update
+
+    def _carry(self, carry: object, hook: str) -> None:
+        """Refuse a *carry* that is not a mapping from names to finite tensors (law 11)."""
+        if not isinstance(carry, Mapping):
+            self.refuse(f"{hook} must return a mapping as carry, not {type(carry).__name__}")
+        for name, tensor in carry.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                self.refuse(f"{hook} must carry tensors under names; {name!r} is none")
+            if not bool(tensor.isfinite().all()):
+                self.refuse(f"{hook} carries {name!r}, which is not finite")
 
     def _dense(self, site: Site, delta: object) -> Tensor:
         """*delta* as a matrix, if it is one."""

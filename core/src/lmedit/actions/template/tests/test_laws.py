@@ -4,6 +4,6 @@ from lmedit.testing import EditorContract
 
 
 class TestLaws(EditorContract):
-    """Inherits seven tests, one for each law."""
+    """Inherits fourteen tests, one for each law."""
 
     method = "newmethod"
