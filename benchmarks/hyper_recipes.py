@@ -21,6 +21,7 @@ from paired import report
 from lmedit import Checkpoint, build_options, load, load_lm
 from lmedit.cases import load_cases
 from lmedit.hyper import training
+from lmedit.pipeline import call_prepare
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -58,13 +59,8 @@ def curve(lm: Lm, method: str, recipe: str, seconds: float) -> list[dict[str, An
     Timed.budget, Timed.points = seconds, []
     training._Trainer = Timed  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
-        loaded.manager.hook.edit_prepare(
-            lm=lm,
-            options=options,
-            corpus=load_cases(str(lm.training)),
-            checkpoint=Checkpoint(Path(folder) / "state"),
-            beside=(),
-        )
+        checkpoint = Checkpoint(Path(folder) / "state")
+        call_prepare(loaded, lm, options, load_cases(str(lm.training)), checkpoint)
     return Timed.points
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -492,6 +492,23 @@ def test_a_prepare_that_returns_nonsense_is_named(
     with pytest.raises(BrokenPluginError, match=r"'counted'.*edit_prepare must return Prepared"):
         prepare(loaded, lm, PreparedOptions(), None)
     assert list(cache.rglob("*.safetensors")) == []
+
+
+def test_a_plugin_with_the_old_name_of_the_sweep_works_and_warns(plugin: Plugin, lm: Lm) -> None:
+    seen: list[object] = []
+
+    def prepare_(beside: Sequence[Options]) -> Prepared:
+        seen.append(beside)
+        return Prepared()
+
+    def describe() -> Method:
+        return Method("old", "no paper", PreparedOptions, prepares_on="text")
+
+    with pytest.warns(DeprecationWarning, match="argument `beside` is now `sweep`; rename it"):
+        loaded = plugin("old", edit_describe=describe, edit_prepare=prepare_)
+    sweep = [PreparedOptions(size=size) for size in (2, 3)]
+    prepare(loaded, lm, sweep[0], Text(), sweep)
+    assert seen == [sweep]
 
 
 def test_interrupted_preparation_goes_on_where_it_was(plugin: Plugin, lm: Lm, cache: Path) -> None:

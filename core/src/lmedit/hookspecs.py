@@ -73,20 +73,30 @@ def edit_plan(lm: Lm, options: Options, requests: int) -> Mapping[str, Work] | N
     """
 
 
-@hookspec(firstresult=True)
+@hookspec(
+    firstresult=True,
+    warn_on_impl_args={
+        "beside": DeprecationWarning(
+            "edit_prepare: the argument `beside` is now `sweep`; rename it in your plugin, "
+            "because lmedit 0.3 removes `beside`"
+        )
+    },
+)
 def edit_prepare(
     lm: Lm,
     options: Options,
     corpus: Corpus | TrainingCases | None,
     checkpoint: Checkpoint,
+    sweep: Sequence[Options],
     beside: Sequence[Options],
 ) -> Prepared | None:
     """Compute, once per model, what every edit needs (statistics, a trained editor); cached.
 
     *corpus* is what `Method.prepares_on` asks for: texts or cases. It is None if the user named
     none and the model brings none. Long work saves its state with *checkpoint* and starts from
-    `checkpoint.load()`. *beside* are options that are prepared next on the same corpus. The hook
-    may compute and store their results in the same pass.
+    `checkpoint.load()`. *sweep* holds all options that lmedit prepares on the same corpus in this
+    run; it may be empty. The hook may compute and store their results in the same pass. *beside*
+    is the old name of *sweep*.
     """
 
 

@@ -241,11 +241,12 @@ def prepare(
     lm: Lm,
     options: Options,
     corpus: Material | None,
-    beside: Sequence[Options] = (),
+    sweep: Sequence[Options] = (),
 ) -> Editor:
     """Prepare *loaded* for *lm*, or load the stored preparation. Interrupted work continues.
 
-    *beside* are options that are prepared next; the method may compute them in the same pass.
+    *sweep* holds all options that are prepared on *corpus* in this run. The method may compute
+    them in the same pass.
     """
     if loaded.method.prepares_on is None:
         return Editor(loaded, lm, options, Prepared())
@@ -254,9 +255,7 @@ def prepare(
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
         with left_alone(loaded.culprit, lm):
-            prepared = loaded.manager.hook.edit_prepare(
-                lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, beside=beside
-            )
+            prepared = call_prepare(loaded, lm, options, corpus, checkpoint, sweep)
         if not isinstance(prepared, Prepared):
             raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
         facts = {
@@ -270,6 +269,21 @@ def prepare(
         save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
         checkpoint.clear()
     return _editor_of(loaded, lm, options, load_prepared(path, lm))
+
+
+def call_prepare(
+    loaded: LoadedMethod,
+    lm: Lm,
+    options: Options,
+    corpus: Material | None,
+    checkpoint: Checkpoint,
+    sweep: Sequence[Options] = (),
+) -> Prepared:
+    """Call the method's `edit_prepare` and return its result, which is not checked or stored."""
+    prepared: Prepared = loaded.manager.hook.edit_prepare(
+        lm=lm, options=options, corpus=corpus, checkpoint=checkpoint, sweep=sweep, beside=sweep
+    )
+    return prepared
 
 
 def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None) -> Editor:

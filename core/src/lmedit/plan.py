@@ -154,7 +154,7 @@ class Setup:
         options: Options | None = None,
         *,
         train: bool = False,
-        beside: Sequence[Options] = (),
+        sweep: Sequence[Options] = (),
     ) -> Editor:
         """The editor of *loaded*; see `editor_for`."""
         chosen = options or self.options(loaded)
@@ -166,7 +166,7 @@ class Setup:
             material,
             own=loaded.name not in self._corpora,
             train=train,
-            beside=beside,
+            sweep=sweep,
             tell=self.tell,
         )
 
@@ -204,16 +204,17 @@ def editor_for(
     *,
     own: bool = False,
     train: bool = False,
-    beside: Sequence[Options] = (),
+    sweep: Sequence[Options] = (),
     tell: Tell = silent,
 ) -> Editor:
     """Make the editor of *loaded* for *lm*. Only this function decides whether to prepare.
 
     If *material* is text, statistics are computed now. A method that is trained on cases is
     trained only with *train*, because training takes long; else its preparation must exist.
-    *beside* are options that are prepared next on the same text. *own* says that the user named no
-    *material*. Then a preparation that comes with the model is used, if its options fit; and
-    before the model writes text itself, any stored one.
+    *sweep* holds all options that are prepared on the same text in this run.
+
+    *own* says that the user named no *material*. Then a preparation that comes with the model is
+    used if its options fit. Any stored preparation is used before the model writes text itself.
 
     Raises `NotPreparedError` with the command to run, and `OptionError` if several
     preparations fit.
@@ -230,7 +231,7 @@ def editor_for(
             return ready(loaded, lm, options)
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
-    return prepare(loaded, lm, options, material, beside)
+    return prepare(loaded, lm, options, material, sweep)
 
 
 def _words(material: Material) -> str:

@@ -21,7 +21,7 @@ from lmedit import laws
 from lmedit.errors import OptionError
 from lmedit.models import Lm
 from lmedit.options import build_options
-from lmedit.pipeline import Editor
+from lmedit.pipeline import Editor, call_prepare
 from lmedit.registry import load, register
 from lmedit.storage.tensors import Checkpoint
 from lmedit.tiny import TEXTS, tiny_lm, tiny_shape
@@ -143,14 +143,7 @@ class EditorContract:
 
         def prepare() -> Prepared:
             material = Records() if loaded.method.prepares_on == "cases" else Texts()
-            found: Prepared = loaded.manager.hook.edit_prepare(
-                lm=lm,
-                options=options,
-                corpus=material,
-                checkpoint=Checkpoint(tmp_path / "state"),
-                beside=(),
-            )
-            return found
+            return call_prepare(loaded, lm, options, material, Checkpoint(tmp_path / "state"))
 
         return laws.Trial(loaded, lm, options, prepare, self.method, self.request, self.other)
 

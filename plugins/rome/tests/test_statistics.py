@@ -197,10 +197,10 @@ def test_options_prepared_next_are_counted_in_the_same_pass(
     alone = prepare(rome, lm, options(layer=3), Documents()).prepared.tensors["cholesky"]
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "other"))
     several = [options(layer=layer) for layer in (0, 1, 3)]
-    beside = [*several, options(layer=2, samples=7)]
-    prepare(rome, lm, several[0], Documents(), beside)
+    sweep = [*several, options(layer=2, samples=7)]
+    prepare(rome, lm, several[0], Documents(), sweep)
     assert {one.facts["layer"] for one in list_statistics()} == {0, 1, 3}
-    shared = prepare(rome, lm, several[2], Documents(fails_at=0), beside)
+    shared = prepare(rome, lm, several[2], Documents(fails_at=0), sweep)
     assert torch.equal(shared.prepared.tensors["cholesky"], alone)
 
 

@@ -48,7 +48,7 @@ class Tuning:
         """The editor of one *setting*."""
         (loaded,) = self.setup.methods
         options = self.setup.options(loaded, **setting)
-        return self.setup.editor(loaded, options, beside=self.everything)
+        return self.setup.editor(loaded, options, sweep=self.everything)
 
 
 def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:

@@ -62,6 +62,7 @@ def _text(verdict: Any) -> str:
 
 def _trial(setup: Setup) -> Trial:
     from lmedit.laws import OTHER, REQUEST, THIRD, Trial
+    from lmedit.pipeline import call_prepare
     from lmedit.storage.tensors import Checkpoint
 
     (loaded,) = setup.methods
@@ -71,14 +72,8 @@ def _trial(setup: Setup) -> Trial:
         if loaded.method.prepares_on == "cases":
             return setup.editor(loaded, options).prepared
         with tempfile.TemporaryDirectory() as folder:
-            found: Prepared = loaded.manager.hook.edit_prepare(
-                lm=setup.lm,
-                options=options,
-                corpus=setup.material(loaded),
-                beside=(),
-                checkpoint=Checkpoint(Path(folder) / "state"),
-            )
-        return found
+            checkpoint = Checkpoint(Path(folder) / "state")
+            return call_prepare(loaded, setup.lm, options, setup.material(loaded), checkpoint)
 
     facts = _facts(setup.lm) or (REQUEST, OTHER, THIRD)
     return Trial(loaded, setup.lm, options, prepare, loaded.name, *facts)

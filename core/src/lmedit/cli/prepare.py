@@ -52,7 +52,7 @@ def prepare(
     material = setup.material(loaded, train=True)
     found: list[dict[str, Any]] = []
     for options in several:
-        editor = setup.editor(loaded, options, train=True, beside=several)
+        editor = setup.editor(loaded, options, train=True, sweep=several)
         path = prepared_path(loaded, setup.lm, options, material)
         facts = dict(editor.prepared.facts)
         found.append({"method": method, "path": str(path), "facts": facts})

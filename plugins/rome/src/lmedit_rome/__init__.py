@@ -46,14 +46,14 @@ def edit_prepare(
     options: RomeOptions,
     corpus: Corpus | None,
     checkpoint: Checkpoint,
-    beside: Sequence[RomeOptions],
+    sweep: Sequence[RomeOptions],
 ) -> Prepared:
     """The Cholesky factor of C = E[k k^T] at the edited layer."""
     if not options.covariance:
         return Prepared()
     if corpus is None:
         raise NotPreparedError("rome: C needs text; give --corpus NAME|FILE")
-    moment = counted(lm, options, corpus, checkpoint, beside)
+    moment = counted(lm, options, corpus, checkpoint, sweep)
     L = factor(moment, options)
     return Prepared({"cholesky": L}, facts_of(moment, L, options))
 

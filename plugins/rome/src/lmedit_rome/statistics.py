@@ -22,14 +22,14 @@ def counted(
     options: RomeOptions,
     corpus: Corpus,
     checkpoint: Checkpoint,
-    beside: Sequence[RomeOptions],
+    sweep: Sequence[RomeOptions],
 ) -> Moment:
-    """S of the edited layer. The same pass counts layers of *beside* that read the same text."""
+    """S of the edited layer. The same pass counts layers of *sweep* that read the same text."""
     layer = options.block
     if isinstance(corpus, Statistics):
         return corpus.of(lm, layer)
     counting = counting_of(options)
-    layers = {layer, *(o.block for o in beside if counting_of(o) == counting)}
+    layers = {layer, *(o.block for o in sweep if counting_of(o) == counting)}
     return moments_of(lm, sorted(layers), corpus, counting, checkpoint)[layer].moment()
 
 
