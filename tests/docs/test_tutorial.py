@@ -103,7 +103,7 @@ def test_the_commands_run_and_print_what_the_page_says(
 ) -> None:
     for _, text in blocks("text", "printed"):
         assert text in typed
-    assert "9 passed" in typed
+    assert "16 passed" in typed
     compared = re.findall(r"^(\w+)(?: \(untuned\))? +3 +(\d+) ", typed, re.MULTILINE)
     assert {name for name, _ in compared} == {"base", "rome", "nudge", "step", "alphaedit"}
     assert {failed for _, failed in compared} == {"0"}

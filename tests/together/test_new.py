@@ -62,7 +62,7 @@ def test_a_new_method_passes_its_own_tests_and_is_compared(
     )
     path = f"{site}{os.pathsep}{path}"
     said = run(sys.executable, "-m", "pytest", "-q", "-W", "error", folder=project, path=path)
-    assert "9 passed" in said
+    assert "16 passed" in said
     command = (sys.executable, "-c", "from lmedit.cli import main; main()")
     run(*command, "check", "two-words", "-m", model, folder=tmp_path, path=path)
     printed = run(
