@@ -22,9 +22,10 @@ from paired import SMALL, XL, compared, report, worded
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.actions.estimate import speed
-from lmedit_rome.contexts import sample_contexts
-from lmedit_rome.rows import rows_of
-from lmedit_rome.value import Value, optimise_values, select_keys
+from lmedit.values.contexts import sample_contexts
+from lmedit.values.rows import rows_of
+from lmedit.values.search import Value, optimise_values
+from lmedit_rome.keys import select_keys
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "rome" / "tests"))
 import plain

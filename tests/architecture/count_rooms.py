@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "lmedit"
 NO_SOURCE = "lmedit.actions.template"
 """Files that `lmedit new` copies; nothing imports them."""
-AT_MOST = {"rooms": 34, "floors": 15, "arrows": 181, "imports": 480}
+AT_MOST = {"rooms": 35, "floors": 15, "arrows": 190, "imports": 492}
 """The house with the imports for type checking, as committed. Lower a number when it falls."""
 
 Import = tuple[str, str]

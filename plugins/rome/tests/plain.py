@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit.trace import changed
-from lmedit_rome.equations import clamped, decay, drift, target_loss
+from lmedit.values.equations import clamped, decay, drift, target_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,14 +10,14 @@ import torch
 
 from lmedit import build_options, load
 from lmedit.tiny import tiny_lm
-from lmedit_rome.contexts import clean, sample_contexts, sampled
+from lmedit.values.contexts import clean, sample_contexts, sampled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lmedit import Lm
 
-MODULE = import_module("lmedit_rome.contexts")
+MODULE = import_module("lmedit.values.contexts")
 
 
 @pytest.fixture

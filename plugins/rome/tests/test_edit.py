@@ -10,9 +10,10 @@ import torch
 
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import tiny_lm
-from lmedit_rome.contexts import sample_contexts
-from lmedit_rome.rows import rows_of
-from lmedit_rome.value import optimise_values, select_keys
+from lmedit.values.contexts import sample_contexts
+from lmedit.values.rows import rows_of
+from lmedit.values.search import optimise_values
+from lmedit_rome.keys import select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import LoadedMethod, Update
-    from lmedit_rome.value import Keys
+    from lmedit_rome.keys import Keys
 
 LAYER, D, V = 2, 64, 347
 PROMPT, SUBJECT = "Nobody knew that {} is in the city of", "The tower"

@@ -10,14 +10,8 @@ import pytest
 import torch
 
 from lmedit.stats import cholesky
-from lmedit_rome.equations import (
-    clamped,
-    decay,
-    direction,
-    drift,
-    insertion,
-    target_loss,
-)
+from lmedit.values.equations import clamped, decay, drift, target_loss
+from lmedit_rome.equations import direction, insertion
 
 if TYPE_CHECKING:
     from torch import Tensor

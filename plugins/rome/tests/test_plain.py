@@ -12,9 +12,10 @@ import torch
 from lmedit import build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.types import Request
-from lmedit_rome.contexts import sample_contexts
-from lmedit_rome.rows import rows_of
-from lmedit_rome.value import optimise_values, select_keys
+from lmedit.values.contexts import sample_contexts
+from lmedit.values.rows import rows_of
+from lmedit.values.search import optimise_values
+from lmedit_rome.keys import select_keys
 
 spec = importlib.util.spec_from_file_location("plain_rome", Path(__file__).with_name("plain.py"))
 assert spec is not None
@@ -49,7 +50,7 @@ def test_delta_is_that_of_whole_passes(family: str, dtype: torch.dtype, apart: f
 
 def test_where_memory_ends_the_rows_are_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to single rows, at any moment, to the same delta."""
-    from lmedit_rome import rows as module
+    from lmedit.values import rows as module
 
     lm = tiny_family("gpt2")
     options: Any = build_options(load("rome").method, {"prefixes": [[4, 6]], "steps": 5}, lm)

@@ -9,15 +9,14 @@ from torch.nn import functional as F
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
-from lmedit_rome.contexts import sample_contexts
+from lmedit.values import optimise_values, rows_of, sample_contexts
 from lmedit_rome.effects import probed, random_span
 from lmedit_rome.equations import direction, insertion
+from lmedit_rome.keys import select_keys
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.plan import works
-from lmedit_rome.rows import rows_of
 from lmedit_rome.statistics import counted, factor, facts_of
 from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
-from lmedit_rome.value import optimise_values, select_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Checkpoint, Corpus, Lm, Request, Work
-    from lmedit_rome.value import Keys, Value
+    from lmedit.values import Value
+    from lmedit_rome.keys import Keys
 
 
 @hookimpl

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lmedit.layers import LayerOptions, Shapes
+from lmedit.values import ValueOptions
 
 if TYPE_CHECKING:
     from lmedit import Lm
+    from lmedit.layers import Shapes
 
 PUBLISHED: Shapes = MappingProxyType(
     {
@@ -40,7 +41,7 @@ ROTARY_DEPTH = 5 / 28
 GPT2_DEPTH = 0.35
 
 
-class RomeOptions(LayerOptions):
+class RomeOptions(ValueOptions):
     """ROME's options; the defaults are those of the released code, except `tolerance`."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -92,18 +93,6 @@ class RomeOptions(LayerOptions):
     release: Literal["head", "2022-02"] = Field(
         default="head", description="The release whose published values fill in missing options."
     )
-    prefixes: tuple[tuple[int, int], ...] = Field(
-        default=((5, 10), (10, 10)),
-        description="Sampled contexts, as pairs [length in tokens, number]. []: none.",
-    )
-    include_bare: bool = Field(default=True, description="The prompt alone is a context too.")
-    length_counts_start: bool = Field(
-        default=True, description="A context's length counts its start token."
-    )
-    prefix_start: str = Field(
-        default="", description="Text that sampled contexts begin with. Empty: the BOS token."
-    )
-    prefix_join: str = Field(default=". ", description="Text between a context and the prompt.")
     key_text: Literal["prompt", "subject"] = Field(
         default="prompt",
         description="Text of the mean key behind each context: the prompt (released code), or the "
@@ -115,54 +104,11 @@ class RomeOptions(LayerOptions):
         "mean or prompt: one key for both. mean_denominator: the mean key for u and the "
         "denominator.",
     )
-    value_contexts: Literal["same", "bare"] = Field(
-        default="same", description="Contexts of the loss: those of the key, or the prompt alone."
-    )
-    target_tokens: Literal["all", "first"] = Field(
-        default="all", description="Tokens of the new answer in the loss."
-    )
-    steps: int = Field(default=20, ge=1, description="Largest number of forward passes.")
-    last_update: bool = Field(
-        default=False,
-        description="Update after the last forward pass too (first release). false: one update "
-        "fewer than passes.",
-    )
-    learning_rate: float = Field(default=0.5, gt=0, description="Adam's learning rate for delta.")
-    stop_loss: float = Field(default=5e-2, description="Stop when the loss is below this value.")
-    kl_factor: float = Field(default=0.0625, ge=0, description="Weight of the KL term.")
-    kl_reduction: Literal["batchmean", "mean"] = Field(
-        default="batchmean", description="The KL itself, or the KL divided by the vocabulary size."
-    )
-    kl_position: Literal["subject_last", "prompt_last"] = Field(
-        default="subject_last", description="Position in '{subject} is a' of the KL term."
-    )
-    decay: float = Field(default=0.5, ge=0, description="Weight decay, as decay_kind defines it.")
-    decay_kind: Literal["loss", "adam"] = Field(
-        default="loss", description="loss: decay |delta|/|v0|^2 in the loss. adam: Adam's L2 decay."
-    )
-    clamp: float | None = Field(
-        default=4.0, description="Largest length of delta, in lengths of v0. null: no limit."
-    )
     insertion_max: float | None = Field(
         default=None, description="Largest length of Lambda. null: no limit."
     )
     covariance: bool = Field(
         default=True, description="Use the second moment C of the keys. false: C = I."
-    )
-    samples: int = Field(
-        default=100_000, ge=1, description="Amount of text for C, in units of sample_unit."
-    )
-    sample_unit: Literal["documents", "tokens"] = Field(
-        default="documents", description="Unit of samples."
-    )
-    tolerance: float | None = Field(
-        default=0.1,
-        gt=0,
-        description="Stop computing C when the solutions C^-1 k of some test keys change by less "
-        "than this angle (radians) and relative length. null: read all samples.",
-    )
-    max_length: int | None = Field(
-        default=None, ge=1, description="Tokens to read of a document. null: the model's limit."
     )
     ridge: float = Field(default=0.0, ge=0, description="Add ridge * tr(C)/D * I to C.")
     trace_samples: int = Field(

@@ -1,11 +1,12 @@
-"""C = E[k k^T] (section 3.1, appendix E.5) from counted second moments, as its Cholesky factor."""
+"""What a preparation tells about C, and the Cholesky factor of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import NotPreparedError
-from lmedit.stats import Counting, Statistics, cholesky, condition, moments_of
+from lmedit import values
+from lmedit.stats import Statistics, condition
+from lmedit.values import counting_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,40 +23,19 @@ def counted(
     options: RomeOptions,
     corpus: Corpus,
     checkpoint: Checkpoint,
-    sweep: Sequence[RomeOptions],
+    beside: Sequence[RomeOptions],
 ) -> Moment:
-    """S of the edited layer. The same pass counts layers of *sweep* that read the same text."""
-    layer = options.block
-    if isinstance(corpus, Statistics):
-        return corpus.of(lm, layer)
-    counting = counting_of(options)
-    layers = {layer, *(o.block for o in sweep if counting_of(o) == counting)}
-    return moments_of(lm, sorted(layers), corpus, counting, checkpoint)[layer].moment()
-
-
-def counting_of(options: RomeOptions) -> Counting:
-    """The amount of text to read."""
-    return Counting(options.samples, options.sample_unit, options.max_length, options.tolerance)
+    """S of the edited layer. The same pass counts layers of *beside* that read the same text."""
+    layer, counting = options.block, counting_of(options)
+    others = [o.block for o in beside if counting_of(o) == counting]
+    if isinstance(corpus, Statistics):  # of one layer
+        others = []
+    return values.counted(lm, [layer, *others], options, corpus, checkpoint)[layer]
 
 
 def factor(moment: Moment, options: RomeOptions) -> Tensor:
-    """The Cholesky factor of C.
-
-    Raises `NotPreparedError` for too few keys, or a C that is not positive definite.
-    """
-    size = len(moment.sum)
-    if moment.tokens < 2 * size and not options.ridge:
-        raise NotPreparedError(
-            f"rome: {moment.tokens} keys are too few for {size} dimensions (at least {2 * size}); "
-            "give a larger --corpus, or -o ridge 0.01"
-        )
-    try:
-        return cholesky(moment.sum / moment.tokens, options.ridge)
-    except RuntimeError as error:  # torch.linalg.LinAlgError is one
-        raise NotPreparedError(
-            "rome: the statistics are not positive definite; give more varied text, "
-            "or -o ridge 0.01"
-        ) from error
+    """The Cholesky factor of C, with the option `ridge`; raises `NotPreparedError`."""
+    return values.factor(moment, "rome", options.ridge, ", or -o ridge 0.01")
 
 
 def facts_of(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit import Lm
-    from lmedit_rome.options import RomeOptions
+    from lmedit.models import Lm
+    from lmedit.values.options import ValueOptions
 
 BARE = "{}"
 TOP_K = 5
 
 
-def sample_contexts(lm: Lm, options: RomeOptions) -> list[str]:
+def sample_contexts(lm: Lm, options: ValueOptions) -> list[str]:
     """Templates with one ``{}`` for the prompt: the bare one if asked for, then the sampled ones.
 
     They depend only on the model's weights and the options, not on the request. So lmedit samples
@@ -45,16 +45,26 @@ def sample_contexts(lm: Lm, options: RomeOptions) -> list[str]:
 _KNOWN: WeakKeyDictionary[Lm, dict[Hashable, list[str]]] = WeakKeyDictionary()
 
 
-def _contexts(lm: Lm, options: RomeOptions) -> list[str]:
+def _contexts(lm: Lm, options: ValueOptions) -> list[str]:
     random = torch.Generator().manual_seed(options.seed)
     templates = [BARE] if options.include_bare or not options.prefixes else []
     for length, count in options.prefixes:
-        for text in sampled(lm, options.prefix_start, _new_tokens(length, options), count, random):
-            templates.append(clean(text) + options.prefix_join + BARE)
+        for start, times in _starts(options.prefix_start, count):
+            for text in sampled(lm, start, _new_tokens(length, options), times, random):
+                templates.append(clean(text) + options.prefix_join + BARE)
     return templates
 
 
-def _new_tokens(length: int, options: RomeOptions) -> int:
+def _starts(start: str | tuple[str, ...], count: int) -> list[tuple[str, int]]:
+    """The texts that *count* contexts begin with, and how many begin with each."""
+    if isinstance(start, str):
+        return [(start, count)]
+    share, more = divmod(count, len(start))
+    each = [(text, share + (place < more)) for place, text in enumerate(start)]
+    return [(text, times) for text, times in each if times]
+
+
+def _new_tokens(length: int, options: ValueOptions) -> int:
     """The number of tokens to sample; the released code counts the start token in the length."""
     return max(1, length - 1 if options.length_counts_start else length)
 

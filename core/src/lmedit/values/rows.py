@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,14 +14,17 @@ from lmedit.replay import adds_straight, keep
 from lmedit.trace import changed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from lmedit import Lm, Request
-    from lmedit_rome.options import RomeOptions
+    from lmedit.models import Lm
+    from lmedit.types import Request
+    from lmedit.values.options import ValueOptions
 
 ESSENCE = "{} is a"
+Place = Literal["mlp", "attention"]
+"""Where delta is added in a block: at the output of its MLP matrix, or of its attention matrix."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Rows:
     essence_at: int
 
 
-def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: RomeOptions) -> Rows:
+def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: ValueOptions) -> Rows:
     """Rows of each context with the prompt and the target without its last token, and the essence.
 
     The essence prompt comes last.
@@ -99,28 +104,46 @@ def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
     return rows, [[numbers[place] for place in of] for of in reads]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the rows of one request give."""
+
+    of_target: Tensor  # (N, T) log P of the target's tokens after each context
+    essence: Tensor  # (V,) log P after the essence prompt
+    topped: bool
+    """Whether every target token is the most probable one in every context."""
+
+
 class LossRows:
     """The rows that the losses of all requests need, run in one chunk or several."""
 
-    def __init__(self, lm: Lm, layer: int, texts: Sequence[Rows], chunks: int = 1) -> None:
+    def __init__(
+        self,
+        lm: Lm,
+        layer: int,
+        texts: Sequence[Rows],
+        chunks: int = 1,
+        places: Sequence[Place] = ("mlp",),
+    ) -> None:
         """Several *chunks* run one after the other, and run again for the gradient."""
         rows, found = _once(texts)
         size = -(-len(rows) // chunks)
         self.chunks = [
-            _Chunk(lm, layer, rows[start : start + size]) for start in range(0, len(rows), size)
+            _Chunk(lm, layer, rows[start : start + size], places)
+            for start in range(0, len(rows), size)
         ]
         self.targets = [
             torch.tensor(text.target, device=lm.device).expand(len(text.target_at), -1)  # (N, T)
             for text in texts
         ]
-        places = [torch.tensor(each, device=lm.device) for each in found]
-        self.at = [each[:-1].view_as(of) for each, of in zip(places, self.targets, strict=True)]
-        self.essence_at = torch.stack([each[-1] for each in places])
+        reads = [torch.tensor(each, device=lm.device) for each in found]
+        self.at = [each[:-1].view_as(of) for each, of in zip(reads, self.targets, strict=True)]
+        self.essence_at = torch.stack([each[-1] for each in reads])
 
-    def log_probabilities(self, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each request log P of the target's tokens (N, T), and log P (V,) after the essence.
+    def log_probabilities(self, deltas: Sequence[Tensor]) -> list[Seen]:
+        """What each request's rows give with the *deltas* at the subjects' last tokens.
 
-        The *deltas* (H,) are added at the subjects' last tokens.
+        A delta is (H,), or (P, H) for P places.
         """
         stacked = torch.stack(list(deltas))
         if len(self.chunks) == 1:
@@ -128,34 +151,53 @@ class LossRows:
         else:
             logits = torch.cat([checkpoint(c, stacked, use_reentrant=False) for c in self.chunks])
         log_p = logits.to(stacked.dtype).log_softmax(-1)  # (n, V)
-        of_target = [log_p[at, target] for at, target in zip(self.at, self.targets, strict=True)]
-        return list(zip(of_target, log_p[self.essence_at], strict=True))
+        best = log_p.detach().argmax(-1)
+        return [
+            Seen(log_p[at, target], log_p[essence], bool((best[at] == target).all()))
+            for at, target, essence in zip(self.at, self.targets, self.essence_at, strict=True)
+        ]
 
 
 class _Chunk:
     """Some rows, run once up to their starts and the edited layer; a call runs the rest."""
 
-    def __init__(self, lm: Lm, layer: int, rows: Sequence[_Row]) -> None:
-        straight = adds_straight(lm, layer, rows[0].ids)
+    def __init__(
+        self, lm: Lm, layer: int, rows: Sequence[_Row], places: Sequence[Place] = ("mlp",)
+    ) -> None:
+        straight = tuple(places) == ("mlp",) and adds_straight(lm, layer, rows[0].ids)
         # If nothing follows the MLP in its block, delta enters the next block.
-        self.module = None if straight else lm.mlp_out_module(layer)
+        find = {"mlp": lm.mlp_out_module, "attention": lm.attention_out_module}
+        self.modules = [] if straight else [find[place](layer) for place in places]
         first = layer + straight
         self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], first)
         self.request_of = [row.request for row in rows]
-        places = [(number, at) for number, row in enumerate(rows) for at in row.at]
-        self.rows, self.at = torch.tensor(places, device=lm.device).T
+        at = [(number, place) for number, row in enumerate(rows) for place in row.at]
+        self.rows, self.at = torch.tensor(at, device=lm.device).T
 
     def __call__(self, deltas: Tensor) -> Tensor:
-        """Logits (n, V) at the places to read, with *deltas* (R, H) at the subjects."""
-        of_rows = deltas[self.request_of][:, None]  # (B, 1, H)
+        """Logits (n, V) at the places to read, with *deltas* (R, [P,] H) at the subjects."""
+        of_rows = deltas[self.request_of]  # (B, [P,] H)
+        if not self.modules:
+            entered = self.kept.entered_by(self._adding(of_rows))
+            return entered.gathered(self.rows, self.at, whole_mlp=False)
+        with ExitStack() as stack:
+            several = of_rows if of_rows.dim() == 3 else of_rows[:, None]
+            for place, module in enumerate(self.modules):
+                change = partial(_output_of, self._adding(several[:, place]))
+                stack.enter_context(changed(module, change))
+            return self.kept.gathered(self.rows, self.at)
 
-        def add_delta(out: Tensor) -> Tensor:
+    def _adding(self, deltas: Tensor) -> Callable[[Tensor], Tensor]:
+        """Add *deltas* (B, H) at the first position of each row."""
+
+        def add(out: Tensor) -> Tensor:
             rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
-            moved = rows[:, :1] + of_rows.to(rows)
+            moved = rows[:, :1] + deltas[:, None].to(rows)
             return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
 
-        if self.module is None:
-            entered = self.kept.entered_by(add_delta)
-            return entered.gathered(self.rows, self.at, whole_mlp=False)
-        with changed(self.module, lambda _, out: add_delta(out)):
-            return self.kept.gathered(self.rows, self.at)
+        return add
+
+
+def _output_of(add: Callable[[Tensor], Tensor], _: Tensor, out: Tensor) -> Tensor:
+    """``add(out)``, for a module's input and output."""
+    return add(out)

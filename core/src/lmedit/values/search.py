@@ -1,4 +1,7 @@
-"""The key k* and the value v* of an edit (section 3.1, equations 3 and 4)."""
+"""The search for a value (Meng et al. 2022, arXiv 2202.05262, equation 4): v* = v_0 + delta.
+
+Delta is added at the subject's last token, at one place of the model or at several.
+"""
 
 from __future__ import annotations
 
@@ -9,56 +12,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit.memory import InPieces
-from lmedit.trace import captured
-from lmedit_rome.equations import clamped, decay, drift, target_loss
-from lmedit_rome.rows import LossRows
+from lmedit.values.equations import clamped, decay, drift, target_loss
+from lmedit.values.rows import LossRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from lmedit import Lm, Request
-    from lmedit_rome.options import RomeOptions
-    from lmedit_rome.rows import Rows
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The inputs and outputs (with the bias) of W at the subject's last token, in float64."""
-
-    bare: Tensor  # (D,) k_b: of the request's prompt alone
-    mean: Tensor  # (D,) the mean over the contexts
-    bare_out: Tensor  # (H,) y_b = W k_b + b
-    mean_out: Tensor  # (H,) the mean of the outputs over the contexts
-
-
-@torch.no_grad()
-def select_keys(
-    lm: Lm, layer: int, request: Request, templates: Sequence[str], options: RomeOptions
-) -> Keys:
-    """k* = 1/N sum_j k(x_j + text) at the subject's last token (equation 3).
-
-    The text is the prompt with the subject in it (released code), or the subject alone (paper,
-    first release), as the option `key_text` says.
-    """
-    prompt = request.prompt if options.key_text == "prompt" else "{}"
-    asked = dict.fromkeys([(request.prompt, "{}"), *((prompt, each) for each in templates)])
-    found = [lm.subject_last(text, request.subject, template) for text, template in asked]
-    batch = lm.batch([ids[: index + 1] for ids, index in found])
-    with captured(lm.mlp_out_module(layer), stop=True) as box:
-        lm.logits(batch)
-    rows, at = range(len(found)), [index for _, index in found]
-    keys = box.input.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, D)
-    outs = box.output.reshape(*batch.ids.shape, -1)[rows, at].double()  # (1 + N, H)
-    row_of = {text: row for row, text in enumerate(asked)}
-    of_mean = [row_of[prompt, template] for template in templates]
-    return Keys(keys[0], keys[of_mean].mean(0), outs[0], outs[of_mean].mean(0))
+    from lmedit.models import Lm
+    from lmedit.values.options import ValueOptions
+    from lmedit.values.rows import Place, Rows
 
 
 @dataclass(frozen=True)
 class Value:
-    """v* (H,) and its delta (H,) in float64, the loss (nats) of each pass, and the updates."""
+    """v* and its delta in float64, the loss (nats) of each pass, and the number of updates.
+
+    Both are (H,), or (P, H) for P places.
+    """
 
     v_star: Tensor
     delta: Tensor
@@ -70,13 +42,15 @@ class Value:
 class Descent:
     """The search for one delta: v* = v_0 + delta minimises L(delta) of equation 4."""
 
-    v_0: Tensor  # (H,) the MLP's output for the bare prompt
-    delta: Tensor  # (H,)
-    options: RomeOptions
+    v_0: Tensor  # (H,) or (P, H): what the model has there for the bare prompt
+    delta: Tensor  # of the same shape
+    options: ValueOptions
     before: Tensor | None = None
     """log P (V,) after the essence prompt without delta; known after the first pass."""
     losses: list[float] = field(default_factory=list)
     updates: int = 0
+    topped: int | None = None
+    """The number of updates when all target tokens were first the top ones in every context."""
 
     def loss(self, of_target: Tensor, essence: Tensor) -> Tensor:
         """L(delta) in nats: target + lambda * KL + penalty.
@@ -98,8 +72,10 @@ class Descent:
 
     @property
     def done(self) -> bool:
-        """Whether the last loss is below `stop_loss`."""
-        return bool(self.losses) and self.losses[-1] < self.options.stop_loss
+        """Whether the last loss is below `stop_loss`, or `stop_after_top` updates are over."""
+        after = self.options.stop_after_top
+        over = after is not None and self.topped is not None and self.updates >= self.topped + after
+        return over or (bool(self.losses) and self.losses[-1] < self.options.stop_loss)
 
     def clamp(self) -> None:
         """Scale delta back to the longest length that the options allow."""
@@ -127,9 +103,10 @@ class ValueSearch:
         layer: int,
         texts: Sequence[Rows],
         starts: Sequence[Tensor],
-        options: RomeOptions,
+        options: ValueOptions,
+        places: Sequence[Place] = ("mlp",),
     ) -> None:
-        """*starts* are the v_0 (H,), the MLP's outputs for the bare prompts."""
+        """*starts* are the v_0: (H,), or (P, H) for several *places*."""
         self.options = options
         self.each = [
             Descent(v_0, torch.zeros_like(v_0, dtype=lm.working_dtype, requires_grad=True), options)
@@ -140,7 +117,7 @@ class ValueSearch:
             [one.delta for one in self.each], lr=options.learning_rate, weight_decay=l2
         )
         rows = sum(len(text.ids) for text in texts)
-        self.rows = InPieces(lambda chunks: LossRows(lm, layer, texts, chunks), rows)
+        self.rows = InPieces(lambda chunks: LossRows(lm, layer, texts, chunks, places), rows)
 
     def run(self) -> list[Value]:
         """Pass and update until every loss is small or `steps` passes are done."""
@@ -163,16 +140,17 @@ class ValueSearch:
         No delta changes here, so a pass that does not fit into memory can be repeated.
         """
         found = rows.log_probabilities([one.delta for one in self.each])
-        losses = [
-            (one, one.loss(*log_p))
-            for one, log_p in zip(self.each, found, strict=True)
-            if not one.done
-        ]
+        losses = []
+        for one, seen in zip(self.each, found, strict=True):
+            if not one.done:
+                losses.append((one, one.loss(seen.of_target, seen.essence)))
+                if one.topped is None and seen.topped:
+                    one.topped = one.updates
         values = [(one, loss.item()) for one, loss in losses]
         going = [
             (one, loss)
             for (one, loss), (_, value) in zip(losses, values, strict=True)
-            if value >= self.options.stop_loss
+            if value >= self.options.stop_loss and not one.done
         ]
         if not going or not update:
             return values, []
@@ -192,7 +170,12 @@ class ValueSearch:
 
 
 def optimise_values(
-    lm: Lm, layer: int, texts: Sequence[Rows], starts: Sequence[Tensor], options: RomeOptions
+    lm: Lm,
+    layer: int,
+    texts: Sequence[Rows],
+    starts: Sequence[Tensor],
+    options: ValueOptions,
+    places: Sequence[Place] = ("mlp",),
 ) -> list[Value]:
     """v* of each request (equation 4); the arguments are those of `ValueSearch`."""
-    return ValueSearch(lm, layer, texts, starts, options).run()
+    return ValueSearch(lm, layer, texts, starts, options, places).run()
