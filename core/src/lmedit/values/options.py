@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from lmedit.arithmetic import ArithmeticOptions
 from lmedit.layers import LayerOptions
 
 
-class ValueOptions(LayerOptions):
+class ValueOptions(ArithmeticOptions, LayerOptions):
     """The contexts, the search for a value, and the text that C is counted over.
 
     The defaults are those of ROME's released code, except `tolerance`.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.arithmetic import products
 from lmedit.memory import InPieces
 from lmedit.values.equations import clamped, decay, drift, target_loss
 from lmedit.values.rows import LossRows
@@ -178,4 +179,5 @@ def optimise_values(
     places: Sequence[Place] = ("mlp",),
 ) -> list[Value]:
     """v* of each request (equation 4); the arguments are those of `ValueSearch`."""
-    return ValueSearch(lm, layer, texts, starts, options, places).run()
+    with products(lm, options.compute):
+        return ValueSearch(lm, layer, texts, starts, options, places).run()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
+from lmedit.arithmetic import products
 from lmedit.memory import in_parts
 from lmedit.replay import keep
 from lmedit.trace import changed
@@ -88,7 +89,8 @@ def _trained(
         )
         for _ in requests
     ]
-    _train(_Losses(lm, requests, options.block, options), changes, options)
+    with products(lm, options.compute):
+        _train(_Losses(lm, requests, options.block, options), changes, options)
     updates = []
     for change in changes:
         steps = sum(loss >= options.stop_loss for loss in change.losses)

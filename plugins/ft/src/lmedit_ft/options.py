@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lmedit.arithmetic import ArithmeticOptions
 from lmedit.layers import LayerOptions, Shapes
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def epsilon_by_width(width: int) -> float:
     return min(MOST_EPSILON, XL_EPSILON * (XL_WIDTH / width) ** 2.5)
 
 
-class FtOptions(LayerOptions):
+class FtOptions(ArithmeticOptions, LayerOptions):
     """FT's options; the defaults are the released code's, with a rate by width for other models."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(

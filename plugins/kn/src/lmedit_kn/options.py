@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lmedit.options import Options
+from lmedit.arithmetic import ArithmeticOptions
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -67,7 +67,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """By name: published readings of the method (README)."""
 
 
-class KnOptions(Options):
+class KnOptions(ArithmeticOptions):
     """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.arithmetic import products
 from lmedit.errors import RequestError
 from lmedit_kn.equations import coarse, shared, threshold_of
 from lmedit_kn.staircase import attributions
@@ -110,7 +111,9 @@ def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Questi
 
 def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor, float]:
     """The attributions (L, D) and the probability, as means over the answer's tokens."""
-    found = [attributions(lm, *each, options) for each in questions(lm, text, answer, options)]
+    asked = questions(lm, text, answer, options)
+    with products(lm, options.compute):
+        found = [attributions(lm, *each, options) for each in asked]
     if not found:
         raise RequestError(
             f"kn: the present answer after {text!r} is blank; give one with --target-true"
