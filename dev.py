@@ -159,7 +159,7 @@ def demo(asked: argparse.Namespace) -> None:
     """Compare all installed methods on the embedded model. After --: flags of lmedit compare."""
     flags = ("--cases", "demo", "-m", "demo", "--limit", "100")
     workers = str(min(4, os.cpu_count() or 1))
-    run("lmedit", "compare", *flags, "--workers", workers, *asked.rest)
+    run("lmedit", "compare", *flags, "--workers", workers, "--compute", "auto", *asked.rest)
 
 
 def real(asked: argparse.Namespace) -> None:

@@ -79,8 +79,7 @@ def products(lm: Lm, compute: Compute) -> Iterator[None]:
 
 
 def _is_float32_matrix(module: nn.Module) -> bool:
-    plain = type(module) is torch.nn.Linear or families.is_transposed(module)
-    if not plain:
+    if not isinstance(module, torch.nn.Linear) and not families.is_transposed(module):
         return False
     weight = module.get_parameter("weight")
     return weight.dtype == torch.float32 and weight.device.type != "meta"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.errors import NotPreparedError, UnknownNameError
+from lmedit.errors import NotPreparedError, OptionError, UnknownNameError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
@@ -59,6 +59,8 @@ class Plan:
     observers: tuple[str, ...] = ()
     seed: int | None = None
     """The random seed, if the user gave one; see `drawn_from`."""
+    compute: str | None = None
+    """The option `compute` of every method that has it, if the user gave one."""
     corpora: tuple[str, ...] = ()
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
@@ -104,7 +106,21 @@ class Setup:
     @cached_property
     def _given(self) -> dict[str, dict[str, Any]]:
         """The options that the user gave, by method."""
-        return for_methods(self.plan.options, [loaded.name for loaded in self.methods])
+        given = for_methods(self.plan.options, [loaded.name for loaded in self.methods])
+        for loaded in self._computing:
+            given[loaded.name].setdefault("compute", self.plan.compute)
+        return given
+
+    @property
+    def _computing(self) -> list[LoadedMethod]:
+        """The methods that take the plan's `compute`. Raises `OptionError` if none does."""
+        if self.plan.compute is None:
+            return []
+        taking = [each for each in self.methods if "compute" in each.method.options.model_fields]
+        if not taking:
+            names = ", ".join(loaded.name for loaded in self.methods)
+            raise OptionError(f"--compute: {names} computes in the model's type; leave it out")
+        return taking
 
     def given(self, loaded: LoadedMethod) -> Mapping[str, Any]:
         """The options of *loaded* that the user gave."""

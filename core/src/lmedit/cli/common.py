@@ -80,6 +80,12 @@ method_flags = flags(
         metavar="NAME|FILE.py",
         help="Add an observer of the hooks (docs/reference/hooks.md); repeatable.",
     ),
+    click.option(
+        "--compute",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        help="Number type of products with frozen matrices, for methods that have this option. "
+        "auto: bfloat16 if the device has units for it.  [default: float32]",
+    ),
     click.option("--seed", type=click.IntRange(0), help="Random seed.  [default: 0]"),
     click.option(
         "--corpus",
@@ -146,6 +152,7 @@ def plan_of(given: dict[str, Any]) -> Plan:
         "plugins": "plugins",
         "observers": "observers",
         "seed": "seed",
+        "compute": "compute",
         "corpora": "corpora",
         "cases_name": "cases",
         "limit": "limit",
