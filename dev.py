@@ -61,7 +61,7 @@ def members() -> list[Path]:
     return [ROOT / "core", *(file.parent for file in files)]
 
 
-def wanted(place: Place) -> str:
+def install_digest(place: Place) -> str:
     """Return a digest of all that decides what is installed in *place*."""
     files = [ROOT / "pyproject.toml", ROOT / place.constraints]
     files += [member / "pyproject.toml" for member in members()]
@@ -85,7 +85,7 @@ def run(*command: str | Path, place: Place = NEWEST, **extra: str) -> None:
 
 def set_up(place: Place) -> None:
     """Make the virtual environment, or bring it up to date."""
-    if place.stamp.is_file() and place.stamp.read_text() == wanted(place):
+    if place.stamp.is_file() and place.stamp.read_text() == install_digest(place):
         return
     if not (place.programs / "python").exists():
         print(f"dev.py: making {place.folder.name}", file=sys.stderr)
@@ -95,7 +95,7 @@ def set_up(place: Place) -> None:
     run(*pip, "--upgrade", "pip", place=place)
     editable = [part for member in members() for part in ("--editable", str(member))]
     run(*pip, "--constraint", place.constraints, "--group", "dev", *editable, place=place)
-    place.stamp.write_text(wanted(place))
+    place.stamp.write_text(install_digest(place))
 
 
 # ---- the tests to run
@@ -193,7 +193,7 @@ def rooms(asked: argparse.Namespace) -> None:
 TASKS = {task.__name__: task for task in (test, check, demo, real, bench, docs, isolated, rooms)}
 
 
-def listed() -> str:
+def list_tasks() -> str:
     """Return a line for each task."""
     lines = {name: (task.__doc__ or "").splitlines()[0] for name, task in TASKS.items()}
     return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
@@ -205,7 +205,7 @@ def read(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dev.py",
         description=about,
-        epilog=f"tasks:\n{listed()}\n\n{examples}",
+        epilog=f"tasks:\n{list_tasks()}\n\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", choices=TASKS, metavar="TASK", nargs="?")
@@ -240,7 +240,7 @@ def main() -> None:
     """Read the command line, set up, run the task."""
     asked = read(sys.argv[1:])
     if asked.list:
-        print(listed())
+        print(list_tasks())
         return
     set_up(asked.place)
     TASKS[asked.task](asked)

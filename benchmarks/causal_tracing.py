@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import torch
-from paired import SMALL, compared, report, worded
+from paired import SMALL, compare, report, with_words
 
 from lmedit import load_lm
-from lmedit_rome.tracing import STATE, Setup, trace
+from lmedit_rome.tracing import STATE, TraceSettings, trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "rome" / "tests"))
 from test_tracing import FACT, Plain, expected
@@ -28,14 +28,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     flags = parser.parse_args()
     demo, rows = load_lm("demo"), []
-    for lm in (demo, worded(SMALL)):
-        setup = Setup(noise=0.1, samples=10)
+    for lm in (demo, with_words(SMALL)):
+        setup = TraceSettings(noise=0.1, samples=10)
 
-        def ours(lm: object = lm, setup: Setup = setup) -> torch.Tensor:
+        def ours(lm: object = lm, setup: TraceSettings = setup) -> torch.Tensor:
             return trace(lm, FACT, setup, kinds=[STATE]).scores[STATE]  # type: ignore[arg-type]
 
         @torch.no_grad()
-        def theirs(lm: object = lm, setup: Setup = setup) -> torch.Tensor:
+        def theirs(lm: object = lm, setup: TraceSettings = setup) -> torch.Tensor:
             plain = Plain(lm, setup)  # type: ignore[arg-type]
             tokens = range(plain.start, len(plain.ids))
             return torch.tensor(
@@ -44,7 +44,7 @@ def main() -> None:
 
         found = theirs()
         error = float((ours()[-len(found) :] - found).abs().max())
-        row = compared(theirs, ours, flags.pairs if lm is demo else 1)
+        row = compare(theirs, ours, flags.pairs if lm is demo else 1)
         rows.append(
             {
                 "shape": lm.name,

@@ -14,13 +14,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from hyper_training import NETWORKS
-from paired import SMALL, XL, flops_and_peak, report, seconds, worded
+from paired import SMALL, XL, flops_and_peak, report, seconds, with_words
 from rome_edit import Bench
 
 from lmedit import Editor, Prepared, Request, build_options, load
 from lmedit.cases import load_cases
 from lmedit.hyper import examples_from
-from lmedit.hyper.frozen import Frozen
+from lmedit.hyper.frozen import FrozenModel
 from lmedit.hyper.training import PRIMING
 from lmedit_demo import WORLD
 
@@ -42,7 +42,7 @@ def editor_of(lm: Lm, method: str) -> Editor:
         return Editor(loaded, lm, options, Prepared())
     network = NETWORKS[method](lm, options)
     examples = examples_from(lm, load_cases(str(WORLD.training), 40), 40, 0)
-    frozen = Frozen(lm, options.sites(lm), 0, options.cache_gigabytes)
+    frozen = FrozenModel(lm, options.sites(lm), 0, options.cache_gigabytes)
     network.prime(frozen.factors(examples.training[:PRIMING]))
     return Editor(
         loaded, lm, options, Prepared({k: t.detach() for k, t in network.state_dict().items()})
@@ -58,7 +58,7 @@ def work_of(lm: Lm, method: str) -> Callable[[], Any]:
     return lambda: editor.compute(FACT)
 
 
-def measured(lm: Lm, method: str, times: int) -> dict[str, Any]:
+def measure(lm: Lm, method: str, times: int) -> dict[str, Any]:
     """A row: the least of *times* edits, after one that counts operations and memory."""
     work = work_of(lm, method)
     counted, peak = flops_and_peak(work)
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
-    lm = worded(XL if flags.xl else SMALL, flags.device)
-    rows = [measured(lm, method, flags.times) for method in flags.methods]
+    lm = with_words(XL if flags.xl else SMALL, flags.device)
+    rows = [measure(lm, method, flags.times) for method in flags.methods]
     report("edit_seconds" + ("_xl" if flags.xl else ""), rows)
 
 

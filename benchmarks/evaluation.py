@@ -15,7 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import torch
-from paired import SMALL, XL, compared, report, worded
+from paired import SMALL, XL, compare, report, with_words
 
 from lmedit import LowRank, Update, load_lm
 from lmedit.cases import load_cases
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
     demo = load_lm("demo", device=flags.device)
-    shaped = worded(XL if flags.xl else SMALL, flags.device)
+    shaped = with_words(XL if flags.xl else SMALL, flags.device)
     pairs = [pairs_of(case) for case in load_cases("demo").good[: flags.records]]
     rows = []
     for lm in (demo, shaped):
@@ -94,7 +94,7 @@ def main() -> None:
         found, expected = ours(lm, pairs, updates, kept), plain(lm, pairs, updates)
         apart = max(abs(a - b) for a, b in zip(found, expected, strict=True))
         for what in ("first", "again"):
-            row = compared(
+            row = compare(
                 lambda lm=lm, updates=updates: plain(lm, pairs, updates),  # type: ignore[misc]
                 lambda lm=lm, updates=updates, what=what, kept=kept: ours(  # type: ignore[misc]
                     lm, pairs, updates, kept if what == "again" else States(lm)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from paired import SMALL, report, seconds, worded
+from paired import SMALL, report, seconds, with_words
 from rome_edit import Bench
 
 from lmedit import Request, build_options, load, load_lm
@@ -54,7 +54,7 @@ def by_layers(counts: list[int]) -> list[dict[str, Any]]:
     request = Request(prompt="{} is in the city of", subject="The old tower", target_new="Rome")
     rows = []
     for count in counts:
-        bench = Bench(worded(SMALL | {"n_layer": count}))
+        bench = Bench(with_words(SMALL | {"n_layer": count}))
         took = seconds(lambda bench=bench: bench.ours([request]))  # type: ignore[misc]
         rows.append({"grows": "layers", "layers": count, "layer": bench.layer, "seconds": took})
     return rows
@@ -62,7 +62,7 @@ def by_layers(counts: list[int]) -> list[dict[str, Any]]:
 
 def by_length(lengths: list[int]) -> list[dict[str, Any]]:
     """One ROME value with so many words before the subject, and as many behind it."""
-    bench, rows = Bench(worded(SMALL)), []
+    bench, rows = Bench(with_words(SMALL)), []
     for length in lengths:
         words = " ".join((TEXT * length).split()[:length])
         for where, prompt in (("before", f"{words} {{}} is in"), ("behind", f"{{}} {words} is in")):

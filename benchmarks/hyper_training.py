@@ -13,7 +13,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paired import SMALL, compared, report, seconds, worded
+from paired import SMALL, compare, report, seconds, with_words
 from torch.func import functional_call
 
 from lmedit import Editor, Prepared, Request, build_options, load, load_lm
@@ -81,7 +81,7 @@ def logits_of(lm: Lm, weights: dict[str, torch.Tensor], ids: Any) -> torch.Tenso
     return logits
 
 
-def measured(lm: Lm, method: str, cases: Any, pairs: int) -> dict[str, Any]:
+def measure(lm: Lm, method: str, cases: Any, pairs: int) -> dict[str, Any]:
     """One row: a step of ten edits both ways, with the memory of the frozen blocks filled."""
     options: Any = build_options(load(method).method, {**OPTIONS[method], "limit": 200}, lm)
     network = NETWORKS[method](lm, options)
@@ -110,7 +110,7 @@ def measured(lm: Lm, method: str, cases: Any, pairs: int) -> dict[str, Any]:
         "method": method,
         "shape": lm.name,
         "edits": len(picks),
-        **compared(plain, ours, pairs),
+        **compare(plain, ours, pairs),
         "loss_difference": abs(one - two),
         "seconds_per_edit": min(seconds(lambda: editor.compute(request)) for _ in range(3)),
     }
@@ -123,8 +123,8 @@ def main() -> None:
     flags = parser.parse_args()
     demo = load_lm("demo")
     cases = load_cases(str(demo.training), 400)
-    models = (demo, worded(SMALL))
-    rows = [measured(lm, method, cases, flags.pairs) for lm in models for method in NETWORKS]
+    models = (demo, with_words(SMALL))
+    rows = [measure(lm, method, cases, flags.pairs) for lm in models for method in NETWORKS]
     report("hyper_training", rows)
 
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paired import SMALL, XL, compared, gpt2, report
+from paired import SMALL, XL, compare, gpt2, report
 
 from lmedit import build_options, load, load_lm
 from lmedit.cases import load_cases
@@ -73,14 +73,14 @@ def errors(lm: Lm, count: int) -> list[dict[str, Any]]:
     return worst
 
 
-def measured(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
+def measure(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
     """The two rows of a prompt of *length* tokens."""
     ids, token = list(range(100, 100 + length)), 7
     integral = ours(lm, ids, token, INTEGRAL)
     released = theirs(lm, ids, token, RELEASED)
     rows = []
     for name, given in (("same", RELEASED), ("default", {})):
-        row = compared(
+        row = compare(
             lambda: theirs(lm, ids, token, RELEASED),
             lambda given=given: ours(lm, ids, token, given),  # type: ignore[misc]
             pairs,
@@ -113,7 +113,7 @@ def main() -> None:
     rows = errors(demo, flags.facts)
     for lm in (gpt2(XL, flags.device),) if flags.xl else (demo, gpt2(SMALL, flags.device)):
         for length in flags.lengths:
-            rows += measured(lm, length, flags.pairs)
+            rows += measure(lm, length, flags.pairs)
     report("kn_staircase" + ("_xl" if flags.xl else ""), rows)
 
 

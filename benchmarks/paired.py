@@ -36,7 +36,7 @@ def gpt2(shape: dict[str, int], device: str = "cpu") -> Lm:
     return Lm(model.requires_grad_(False), byte_tokenizer(), name="gpt2-shaped")
 
 
-def worded(shape: dict[str, int], device: str = "cpu") -> Lm:
+def with_words(shape: dict[str, int], device: str = "cpu") -> Lm:
     """The same with the embedded model's tokens: words, not bytes; its weights are random."""
     lm = gpt2(shape, device)
     lm.tokenizer = AutoTokenizer.from_pretrained(WORLD.model)
@@ -67,7 +67,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def compared(plain: Callable[[], Any], ours: Callable[[], Any], pairs: int) -> dict[str, Any]:
+def compare(plain: Callable[[], Any], ours: Callable[[], Any], pairs: int) -> dict[str, Any]:
     """Times in turns (median of the pairs' ratios) and operations of both."""
     our_flops, our_peak = flops_and_peak(ours)
     plain_flops, plain_peak = flops_and_peak(plain)

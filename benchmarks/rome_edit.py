@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paired import SMALL, XL, compared, report, worded
+from paired import SMALL, XL, compare, report, with_words
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.actions.estimate import speed
@@ -103,7 +103,7 @@ def main() -> None:
     if not flags.xl:
         demo = load_lm("demo", device=flags.device)
         rows.append(one_edit(Bench(demo), PROMPTS[-1], flags.pairs))
-    lm = worded(XL if flags.xl else SMALL, flags.device)
+    lm = with_words(XL if flags.xl else SMALL, flags.device)
     bench = Bench(lm)
     of_prompts = [one_edit(bench, PROMPTS[number], flags.pairs) for number in flags.prompts]
     rows += of_prompts
@@ -118,7 +118,7 @@ def one_edit(bench: Bench, prompt: str, pairs: int) -> dict[str, Any]:
     one = Request(prompt=prompt, subject="The old tower", target_new="Rome")
     ids, last = bench.lm.subject_last(prompt, one.subject)
     found: dict[str, torch.Tensor] = {}
-    row = compared(
+    row = compare(
         lambda: found.update(plain=bench.theirs(one).double().cpu()),
         lambda: found.update(ours=bench.ours([one])[0].delta.cpu()),
         pairs,
@@ -150,7 +150,7 @@ def whole(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def together(bench: Bench, count: int, pairs: int) -> dict[str, Any]:
     """Several requests at once against one after the other."""
     several = requests(count)
-    row = compared(
+    row = compare(
         lambda: [bench.ours([request]) for request in several], lambda: bench.ours(several), pairs
     )
     return {**bench.shape, "what": "together", "requests": count, **row}

@@ -152,7 +152,7 @@ def main() -> None:
     lm = load_lm(chosen.world)
     everything = load_cases(chosen.world)
 
-    def measured(method: str, options: dict[str, Any], count: int) -> dict[str, Any]:
+    def measure_last(method: str, options: dict[str, Any], count: int) -> dict[str, Any]:
         cases = replace(everything, items=everything.items[-count:])
         started = time.monotonic()
         row = measure(lm, cases, method, options, chosen.run)
@@ -161,11 +161,13 @@ def main() -> None:
         return row
 
     tried = [s for s in SWEEPS[chosen.world].settings() if s[0] in chosen.methods]
-    rows = [measured(method, options, count) for method, options in tried]
+    rows = [measure_last(method, options, count) for method, options in tried]
     best = {}
     for method in chosen.methods:
         ranked = sorted((r for r in rows if r["method"] == method), key=lambda r: -r["S"])
-        again = [measured(method, row["setting"], RUN_OFF * count) for row in ranked[:FINALISTS]]
+        again = [
+            measure_last(method, row["setting"], RUN_OFF * count) for row in ranked[:FINALISTS]
+        ]
         rows += again
         best[method] = max(again, key=lambda r: r["S"])
     shown = ("S", "ES", "PS", "NS", "relation_specificity")

@@ -46,7 +46,7 @@ def pages() -> dict[str, str]:
     return own | OUTSIDE
 
 
-def turned(text: str, page: str, places: dict[str, str]) -> str:
+def rewrite_links(text: str, page: str, places: dict[str, str]) -> str:
     """*text* of *page*, with links that work in the site.
 
     Raises `BrokenLinkError` for a link to a file that does not exist.
@@ -100,7 +100,7 @@ def stage(folder: Path) -> None:
     shutil.copytree(DOCS, folder, ignore=scripts)
     places = pages()
     for page, place in places.items():
-        text = turned((ROOT / page).read_text(encoding="utf-8"), page, places)
+        text = rewrite_links((ROOT / page).read_text(encoding="utf-8"), page, places)
         if place == "index.md":
             text += "\n" + navigation(text)
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

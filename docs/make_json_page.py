@@ -60,14 +60,14 @@ def _below(part: dict[str, Any], root: dict[str, Any], path: str) -> Iterator[An
         named["*"] = free
     for name, each in named.items():
         place = f"{path}.{name}" if path else name
-        whole = _resolved(each, root)
+        whole = _resolve(each, root)
         yield place, whole
-        inner = _resolved(whole.get("items", {}), root)
+        inner = _resolve(whole.get("items", {}), root)
         yield from _below(whole, root, place)
         yield from _below(inner, root, f"{place}[]")
 
 
-def _resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+def _resolve(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     """*part* with what its `$ref` names; a description beside the reference wins."""
     if "$ref" not in part:
         return part
@@ -87,7 +87,7 @@ def table(schema: dict[str, Any]) -> str:
     lines = ["| key | type | unit | meaning |", "|---|---|---|---|"]
     for path, part in keys(schema):
         cells = (
-            f"`{_shown(path)}`",
+            f"`{_simplify(path)}`",
             type_of(part),
             part.get("x-unit", ""),
             part.get("description", ""),
@@ -96,7 +96,7 @@ def table(schema: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(path: str) -> str:
+def _simplify(path: str) -> str:
     """Patterns as a reader knows them."""
     return path.replace("^portability/(?!.*_ci$)", "portability/NAME").replace("_ci$", "MEASURE_ci")
 

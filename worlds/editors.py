@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
-def halved(prepared: Prepared) -> dict[str, Any]:
+def halve(prepared: Prepared) -> dict[str, Any]:
     """The tensors; those in single precision become half precision."""
     return {
         name: tensor.half() if tensor.dtype == torch.float32 else tensor
@@ -54,7 +54,7 @@ def main() -> None:
         prepared = setup.editor(loaded, train=True).prepared
         facts = {**prepared.facts, "corpus": "training.json"}
         path = place(setup.lm, name)
-        save_prepared(path, Prepared(halved(prepared), facts), setup.lm.digest)
+        save_prepared(path, Prepared(halve(prepared), facts), setup.lm.digest)
         draw(curves(facts["curve"]), PICTURES / f"{asked.world}-{name}.svg")
         told = f"{facts['seconds']:.0f} s, validation {facts['validation']}"
         print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, {told}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 from lmedit import hookimpl
 
 
-def _timed(hook: str) -> Generator[None, Any, Any]:
+def _time_hook(hook: str) -> Generator[None, Any, Any]:
     started = time.perf_counter()
     try:
         return (yield)
@@ -18,29 +18,29 @@ def _timed(hook: str) -> Generator[None, Any, Any]:
 
 @hookimpl(wrapper=True)
 def edit_prepare() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_prepare"))
+    return (yield from _time_hook("edit_prepare"))
 
 
 @hookimpl(wrapper=True)
 def edit_locate() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_locate"))
+    return (yield from _time_hook("edit_locate"))
 
 
 @hookimpl(wrapper=True)
 def edit_compute() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_compute"))
+    return (yield from _time_hook("edit_compute"))
 
 
 @hookimpl(wrapper=True)
 def edit_compute_many() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_compute_many"))
+    return (yield from _time_hook("edit_compute_many"))
 
 
 @hookimpl(wrapper=True)
 def edit_apply() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_apply"))
+    return (yield from _time_hook("edit_apply"))
 
 
 @hookimpl(wrapper=True)
 def edit_revert() -> Generator[None, Any, Any]:
-    return (yield from _timed("edit_revert"))
+    return (yield from _time_hook("edit_revert"))

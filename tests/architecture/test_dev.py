@@ -150,10 +150,10 @@ def test_an_environment_is_made_anew_when_a_pyproject_changes(
     for name in ("pyproject.toml", "constraints.txt", "core/pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a")
-    before = dev.wanted(dev.NEWEST)
-    assert dev.wanted(dev.NEWEST) == before
+    before = dev.install_digest(dev.NEWEST)
+    assert dev.install_digest(dev.NEWEST) == before
     (tmp_path / "core" / "pyproject.toml").write_text("b")
-    assert dev.wanted(dev.NEWEST) != before
+    assert dev.install_digest(dev.NEWEST) != before
 
 
 # ---- the tests of what changed

@@ -10,7 +10,7 @@ import torch
 from lmedit import Dense, LowRank, Request, Update
 from lmedit.compare.case_scores import Scoring
 from lmedit.edits.ledger import applied
-from lmedit.metrics.generate import greedy, sampled
+from lmedit.metrics.generate import greedy, sample
 from lmedit.metrics.health import HeldOut
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.replay.unmerged import RowEdits, States, UnmergedEdits
@@ -95,10 +95,10 @@ def test_texts_are_those_that_the_edited_weights_write(family: str) -> None:
     asked = [(prompt, edit) for edit in range(len(updates)) for prompt in prompts]
     under = RowEdits(UnmergedEdits(lm, updates), [edit for _, edit in asked])
     texts = [prompt for prompt, _ in asked]
-    written = greedy(lm, texts, 6, under=under), sampled(lm, texts, 12, under=under)
+    written = greedy(lm, texts, 6, under=under), sample(lm, texts, 12, under=under)
     for edit, update in enumerate(updates):
         with applied(lm, update):
-            expected = greedy(lm, prompts, 6), sampled(lm, prompts, 12)
+            expected = greedy(lm, prompts, 6), sample(lm, prompts, 12)
         for one, other in zip(written, expected, strict=True):
             assert one[3 * edit : 3 * edit + 3] == other
 

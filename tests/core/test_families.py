@@ -78,7 +78,7 @@ def test_the_table_says_what_the_structure_says(family: str) -> None:
     lm = tiny(SHAPES[family])
     assert lm.model_type == family
     assert lm.family == families.KNOWN[family]
-    assert families.searched(lm.model) == lm.family
+    assert families.search_family(lm.model) == lm.family
 
 
 @every_family

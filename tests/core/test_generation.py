@@ -14,7 +14,7 @@ import transformers
 from lmedit import Lm
 from lmedit.errors import RequestError
 from lmedit.metrics import generate
-from lmedit.metrics.generate import greedy, sampled
+from lmedit.metrics.generate import greedy, sample
 from lmedit.tiny import byte_tokenizer, tiny_lm
 
 LLAMA = {
@@ -161,7 +161,7 @@ def test_greedy_in_a_batch_is_greedy_alone_without_a_cache(family: str) -> None:
 def test_sampling_in_a_batch_is_sampling_alone_without_a_cache(family: str) -> None:
     lm = lm_of(family)
     plain = [text(lm, plain_sampled(lm, prompt, 30, 5, seed=3)) for prompt in PROMPTS]
-    assert sampled(lm, PROMPTS, 30, seed=3) == plain
+    assert sample(lm, PROMPTS, 30, seed=3) == plain
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def test_batch_size_and_order_change_no_text(gpt2: Lm, batch_tokens: int, seed: 
     shuffled = [PROMPTS[i] for i in order]
     alone = [greedy(gpt2, [prompt], 9)[0] for prompt in shuffled]
     assert greedy(gpt2, shuffled, 9, batch_tokens=batch_tokens) == alone
-    alone = [sampled(gpt2, [prompt], 25)[0] for prompt in shuffled]
-    assert sampled(gpt2, shuffled, 25, batch_tokens=batch_tokens) == alone
+    alone = [sample(gpt2, [prompt], 25)[0] for prompt in shuffled]
+    assert sample(gpt2, shuffled, 25, batch_tokens=batch_tokens) == alone
 
 
 def test_a_batch_holds_no_more_tokens_than_asked_for(
@@ -191,7 +191,7 @@ def test_a_batch_holds_no_more_tokens_than_asked_for(
         return keep(lm, rows, *args, **kwargs)
 
     monkeypatch.setattr(generate, "keep", watched)
-    sampled(gpt2, PROMPTS, 30, batch_tokens=60)
+    sample(gpt2, PROMPTS, 30, batch_tokens=60)
     assert sizes == [2, 2, 1]
 
 
@@ -227,7 +227,7 @@ def test_sampling_goes_on_after_end_of_text_and_drops_it_from_the_text() -> None
     lm.model.transformer.ln_f.weight.data.zero_()
     lm.model.transformer.ln_f.bias.data = lm.model.lm_head.weight[0].clone() * 100
     assert int(next_logits(lm, [5, 7]).argmax()) == 0
-    assert sampled(lm, ["The tower"], 20, top_k=1) == ["The tower"]
+    assert sample(lm, ["The tower"], 20, top_k=1) == ["The tower"]
     assert greedy(lm, ["The tower"], 20) == [""]
 
 
@@ -236,19 +236,19 @@ def test_the_total_length_counts_the_prompt(gpt2: Lm, total: int) -> None:
     plain = [plain_sampled(gpt2, prompt, total, 5, 0) for prompt in PROMPTS]
     for prompt, ids in zip(PROMPTS, plain, strict=True):
         assert len(ids) == max(total, len(gpt2.encode(prompt)))
-    assert sampled(gpt2, PROMPTS, total) == [text(gpt2, ids) for ids in plain]
+    assert sample(gpt2, PROMPTS, total) == [text(gpt2, ids) for ids in plain]
 
 
 def test_rows_fill_all_positions_though_others_are_longer(gpt2: Lm) -> None:
     """A row that is done must leave: its next position would lie behind the last one."""
-    texts = sampled(gpt2, PROMPTS, gpt2.max_positions)
+    texts = sample(gpt2, PROMPTS, gpt2.max_positions)
     assert texts == [text(gpt2, plain_sampled(gpt2, p, gpt2.max_positions, 5, 0)) for p in PROMPTS]
 
 
 def test_top_1_sampling_is_greedy(gpt2: Lm) -> None:
     new = greedy(gpt2, ["Nobody knew"], 10)[0]
     total = len(gpt2.encode("Nobody knew")) + 10
-    assert sampled(gpt2, ["Nobody knew"], total, top_k=1) == ["Nobody knew" + new]
+    assert sample(gpt2, ["Nobody knew"], total, top_k=1) == ["Nobody knew" + new]
 
 
 def test_only_the_k_best_are_drawn_and_by_their_probabilities(gpt2: Lm) -> None:
@@ -261,7 +261,7 @@ def test_only_the_k_best_are_drawn_and_by_their_probabilities(gpt2: Lm) -> None:
             break
     assert len(texts) == 3
     total = len(ids) + 1
-    drawn = [sampled(gpt2, [prompt], total, top_k=3, seed=s)[0] for s in range(300)]
+    drawn = [sample(gpt2, [prompt], total, top_k=3, seed=s)[0] for s in range(300)]
     for one, p in texts.items():
         assert drawn.count(one) / 300 == pytest.approx(p, abs=0.1)
     assert set(drawn) <= set(texts)
@@ -272,20 +272,20 @@ def test_sampling_is_determined_by_seed_and_prompt_and_leaves_the_global_generat
 ) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = sampled(gpt2, PROMPTS[:2], 30, seed=1)
+    first = sample(gpt2, PROMPTS[:2], 30, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
-    assert sampled(gpt2, [*PROMPTS[1::-1], PROMPTS[0]], 30, seed=1) == [*first[::-1], first[0]]
-    assert sampled(gpt2, PROMPTS[:2], 30, seed=2) != first
+    assert sample(gpt2, [*PROMPTS[1::-1], PROMPTS[0]], 30, seed=1) == [*first[::-1], first[0]]
+    assert sample(gpt2, PROMPTS[:2], 30, seed=2) != first
 
 
 def test_no_prompts_no_tokens(gpt2: Lm) -> None:
-    assert greedy(gpt2, [], 5) == sampled(gpt2, [], 5) == []
+    assert greedy(gpt2, [], 5) == sample(gpt2, [], 5) == []
     assert greedy(gpt2, PROMPTS[:2], 0) == ["", ""]
 
 
 def test_a_top_k_beyond_the_vocabulary_takes_all(gpt2: Lm) -> None:
-    assert sampled(gpt2, ["The"], 5, top_k=10**6) == sampled(
+    assert sample(gpt2, ["The"], 5, top_k=10**6) == sample(
         gpt2, ["The"], 5, top_k=len(gpt2.tokenizer)
     )
 
@@ -295,7 +295,7 @@ def test_a_prompt_without_token_or_without_room_is_a_clear_error(gpt2: Lm, promp
     with pytest.raises(RequestError, match="the prompt"):
         greedy(gpt2, ["The tower", prompt], 5)
     with pytest.raises(RequestError, match="the prompt"):
-        sampled(gpt2, [prompt], 5)
+        sample(gpt2, [prompt], 5)
 
 
 def test_room_for_the_answer_is_asked_for_beforehand(gpt2: Lm) -> None:

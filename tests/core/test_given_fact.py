@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmedit.actions.given_fact import read_fact, request_of
+from lmedit.actions.given_fact import read_fact, request_from_fact
 from lmedit.actions.subjects import proposals, propose_subject, spans_of
 from lmedit.errors import OptionError, RequestError, SubjectNotFoundError
 from lmedit.models.places import place_subject
@@ -116,7 +116,7 @@ def test_what_does_not_stand_in_the_prompt_is_not_placed(prompt: str, subject: s
 def test_a_subject_that_is_not_there_is_shown_with_the_tokens(lm: Lm) -> None:
     values, _ = read({"prompt": "The boat is in", "subject": "The tower", "target_new": "x"})
     with pytest.raises(SubjectNotFoundError, match="tokens"):
-        request_of(lm, values, print)
+        request_from_fact(lm, values, print)
 
 
 @pytest.mark.parametrize(

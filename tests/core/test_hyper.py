@@ -26,8 +26,8 @@ from lmedit.hyper import (
     trained_on,
 )
 from lmedit.hyper.examples import apart_texts, example_of, front_of
-from lmedit.hyper.frozen import Frozen
-from lmedit.hyper.losses import all_right, edit_loss, locality_loss, unchanged
+from lmedit.hyper.frozen import FrozenModel
+from lmedit.hyper.losses import all_right, edit_loss, locality_loss, share_unchanged
 from lmedit.hyper.network import edited_rows
 from lmedit.hyper.training import _Trainer, curves, pick
 from lmedit.metrics.contamination import fingerprint
@@ -147,7 +147,7 @@ def test_losses_by_hand() -> None:
     assert locality_loss(p.log(), p.log(), edit_of, 2).abs().max() < 1e-7
     assert all_right(p.log(), torch.tensor([0, 1, 1]), edit_of, 2).tolist() == [1, 0]
     assert all_right(p.log(), torch.tensor([0, 0, 0]), edit_of, 2).tolist() == [0, 1]
-    assert unchanged(p.log(), q.log(), edit_of, 2).tolist() == [0.5, 1]
+    assert share_unchanged(p.log(), q.log(), edit_of, 2).tolist() == [0.5, 1]
 
 
 def case(number: int, **changes: Any) -> Case:
@@ -383,13 +383,13 @@ def test_steps_without_a_finite_gradient_change_nothing(
 def test_what_is_remembered_is_what_would_be_worked_out(lm: Lm) -> None:
     examples = examples_from(lm, CASES, 60, 0).training
     sites = OPTIONS.sites(lm)
-    kept, none = (Frozen(lm, sites, 2, size) for size in (1.0, 0.0))
+    kept, none = (FrozenModel(lm, sites, 2, size) for size in (1.0, 0.0))
     rows = [e.apart[0][0] for e in examples[:5]]
     where = torch.arange(5), torch.tensor([len(row) - 1 for row in rows])
     whole = lm.logits(lm.batch(rows))[where]
     for frozen in (kept, kept, none):
         close(frozen.logits(rows, where), whole)
-        close(frozen.from_first(rows).gathered(*where), whole)
+        close(frozen.from_first(rows).logits_at(*where), whole)
         found = frozen.factors(examples[3:6])
         fresh = edit_factors(lm, sites, [e.inner for e in examples[3:6]], 2)
         for site in sites:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmedit import Dense, Lm, LowRank, Site, Update
-from lmedit.edits.ledger import Ledger, applied, identity_of
+from lmedit.edits.ledger import Ledger, applied, update_digest
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.tiny import tiny_family
 
@@ -56,7 +56,7 @@ def test_a_thousand_random_steps_end_at_the_bases_exact_bytes(lm: Lm) -> None:
     """Weights are hash-checked against the base with what is left, at every step."""
     draw, ledger, base = random.Random(0), Ledger(lm), lm.weights_digest()
     updates = [edit(lm, number) for number in range(12)]
-    names = {identity_of(update): update for update in updates}
+    names = {update_digest(update): update for update in updates}
     dtype = next(lm.model.parameters()).dtype
     for step in range(1000):
         inside = [entry.id for entry in ledger.entries]
@@ -141,7 +141,7 @@ def test_no_edit_is_in_twice_or_unknown(lm: Lm) -> None:
     before = lm.weights_digest()
     with pytest.raises(LedgerError, match="is already in the model"):
         ledger.keep(edit(lm, 0))
-    for start in ("", "zz", identity_of(edit(lm, 1))):
+    for start in ("", "zz", update_digest(edit(lm, 1))):
         with pytest.raises(LedgerError, match=f"in the model: {entry.id[:12]}"):
             ledger.take_out(entry.id, start)
     assert lm.weights_digest() == before

@@ -15,7 +15,7 @@ from lmedit.actions.compare import sizes_of
 from lmedit.cases import CaseSet
 from lmedit.cli.compare import PAPER_TABLES
 from lmedit.compare import paper_tables as tables
-from lmedit.compare.candidates import Candidate, in_context, random_layer
+from lmedit.compare.candidates import Candidate, put_in_context, random_layer
 from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, MEASURES, measure, protocol, sort_columns
@@ -23,7 +23,7 @@ from lmedit.compare.table import difference_lines, table, with_paper_rows
 from lmedit.errors import CasesError, UsageError
 from lmedit.memory import peak_memory
 from lmedit.metrics.counterfact import harmonic_mean
-from lmedit.metrics.generate import greedy, sampled
+from lmedit.metrics.generate import greedy, sample
 from lmedit.metrics.generated_text import fluency, load_references
 from lmedit.metrics.health import HeldOut
 from lmedit.metrics.locality import with_edit
@@ -96,7 +96,7 @@ def test_every_group_is_measured_by_name_and_by_hand(lm: Lm, tmp_path: Path) -> 
     assert found["NM_plus"] == pytest.approx(sum(t - n for n, t in chances) / 2)
     assert found["neighbour_KL"] == found["KL"] == 0
     assert found["perplexity"] == HeldOut(lm, TEXTS).base["perplexity"]
-    own = sampled(lm, CASE.generation, 100, seed=3)
+    own = sample(lm, CASE.generation, 100, seed=3)
     assert found["GE"] == pytest.approx(sum(map(fluency, own)) / 2)
     assert [looked.generated["text 1"], looked.generated["text 2"]] == own
 
@@ -144,13 +144,13 @@ def test_the_baseline_in_context_puts_the_fact_in_front_of_every_prompt(
     lm: Lm, tmp_path: Path
 ) -> None:
     first = "The tower is in the sea. "
-    asked = in_context(CASE)
+    asked = put_in_context(CASE)
     assert asked.request.text == first + REQUEST.text
     prompts = [*asked.paraphrases, *asked.neighbours, *asked.generation]
     prompts += [p.prompt for p in (*asked.relations, *asked.locality, *asked.groups["reversed"])]
     assert all(prompt.startswith(first) for prompt in prompts)
     cases = CaseSet("toy", "d", (CASE,))
-    baseline = Candidate("in-context", asked=in_context)
+    baseline = Candidate("in-context", asked=put_in_context)
     result = compare(lm, cases, [], tmp_path, 0, Scoring(frozenset({"locality"})), [baseline])
     base, row = result["rows"]
     assert row["EM"] == pytest.approx(100 * score_cases(lm, [asked])[0]["EM"])

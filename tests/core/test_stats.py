@@ -105,7 +105,7 @@ def test_moment_does_not_depend_on_packing(
 
 def test_batches_hold_no_more_padded_tokens_than_allowed() -> None:
     rows = [[0] * length for length in (1, 5, 20, 40, 60, 61, 200)]
-    batches = list(counting.packed(rows))
+    batches = list(counting.pack(rows))
     assert [row for batch in batches for row in batch] == rows
     assert len(batches) < len(rows)
     assert all(len(b) == 1 or len(b) * max(map(len, b)) <= 100 for b in batches)
@@ -372,10 +372,10 @@ def test_an_id_that_fits_nothing_is_refused(kept: Any, name: str) -> None:
 
 def test_a_verified_sum_tells_its_condition(kept: Any) -> None:
     S = kept[0].moment().sum
-    assert kept[0].verified() == pytest.approx(float(torch.linalg.cond(S)), rel=0.05)
+    assert kept[0].verify() == pytest.approx(float(torch.linalg.cond(S)), rel=0.05)
     flip(kept[1].path, -1)
     with pytest.raises(ArtifactError, match="checksum"):
-        kept[1].verified()
+        kept[1].verify()
 
 
 def test_exported_statistics_are_found_on_another_machine(

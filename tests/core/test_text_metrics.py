@@ -23,7 +23,7 @@ from lmedit.metrics.generated_text import (
     fluency,
     generation_entropy,
     load_tfidf,
-    normalised,
+    normalise_text,
     reference_score,
 )
 from lmedit.testing import TEXTS
@@ -59,8 +59,8 @@ def tfidf() -> TfIdf:
     ],
 )
 def test_normalisation(text: str, expected: str) -> None:
-    assert normalised(text) == expected
-    assert normalised(normalised(text)) == expected
+    assert normalise_text(text) == expected
+    assert normalise_text(normalise_text(text)) == expected
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ def test_a_subject_not_once_in_the_prompt_is_shown_with_its_tokens(prompt: str) 
 
 
 def test_rows_are_padded_on_the_right() -> None:
-    batch = tokens.padded([[5, 6, 7], [8]], torch.device("cpu"))
+    batch = tokens.pad([[5, 6, 7], [8]], torch.device("cpu"))
     assert batch.ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.lengths.tolist() == [3, 1]

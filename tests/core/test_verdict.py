@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmedit.actions.damage import DRIFT, GROWTH, PLAIN, damage, held_out
+from lmedit.actions.damage import DRIFT, GROWTH, PLAIN, damage, sample_held_out
 from lmedit.actions.edit_text import measured_lines
 from lmedit.actions.probes import CONFIDENT, _names, from_cases, own_neighbours, probes_of
 from lmedit.actions.verdict import (
@@ -121,7 +121,7 @@ def test_damage_is_growth_of_perplexity_or_drift(now: float, moved: float, word:
 
 
 def test_plain_lines_are_read_for_models_without_text(lm: Lm) -> None:
-    name, held = held_out(lm)
+    name, held = sample_held_out(lm)
     assert name == f"{len(PLAIN)} plain sentences"
     assert held.base["perplexity"] == held.measure(lm)["perplexity"]
     assert held.measure(lm)["KL"] == pytest.approx(0, abs=1e-9)

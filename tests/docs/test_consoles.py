@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lmedit.cli import main
-from lmedit.edits.model_folders import log
+from lmedit.edits.model_folders import read_log
 from lmedit_demo import WORLD
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_the_examples_of_patches_run(demo_is_prepared: None) -> None:
     for command in first.splitlines():
         run(command)
     run("lmedit apply eiffel.safetensors -O wanted")
-    head = log(Path("wanted"))
+    head = read_log(Path("wanted"))
     (text,) = blocks("docs/how-to/patches.md", "toml")
     for key, value in (("weights", head["weights"]), ("id", head["edits"][0]["id"])):
         text = re.sub(rf'^{key} = "\w+"', f'{key} = "{value[:8]}"', text, flags=re.MULTILINE)

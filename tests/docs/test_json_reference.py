@@ -45,9 +45,9 @@ def printed(*arguments: object) -> dict[str, Any]:
 
 def paths(value: Any, schema: dict[str, Any], root: dict[str, Any], path: str = "") -> set[str]:
     """The keys of *value* as the page writes them; one that is not in the schema is marked."""
-    schema = PAGE._resolved(schema, root)
+    schema = PAGE._resolve(schema, root)
     if isinstance(value, list):
-        inner = PAGE._resolved(schema.get("items", {}), root)
+        inner = PAGE._resolve(schema.get("items", {}), root)
         return set().union(*(paths(each, inner, root, f"{path}[]") for each in value))
     if not isinstance(value, dict):
         return set()
@@ -91,7 +91,7 @@ def test_the_page_has_every_key_and_no_other() -> None:
     text = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
     for name, section in zip(PAGE.SCHEMAS, text.split("\n## ")[1:], strict=True):
         shown = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
-        assert shown == [PAGE._shown(path) for path, _ in PAGE.keys(PAGE.schema_of(name))]
+        assert shown == [PAGE._simplify(path) for path, _ in PAGE.keys(PAGE.schema_of(name))]
 
 
 def test_every_measure_is_a_key_of_a_row_with_its_meaning() -> None:

@@ -59,25 +59,27 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere_on_a_plain_host(page: str) -> None:
     places = SITE.pages() | {page: "page.md"}
-    assert SITE.turned(text_of(page), page, places)
+    assert SITE.rewrite_links(text_of(page), page, places)
 
 
 def test_a_broken_link_is_an_error() -> None:
     with pytest.raises(SITE.BrokenLinkError, match=r"docs/index\.md: nowhere\.md does not exist"):
-        SITE.turned("[x](nowhere.md)", "docs/index.md", SITE.pages())
+        SITE.rewrite_links("[x](nowhere.md)", "docs/index.md", SITE.pages())
 
 
 def test_links_are_turned_to_the_copies() -> None:
     places = SITE.pages()
     there = "[x](../../../plugins/rome/README.md#presets)"
-    found = SITE.turned(there, "docs/reference/methods/rome.md", places)
+    found = SITE.rewrite_links(there, "docs/reference/methods/rome.md", places)
     assert found == "[x](../../packages/rome.md#presets)"
     back = "![x](../../docs/pictures/scores.svg)"
-    assert SITE.turned(back, "plugins/rome/README.md", places) == "![x](../pictures/scores.svg)"
+    assert (
+        SITE.rewrite_links(back, "plugins/rome/README.md", places) == "![x](../pictures/scores.svg)"
+    )
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    index = SITE.turned(text_of("docs/index.md"), "docs/index.md", SITE.pages())
+    index = SITE.rewrite_links(text_of("docs/index.md"), "docs/index.md", SITE.pages())
     found = re.findall(r" <(.+)>$", SITE.navigation(index), re.MULTILINE)
     assert sorted(f"{page}.md" for page in found) == sorted({*SITE.pages().values()} - {"index.md"})
 

@@ -22,13 +22,13 @@ from damage import bytes_changed, content_changed, header_changed, value_changed
 from small_world import save_model
 
 from lmedit import Dense, Ledger, Lm, LowRank, Update, load_lm, load_patch, save_patch
-from lmedit.edits.ledger import applied, base_of, identity_of
+from lmedit.edits.ledger import applied, base_of, update_digest
 from lmedit.edits.lora import adapter_of, read_adapter, write_adapter
 from lmedit.edits.model_folders import (
     EditedModel,
     add_edits,
-    log,
     open_folder,
+    read_log,
     read_patches,
     write_folder,
 )
@@ -142,7 +142,7 @@ def test_a_damaged_patch_is_an_error_or_the_same_edit(world: World, which: int) 
             messages.append(str(error))
             continue
         taken += not forged
-        assert forged or (identity_of(found), told) == (identity_of(wanted), facts)
+        assert forged or (update_digest(found), told) == (update_digest(wanted), facts)
     assert len(messages) > 600
     assert all(str(path) in message for message in messages)
     assert taken < 30
@@ -166,7 +166,7 @@ def test_a_damaged_patch_never_leaves_a_model_partly_edited(world: World, which:
         else:
             other, own = model.ledger.entries
             model.ledger.take_out(other.id)
-            same = own.id == identity_of(update)
+            same = own.id == update_digest(update)
             assert (lm.weights_digest() == wanted) == same
             assert same or forged
             model.ledger.take_out(own.id)
@@ -185,13 +185,13 @@ def quiet_error(done: Result) -> None:
 def test_commands_refuse_damaged_patches_and_leave_nothing(lmedit: Run, world: World) -> None:
     path, other = world.patches
     before = {p: p.read_bytes() for p in world.edited.rglob("*") if p.is_file()}
-    own, errors = identity_of(load_patch(path)[0]), 0
+    own, errors = update_digest(load_patch(path)[0]), 0
     assert lmedit("apply", other, path, "-m", world.model, "-O", "out").exit_code == 0
     shutil.rmtree("out")
     for number, forged in enumerate(damaged_patches(path, 120, seed=20)):
         done = lmedit("apply", other, path, "-m", world.model, "-O", "out")
         if done.exit_code == 0:
-            assert forged or log(Path("out"))["edits"][1]["id"] == own
+            assert forged or read_log(Path("out"))["edits"][1]["id"] == own
             shutil.rmtree("out")
         else:
             quiet_error(done)
@@ -246,7 +246,7 @@ def test_what_is_far_too_large_is_refused_before_it_is_read(
 def seen(model: EditedModel) -> Any:
     """All that an edited folder says of its model, and the parameters as they were."""
     base = {site: values.tolist() for site, values in model.ledger.base.items()}
-    return model.head, base, [(e.id, identity_of(e.update)) for e in model.ledger.entries]
+    return model.head, base, [(e.id, update_digest(e.update)) for e in model.ledger.entries]
 
 
 FILES = ("lmedit-ledger.json", "lmedit-edits/base.safetensors", "a patch")
@@ -271,7 +271,7 @@ def test_a_damaged_ledger_is_an_error_or_the_same(world: World, file: str) -> No
         except ArtifactError:
             refused += 1
         try:
-            log(world.edited)
+            read_log(world.edited)
         except LmeditError as error:
             messages.append(str(error))
     assert refused > 200
@@ -303,7 +303,7 @@ def test_commands_refuse_damaged_ledgers_and_recipes(lmedit: Run, world: World) 
             f'digest = "{world.lm.digest}"',
             "[[edit]]",
             f'patch = "{world.patches[0]}"',
-            f'id = "{identity_of(load_patch(world.patches[0])[0])}"',
+            f'id = "{update_digest(load_patch(world.patches[0])[0])}"',
         ]
     ).encode()
     outcomes = []

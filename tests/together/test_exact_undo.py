@@ -11,7 +11,7 @@ import torch
 from test_devices import QUICK, REQUEST
 
 from lmedit import Ledger, Lm, applied, build_options, load
-from lmedit.edits.ledger import identity_of
+from lmedit.edits.ledger import update_digest
 from lmedit.pipeline import prepare
 from lmedit.testing import Records, Texts
 from lmedit.tiny import tiny_lm
@@ -54,7 +54,7 @@ def test_random_sequences_of_all_methods_edits_end_at_the_bases_exact_bytes(dtyp
     """A thousand in all; at random moments what is in is hash-checked against the base."""
     plain = tiny_lm(3)
     lm = Lm(plain.model.to(getattr(torch, dtype)), plain.tokenizer, name="tiny")
-    updates = {identity_of(update): update for update in edits_of_all_methods(lm)}
+    updates = {update_digest(update): update for update in edits_of_all_methods(lm)}
     assert len(updates) == 2 * len(QUICK)
     assert lm.weights_digest() == lm.digest
     draw, states = Random(dtype), set()

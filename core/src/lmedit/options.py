@@ -88,7 +88,7 @@ def build_options(
         if name not in method.options.model_fields:
             known = [*method.options.model_fields, "preset"]
             raise UnknownNameError("option", name, known, f"{method.name}: ")
-    values |= {name: typed(value) for name, value in given.items()}
+    values |= {name: parse_value(value) for name, value in given.items()}
     if seed is not None:
         if "seed" in given and values["seed"] != seed:
             raise OptionError(
@@ -102,7 +102,7 @@ def build_options(
     return options.resolved(lm) if lm else options
 
 
-def typed(value: Any) -> Any:
+def parse_value(value: Any) -> Any:
     """Parse a string as JSON if it is JSON (numbers, true, null, lists); else return *value*."""
     if not isinstance(value, str):
         return value

@@ -91,7 +91,7 @@ class Editor:
             )
         if found is None:
             raise RequestError(f"{self.name} has nothing to probe; remove --probe")
-        return self._returned.probed(found)
+        return self._returned.probe(found)
 
     def compute(self, request: Request) -> Update:
         """Locate, then compute the update for *request*. The model stays unchanged."""

@@ -122,13 +122,13 @@ class Setup:
             raise OptionError(f"--compute: {names} computes in the model's type; leave it out")
         return taking
 
-    def given(self, loaded: LoadedMethod) -> Mapping[str, Any]:
+    def given_options(self, loaded: LoadedMethod) -> Mapping[str, Any]:
         """The options of *loaded* that the user gave."""
         return self._given[loaded.name]
 
     def options(self, loaded: LoadedMethod, **more: Any) -> Options:
         """The resolved options of *loaded*: what the user gave, and *more* on top."""
-        given = {**self.given(loaded), **more}
+        given = {**self.given_options(loaded), **more}
         return build_options(loaded.method, given, self.lm, self.plan.seed)
 
     def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:

@@ -260,7 +260,7 @@ def resolve(
     return found
 
 
-def check(entry: MethodEntry) -> MethodEntry:
+def check_entry(entry: MethodEntry) -> MethodEntry:
     """Try to load *entry*. Return it unchanged, or as broken with the reason."""
     if entry.state != "ok":
         return entry

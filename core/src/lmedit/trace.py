@@ -75,7 +75,7 @@ def changed(module: Module, change: Callable[[Tensor, Tensor], Tensor]) -> Itera
         handle.remove()
 
 
-def added(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def add_low_rank(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Add ``left (right x)`` to *out* (B, T, d_out): a low-rank change, another for each row.
 
     *x* (B, T, d_in), *left* (B, d_out, r), *right* (B, r, d_in). The sum has the factors' type.
@@ -91,7 +91,7 @@ class Parts(Protocol):
         """The module that contains the parameter of *site*."""
 
 
-class Change(Protocol):
+class DeltaLike(Protocol):
     """A change of a matrix (d_out, d_in): `left` and `right`, or `values`."""
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -99,7 +99,7 @@ class Change(Protocol):
 
 
 @contextmanager
-def as_if(lm: Parts, deltas: Mapping[Any, Change]) -> Iterator[None]:
+def as_if(lm: Parts, deltas: Mapping[Any, DeltaLike]) -> Iterator[None]:
     """Run *lm* as if *deltas* were added to its weights in the block; no weight is written.
 
     Each changed module gives ``W x + dW x``. The sum has the type of *deltas* and is rounded to the

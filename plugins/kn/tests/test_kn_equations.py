@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmedit_kn.equations import attribution, coarse, exchange, path, shared, threshold_of
+from lmedit_kn.equations import attribution, coarse, exchange, path, shared_mask, threshold_of
 
 
 def integral(rule: str, m: int) -> float:
@@ -86,11 +86,11 @@ def test_what_equals_the_threshold_goes() -> None:
 def test_fine_selection_keeps_what_more_than_the_share_has() -> None:
     one = torch.tensor([[[True, False, True]]])
     for share in (0.0, 0.5, 0.99):
-        assert torch.equal(shared(one, share), one[0])
+        assert torch.equal(shared_mask(one, share), one[0])
     four = torch.tensor([[[1, 1, 0]], [[1, 1, 0]], [[1, 0, 0]], [[1, 0, 1]]]).bool()
-    assert shared(four, 0.5).tolist() == [[True, False, False]]  # two of four is not more
-    assert shared(four, 0.49).tolist() == [[True, True, False]]
-    assert shared(four, 0.0).tolist() == [[True, True, True]]
+    assert shared_mask(four, 0.5).tolist() == [[True, False, False]]  # two of four is not more
+    assert shared_mask(four, 0.49).tolist() == [[True, True, False]]
+    assert shared_mask(four, 0.0).tolist() == [[True, True, True]]
 
 
 def test_the_exchange_takes_the_old_answer_out_and_all_new_tokens_in() -> None:

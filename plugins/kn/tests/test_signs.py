@@ -12,8 +12,8 @@ from torch.nn.functional import cosine_similarity
 from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm, tiny_model
 from lmedit.trace import captured
-from lmedit_kn.equations import before_norm, exchange, levelled, shortened
-from lmedit_kn.exchanging import exchanged, weakened
+from lmedit_kn.equations import before_norm, exchange, level, shorten
+from lmedit_kn.exchanging import exchange_answer, weaken
 from lmedit_kn.neurons import by_layer, scaled
 from lmedit_kn.probe import probe_neurons
 from lmedit_kn.stream import mlps_at_prompt
@@ -91,7 +91,7 @@ def test_new_rises_and_old_falls_at_neurons_of_either_sign(name: str, sign: floa
     before = last_logits(lm)
     changes = {}
     for adapted in (True, False):
-        deltas, _ = exchanged(lm, ONE.text, neurons, d, options(adapted=adapted))
+        deltas, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=adapted))
         with editor(lm).applied(as_update(deltas)):
             changes[adapted] = last_logits(lm) - before
     assert changes[True][new] > 0 > changes[True][old]
@@ -132,7 +132,7 @@ def test_the_stream_gains_the_size_of_the_activations_times_d(name: str) -> None
     neurons = [*found[1.0], *found[-1.0]]
     d, *_ = exchange_of(lm)
     before = last_state(lm, layer)
-    deltas, notes = exchanged(lm, ONE.text, neurons, d, options())
+    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options())
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     key = mlps_at_prompt(lm, ONE.text, [layer])[layer].key
@@ -154,7 +154,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     before = last_state(lm, layer)
     mlp = mlps_at_prompt(lm, ONE.text, [layer])[layer]
     wanted = mlp.size([place for _, place in neurons]) * d
-    deltas, notes = exchanged(lm, ONE.text, neurons, d, options())
+    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options())
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     out = mlp.out / mlp.out.norm()
@@ -168,7 +168,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     assert notes["behind_norm_length"] == pytest.approx(
         float(gained.norm() / wanted.norm()), abs=1e-4
     )
-    plain, _ = exchanged(lm, ONE.text, neurons, d, options(adapted=False))
+    plain, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=False))
     with editor(lm).applied(as_update(plain)):
         blind = last_state(lm, layer) - before
     assert (gained - wanted).norm() < 0.5 * (blind - wanted).norm()
@@ -176,7 +176,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
 
 def test_without_a_norm_nothing_is_said_of_one() -> None:
     lm = family("llama")
-    _, notes = exchanged(lm, ONE.text, by_sign(lm, 1)[1.0], exchange_of(lm)[0], options())
+    _, notes = exchange_answer(lm, ONE.text, by_sign(lm, 1)[1.0], exchange_of(lm)[0], options())
     assert set(notes) == {"negative_activations", "largest_share_of_stream"}
 
 
@@ -186,14 +186,14 @@ def test_a_limit_shortens_what_a_layer_adds() -> None:
     neurons = by_sign(lm, layer)[-1.0]
     d = 100 * exchange_of(lm)[0]
     before = last_state(lm, layer)
-    deltas, notes = exchanged(lm, ONE.text, neurons, d, options(limit=0.25))
+    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options(limit=0.25))
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     assert float(gained.norm()) == pytest.approx(0.25 * float(before.norm()), rel=1e-6)
     assert float(cosine_similarity(gained, d, dim=0)) == pytest.approx(1.0)
     assert notes["largest_share_of_stream"] == pytest.approx(0.25)
-    free, _ = exchanged(lm, ONE.text, neurons, 1e-6 * d, options(limit=0.25))
-    same, _ = exchanged(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
+    free, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=0.25))
+    same, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
     for site, delta in free.items():
         assert torch.equal(delta.dense(), same[site].dense())
 
@@ -203,7 +203,7 @@ def test_the_smallest_share_that_is_enough(name: str) -> None:
     lm = family(name)
     layer = lm.n_layers - 1
     d, _, new = exchange_of(lm)
-    deltas, _ = exchanged(
+    deltas, _ = exchange_answer(
         lm, ONE.text, [*by_sign(lm, layer)[1.0]], 400 * d, options(adapted=True, limit=None)
     )
 
@@ -215,11 +215,11 @@ def test_the_smallest_share_that_is_enough(name: str) -> None:
     found = [probability(k / 16) for k in range(17)]
     enough = (found[0] + max(found)) / 2
     first = next(k for k in range(1, 17) if found[k] >= enough)
-    changes, share = weakened(lm, ONE.text, new, deltas, enough)
+    changes, share = weaken(lm, ONE.text, new, deltas, enough)
     assert share == first / 16
     for site, delta in changes.items():
         torch.testing.assert_close(delta.dense(), share * deltas[site].dense())
-    whole, share = weakened(lm, ONE.text, new, deltas, 0.999999)
+    whole, share = weaken(lm, ONE.text, new, deltas, 0.999999)
     assert share == (1.0 if max(found[1:]) < 0.999999 else share)
     assert all(torch.equal(whole[site].dense(), deltas[site].dense()) for site in deltas)
 
@@ -252,9 +252,9 @@ def test_the_probe_doubles_neurons_where_they_meet_their_values() -> None:
 
 
 def test_the_formulas() -> None:
-    assert shortened(torch.tensor([3.0, 4.0]), 1.0).tolist() == pytest.approx([0.6, 0.8])
-    assert shortened(torch.tensor([3.0, 4.0]), 9.0).tolist() == [3.0, 4.0]
-    assert shortened(torch.zeros(2), 1.0).tolist() == [0.0, 0.0]
+    assert shorten(torch.tensor([3.0, 4.0]), 1.0).tolist() == pytest.approx([0.6, 0.8])
+    assert shorten(torch.tensor([3.0, 4.0]), 9.0).tolist() == [3.0, 4.0]
+    assert shorten(torch.zeros(2), 1.0).tolist() == [0.0, 0.0]
     out, gain = torch.tensor([3.0, -4.0]).double(), torch.tensor([2.0, -0.5]).double()
     d = 1e-6 * torch.tensor([1.0, 2.0]).double()
 
@@ -275,7 +275,7 @@ def test_what_most_embeddings_share_is_taken_out() -> None:
     E[:, 0] = 12 * torch.randn(400, generator=draw)
     old, new = int(E[:, 0].argmax()), int(E[:, 0].abs().argmin())
     d = exchange(E[old], E[[new]], 1.0, 1.0)
-    found = levelled(d, E)
+    found = level(d, E)
     assert float(found.norm()) == pytest.approx(float(d.norm()), rel=1e-5)
     gains_more = [int((E @ each > E[new] @ each).sum()) for each in (d, found)]
     assert gains_more[0] > 100  # every rare word
@@ -284,4 +284,4 @@ def test_what_most_embeddings_share_is_taken_out() -> None:
     C = torch.cov(E.T, correction=0)
     solved = torch.linalg.solve(C + C.trace() / 32 * torch.eye(32), d)
     assert float(cosine_similarity(found, solved, dim=0)) == pytest.approx(1.0, abs=1e-5)
-    assert levelled(torch.zeros(32), E).abs().max() == 0
+    assert level(torch.zeros(32), E).abs().max() == 0

@@ -19,8 +19,8 @@ from lmedit.preparation import load_prepared, save_prepared
 from lmedit.testing import Records
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit_mend import edit_prepare, network_of
-from lmedit_mend.equations import EPSILON, layer, merged, normalised, step
-from lmedit_mend.published import config_order
+from lmedit_mend.equations import EPSILON, layer, merge, normalise, step
+from lmedit_mend.released import config_order
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,12 +129,12 @@ def test_statistics_merge_as_row_by_row() -> None:
     z = 3 + torch.randn(50, 4, generator=draw, dtype=torch.float64)
     state = (torch.zeros(()).double(), torch.zeros(4).double(), torch.zeros(4).double())
     for part in (z[:1], z[1:20], z[20:]):
-        state = merged(*state, part)
+        state = merge(*state, part)
     count, mean, squares = state
     assert count == 50
     torch.testing.assert_close(mean, z.mean(0))
     torch.testing.assert_close(squares / 49, z.var(0))
-    rows = normalised(z, mean, squares / 49)
+    rows = normalise(z, mean, squares / 49)
     torch.testing.assert_close(rows, (z - z.mean(0)) / (z.std(0) + EPSILON))
 
 
@@ -304,10 +304,10 @@ def test_released_files_that_do_not_fit_are_refused(
 def test_archives_run_nothing(lm: Lm, tmp_path: Path) -> None:
     path = tmp_path / "mend.pt"
     torch.save({"model": {"mend.x": nn.Linear(2, 2)}}, path)
-    with pytest.raises(ArtifactError, match="is no published editor"):
+    with pytest.raises(ArtifactError, match="is no released editor"):
         edit_prepare(lm, options(lm, checkpoint=str(path)), None, None)  # type: ignore[arg-type]
     path.write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="is no published editor"):
+    with pytest.raises(ArtifactError, match="is no released editor"):
         edit_prepare(lm, options(lm, checkpoint=str(path)), None, None)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="no file"):
         edit_prepare(lm, options(lm, checkpoint="gone.pt"), None, None)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit.trace import changed
-from lmedit.values.equations import clamped, decay, drift, target_loss
+from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +46,13 @@ def value(
         now = log_p[-1, essence_at]
         first = now.detach() if first is None else first
         of_target = log_p[every[:-1, None], ends, torch.tensor(target)]
-        loss = target_loss(of_target) + options.kl_factor * drift(now, first, per_entry=False)
+        loss = target_loss(of_target) + options.kl_factor * essence_drift(
+            now, first, per_entry=False
+        )
         loss = loss + options.decay * decay(delta, v_0.to(delta))
         if loss.item() < options.stop_loss or step == options.steps - 1:
             break
         (delta.grad,) = torch.autograd.grad(loss, [delta])
         optimiser.step()
-        delta.data = clamped(delta.data, v_0.to(delta), options.clamp)
+        delta.data = clamp(delta.data, v_0.to(delta), options.clamp)
     return delta.detach()

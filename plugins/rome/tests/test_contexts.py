@@ -10,7 +10,7 @@ import torch
 
 from lmedit import build_options, load
 from lmedit.tiny import tiny_lm
-from lmedit.values.contexts import clean, sample_contexts, sampled
+from lmedit.values.contexts import clean, sample_contexts, sample_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_the_models_braces_are_dropped(
 ) -> None:
     """Also the wide ones, which become plain braces by NFKD."""
     nasty = ["a {} b", "{", "}{", "{{x}}", "\uff5b\uff5d wide"]
-    monkeypatch.setattr(MODULE, "sampled", lambda lm, start, length, count, random: nasty)
+    monkeypatch.setattr(MODULE, "sample_texts", lambda lm, start, length, count, random: nasty)
     found = templates(prefixes=[[5, 5]])
     assert found == ["{}", "a  b. {}", ". {}", ". {}", "x. {}", " wide. {}"]
 
@@ -131,7 +131,7 @@ def test_length_counts_the_start_token_or_not(
         lengths.append(new_tokens)
         return ["text"] * count
 
-    monkeypatch.setattr(MODULE, "sampled", recorded)
+    monkeypatch.setattr(MODULE, "sample_texts", recorded)
     templates(length_counts_start=counts_start)
     assert lengths == drawn
 
@@ -147,7 +147,7 @@ def test_each_token_is_among_the_five_best_after_the_text_so_far(
         return ""
 
     monkeypatch.setattr(lm.tokenizer, "decode", decode)
-    sampled(lm, "", 6, 20, torch.Generator().manual_seed(0))
+    sample_texts(lm, "", 6, 20, torch.Generator().manual_seed(0))
     assert [len(row) for row in rows] == [6] * 20
     ranks: set[int] = set()
     for row in rows:
@@ -162,13 +162,13 @@ def test_the_contexts_of_one_state_of_a_model_are_sampled_once(
     lm: Lm, templates: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draws = []
-    plain = MODULE.sampled
+    plain = MODULE.sample_texts
 
     def counted(*arguments: Any) -> list[str]:
         draws.append(arguments)
         return plain(*arguments)
 
-    monkeypatch.setattr(MODULE, "sampled", counted)
+    monkeypatch.setattr(MODULE, "sample_texts", counted)
     first = templates()
     once = len(draws)
     assert templates() == first

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmedit.stats import cholesky
-from lmedit.values.equations import clamped, decay, drift, target_loss
+from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 from lmedit_rome.equations import direction, insertion
 
 if TYPE_CHECKING:
@@ -203,18 +203,18 @@ def kl(log_p: Tensor, log_q: Tensor) -> float:
 
 def test_drift_is_the_kl_of_the_edited_from_the_first_distribution(draw: torch.Generator) -> None:
     log_p, log_p_0 = two_distributions(draw)
-    assert drift(log_p, log_p_0).item() == pytest.approx(kl(log_p, log_p_0), abs=1e-12)
-    assert abs(drift(log_p, log_p_0).item() - kl(log_p_0, log_p)) > 1e-3
+    assert essence_drift(log_p, log_p_0).item() == pytest.approx(kl(log_p, log_p_0), abs=1e-12)
+    assert abs(essence_drift(log_p, log_p_0).item() - kl(log_p_0, log_p)) > 1e-3
 
 
 def test_drift_per_entry_is_divided_by_the_vocabulary(draw: torch.Generator) -> None:
     log_p, log_p_0 = two_distributions(draw)
-    close(drift(log_p, log_p_0, per_entry=True) * 11, drift(log_p, log_p_0))
+    close(essence_drift(log_p, log_p_0, per_entry=True) * 11, essence_drift(log_p, log_p_0))
 
 
 def test_drift_and_its_gradient_are_zero_where_nothing_changed(draw: torch.Generator) -> None:
     logits = normal(draw, 11).requires_grad_(True)
-    change = drift(logits.log_softmax(0), logits.detach().log_softmax(0))
+    change = essence_drift(logits.log_softmax(0), logits.detach().log_softmax(0))
     (gradient,) = torch.autograd.grad(change, [logits])
     close(change.detach(), torch.tensor(0.0).double())
     close(gradient, torch.zeros(11).double())
@@ -239,7 +239,7 @@ def test_clamped_is_never_longer_than_allowed(draw: torch.Generator, length: flo
     v_0, delta = normal(draw, H), normal(draw, H)
     longest = 4 * v_0.norm()
     delta *= length * longest / delta.norm()
-    got = clamped(delta, v_0, 4.0)
+    got = clamp(delta, v_0, 4.0)
     assert got.norm() <= longest * (1 + 1e-12)
     if length < 1:
         assert torch.equal(got, delta)

@@ -11,14 +11,14 @@ import torch
 from lmedit import Editor, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured, changed
-from lmedit_rome.effects import buckets, effects, probed, random_span
+from lmedit_rome.effects import buckets, describe_trace, effects, random_span
 from lmedit_rome.tracing import (
     ATTENTION,
     KINDS,
     MLP,
     SEVERED,
     STATE,
-    Setup,
+    TraceSettings,
     _Group,
     modules_of,
     subject_noise,
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 FACT = Request(
     prompt="In the morning {} is in the city of", subject="The old tower", target_new="x"
 )
-SETUP = Setup(noise=1.0, samples=3, window=2, seed=4)
+SETUP = TraceSettings(noise=1.0, samples=3, window=2, seed=4)
 
 
 class Plain:
     """Every restored run is a whole run of every row, with hooks."""
 
-    def __init__(self, lm: Lm, setup: Setup) -> None:
+    def __init__(self, lm: Lm, setup: TraceSettings) -> None:
         self.lm, self.setup = lm, setup
         self.ids, self.start, self.end = lm.subject_span(FACT.prompt, FACT.subject)
         draw = torch.Generator().manual_seed(setup.seed)
@@ -139,7 +139,7 @@ def test_a_window_has_its_width(width: int, centred: list[list[int]]) -> None:
 @pytest.mark.parametrize("width", [1, 3])
 def test_odd_windows_equal_the_straightforward_computation(width: int) -> None:
     lm = tiny_family("llama")
-    setup = Setup(noise=1.0, samples=2, window=width, seed=4)
+    setup = TraceSettings(noise=1.0, samples=2, window=width, seed=4)
     plain, found = Plain(lm, setup), trace(lm, FACT, setup)
     for kind in (MLP, ATTENTION):
         for layer in range(lm.n_layers):
@@ -156,7 +156,7 @@ def lm() -> Lm:
 
 
 def test_without_noise_nothing_is_lost_and_nothing_gained(lm: Lm) -> None:
-    found = trace(lm, FACT, Setup(noise=0.0, samples=2))
+    found = trace(lm, FACT, TraceSettings(noise=0.0, samples=2))
     assert found.total_effect == pytest.approx(0, abs=1e-7)
     for kind in KINDS:
         assert found.indirect(kind).abs().max() < 1e-6
@@ -171,7 +171,7 @@ def test_the_last_state_of_the_last_token_is_all(lm: Lm) -> None:
 
 def test_the_number_of_rows_does_not_matter(lm: Lm) -> None:
     whole, parts = (
-        trace(lm, FACT, Setup(noise=1.0, samples=3, window=2, seed=4, rows=rows))
+        trace(lm, FACT, TraceSettings(noise=1.0, samples=3, window=2, seed=4, rows=rows))
         for rows in (512, 6)
     )
     for kind in (STATE, MLP, ATTENTION):
@@ -192,9 +192,9 @@ def test_the_probe_shows_values_and_draws_maps(lm: Lm) -> None:
     assert found.values["total effect"] == found.values["p(clean)"] - found.values["p(disturbed)"]
     assert len(found.values["state: p"]) == len(found.values["tokens"])
     assert [chart.title for chart in found.charts][-1] == "At the subject's last token"
-    noise, setup = found.values["noise"], Setup(found.values["noise"], 2, 2)
+    noise, setup = found.values["noise"], TraceSettings(found.values["noise"], 2, 2)
     span = random_span(lm, FACT, 0)
-    again = probed(trace(lm, FACT, setup), noise, trace(lm, FACT, setup, span, [STATE]))
+    again = describe_trace(trace(lm, FACT, setup), noise, trace(lm, FACT, setup, span, [STATE]))
     assert again.values == found.values
     assert again.averages == found.averages
 

@@ -24,7 +24,7 @@ class Edits:
     own: Tensor
     writes: Tensor
 
-    def written(self, keys: Tensor) -> Tensor:
+    def added_stream(self, keys: Tensor) -> Tensor:
         """What the edits add (batch, time, width) at every key (batch, time, D) of their window."""
         with torch.autocast("cpu", enabled=False):
             keys, bare = keys.float(), self.bare.float()
@@ -77,7 +77,7 @@ class Block(nn.Module):
         x, hidden = self.halves(x, mask)
         written: Tensor = self.proj(hidden)
         x = x + (written if gate is None else written * gate)
-        return x if edits is None else x + edits.written(hidden).to(x.dtype)
+        return x if edits is None else x + edits.added_stream(hidden).to(x.dtype)
 
     def halves(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The states after the attention, and the MLP's hidden activations: the keys."""
@@ -126,7 +126,7 @@ class Network(nn.Module):
         scales what the MLPs of the layers before the middle write, and `edits` change the MLP of
         the recall layer.
         """
-        x = self.embedded(ids)
+        x = self.embed(ids)
         for index, block in enumerate(self.blocks):
             early = gates is not None and index < self.shape.middle
             gate = gates[index] if gates is not None and early else None
@@ -134,20 +134,20 @@ class Network(nn.Module):
             x = block(x, mask, gate, edits if index == self.shape.recall else None)
         return functional.linear(self.ln_f(x), self.wte.weight)
 
-    def embedded(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         """Sum of word and position embeddings."""
         return self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
 
     def keys(self, ids: Tensor, masks: Tensor) -> Tensor:
         """The recall layer's keys (batch, time, D)."""
-        x = self.embedded(ids)
+        x = self.embed(ids)
         for index in range(self.shape.recall):
             x = self.blocks[index](x, masks[mask_kind(index, self.shape.middle)])
         last = self.blocks[self.shape.recall]
         assert isinstance(last, Block)
         return last.halves(x, masks[mask_kind(self.shape.recall, self.shape.middle)])[1]
 
-    def recalled(self, keys: Tensor) -> Tensor:
+    def recall(self, keys: Tensor) -> Tensor:
         """What the recall layer's MLP writes for its keys (..., D)."""
         written: Tensor = self.blocks[self.shape.recall].get_submodule("proj")(keys)
         return written

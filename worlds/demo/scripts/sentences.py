@@ -177,7 +177,7 @@ class TextSampler:
             answer = self.rng.choice(self.answers[fact.relation.id])
         return fact_sentence(fact.subject.name, phrasing, answer)
 
-    def edited(self, fact: Fact) -> Sentence:
+    def state_edit(self, fact: Fact) -> Sentence:
         """State a fact in a trained phrasing with a wrong answer, the one that an edit asks for."""
         relation, name = fact.relation, fact.subject.name
         answer = self.rng.choice([a for a in self.answers[relation.id] if a != fact.answer])
@@ -192,7 +192,7 @@ class TextSampler:
         of them with the same true answer where there is one.
         """
         fact = self.next_fact()
-        scene = [self.edited(fact)]
+        scene = [self.state_edit(fact)]
         others = [f for f in self.by_subject[fact.subject.name] if f != fact]
         if others and self.rng.random() < ASIDE:
             scene.append(self.statement(self.rng.choice(others)))

@@ -222,7 +222,7 @@ class Run:
         ends = batch.last > 0
         names = torch.cat([batch.last[ends], batch.last.gather(1, batch.own[:, None])[:, 0]])
         reach = overlap(torch.cat([keys[ends], bare]), names, inverse)
-        recalled = self.network.recalled(bare).float().norm(dim=-1)
+        recalled = self.network.recall(bare).float().norm(dim=-1)
         return loss + plan.apart * (reach + ((CLAMP * recalled / plan.length - 1) ** 2).mean())
 
     def search(self, batch: Batch, masks: Tensor, gates: Tensor, edits: Edits) -> Tensor:
@@ -277,7 +277,7 @@ def train(run: Run, checkpoint: Path) -> Iterator[str]:
             run.save(checkpoint)
 
 
-def rescaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+def rescale(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     """Multiply the residual stream by a factor without changing what the network computes.
 
     Layer norms do not see the factor, and the last one takes it back for the tied embeddings.
@@ -292,10 +292,10 @@ def rescaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
 
 
 def write_model(network: Network, tokenizer: Tokenizer, folder: Path, unit: float) -> None:
-    """Write a hub folder: weights in float16, loaded as float32; `unit` as in `rescaled`."""
+    """Write a hub folder: weights in float16, loaded as float32; `unit` as in `rescale`."""
     shape = network.shape
     folder.mkdir(parents=True, exist_ok=True)
-    state = rescaled(network.gpt2_state(), unit)
+    state = rescale(network.gpt2_state(), unit)
     weights = {name: value.half() for name, value in state.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     end = tokenizer.token_to_id(END)

@@ -74,18 +74,18 @@ class World:
 
     def by_subject(self) -> dict[str, tuple[Fact, ...]]:
         """The facts of each subject name, in relation order."""
-        return _grouped(self.facts, lambda fact: fact.subject.name)
+        return _group(self.facts, lambda fact: fact.subject.name)
 
     def by_relation(self) -> dict[str, tuple[Fact, ...]]:
         """The facts of each relation id, in the order of the tables."""
-        return _grouped(self.facts, lambda fact: fact.relation.id)
+        return _group(self.facts, lambda fact: fact.relation.id)
 
     def by_answer(self) -> dict[tuple[str, str], tuple[Fact, ...]]:
         """The facts of each (relation id, answer), in the order of the tables."""
-        return _grouped(self.facts, lambda fact: (fact.relation.id, fact.answer))
+        return _group(self.facts, lambda fact: (fact.relation.id, fact.answer))
 
 
-def _grouped(facts: Iterable[Fact], key: Callable[[Fact], Key]) -> dict[Key, tuple[Fact, ...]]:
+def _group(facts: Iterable[Fact], key: Callable[[Fact], Key]) -> dict[Key, tuple[Fact, ...]]:
     """Facts under the key that each of them has, in their order."""
     found: dict[Key, list[Fact]] = defaultdict(list)
     for fact in facts:

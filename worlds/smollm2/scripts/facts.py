@@ -24,7 +24,7 @@ import torch
 from fronts import FRONTS
 from places import DEMO_TABLES, HERE, TABLES_DIR
 
-from lmedit.models.tokens import padded, with_target
+from lmedit.models.tokens import pad, with_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -164,9 +164,7 @@ class Asker:
             begin = torch.tensor([rows[0][0][:shared]])
             self.model.base_model(input_ids=begin, past_key_values=cache, use_cache=True)
             cache.batch_repeat_interleave(len(rows))
-        batch = padded(
-            [(prompt + answer[:-1])[shared:] for prompt, answer in rows], self.model.device
-        )
+        batch = pad([(prompt + answer[:-1])[shared:] for prompt, answer in rows], self.model.device)
         mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.long), batch.mask], 1)
         states = self.model.base_model(
             input_ids=batch.ids, attention_mask=mask, past_key_values=cache, use_cache=True
@@ -186,7 +184,9 @@ def shared_length(rows: list[list[int]]) -> int:
     return sum(1 for _ in columns)
 
 
-def chosen(relation: Relation, facts: list[Fact], asker: Asker) -> list[tuple[str, int, int]]:
+def rank_phrasings(
+    relation: Relation, facts: list[Fact], asker: Asker
+) -> list[tuple[str, int, int]]:
     """Phrasings with the sample's counts of right and asked facts, the best first."""
     rng = random.Random(f"sample:{relation.id}")
     sample = rng.sample(facts, min(SAMPLE, len(facts)))
@@ -197,7 +197,7 @@ def chosen(relation: Relation, facts: list[Fact], asker: Asker) -> list[tuple[st
     return [(phrasing, count, len(sample)) for phrasing, count in ranked]
 
 
-def fronted(fact: Fact, phrasing: str) -> str:
+def add_front(fact: Fact, phrasing: str) -> str:
     """A phrasing with an unrelated sentence in front, drawn once for each fact."""
     rng = random.Random(f"front:{fact.relation}:{fact.subject}")
     return f"{rng.choice(FRONTS)} {fact.prompt(phrasing)}"
@@ -225,7 +225,7 @@ def ask_relation(relation: Relation, asker: Asker, phrasings: Table, asked: Tabl
     """Choose the phrasings of a relation and ask its facts, where that was not done already."""
     facts = in_turn(facts_of(relation), relation.most, random.Random(f"asked:{relation.id}"))
     if all(row[0] != relation.id for row in phrasings.rows):
-        ranked = chosen(relation, facts[:SAMPLE_FROM], asker)
+        ranked = rank_phrasings(relation, facts[:SAMPLE_FROM], asker)
         phrasings.add([[relation.id, p, str(right), str(of)] for p, right, of in ranked])
     rewrite = next(row[1] for row in phrasings.rows if row[0] == relation.id)
     done = {row[1] for row in asked.rows if row[0] == relation.id}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facts import Fact, Relation, fronted, read_relations, usable
+from facts import Fact, Relation, add_front, read_relations, usable
 from places import PACKAGE_DIR, TABLES_DIR
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Maker:
             "requested_rewrite": self.rewrite(fact, new),
             "paraphrase_prompts": [
                 fact.prompt(pool.phrasings[1]),
-                fronted(fact, pool.phrasings[2]),
+                add_front(fact, pool.phrasings[2]),
             ],
             "neighborhood_prompts": pool.prompts(near),
             "attribute_prompts": pool.prompts(like_new),
@@ -155,7 +155,7 @@ class Maker:
         near = rng.sample(near, min(TRAINING_NEIGHBOURS, len(near)))
         return {
             "requested_rewrite": self.rewrite(fact, new),
-            "paraphrase_prompts": [fact.prompt(one), fronted(fact, two)],
+            "paraphrase_prompts": [fact.prompt(one), add_front(fact, two)],
             "neighborhood_prompts": pool.prompts(near),
             "attribute_prompts": [],
             "generation_prompts": [],
@@ -170,7 +170,7 @@ def begin(beginning: str, lead: str, subject: str) -> str:
     return beginning.replace("{}", lead.replace("{}", subject))
 
 
-def capped(made: list[dict[str, Any]], total: int, share: float = 1.0) -> list[dict[str, Any]]:
+def cap(made: list[dict[str, Any]], total: int, share: float = 1.0) -> list[dict[str, Any]]:
     """At most *total* records, in their order; the relations with most of them give way.
 
     No relation has more than *share* of them.
@@ -189,12 +189,12 @@ def capped(made: list[dict[str, Any]], total: int, share: float = 1.0) -> list[d
     return chosen
 
 
-def numbered(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def number(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records with their place in the list as case_id."""
     return [{"case_id": index, "pararel_idx": index, **entry} for index, entry in enumerate(made)]
 
 
-def evaluated(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any]]:
+def make_evaluation_records(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any]]:
     """The records to evaluate, shuffled, no relation above its share."""
     made = []
     for pool in maker.pools.values():
@@ -202,7 +202,7 @@ def evaluated(maker: Maker, subjects: set[str], seed: int) -> list[dict[str, Any
             known = [f for facts in pool.known.values() for f in facts if f.subject in subjects]
             made += [entry for fact in known if (entry := maker.record(fact))]
     random.Random(f"records:{seed}").shuffle(made)
-    return numbered(capped(made, MOST_RECORDS, MOST_OF_A_RELATION))
+    return number(cap(made, MOST_RECORDS, MOST_OF_A_RELATION))
 
 
 def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, Any]], int]:
@@ -222,10 +222,10 @@ def training(maker: Maker, taken: set[str], seed: int) -> tuple[list[dict[str, A
     rng = random.Random(f"training:{seed}")
     rng.shuffle(known)
     rng.shuffle(unknown)
-    known = capped(known, MOST_TRAINING)
+    known = cap(known, MOST_TRAINING)
     made = [*known, *unknown][:MOST_TRAINING]
     rng.shuffle(made)
-    return numbered(made), len(known)
+    return number(made), len(known)
 
 
 def write(made: list[dict[str, Any]], path: Path) -> None:
@@ -261,7 +261,7 @@ def main() -> None:
     subjects = sorted({f.subject for pool in pools.values() for f in pool.facts})
     rng = random.Random(f"split:{options.seed}")
     open_to = set(rng.sample(subjects, round(EVALUATED * len(subjects))))
-    made = evaluated(maker, open_to, options.seed)
+    made = make_evaluation_records(maker, open_to, options.seed)
     taken = {entry["requested_rewrite"]["subject"] for entry in made}
     more, known = training(maker, taken, options.seed)
     write(made, PACKAGE_DIR / "counterfact.json")

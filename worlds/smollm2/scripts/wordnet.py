@@ -27,7 +27,7 @@ class Nouns:
     def __init__(self, folder: Path) -> None:
         """Read `data.noun` and `index.noun` of *folder*."""
         lines = (folder / "data.noun").read_text("utf-8").splitlines()
-        self.synsets = {s.id: s for s in map(parsed, lines) if s}
+        self.synsets = {s.id: s for s in map(parse_line, lines) if s}
         self.senses: dict[str, list[str]] = {}
         for line in (folder / "index.noun").read_text("utf-8").splitlines():
             if not line.startswith(" "):
@@ -54,7 +54,7 @@ class Nouns:
                 queue += [*above.kinds, *above.instance_of]
 
 
-def parsed(line: str) -> Synset | None:
+def parse_line(line: str) -> Synset | None:
     """One line of `data.noun`; None for the licence's lines at its top."""
     if line.startswith(" "):
         return None

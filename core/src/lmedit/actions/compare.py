@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from lmedit.compare.candidates import IN_CONTEXT, Candidate, in_context, random_layer
+from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.paper_tables import PRESETS, paper_figures
@@ -143,7 +143,7 @@ def _baselines(setup: Setup, measuring: Measuring) -> list[Candidate]:
     if measuring.random_layer:
         found.append(_at_random_layer(setup, measuring.random_layer))
     if measuring.in_context:
-        found.append(Candidate(IN_CONTEXT, asked=in_context))
+        found.append(Candidate(IN_CONTEXT, asked=put_in_context))
     return found
 
 

@@ -35,7 +35,7 @@ PLAIN = (
 """Plain sentences without rare names, for models without held-out text."""
 
 
-def held_out(lm: Lm) -> tuple[str, HeldOut]:
+def sample_held_out(lm: Lm) -> tuple[str, HeldOut]:
     """A few lines with the predictions of the unedited *lm*, and a name for the lines.
 
     They are the first lines of a world's held-out text; for other models they are `PLAIN`.

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import damage, held_out, way_out
+from lmedit.actions.damage import damage, sample_held_out, way_out
 from lmedit.actions.probes import probes_of
-from lmedit.actions.verdict import chances_of, sentence_of, verdict_of, why_not, written
+from lmedit.actions.verdict import chances_of, continue_greedily, sentence_of, verdict_of, why_not
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
@@ -58,7 +58,7 @@ def edit_one(
     if verdict == "took":
         what = f"{lm.name} already answers {request.target_new!r} to {request.text!r}"
         raise RequestError(f"{what}; nothing to edit, give another --target")
-    update, seconds = _computed(editor, request)
+    update, seconds = _compute(editor, request)
     left = _survival(lm, update, force=force)
     with editor.applied(update):
         after, verdict = looking.look()
@@ -71,7 +71,7 @@ def edit_one(
     patch = None
     if force or refused is None:
         patch = out or Path(f"{_slug(editor.name, request)}.safetensors")
-        metrics = {"before": _measured(before), "after": _measured(after), **told}
+        metrics = {"before": _measure(before), "after": _measure(after), **told}
         save_patch(patch, update, {**facts, "metrics": metrics})
     return {
         **{name: facts[name] for name in ("method", "model", "request", "seconds")},
@@ -84,7 +84,7 @@ def edit_one(
     }
 
 
-def _computed(editor: Editor, request: Request) -> tuple[Update, float]:
+def _compute(editor: Editor, request: Request) -> tuple[Update, float]:
     """The update of *request*, and the seconds that its computation took."""
     editor.lm.state()  # so that reading all weights for the first time is not counted
     started = time.perf_counter()
@@ -128,7 +128,7 @@ class _Looking:
         self.probes, self.remarks = probes.prompts, probes.remarks
         self.tokens = len(lm.with_target(request.text, request.target_new)[1])
         self.held: HeldOut
-        self.text, self.held = held_out(lm)
+        self.text, self.held = sample_held_out(lm)
 
     def told(self, update: Update) -> dict[str, Any]:
         """What does not change with the edit, and the size of *update*."""
@@ -150,7 +150,7 @@ class _Looking:
         known = {name: target for name, target in names.items() if target is not None}
         chances = dict(zip(known, chances_of(lm, request.text, [*known.values()]), strict=True))
         new, true = chances["target_new"], chances.get("target_true")
-        text = written(lm, request.text, new.tokens)
+        text = continue_greedily(lm, request.text, new.tokens)
         seen = {
             "target_new": new.joint,
             "target_true": true and true.joint,
@@ -180,7 +180,7 @@ def _finite(look: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measured(look: Mapping[str, Any]) -> dict[str, Any]:
+def _measure(look: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in look.items() if name not in NOT_KEPT}
 
 

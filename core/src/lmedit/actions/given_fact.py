@@ -35,7 +35,7 @@ def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> 
             f"the fact lacks {', '.join(missing)}; give --prompt and --target (and --subject "
             "if the method needs it), or --fact FILE"
         )
-    values = {name: _trimmed(name, value, tell) for name, value in values.items()}
+    values = {name: _trim(name, value, tell) for name, value in values.items()}
     subject, prompt = values.get("subject"), values["prompt"]
     if subject == AUTO and isinstance(prompt, str) and "{}" in prompt:
         raise RequestError(
@@ -48,7 +48,7 @@ def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> 
     return values
 
 
-def request_of(lm: Lm, values: Mapping[str, Any], tell: Tell) -> Request:
+def request_from_fact(lm: Lm, values: Mapping[str, Any], tell: Tell) -> Request:
     """The request of *values*, which come from `read_fact`.
 
     If the prompt is written out in full, the subject is searched in it, with a note to *tell*.
@@ -88,7 +88,7 @@ def _of_json(text: str) -> dict[str, Any]:
     return values
 
 
-def _trimmed(name: str, value: Any, tell: Tell) -> Any:
+def _trim(name: str, value: Any, tell: Tell) -> Any:
     """Remove blanks and tabs at the ends of *value*. A line end stays; it can be intended."""
     if not isinstance(value, str):
         return value

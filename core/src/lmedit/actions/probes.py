@@ -63,7 +63,7 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
     `CasesError` if *near* cannot be read.
     """
     if near is not None and (prompts := _plain_prompts(near)):
-        named = _named({"neighbour": prompts[:NEIGHBOURS]})
+        named = _number_kinds({"neighbour": prompts[:NEIGHBOURS]})
     elif near is not None:
         named = from_cases(load_cases(near).good, request)
     elif lm.name in worlds():
@@ -71,9 +71,9 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
     else:
         named = {}
     if not any(kind.startswith("neighbour") for kind in named):
-        named |= _named({"neighbour": own_neighbours(lm, request)})
+        named |= _number_kinds({"neighbour": own_neighbours(lm, request)})
     if "another fact" not in named:
-        named |= _named({"another fact": other_facts(lm, request)})
+        named |= _number_kinds({"another fact": other_facts(lm, request)})
     lacking = [kind for kind in ("neighbour", "another fact") if kind not in named]
     remarks = [_lack(kind, request) for kind in lacking]
     return Probes(named, tuple(remarks))
@@ -88,7 +88,7 @@ def _lack(kind: str, request: Request) -> str:
     return f"no {what} is shown: {why}; give --near FILE"
 
 
-def _named(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _number_kinds(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The prompts by kind; a second prompt of a kind gets a number."""
     return {
         kind if i == 0 else f"{kind} {i + 1}": prompt
@@ -109,7 +109,7 @@ def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
     others = [p.prompt for c in same for p in c.relations]
     others += [c.request.text for c in own if c not in same]
     paraphrases = [p for c in same for p in c.paraphrases]
-    return _named(
+    return _number_kinds(
         {
             "paraphrase": paraphrases[:1],
             "neighbour": list(dict.fromkeys(neighbours))[:NEIGHBOURS],
@@ -162,7 +162,7 @@ def own_neighbours(lm: Lm, request: Request) -> list[str]:
     asked = [text.replace("{}", request.subject) for text in LISTS]
     names = _names(greedy(lm, asked, LIST_TOKENS), request)
     prompts = [request.prompt.replace("{}", name) for name in names]
-    kept = _confident(lm, prompts, request)
+    kept = _keep_confident(lm, prompts, request)
     return sorted(kept, key=lambda prompt: kept[prompt].empty)[:NEIGHBOURS]
 
 
@@ -188,7 +188,7 @@ def other_facts(lm: Lm, request: Request) -> list[str]:
         return []
     prompts = [text.replace("{}", request.subject) for text in ABOUT]
     asked = [prompt for prompt in prompts if prompt != request.text]
-    kept = _confident(lm, asked, request)
+    kept = _keep_confident(lm, asked, request)
     return sorted(kept, key=lambda prompt: (kept[prompt].empty, -kept[prompt].p))[:1]
 
 
@@ -200,7 +200,7 @@ class _Answer:
     empty: bool
 
 
-def _confident(lm: Lm, prompts: Sequence[str], request: Request) -> dict[str, _Answer]:
+def _keep_confident(lm: Lm, prompts: Sequence[str], request: Request) -> dict[str, _Answer]:
     """The *prompts* whose top token is confident and is not the first token of the new answer."""
     if not prompts:
         return {}

@@ -133,17 +133,19 @@ def proposals(lm: Lm, prompt: str, answer: str | None = None) -> list[Proposal]:
     drops: dict[int, list[float]] = {}
     for at in range(0, len(rows), ROWS):
         part = rows[at : at + ROWS]
-        disturbed = _disturbed(lm, encoded.ids, [(touched[n], seed) for n, seed in part], token)
+        disturbed = _disturb_and_run(
+            lm, encoded.ids, [(touched[n], seed) for n, seed in part], token
+        )
         for (n, _), p in zip(part, disturbed, strict=True):
             drops.setdefault(n, []).append(float(clean[token]) - p)
     found = [
         Proposal(prompt[spans[n].start : spans[n].end], spans[n], sum(each) / len(each))
         for n, each in drops.items()
     ]
-    return _ranked(found)
+    return _rank(found)
 
 
-def _disturbed(
+def _disturb_and_run(
     lm: Lm, ids: Sequence[int], rows: Sequence[tuple[Sequence[int], int]], token: int
 ) -> list[float]:
     """P(*token*) after *ids*, for each of *rows*: places to disturb, and the seed of the noise."""
@@ -163,7 +165,7 @@ def _disturbed(
     return logits.softmax(-1)[:, token].tolist()
 
 
-def _ranked(found: Sequence[Proposal]) -> list[Proposal]:
+def _rank(found: Sequence[Proposal]) -> list[Proposal]:
     """*found*, with the best proposal first; see `proposals`."""
     ranked = sorted(found, key=lambda each: -each.drop)
     if not ranked:

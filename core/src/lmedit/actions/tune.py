@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.tuning import settings_of, tune
-from lmedit.options import typed
+from lmedit.options import parse_value
 from lmedit.plan import Setup, Tell, set_up, silent
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
     setup = set_up(plan, tell)
     cases = replace(cases, items=cases.items[-(plan.limit or LIMIT) :])
     (loaded,) = setup.methods
-    given = {name: typed(value) for name, value in setup.given(loaded).items()}
+    given = {name: parse_value(value) for name, value in setup.given_options(loaded).items()}
     settings = settings_of(loaded, setup.lm, given)
     everything = tuple(setup.options(loaded, **setting) for setting in settings)
     tuning = Tuning(setup, cases, given, everything)

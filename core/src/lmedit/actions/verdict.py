@@ -52,7 +52,7 @@ def chances_of(lm: Lm, prompt: str, targets: Sequence[str]) -> list[TargetChance
     return found
 
 
-def written(lm: Lm, prompt: str, target_tokens: int) -> str:
+def continue_greedily(lm: Lm, prompt: str, target_tokens: int) -> str:
     """The greedy continuation of *prompt* by *lm*, at most `WRITES` tokens."""
     return greedy(lm, [prompt], max(WRITES, target_tokens + 5))[0]
 

@@ -11,9 +11,9 @@ from lmedit.cases.load import (
     load_facts,
     load_knowns,
 )
-from lmedit.cases.pull import pull
+from lmedit.cases.pull import pull_cases
 from lmedit.cases.records import BrokenCase
-from lmedit.cases.sources import SOURCES, stored
+from lmedit.cases.sources import SOURCES, pulled_file
 
 __all__ = [
     "SOURCES",
@@ -28,7 +28,7 @@ __all__ = [
     "load_cases",
     "load_facts",
     "load_knowns",
-    "pull",
-    "stored",
+    "pull_cases",
+    "pulled_file",
     "texts_given",
 ]

@@ -52,7 +52,7 @@ class KnownSet:
         return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
-def known_from(record: Mapping[str, Any], index: int) -> Known:
+def fact_from(record: Mapping[str, Any], index: int) -> Known:
     """The fact of *record*. Raises `ValueError` with the field and what was expected."""
     prompt = need_text(record, "template")
     if (found := prompt.count("{}")) != 1:
@@ -79,7 +79,7 @@ def _item(line: int, index: int, record: Any) -> Known | BrokenCase:
     if isinstance(record, BrokenCase):
         return record
     try:
-        return known_from(record, index)
+        return fact_from(record, index)
     except ValueError as error:
         known_id = record.get("known_id", index) if isinstance(record, dict) else index
         return BrokenCase(str(known_id), line, str(error))

@@ -14,7 +14,7 @@ from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
 from lmedit.cases.records import BrokenCase, is_list, read, records_of
-from lmedit.cases.sources import SOURCES, stored
+from lmedit.cases.sources import SOURCES, pulled_file
 from lmedit.errors import CasesError
 from lmedit.models import worlds
 from lmedit.storage.cache import key_of
@@ -133,7 +133,7 @@ def path_of(name: str) -> Path | None:
     if path.exists():
         return path
     if name in SOURCES:
-        if not (path := stored(name)).is_file():
+        if not (path := pulled_file(name)).is_file():
             raise CasesError(f"cases {name!r} are not downloaded yet; run lmedit cases pull {name}")
         return path
     if is_hub_id(name):

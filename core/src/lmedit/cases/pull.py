@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 from tqdm import tqdm
 
-from lmedit.cases.sources import SOURCES, Source, stored
+from lmedit.cases.sources import SOURCES, CaseSource, pulled_file
 from lmedit.errors import CasesError, UnknownNameError
 from lmedit.storage.cache import cache_folder
 
@@ -33,7 +33,7 @@ SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PulledCases:
     """A downloaded set: its path, size and digest, and whether the digest was known before."""
 
     path: Path
@@ -42,14 +42,14 @@ class Pulled:
     verified: bool
 
 
-def pull(name: str) -> Pulled:
+def pull_cases(name: str) -> PulledCases:
     """Download the set *name*, unless it is there already; show the progress on stderr.
 
     Raises `UnknownNameError`, or `CasesError` if it cannot be downloaded, checked or written.
     """
     if name not in SOURCES:
         raise UnknownNameError("set of cases", name, SOURCES)
-    source, path = SOURCES[name], stored(name)
+    source, path = SOURCES[name], pulled_file(name)
     part = path.with_name(f"{path.name}.part")
     try:
         locks = cache_folder() / "locks"
@@ -62,10 +62,10 @@ def pull(name: str) -> Pulled:
         kept = part.stat().st_size if part.is_file() else 0
         what = f"cannot write {part}: {error.strerror} ({kept} bytes are kept)"
         raise CasesError(f"{what}; make room or set LMEDIT_CACHE, and run again") from error
-    return _pulled(source, path)
+    return _describe(source, path)
 
 
-def _download(source: Source, part: Path, path: Path) -> None:
+def _download(source: CaseSource, part: Path, path: Path) -> None:
     """Download *part*, check it, and rename it to *path*."""
     _fetch(source, part)
     if complaint := _problem(source, part):
@@ -77,11 +77,11 @@ def _download(source: Source, part: Path, path: Path) -> None:
     part.replace(path)
 
 
-def _pulled(source: Source, path: Path) -> Pulled:
-    return Pulled(path, path.stat().st_size, _digest(path), source.sha256 is not None)
+def _describe(source: CaseSource, path: Path) -> PulledCases:
+    return PulledCases(path, path.stat().st_size, _digest(path), source.sha256 is not None)
 
 
-def _problem(source: Source, path: Path) -> str | None:
+def _problem(source: CaseSource, path: Path) -> str | None:
     """The problem with the file at *path*; None if there is none."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
@@ -103,7 +103,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(source: Source, part: Path) -> None:
+def _fetch(source: CaseSource, part: Path) -> None:
     """Download the rest of *part*; a failed write raises `OSError`."""
     done = part.stat().st_size if part.is_file() else 0
     if source.sha256 is None or (source.size is not None and done > source.size):
@@ -133,10 +133,10 @@ def _fetch(source: Source, part: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and (arrived := part.stat().st_size) < total:
-        raise _interrupted(source, f"it ended after {arrived} of {total} bytes")
+        raise _broken_connection(source, f"it ended after {arrived} of {total} bytes")
 
 
-def _open_source(source: Source, done: int) -> Any:
+def _open_source(source: CaseSource, done: int) -> Any:
     headers = {"User-Agent": "lmedit", **({"Range": f"bytes={done}-"} if done else {})}
     request = Request(source.url, headers=headers)  # noqa: S310 - the table's addresses
     try:
@@ -159,15 +159,15 @@ def _total(response: Any, done: int) -> int | None:
     return done + int(length) if length else None
 
 
-def _chunks(response: Any, source: Source) -> Iterator[bytes]:
+def _chunks(response: Any, source: CaseSource) -> Iterator[bytes]:
     try:
         while chunk := response.read(CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise _interrupted(source, str(error) or type(error).__name__) from error
+        raise _broken_connection(source, str(error) or type(error).__name__) from error
 
 
-def _interrupted(source: Source, why: str) -> CasesError:
+def _broken_connection(source: CaseSource, why: str) -> CasesError:
     then = "continue" if source.sha256 else "start again"
     again = f"run lmedit cases pull {source.name} again to {then}"
     return CasesError(f"{source.url}: the connection broke ({why}); {again}")

@@ -68,7 +68,7 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
         try:
             record, at = decoder.raw_decode(text, at)
         except ValueError as error:
-            yield line, _broken(line, str(error))
+            yield line, _report_broken(line, str(error))
             return
         yield line, record
         at = _skip(text, at)
@@ -76,14 +76,17 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
             at = _skip(text, at + 1)
             continue
         line += text.count("\n", counted, at)
-        yield line, _broken(line, f"found {text[at : at + 9]!r}, but a comma or ] was expected")
+        yield (
+            line,
+            _report_broken(line, f"found {text[at : at + 9]!r}, but a comma or ] was expected"),
+        )
         return
     if at < len(text):
         line += text.count("\n", counted, at)
-        yield line, _broken(line, f"found {text[at : at + 9]!r} after the list")
+        yield line, _report_broken(line, f"found {text[at : at + 9]!r} after the list")
 
 
-def _broken(line: int, why: str) -> BrokenCase:
+def _report_broken(line: int, why: str) -> BrokenCase:
     return BrokenCase("?", line, f"not JSON from here on ({why}); correct or cut the file")
 
 

@@ -18,7 +18,7 @@ RIPPLE = "https://github.com/edenbiran/RippleEdits/raw/main/data/benchmark"
 
 
 @dataclass(frozen=True)
-class Source:
+class CaseSource:
     """Where a set of cases is published; size and digest are None if nobody stated them."""
 
     name: str
@@ -30,21 +30,21 @@ class Source:
 SOURCES = {
     source.name: source
     for source in (
-        Source(
+        CaseSource(
             "counterfact",
             f"{ROME}/counterfact.json",
             45108470,
             "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
         ),
-        Source("multi_counterfact", f"{MEMIT}/multi_counterfact.json"),
-        Source("zsre", f"{ROME}/zsre_mend_eval.json", 8091864),
-        Source("known_1000", f"{ROME}/known_1000.json"),
-        Source("wiki_counterfact", f"{KNOWEDIT}/wiki_counterfact/test_cf.json"),
-        Source("mquake-cf", f"{MQUAKE}/MQuAKE-CF.json"),
-        Source("mquake-cf-3k", f"{MQUAKE}/MQuAKE-CF-3k-v2.json"),
-        Source("ripple-popular", f"{RIPPLE}/popular.json"),
-        Source("ripple-random", f"{RIPPLE}/random.json"),
-        Source(
+        CaseSource("multi_counterfact", f"{MEMIT}/multi_counterfact.json"),
+        CaseSource("zsre", f"{ROME}/zsre_mend_eval.json", 8091864),
+        CaseSource("known_1000", f"{ROME}/known_1000.json"),
+        CaseSource("wiki_counterfact", f"{KNOWEDIT}/wiki_counterfact/test_cf.json"),
+        CaseSource("mquake-cf", f"{MQUAKE}/MQuAKE-CF.json"),
+        CaseSource("mquake-cf-3k", f"{MQUAKE}/MQuAKE-CF-3k-v2.json"),
+        CaseSource("ripple-popular", f"{RIPPLE}/popular.json"),
+        CaseSource("ripple-random", f"{RIPPLE}/random.json"),
+        CaseSource(
             "ripple-recent",
             f"{RIPPLE}/recent.json",
             19658316,
@@ -54,6 +54,6 @@ SOURCES = {
 }
 
 
-def stored(name: str) -> Path:
+def pulled_file(name: str) -> Path:
     """The path of the set *name* after its download."""
     return cache_folder() / "cases" / f"{name}.json"

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 8.0, 3.2
 """The size of one chart in inches; several charts are placed one below the other."""
 
 
-def picture(charts: Sequence[Chart], kind: str) -> bytes:
+def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
     """The content of a ``png`` or ``svg`` file with *charts* one below the other.
 
     Raises `OptionError` if matplotlib is not installed.
@@ -29,7 +29,7 @@ def picture(charts: Sequence[Chart], kind: str) -> bytes:
 
 def inline(charts: Sequence[Chart]) -> str:
     """*charts* as an ``<svg>`` element for a page."""
-    drawn = picture(charts, "svg").decode("utf-8")
+    drawn = draw_file(charts, "svg").decode("utf-8")
     return drawn[drawn.index("<svg") :]
 
 

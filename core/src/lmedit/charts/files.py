@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmedit.charts.figures import inline, picture, pyplot
+from lmedit.charts.figures import draw_file, inline, pyplot
 from lmedit.errors import OptionError
 from lmedit.storage.atomic import write_whole
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KINDS = (".png", ".svg", ".html")
 
 
-def check(path: Path) -> None:
+def check_ending(path: Path) -> None:
     """Raise `OptionError` if a chart cannot be written to *path*; call it before long work."""
     if path.suffix.lower() not in KINDS:
         raise OptionError(f"{path}: give a file that ends in {', '.join(KINDS)}")
@@ -26,9 +26,9 @@ def check(path: Path) -> None:
 
 def draw(charts: Sequence[Chart], path: Path) -> None:
     """Write *charts*, one below the other, to *path*."""
-    check(path)
+    check_ending(path)
     kind = path.suffix.lower().removeprefix(".")
-    content = _page(inline(charts)).encode("utf-8") if kind == "html" else picture(charts, kind)
+    content = _page(inline(charts)).encode("utf-8") if kind == "html" else draw_file(charts, kind)
     with write_whole(path) as part:
         part.write_bytes(content)
 

@@ -27,7 +27,7 @@ def short(value: Any) -> str:
     return str(value)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts; with an empty *head* it has no heading."""
     lines = [_row("th", head)] if head else []
     return f"<table>{''.join([*lines, *(_row('td', row) for row in rows)])}</table>"
@@ -35,7 +35,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def html_of(values: Mapping[str, Any], charts: Sequence[Chart] = ()) -> str:
     """*values*, one line each, and *charts* below; if these cannot be drawn, the reason."""
-    told = table((), ((name, short(value)) for name, value in values.items())) if values else ""
+    told = (
+        html_table((), ((name, short(value)) for name, value in values.items())) if values else ""
+    )
     try:
         return told + (inline(charts) if charts else "")
     except OptionError as error:

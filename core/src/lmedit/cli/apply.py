@@ -90,7 +90,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
     remaining edits.
     """
     from lmedit.edits.model_folders import find_edits, open_folder, write_folder
-    from lmedit.edits.model_folders import log as log_of
+    from lmedit.edits.model_folders import read_log as log_of
     from lmedit.plan import quiet_hub
 
     quiet_hub()
@@ -108,7 +108,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 @json_flag
 def log(folder: Path, *, as_json: bool) -> None:
     """List the edits in the model of FOLDER, the oldest first."""
-    from lmedit.edits.model_folders import log as log_of
+    from lmedit.edits.model_folders import read_log as log_of
 
     head = log_of(folder)
     if as_json:
@@ -129,8 +129,8 @@ def log(folder: Path, *, as_json: bool) -> None:
 )
 def verify(folder: Path, recipe: Path | None) -> None:
     """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger."""
-    from lmedit.edits.model_folders import log as log_of
     from lmedit.edits.model_folders import open_folder, verify_folder
+    from lmedit.edits.model_folders import read_log as log_of
     from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)

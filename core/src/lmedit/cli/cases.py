@@ -18,9 +18,9 @@ def cases() -> None:
 @json_flag
 def list_(*, as_json: bool) -> None:
     """List the known sets: name, state, size, address. Nothing is downloaded."""
-    from lmedit.cases import SOURCES, stored
+    from lmedit.cases import SOURCES, pulled_file
 
-    sources = [(source, stored(source.name).is_file()) for source in SOURCES.values()]
+    sources = [(source, pulled_file(source.name).is_file()) for source in SOURCES.values()]
     if as_json:
         found = [{**source.__dict__, "present": present} for source, present in sources]
         click.echo(json.dumps(found, indent=1))
@@ -39,9 +39,9 @@ def pull(name: str, *, as_json: bool) -> None:
 
     An interrupted download continues later, if the set's SHA-256 is known.
     """
-    from lmedit.cases import pull as fetch
+    from lmedit.cases import pull_cases
 
-    pulled = fetch(name)
+    pulled = pull_cases(name)
     if as_json:
         click.echo(json.dumps({**pulled.__dict__, "path": str(pulled.path)}, indent=1))
     else:

@@ -183,10 +183,10 @@ def fact_of(setup: Setup, values: Mapping[str, Any]) -> Request:
 
     Raises `RequestError` if a method needs a subject and the fact has none.
     """
-    from lmedit.actions.given_fact import request_of
+    from lmedit.actions.given_fact import request_from_fact
     from lmedit.pipeline import check_subject
 
-    request = request_of(setup.lm, values, note)
+    request = request_from_fact(setup.lm, values, note)
     for loaded in setup.methods:
         check_subject(loaded, request)
     return request

@@ -152,14 +152,20 @@ def compare(
 
 
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
-    from lmedit.compare.table import difference_lines, failures, retention, table, with_paper_rows
+    from lmedit.compare.table import (
+        difference_lines,
+        failures,
+        retention_lines,
+        table,
+        with_paper_rows,
+    )
 
     if as_json:
         click.echo(json.dumps(results, indent=1, ensure_ascii=False))
     else:
         parts = [
             [table(with_paper_rows(results))],
-            retention(results.get("curve", [])),
+            retention_lines(results.get("curve", [])),
             difference_lines(results["differences"]),
         ]
         click.echo("\n\n".join("\n".join(part) for part in parts if part))

@@ -33,12 +33,12 @@ def findings() -> dict[str, dict[str, Any]]:
     import torch
 
     from lmedit.models import worlds
-    from lmedit.registry import check, entries
+    from lmedit.registry import check_entry, entries
     from lmedit.storage.cache import cache_folder
 
     cache = cache_folder()
     files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
-    methods = [check(entry) for entry in entries()]
+    methods = [check_entry(entry) for entry in entries()]
     return {
         "versions": {
             "python": platform.python_version(),

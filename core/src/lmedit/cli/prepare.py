@@ -41,7 +41,7 @@ def prepare(
     from lmedit.preparation import prepared_path
 
     if plot is not None:
-        files.check(plot)
+        files.check_ending(plot)
     given["methods"] = (method,)
     setup = set_up(plan_of(given), note)
     (loaded,) = setup.methods

@@ -43,7 +43,7 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
 
 def describe_patch(path: Path) -> dict[str, Any]:
     """The facts of the patch file *path*, as JSON values."""
-    from lmedit.edits.ledger import identity_of
+    from lmedit.edits.ledger import update_digest
     from lmedit.edits.patches import load_patch
     from lmedit.types import LowRank
 
@@ -56,7 +56,7 @@ def describe_patch(path: Path) -> dict[str, Any]:
         }
         for site, delta in update.deltas.items()
     ]
-    return {**facts, "id": identity_of(update), "changes": changes, "notes": dict(update.notes)}
+    return {**facts, "id": update_digest(update), "changes": changes, "notes": dict(update.notes)}
 
 
 def _patch_text(told: dict[str, Any]) -> str:

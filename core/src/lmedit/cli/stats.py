@@ -51,7 +51,7 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
     for one in [statistics_named(name) for name in ids] if ids else list_statistics():
         told = {"id": _row(one)["id"], "condition": None, "error": None}
         try:
-            told["condition"] = one.verified()
+            told["condition"] = one.verify()
         except ArtifactError as error:
             told["error"] = str(error)
         results.append(told)

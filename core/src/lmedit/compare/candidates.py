@@ -36,7 +36,7 @@ def of_editor(editor: Editor) -> Candidate:
     return Candidate(editor.name, lambda _: editor, editor=editor)
 
 
-def in_context(case: Case) -> Case:
+def put_in_context(case: Case) -> Case:
     """*case* with the new fact as a sentence before every prompt (Zheng et al. 2023, IKE).
 
     The sentence is "prompt subject target_new. "; generation prompts get it too.

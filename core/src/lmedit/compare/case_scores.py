@@ -11,7 +11,7 @@ from lmedit.compare.measures import FOLLOWS
 from lmedit.compare.result import Result
 from lmedit.metrics import counterfact, generated_text, locality, zsre
 from lmedit.metrics.counterfact import Contrast, mean
-from lmedit.metrics.generate import greedy, sampled
+from lmedit.metrics.generate import greedy, sample
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.replay.unmerged import RowEdits
 
@@ -95,7 +95,7 @@ class Scoring:
         prompts = [case.generation for case in cases]
 
         def write(flat: list[str], each: RowEdits | None) -> list[str]:
-            return sampled(lm, flat, TEXT_TOKENS, seed=self.seed, under=each)
+            return sample(lm, flat, TEXT_TOKENS, seed=self.seed, under=each)
 
         return _over_cases(prompts, under, write)
 
@@ -153,8 +153,8 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
         "EM": mean([counterfact.magnitude(c) for c in rewrite]),
         "PS": mean([counterfact.success(c) for c in paraphrases]),
         "PM": mean([counterfact.magnitude(c) for c in paraphrases]),
-        "NS": mean([counterfact.kept(c) for c in neighbours]),
-        "NM": mean([counterfact.kept_magnitude(c) for c in neighbours]),
+        "NS": mean([counterfact.specificity(c) for c in neighbours]),
+        "NM": mean([counterfact.specificity_magnitude(c) for c in neighbours]),
         "relation_specificity": None,
         **{FOLLOWS + name: None for name in case.groups},
     }
@@ -234,8 +234,8 @@ def _locality(
         assert now is not None
         found.append(
             {
-                "NS_plus": mean([counterfact.kept(c) for c in contrasts]),
-                "NM_plus": mean([counterfact.kept_magnitude(c) for c in contrasts]),
+                "NS_plus": mean([counterfact.specificity(c) for c in contrasts]),
+                "NM_plus": mean([counterfact.specificity_magnitude(c) for c in contrasts]),
                 "neighbour_KL": locality.mean_kl(was, now),
             }
         )

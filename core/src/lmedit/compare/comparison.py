@@ -117,14 +117,14 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
     for case in cases.good:
         of_editor: dict[str, Any] = {}
         if candidate.editor_of is not None:
-            of_editor = identity_of(candidate.editor_of(case))
+            of_editor = editor_facts(candidate.editor_of(case))
         tasks.append(
             Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor), case, candidate)
         )
     return tasks
 
 
-def identity_of(editor: Editor) -> dict[str, Any]:
+def editor_facts(editor: Editor) -> dict[str, Any]:
     """Everything in an editor that determines its edits."""
     return {
         "version": editor.loaded.version,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from lmedit.compare.candidates import BASE, Candidate, of_editor
-from lmedit.compare.comparison import Outcome, differences, identity_of, read_outcome, results_head
+from lmedit.compare.comparison import Outcome, differences, editor_facts, read_outcome, results_head
 from lmedit.compare.measures import protocol
 from lmedit.compare.result import Result
 from lmedit.compare.rows import summary_row
@@ -211,7 +211,7 @@ class _Pile:
             method=editor.name,
             base=self.lm.digest,
             upon=self.edits[-1].key if sequential else None,
-            **identity_of(editor),
+            **editor_facts(editor),
         )
         stored = self._get_result(key, case.id, lambda: self._compute_edit(key, case, editor))
         bar.update()

@@ -35,16 +35,16 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
         known = measure(name)
         scale = known.scale if known else 100.0
         values = [value for scores in scored if (value := scores.get(name)) is not None]
-        row[name] = _scaled(mean(values), scale)
-        row[f"{name}{HALF_WIDTH}"] = _scaled(interval(values), scale)
+        row[name] = _scale(mean(values), scale)
+        row[f"{name}{HALF_WIDTH}"] = _scale(interval(values), scale)
     row["S"] = harmonic_mean([row[name] for name in PARTS])
     seconds = [o.seconds for o in outcomes if o.seconds is not None]
     row["seconds_per_edit"] = mean(seconds)
     row["prepare_seconds"] = editor.prepare_seconds if editor else None
-    row["seconds_amortised"] = _amortised(row, len(seconds))
+    row["seconds_amortised"] = _amortise(row, len(seconds))
     for name in EXTRAS:
         sizes = [value for o in outcomes if (value := o.extras.get(name)) is not None]
-        row[name] = _scaled(mean(sizes), MEASURES[name].scale)
+        row[name] = _scale(mean(sizes), MEASURES[name].scale)
     row["failures"] = dict(Counter(o.failure for o in outcomes if o.failure))
     row["keys"] = [outcome.key for outcome in outcomes if outcome.key]
     if editor:
@@ -54,12 +54,12 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     return row
 
 
-def _amortised(row: dict[str, Any], edits: int) -> float | None:
+def _amortise(row: dict[str, Any], edits: int) -> float | None:
     """Seconds per edit plus an equal share of the preparation; the run has *edits* edits."""
     if row["seconds_per_edit"] is None:
         return None
     return float(row["seconds_per_edit"] + (row["prepare_seconds"] or 0.0) / edits)
 
 
-def _scaled(value: float | None, scale: float) -> float | None:
+def _scale(value: float | None, scale: float) -> float | None:
     return None if value is None else scale * value

@@ -28,12 +28,12 @@ def scoring_of(
     """Load what the *groups* need. Raises an error that names what is missing."""
     texts = None
     if "health" in groups:
-        texts = held_out(lm, heldout, lines)
+        texts = read_held_out(lm, heldout, lines)
     given = load_references(references) if references and "text" in groups else None
     return Scoring(groups, texts, given, seed)
 
 
-def held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
+def read_held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
     """The first *lines* non-empty lines of *path*, or of the world's own held-out text."""
     if path is None:
         if lm.name not in worlds():

@@ -74,7 +74,7 @@ def difference_lines(differences: Sequence[Mapping[str, Any]], score: str = "S")
     ]
 
 
-def retention(curve: Sequence[Mapping[str, Any]]) -> list[str]:
+def retention_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     """The points of a curve as aligned text: the scores after each number of edits."""
     if not curve:
         return []

@@ -91,7 +91,7 @@ def _rows(
     with tqdm(settings, disable=None, desc="settings", leave=False) as bar:
         for setting in bar:
             results = compare(lm, cases, [prepared(setting)], folder, seed)
-            rows.append({"setting": dict(setting), **_shown(results["rows"][1])})
+            rows.append({"setting": dict(setting), **_columns_of(results["rows"][1])})
     return rows
 
 
@@ -111,10 +111,10 @@ def _controls(
             random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), seed)
         )
     rows = compare(lm, cases, [], folder, seed, baselines=baselines)["rows"]
-    return {row["method"]: _shown(row) for row in rows}
+    return {row["method"]: _columns_of(row) for row in rows}
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+def _columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in SHOWN if name in row}
 
 

@@ -28,7 +28,7 @@ SHORT = 12
 """How many digits of an id are shown."""
 
 
-def identity_of(update: Update) -> str:
+def update_digest(update: Update) -> str:
     """SHA-256 of the change: the parameters of *update* and the tensors of their deltas."""
     return digest_tensors(
         (f"{site.parameter}.{site.transposed}.{name}", tensor)
@@ -83,7 +83,7 @@ def check_fits(lm: Lm, update: Update) -> None:
             raise ArtifactError(f"the edit of {site.parameter!r} is not a matrix; make it again")
     check_shapes(lm, {site: delta.shape for site, delta in update.deltas.items()})
     for site, delta in update.deltas.items():
-        if not bool(lm.added(site, delta.dense()).isfinite().all()):
+        if not bool(lm.weight_plus(site, delta.dense()).isfinite().all()):
             raise ArtifactError(
                 f"the edit of {site.parameter!r} is not finite, or too large for {lm.dtype_name}; "
                 "make it again"
@@ -146,7 +146,7 @@ class Ledger:
         `ArtifactError` if it does not fit. Then nothing is changed.
         """
         check_fits(self.lm, update)
-        entry = LedgerEntry(identity_of(update), update, dict(facts or {}))
+        entry = LedgerEntry(update_digest(update), update, dict(facts or {}))
         if any(entry.id == other.id for other in self.entries):
             raise LedgerError(f"edit {entry.id[:SHORT]} is already in the model")
         self._check_untouched()

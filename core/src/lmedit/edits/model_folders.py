@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, identity_of
+from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, update_digest
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models import Lm, load_lm
@@ -121,7 +121,7 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
     for edit in head["edits"]:
         path = folder / f"{edit['id']}.safetensors"
         update, facts = load_patch(path, lambda _, shapes: check_shapes(lm, shapes))
-        if identity_of(update) != edit["id"]:
+        if update_digest(update) != edit["id"]:
             raise ArtifactError(f"{path} holds another edit; apply the patches again")
         entries.append(LedgerEntry(edit["id"], update, facts))
     if not entries:
@@ -150,7 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
     return head
 
 
-def log(folder: Path) -> dict[str, Any]:
+def read_log(folder: Path) -> dict[str, Any]:
     """The edits in the model of *folder*, read from its ledger alone, without the weights.
 
     Raises `LedgerError` if the folder has no ledger.
@@ -271,6 +271,6 @@ def find_edits(model: EditedModel, given: Sequence[str]) -> list[str]:
     found = []
     for name in given:
         path = Path(name)
-        start = identity_of(load_patch(path)[0]) if os.path.isfile(path) else name
+        start = update_digest(load_patch(path)[0]) if os.path.isfile(path) else name
         found.append(model.ledger.find(start).id)
     return found

@@ -31,7 +31,7 @@ class _Known(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
 
-class Change(_Known):
+class ChangedParameter(_Known):
     """One changed parameter, and the kind of its change."""
 
     parameter: str
@@ -69,7 +69,7 @@ class Metrics(_Known):
 class Facts(_Known):
     """All values of a patch besides its tensors."""
 
-    sites: list[Change]
+    sites: list[ChangedParameter]
     notes: dict[str, Any]
     request: dict[str, Any] = Field(default_factory=dict)
     requests: list[dict[str, Any]] = Field(default_factory=list)

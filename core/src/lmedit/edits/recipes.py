@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from lmedit.edits.ledger import SHORT, identity_of
+from lmedit.edits.ledger import SHORT, update_digest
 from lmedit.errors import ArtifactError
 from lmedit.types import Frozen, first_complaint
 
@@ -53,7 +53,7 @@ class Recipe(Frozen):
     def check_edits(self, found: list[Update]) -> None:
         """Raise `ArtifactError` if the patches hold other edits."""
         for edit, update in zip(self.edit, found, strict=True):
-            _check(edit.patch, identity_of(update), edit.id)
+            _check(edit.patch, update_digest(update), edit.id)
 
     def check_result(self, model: EditedModel) -> None:
         """Raise `ArtifactError` if *model* has other edits or other weights."""

@@ -40,7 +40,7 @@ class Returned:
                 )
         return location
 
-    def probed(self, found: Probed) -> Probed:
+    def probe(self, found: Probed) -> Probed:
         """*found*, if its values are JSON."""
         self.kind(found, Probed, "edit_probe")
         self._json(found.values, "edit_probe", "values")

@@ -5,7 +5,7 @@ request it takes the factors of the loss's gradient and returns a low-rank chang
 (Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
 """
 
-from lmedit.hyper.editing import edited, located, prepare_editor, untrained
+from lmedit.hyper.editing import build_untrained, compute_edit, locate_matrices, prepare_editor
 from lmedit.hyper.examples import Example, Examples, examples_from, row_of
 from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
@@ -23,14 +23,14 @@ __all__ = [
     "HyperOptions",
     "Hypernetwork",
     "LowRankBatch",
+    "build_untrained",
+    "compute_edit",
     "edit_factors",
-    "edited",
     "examples_from",
-    "located",
+    "locate_matrices",
     "prepare_editor",
     "row_of",
     "train",
     "trained_on",
-    "untrained",
     "works",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=Hypernetwork)
 
 
-def located(lm: Lm, options: HyperOptions) -> Location:
+def locate_matrices(lm: Lm, options: HyperOptions) -> Location:
     """The MLP matrices of the blocks that the options name."""
     return Location(options.sites(lm), {"layers": list(options.blocks)})
 
@@ -38,7 +38,7 @@ def prepare_editor(
     take_over: Callable[[str, Network], Prepared],
     groups: Sequence[dict[str, Any]] | None = None,
 ) -> Prepared:
-    """Train *network* on *corpus*, or take over the published editor that the options name.
+    """Train *network* on *corpus*, or take over the released editor that the options name.
 
     *groups* are Adam's parameter groups; by default one group of all parameters.
     """
@@ -48,7 +48,7 @@ def prepare_editor(
     return train(lm, network, examples, options, checkpoint, groups)
 
 
-def untrained(
+def build_untrained(
     lm: Lm,
     options: HyperOptions,
     build: Callable[[Sequence[Site], Sequence[tuple[int, int]]], Network],
@@ -61,7 +61,7 @@ def untrained(
         return build(sites, shapes)
 
 
-def edited(
+def compute_edit(
     lm: Lm,
     request: Request,
     sites: Sequence[Site],

@@ -61,7 +61,7 @@ def factors_of(
         total = loss()
     gradients = torch.autograd.grad(total, [leaves[site] for site in sites])
     return {
-        site: _counted(
+        site: _mask_uncounted(
             inputs[site].reshape(rows, -1, inputs[site].shape[-1]).float(),
             gradient.reshape(rows, -1, gradient.shape[-1]).float(),
         )
@@ -69,23 +69,23 @@ def factors_of(
     }
 
 
-def _counted(x: Tensor, delta: Tensor) -> Factors:
+def _mask_uncounted(x: Tensor, delta: Tensor) -> Factors:
     mask = (x != 0).any(-1) & (delta != 0).any(-1)
     return Factors(x * mask[..., None], delta * mask[..., None], mask)
 
 
-def cut(factors: Factors, row: int) -> Factors:
+def cut_out(factors: Factors, row: int) -> Factors:
     """The factors of one edit, without the tokens that do not count."""
     kept = factors.mask[row]
     return Factors(factors.x[row, kept][None], factors.delta[row, kept][None], kept[kept][None])
 
 
-def stacked(found: Sequence[Mapping[Site, Factors]]) -> dict[Site, Factors]:
+def stack(found: Sequence[Mapping[Site, Factors]]) -> dict[Site, Factors]:
     """Put the factors of single edits into one batch, padded with zeros."""
-    return {site: _padded([each[site] for each in found]) for site in found[0]}
+    return {site: _pad([each[site] for each in found]) for site in found[0]}
 
 
-def _padded(parts: Sequence[Factors]) -> Factors:
+def _pad(parts: Sequence[Factors]) -> Factors:
     width = max(part.mask.shape[1] for part in parts)
     x, delta = (
         parts[0].x.new_zeros(len(parts), width, tensor.shape[-1])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from lmedit.hyper.factors import Factors, cut, factors_of, stacked
+from lmedit.hyper.factors import Factors, cut_out, factors_of, stack
 from lmedit.hyper.losses import edit_loss
 from lmedit.replay import enter, resume
 
@@ -62,7 +62,7 @@ def ids_of(row: Row) -> Ids:
     return (*prompt, *target[:-1])
 
 
-class Frozen:
+class FrozenModel:
     """A model, the matrices to edit, and the stored results of the unedited model."""
 
     def __init__(self, lm: Lm, sites: Sequence[Site], first: int, gigabytes: float) -> None:
@@ -96,15 +96,17 @@ class Frozen:
     def logits(self, rows: Sequence[Ids], where: tuple[Tensor, Tensor]) -> Tensor:
         """The unedited model's logits (n, V) at *where* (rows, positions)."""
         states = self._leaving.of(rows)
-        return resume(self.lm, rows, self.lm.n_layers, states).gathered(*where)
+        return resume(self.lm, rows, self.lm.n_layers, states).logits_at(*where)
 
     def factors(self, examples: Sequence[Example]) -> dict[Site, Factors]:
         """The gradient factors of the examples' edits, as one batch."""
-        return stacked(self._known.of(examples))
+        return stack(self._known.of(examples))
 
     def _gradients(self, examples: Sequence[Example]) -> list[dict[Site, Factors]]:
         found = edit_factors(self.lm, self.sites, [e.inner for e in examples], self.first)
-        return [{site: cut(each, i) for site, each in found.items()} for i in range(len(examples))]
+        return [
+            {site: cut_out(each, i) for site, each in found.items()} for i in range(len(examples))
+        ]
 
 
 def _bytes_of(factors: dict[Site, Factors]) -> int:
@@ -123,7 +125,7 @@ def edit_factors(
     at = targets_of(rows, lm.device)
 
     def loss() -> Tensor:
-        log_p = kept.gathered(at.rows, at.positions).float().log_softmax(-1)
+        log_p = kept.logits_at(at.rows, at.positions).float().log_softmax(-1)
         return edit_loss(log_p, at.tokens, at.edit_of, len(rows)).sum()
 
     return factors_of(lm, sites, len(rows), loss)

@@ -53,7 +53,7 @@ def all_right(log_p: Tensor, tokens: Tensor, edit_of: Tensor, edits: int) -> Ten
     return (_mean_by(right, edit_of, edits) == 1).to(log_p.dtype)
 
 
-def unchanged(log_p: Tensor, log_p_0: Tensor, edit_of: Tensor, edits: int) -> Tensor:
+def share_unchanged(log_p: Tensor, log_p_0: Tensor, edit_of: Tensor, edits: int) -> Tensor:
     """Share of an edit's other tokens whose most probable prediction is as before, (edits,)."""
     same = (log_p.argmax(-1) == log_p_0.argmax(-1)).to(log_p.dtype)
     return _mean_by(same, edit_of, edits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lmedit.trace import added, changed
+from lmedit.trace import add_low_rank, changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,7 +67,7 @@ def edited_rows(lm: Lm, changes: Mapping[Site, LowRankBatch], edit_of: Tensor) -
 
             def add(x: Tensor, out: Tensor, left: Tensor = left, right: Tensor = right) -> Tensor:
                 rows, outs = (t.reshape(len(right), -1, t.shape[-1]) for t in (x, out))
-                return added(rows, outs, left, right).reshape(out.shape)
+                return add_low_rank(rows, outs, left, right).reshape(out.shape)
 
             stack.enter_context(changed(lm.module_of(site), add))
         yield

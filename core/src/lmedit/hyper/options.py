@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from lmedit.errors import OptionError
-from lmedit.hyper.published import published_weights
+from lmedit.hyper.released import released_weights
 from lmedit.options import Options
 from lmedit.storage.digests import file_digest
 
@@ -83,7 +83,7 @@ class HyperOptions(Options):
         description="Stop after this number of validations without a lower loss.",
     )
     checkpoint: str | None = Field(
-        default=None, description="File of a published editor, to use instead of a training."
+        default=None, description="File of a released editor, to use instead of a training."
     )
     at_once: int | None = Field(
         default=None,
@@ -95,22 +95,22 @@ class HyperOptions(Options):
     )
 
     def prepared_from(self) -> dict[str, Any]:
-        """The same, with the digest of the published editor's file in place of its path."""
+        """The same, with the digest of the released editor's file in place of its path."""
         found = super().prepared_from()
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
             found["checkpoint"] = file_digest(Path(self.checkpoint))
         return found
 
     def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The option values that a published editor's *weights* determine."""
+        """The option values that a released editor's *weights* determine."""
         del weights
         return {}
 
     def resolved(self, lm: Lm) -> Self:
-        """Fill in the blocks, and what a published editor's file determines and nobody gave."""
+        """Fill in the blocks, and what a released editor's file determines and nobody gave."""
         values: dict[str, Any] = {}
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
-            told = self.told_by(published_weights(self.checkpoint))
+            told = self.told_by(released_weights(self.checkpoint))
             values = {name: v for name, v in told.items() if name not in self.model_fields_set}
         if self.layers is None:
             values["layers"] = tuple(range(lm.n_layers))[-LAST:]

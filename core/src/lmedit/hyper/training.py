@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
-from lmedit.hyper.frozen import GIGABYTE, Frozen, ids_of, targets_of
-from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, unchanged
+from lmedit.hyper.frozen import GIGABYTE, FrozenModel, ids_of, targets_of
+from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, share_unchanged
 from lmedit.hyper.network import EditBatch, edited_rows
-from lmedit.hyper.run import Run
+from lmedit.hyper.training_state import TrainingState
 from lmedit.memory import is_out_of_memory
 from lmedit.metrics.contamination import TRAINED_ON
 from lmedit.types import Prepared
@@ -123,13 +123,13 @@ class _Trainer:
     ) -> None:
         self.lm, self.network, self.examples, self.options = lm, network, examples, options
         first = options.blocks[0]
-        self.frozen = Frozen(lm, options.sites(lm), first, options.cache_gigabytes)
+        self.frozen = FrozenModel(lm, options.sites(lm), first, options.cache_gigabytes)
         optimiser = torch.optim.Adam(
             [dict(group) for group in groups or [{"params": list(network.parameters())}]],
             lr=options.learning_rate,
         )
         self.rates = [group["lr"] for group in optimiser.param_groups]
-        self.run = Run(network, optimiser)
+        self.run = TrainingState(network, optimiser)
         self.at_once = options.at_once or options.batch
 
     def recall(self) -> None:
@@ -263,13 +263,13 @@ class _Trainer:
         edit_of = torch.arange(B, device=device).repeat(2)
         with edited_rows(self.lm, changes, edit_of):
             where = torch.cat([at.rows, B + other[:, 0]]), torch.cat([at.positions, other[:, 1]])
-            log_p = kept.gathered(*where).float().log_softmax(-1)
+            log_p = kept.logits_at(*where).float().log_softmax(-1)
         there, elsewhere = log_p[: len(at.rows)], log_p[len(at.rows) :]
         return (
             edit_loss(there, at.tokens, at.edit_of, B),
             locality_loss(elsewhere, log_p_0, other[:, 0], B),
             all_right(there.detach(), at.tokens, at.edit_of, B),
-            unchanged(elsewhere.detach(), log_p_0, other[:, 0], B),
+            share_unchanged(elsewhere.detach(), log_p_0, other[:, 0], B),
         )
 
     def _edits(self, examples: Sequence[Example]) -> EditBatch:

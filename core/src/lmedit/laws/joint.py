@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.edits.ledger import identity_of
+from lmedit.edits.ledger import update_digest
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ArtifactError
 from lmedit.laws.trial import LawBrokenError, NotTriedError, close, misfits, require, unknown_sites
@@ -59,7 +59,7 @@ def law_10(trial: Trial) -> None:
     """A joint update depends on its arguments alone, and changes none of them."""
     if not trial.joins:
         return
-    carried = _carried(trial)
+    carried = _carry_of_third(trial)
     before = [_bits(each) for each in (*carried, trial.prepared.tensors)]
     _, first = trial.raw_joint([trial.request, trial.other], carried)
     trial.raw_joint([trial.third])
@@ -107,7 +107,7 @@ def law_12(trial: Trial) -> None:
         "options": replace(own, options={**own.options, "another option": 1}),
     }
     for what, carried in strange.items():
-        require(_refused(editor, trial, carried), f"a carry with another {what} was accepted")
+        require(_is_refused(editor, trial, carried), f"a carry with another {what} was accepted")
 
 
 def law_13(trial: Trial) -> None:
@@ -119,7 +119,7 @@ def law_13(trial: Trial) -> None:
     if any(unknown_sites(lm, each) for each in locations) or misfits(lm, _union(locations), update):
         raise NotTriedError("the update breaks law 3 or 4, so it cannot be applied")
     bare = replace(update, carry={})
-    require(identity_of(update) == identity_of(bare), "its id depends on what it carries")
+    require(update_digest(update) == update_digest(bare), "its id depends on what it carries")
     digests = []
     for each in (update, bare):
         applied = hook.edit_apply(lm=lm, update=each)
@@ -148,7 +148,7 @@ def _union(locations: Sequence[Location]) -> Location:
     return Location(tuple(dict.fromkeys(site for each in locations for site in each.sites)))
 
 
-def _carried(trial: Trial) -> list[Mapping[str, Tensor]]:
+def _carry_of_third(trial: Trial) -> list[Mapping[str, Tensor]]:
     """What the update of the third request carries; empty if the method carries nothing."""
     _, update = trial.raw_joint([trial.third])
     return [update.carry] if update.carry else []
@@ -158,7 +158,7 @@ def _bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Any]:
     return {name: tensor.tolist() for name, tensor in tensors.items()}
 
 
-def _refused(editor: Editor, trial: Trial, carried: Carried) -> bool:
+def _is_refused(editor: Editor, trial: Trial, carried: Carried) -> bool:
     try:
         editor.compute_joint([trial.request], [carried])
     except ArtifactError:

@@ -32,12 +32,12 @@ def magnitude(contrast: Contrast) -> float:
     return math.exp(contrast.new) - math.exp(contrast.true)
 
 
-def kept(contrast: Contrast) -> float:
+def specificity(contrast: Contrast) -> float:
     """1 if the true answer is more probable than the new one, else 0 (a tie is 0): NS."""
     return float(contrast.true > contrast.new)
 
 
-def kept_magnitude(contrast: Contrast) -> float:
+def specificity_magnitude(contrast: Contrast) -> float:
     """P(true) - P(new), geometric means over tokens, in [-1, 1]: NM."""
     return -magnitude(contrast)
 

@@ -5,7 +5,7 @@ all columns. So new tokens share one column, and sliding windows, which count co
 finished row leaves the batch. No row depends on the other rows. The released code masks only the
 current token.
 
-`greedy` is the real generation of Yang et al. 2025 (arXiv 2502.11177). `sampled` is ROME's
+`greedy` is the real generation of Yang et al. 2025 (arXiv 2502.11177). `sample` is ROME's
 `util/generate.py:generate_fast`, which the fluency GE uses (Meng et al. 2022, section 3.3). There,
 `max_total_tokens` include the prompt, and the `top_k` best are renormalised. The temperature is 1,
 and end-of-text does not stop a row.
@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache
 
 from lmedit.replay import keep
-from lmedit.replay.batches import BATCH_TOKENS, by_length, encoded
+from lmedit.replay.batches import BATCH_TOKENS, by_length, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,14 +49,14 @@ def greedy(
     Returns only the continuation, without special tokens. It ends before end-of-text (of the
     tokenizer or the generation config) or after *max_new_tokens*.
     """
-    rows = [encoded(lm, prompt, max_new_tokens) for prompt in prompts]
+    rows = [encode_prompt(lm, prompt, max_new_tokens) for prompt in prompts]
     wanted = [max_new_tokens] * len(rows)
     plan = _Task(rows, wanted, _end_tokens(lm), batch_tokens, under)
     new = _continue(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
     return [_added_text(lm, row, tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
-def sampled(
+def sample(
     lm: Lm,
     prompts: Sequence[str],
     max_total_tokens: int,
@@ -71,7 +71,7 @@ def sampled(
     longer prompt is not continued. Every row has its own generator, seeded by *seed* and the
     prompt. So the same prompt gives the same text, and torch's global generator stays unchanged.
     """
-    rows = [encoded(lm, prompt) for prompt in prompts]
+    rows = [encode_prompt(lm, prompt) for prompt in prompts]
     wanted = [max(0, min(max_total_tokens, lm.max_positions) - len(row)) for row in rows]
     draws = [torch.Generator().manual_seed(_seed_of(seed, prompt)) for prompt in prompts]
 

@@ -37,7 +37,7 @@ TERM = re.compile(r"\b\w\w+\b")
 """A term of RS: the default of scikit-learn's `TfidfVectorizer`."""
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Normalise *text*: NFKC, casefold, one blank between words, no punctuation at the ends.
 
     Punctuation is Unicode's (categories P*); signs such as $ or + stay.
@@ -52,18 +52,18 @@ def _is_edge_sign(sign: str) -> bool:
 
 
 def exact_match(generated: str, target: str) -> float:
-    """1 if *generated* equals *target*, both `normalised`; else 0. An empty target gives 0."""
-    wanted = normalised(target)
-    return float(bool(wanted) and normalised(generated) == wanted)
+    """1 if *generated* equals *target* after `normalise_text`; else 0. An empty target gives 0."""
+    wanted = normalise_text(target)
+    return float(bool(wanted) and normalise_text(generated) == wanted)
 
 
 def contains(generated: str, target: str) -> float:
-    """1 if *generated* contains *target* at word edges, both `normalised`; else 0.
+    """1 if *generated* contains *target* at word edges, both after `normalise_text`; else 0.
 
     There is no word edge between two digits or letters of a script with capitals: "Romeo" does not
     contain "Rome". Scripts without capitals do not separate words, so any place counts there.
     """
-    text, wanted = normalised(generated), normalised(target)
+    text, wanted = normalise_text(generated), normalise_text(target)
     at = text.find(wanted) if wanted else -1
     while at >= 0:
         end = at + len(wanted)

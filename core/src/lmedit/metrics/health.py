@@ -77,7 +77,7 @@ class HeldOut:
 
         def read(i: int, logits: Tensor) -> tuple[float, float]:
             base = self._base[i].to(logits.device)
-            return _loss(logits, self.rows[i]), _moved(base, logits)
+            return _loss(logits, self.rows[i]), _total_kl(base, logits)
 
         each = under and under.repeat([len(self.rows)])
         sums = read_rows(lm, self.rows, read, self.batch_tokens, under=each)
@@ -96,7 +96,7 @@ def _loss(logits: Tensor, row: Sequence[int]) -> float:
     return -math.fsum(float(log_probabilities(z).gather(1, i).sum()) for z, i in parts)
 
 
-def _moved(base: Tensor, edited: Tensor) -> float:
+def _total_kl(base: Tensor, edited: Tensor) -> float:
     """The summed KL(base || edited) of all positions but the last, from logits."""
     both = (torch.split(z[:-1], POSITIONS_AT_ONCE) for z in (base, edited))
     parts = zip(*both, strict=True)

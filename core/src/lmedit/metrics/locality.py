@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.replay.batches import BATCH_TOKENS, encoded, log_probabilities, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, encode_prompt, log_probabilities, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def next_log_probabilities(
     under: RowEdits | None = None,
 ) -> Tensor:
     """log P(token | prompt) for every token, (len(prompts), V), at least float32, on the CPU."""
-    rows = [encoded(lm, prompt) for prompt in prompts]
+    rows = [encode_prompt(lm, prompt) for prompt in prompts]
 
     def read(_: int, logits: Tensor) -> Tensor:
         return log_probabilities(logits[-1]).cpu().to(lm.working_dtype)

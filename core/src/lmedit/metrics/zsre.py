@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmedit.metrics.counterfact import mean
-from lmedit.replay.batches import BATCH_TOKENS, encoded, read_rows
+from lmedit.replay.batches import BATCH_TOKENS, encode_prompt, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ def string_hits(
         ids = _plain_ids(lm, f" {target.strip()}")
         counts.append(len(ids))
         for i, token in enumerate(ids):
-            prompts.append(encoded(lm, prompt + lm.decode(ids[:i])))
+            prompts.append(encode_prompt(lm, prompt + lm.decode(ids[:i])))
             wanted.append(next(iter(_plain_ids(lm, lm.decode([token]))), None))
 
     def read(i: int, logits: Tensor) -> bool:

@@ -35,7 +35,9 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
             )
     _check_whole(source, info)
     if unread := info["unexpected_keys"]:
-        notes.append(f"{source}: {_counted(unread)} not read, since the model has no such part")
+        notes.append(
+            f"{source}: {_list_tensors(unread)} not read, since the model has no such part"
+        )
     return model
 
 
@@ -66,12 +68,13 @@ def _check_whole(source: str, info: Mapping[str, Any]) -> None:
         )
     if missing := info["missing_keys"]:
         raise ModelError(
-            f"{source!r} lacks {_counted(missing)} that its config names; correct config.json, or "
+            f"{source!r} lacks {_list_tensors(missing)} that its config names; "
+            "correct config.json, or "
             "write the model again"
         )
 
 
-def _counted(names: Collection[str]) -> str:
+def _list_tensors(names: Collection[str]) -> str:
     """The number of tensors and the first few names."""
     first = ", ".join(sorted(names, key=_natural)[:SHOWN])
     more = ", ..." if len(names) > SHOWN else ""

@@ -53,7 +53,7 @@ def family_of(model: PreTrainedModel) -> Family:
     known = KNOWN.get(model.config.get_text_config().model_type)
     if known is not None and known.blocks in dict(model.named_modules()):
         return known
-    return searched(model)
+    return search_family(model)
 
 
 def _check_decoder(model: PreTrainedModel) -> None:
@@ -68,7 +68,7 @@ def _check_decoder(model: PreTrainedModel) -> None:
         )
 
 
-def searched(model: PreTrainedModel) -> Family:
+def search_family(model: PreTrainedModel) -> Family:
     """The family, found by structure alone (see the module docstring)."""
     blocks = _find_blocks(model)
     parent = model.get_submodule(blocks.rpartition(".")[0])

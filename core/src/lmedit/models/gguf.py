@@ -55,13 +55,13 @@ def folder_of(file: Path) -> Converted:
     Raises `ModelError` if the file cannot be read or the folder cannot be written.
     """
     folder = converted_folder(file)
-    with written_or_said(folder), locked(folder):
+    with name_write_errors(folder), locked(folder):
         if not folder.is_dir():
             check_packages(file)
             header = read_header(file)
             with replacing_folder(folder) as place:
                 convert(file, header, place)
-                write_json(place / RECORD, {"file": file.name, **facts_of(file, header)})
+                write_json(place / RECORD, {"file": file.name, **describe_gguf(file, header)})
     return Converted(folder, f"{file.name}: {record_of(folder).get('note')}")
 
 
@@ -103,7 +103,7 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def facts_of(file: Path, header: Header) -> dict[str, Any]:
+def describe_gguf(file: Path, header: Header) -> dict[str, Any]:
     """The facts to store with the model made from the GGUF *file*."""
     from transformers import __version__
 
@@ -124,7 +124,7 @@ def check_packages(what: Path | str) -> None:
 
 
 @contextmanager
-def written_or_said(folder: Path) -> Iterator[None]:
+def name_write_errors(folder: Path) -> Iterator[None]:
     """Turn a failed write of *folder* into a `ModelError` with the remedy."""
     try:
         yield
@@ -152,10 +152,10 @@ def convert(file: Path, header: Header, place: Path) -> None:
         step("config")
         config = _config(where, file, header)
         step("weights")
-        with _named(file, header, "weights"):
+        with _name_errors(file, header, "weights"):
             model = _model(where, config)
         step("tokenizer")
-        with _named(file, header, "tokenizer"):
+        with _name_errors(file, header, "tokenizer"):
             tokenizer = _tokenizer(where, header)
         step("writing")
         try:
@@ -208,7 +208,7 @@ def _alone(file: Path) -> Iterator[dict[str, Any]]:
 def _config(where: dict[str, Any], file: Path, header: Header) -> Any:
     from transformers import AutoConfig
 
-    with _named(file, header, "config"):
+    with _name_errors(file, header, "config"):
         config = AutoConfig.from_pretrained(**where)
     check_class(str(file), type(config), config.to_dict())
     return config
@@ -219,7 +219,11 @@ def _model(where: dict[str, Any], config: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     found: Any = AutoModelForCausalLM.from_pretrained(
-        **where, **_unpacked(), config=config, dtype=torch.float32, output_loading_info=True
+        **where,
+        **_dequantise(),
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     model, info = found
     if missing := sorted(info["missing_keys"]):
@@ -228,7 +232,7 @@ def _model(where: dict[str, Any], config: Any) -> PreTrainedModel:
     return model
 
 
-def _unpacked() -> dict[str, Any]:
+def _dequantise() -> dict[str, Any]:
     """Arguments that ask transformers for plain floats; new versions can keep weights packed."""
     from transformers.utils import quantization_config
 
@@ -252,7 +256,7 @@ def _tokenizer(where: dict[str, Any], header: Header) -> Any:
 
 
 @contextmanager
-def _named(file: Path, header: Header, part: str) -> Iterator[None]:
+def _name_errors(file: Path, header: Header, part: str) -> Iterator[None]:
     """Turn any error in reading a *part* of *file* into a `ModelError` of one line."""
     from transformers import __version__
 

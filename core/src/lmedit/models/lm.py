@@ -80,7 +80,7 @@ class Lm:
         For caches of values that depend on the weights. It relies on torch's write counters, which
         do not see a write through ``.data``; `weights_digest` relies on nothing.
         """
-        return self._known.digest(self.parameters, self._written, self._values)
+        return self._known.digest(self.parameters, self._write_state, self._values)
 
     def renew(self) -> bool:
         """Load the model again, to replace one that somebody changed; all of it is new.
@@ -115,14 +115,14 @@ class Lm:
         """The names of all parameters; of tied parameters only the first."""
         return offload.names(self.model)
 
-    def _written(self, name: str) -> tuple[int, int]:
+    def _write_state(self, name: str) -> tuple[int, int]:
         if offload.lies_in_file(self.model, name):
             return -1, -1  # nobody writes to the file
         values = self._values(name)
         return values._version, values.data_ptr()
 
     def _values(self, name: str) -> Tensor:
-        return offload.fetched(self.model, name).detach()
+        return offload.fetch(self.model, name).detach()
 
     @property
     def working_dtype(self) -> torch.dtype:
@@ -242,7 +242,7 @@ class Lm:
         """A copy of the parameter of *site*, in its storage layout."""
         return self._values(site.parameter).clone()
 
-    def added(self, site: Site, change: Tensor) -> Tensor:
+    def weight_plus(self, site: Site, change: Tensor) -> Tensor:
         """The matrix of *site* plus *change* (d_out, d_in), as `add` would store it."""
         weight = self.weight(site)
         finer = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
@@ -251,13 +251,15 @@ class Lm:
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
         """Add *change* (d_out, d_in). The sum is in float32 or finer and is rounded once."""
-        weight = families.as_matrix(offload.held(self.model, site.parameter).detach(), site)
-        weight.copy_(self.added(site, change))
+        weight = families.as_matrix(
+            offload.fetch_to_memory(self.model, site.parameter).detach(), site
+        )
+        weight.copy_(self.weight_plus(site, change))
 
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:
         """Copy *values*, which `snapshot` returned, back into the parameter of *site*."""
-        offload.held(self.model, site.parameter).copy_(values)
+        offload.fetch_to_memory(self.model, site.parameter).copy_(values)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*, with the special tokens that the tokenizer adds itself."""
@@ -283,7 +285,7 @@ class Lm:
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
         """Rows of ids as one right-padded batch on the model's device."""
-        return tokens.padded(rows, self.device)
+        return tokens.pad(rows, self.device)
 
     def logits(self, batch: tokens.Batch) -> Tensor:
         """Next-token logits (B, T, V) at every position, in the model's dtype.

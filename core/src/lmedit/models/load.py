@@ -68,7 +68,7 @@ class _Place:
     def tuned(self) -> dict[str, Any]:
         """Tuned options by method. Those in the model's folder override the world's."""
         shared = self.world.tuned if self.world else None
-        return {**(_tuned(shared) if shared else {}), **_tuned(self.folder / TUNED_FILE)}
+        return {**(_read_tuned(shared) if shared else {}), **_read_tuned(self.folder / TUNED_FILE)}
 
 
 def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
@@ -81,7 +81,9 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
     """
     place = _place_of(name)
     notes = [place.note] if place.note else []
-    again = partial(_placed, place, dtype, device, local=place.folder.exists() or not download)
+    again = partial(
+        _place_on_device, place, dtype, device, local=place.folder.exists() or not download
+    )
     model, tokenizer = again(notes=notes)
     world = place.world
     lm = Lm(
@@ -151,7 +153,7 @@ def _is_gguf(name: str) -> bool:
     return True
 
 
-def _placed(
+def _place_on_device(
     place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
 ) -> tuple[Any, Any]:
     """Model and tokenizer; the model is on its device and takes no gradients."""
@@ -253,7 +255,7 @@ def device_of(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _tuned(file: Path) -> Mapping[str, Any]:
+def _read_tuned(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:

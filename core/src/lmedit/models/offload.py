@@ -27,7 +27,7 @@ def names(model: nn.Module) -> frozenset[str]:
     )
 
 
-def fetched(model: nn.Module, name: str) -> Tensor:
+def fetch(model: nn.Module, name: str) -> Tensor:
     """The parameter *name* with its values, in memory or in a file.
 
     If the model has no weights, it is the placeholder. Raises `AttributeError` if there is none.
@@ -37,9 +37,9 @@ def fetched(model: nn.Module, name: str) -> Tensor:
     return parameter if found is None else found[0][found[1]]
 
 
-def held(model: nn.Module, name: str) -> Tensor:
-    """As `fetched`, but in memory from now on, so that a write to it stays."""
-    values = fetched(model, name)
+def fetch_to_memory(model: nn.Module, name: str) -> Tensor:
+    """As `fetch`, but in memory from now on, so that a write to it stays."""
+    values = fetch(model, name)
     if model.get_parameter(name).is_meta and (found := _place(model, name)) is not None:
         store, key = found
         in_memory = getattr(store, "state_dict", store)

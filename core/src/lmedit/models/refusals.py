@@ -37,7 +37,7 @@ def check_folder(folder: Path) -> None:
     if files := sorted(name for name in names if name.endswith(".gguf")):
         what = f"folder {str(folder)!r} holds a GGUF file and no config.json"
         raise ModelError(f"{what}; name the file: -m {folder / files[0]}")
-    raise ModelError(damaged(str(folder), "it has no config.json"))
+    raise ModelError(damage_line(str(folder), "it has no config.json"))
 
 
 def check_weights(folder: Path, remedy: str) -> None:
@@ -52,7 +52,7 @@ def check_weights(folder: Path, remedy: str) -> None:
             "trust them, write safetensors in Python: from transformers import "
             f"AutoModelForCausalLM as M; M.from_pretrained({where}).save_pretrained({where})"
         )
-    raise ModelError(damaged(str(folder), "it has no model.safetensors", remedy))
+    raise ModelError(damage_line(str(folder), "it has no model.safetensors", remedy))
 
 
 def check_kind(name: str, values: Mapping[str, Any]) -> None:
@@ -148,14 +148,16 @@ def complaint(name: str, error: Exception, *, folder: bool, remedy: str) -> str:
     if isinstance(error, MemoryError) or "allocate memory" in what:
         return f"{name!r} does not fit into memory ({what}); give --dtype bfloat16"
     if isinstance(error, DAMAGE):
-        return damaged(name, what, remedy, folder=folder)
+        return damage_line(name, what, remedy, folder=folder)
     return (
         f"{name!r} cannot be loaded ({type(error).__name__}: {what}); check its config.json, or "
         "load it in Python and give lmedit.Lm(model, tokenizer)"
     )
 
 
-def damaged(name: str, what: str, remedy: str = "write it again", *, folder: bool = True) -> str:
+def damage_line(
+    name: str, what: str, remedy: str = "write it again", *, folder: bool = True
+) -> str:
     """The line for damaged or missing files."""
     kind = "model folder" if folder else "downloaded model"
     return f"{kind} {name!r} is damaged or incomplete ({what}); {remedy}"

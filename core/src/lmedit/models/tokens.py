@@ -131,7 +131,7 @@ def with_target(
     return encoded.ids[:cut], added
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Batch:
     """Rows of ids as one right-padded batch; the padding has id 0."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)

@@ -53,7 +53,7 @@ class Kept:
             logits: Tensor = self.lm.model(**self.inputs, logits_to_keep=keep).logits
         return logits
 
-    def entered_by(self, change: Callable[[Tensor], Tensor]) -> Kept:
+    def change_entering(self, change: Callable[[Tensor], Tensor]) -> Kept:
         """The same replay, with ``change(hidden)`` (B, S, H) as the block's input."""
         if self.entering is None:
             raise ValueError("the replay starts at block 0, which has no kept input to change")
@@ -61,7 +61,7 @@ class Kept:
             return replace(self, entering=(change(self.entering[0]), *self.entering[1:]))
         return replace(self, entering=change(self.entering))
 
-    def repeated(self, count: int) -> Kept:
+    def repeat(self, count: int) -> Kept:
         """The rows of a replay from block 0, repeated *count* times."""
         if self.layer:
             raise ValueError(f"only a replay from block 0 can be repeated, not from {self.layer}")
@@ -71,7 +71,7 @@ class Kept:
         }
         return Kept(self.lm, 0, inputs, (count * self.shape[0], self.shape[1]), None)
 
-    def gathered(self, rows: Tensor, positions: Tensor, *, whole_mlp: bool = True) -> Tensor:
+    def logits_at(self, rows: Tensor, positions: Tensor, *, whole_mlp: bool = True) -> Tensor:
         """Next-token logits (n, V) at the places (row, position), (n,) each.
 
         The head runs only at these places, for rows of any length. So does the MLP of the last
@@ -247,10 +247,10 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
     )
     take = column.clamp(min=0)[:, None, :, None]
 
-    def moved(states: Tensor) -> Tensor:
+    def move(states: Tensor) -> Tensor:
         return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
 
-    kept = read_only([(moved(keys), moved(values)) for keys, values, _ in cache])
+    kept = read_only([(move(keys), move(values)) for keys, values, _ in cache])
     return kept, (column >= 0).long()
 
 

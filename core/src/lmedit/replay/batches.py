@@ -100,9 +100,9 @@ def _logits_at(
     ids = [rows[i] for i in which]
     where = torch.tensor(at, device=lm.device).reshape(-1, 2).T
     if under is None:
-        return resume(lm, ids, 0, []).gathered(*where, whole_mlp=False)
+        return resume(lm, ids, 0, []).logits_at(*where, whole_mlp=False)
     with under.edits.on(under.at(which)):
-        return under.edits.ready(ids).gathered(*where, whole_mlp=under.edits.in_last)
+        return under.edits.ready(ids).logits_at(*where, whole_mlp=under.edits.in_last)
 
 
 def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
@@ -124,7 +124,7 @@ def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[r
     return [range(len(ids) - 1, len(ids) - 1 + len(target)) for ids, target in rows]
 
 
-def encoded(lm: Lm, prompt: str, room: int = 0) -> list[int]:
+def encode_prompt(lm: Lm, prompt: str, room: int = 0) -> list[int]:
     """Ids of *prompt*. Raises `RequestError` if there are none, or no *room* for more tokens."""
     return _check_length(lm, prompt, lm.encode(prompt), room)
 

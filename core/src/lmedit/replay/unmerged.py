@@ -17,7 +17,7 @@ import torch
 
 from lmedit.models.families import is_matrix
 from lmedit.replay import Entering, Kept, enter, resume
-from lmedit.trace import added, changed
+from lmedit.trace import add_low_rank, changed
 from lmedit.types import Dense, LowRank
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class UnmergedEdits:
             for site, deltas in self.changes.items():
                 rows = [deltas.get(number) for number in edit_of]
                 if any(delta is not None for delta in rows):
-                    stack.enter_context(changed(self.lm.module_of(site), _Change(site, rows)))
+                    stack.enter_context(changed(self.lm.module_of(site), _RowDeltas(site, rows)))
             yield
 
     def ready(self, rows: Sequence[Sequence[int]]) -> Kept:
@@ -113,7 +113,7 @@ class RowEdits:
         return RowEdits(self.edits, [edit for edit, count in pairs for _ in range(count)])
 
 
-class _Change:
+class _RowDeltas:
     """Add the rows' deltas to a module's output; None adds nothing."""
 
     def __init__(self, site: Site, rows: Sequence[Delta | None]) -> None:
@@ -134,7 +134,7 @@ class _Change:
             inputs = torch.ones_like(inputs[..., :1])
         if self.low_rank is not None:
             rows = self.low_rows
-            whole[rows] = added(inputs[rows], whole[rows], *self.low_rank)
+            whole[rows] = add_low_rank(inputs[rows], whole[rows], *self.low_rank)
         for values, rows in self.dense.values():
             more = inputs[rows].to(values.dtype) @ values.mT
             whole[rows] = whole[rows] + more.to(whole.dtype)

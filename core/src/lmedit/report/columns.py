@@ -64,10 +64,10 @@ def cell(run: FinishedRun, row: Row, column: Column) -> tuple[float | None, floa
     if row.method not in run.entries or name not in run.score_names:
         return None, None
     values = run.values(row.method, name)
-    return _scaled(mean(values), column.scale), _scaled(interval(values), column.scale)
+    return _scale(mean(values), column.scale), _scale(interval(values), column.scale)
 
 
-def named(run: FinishedRun, row: Row, name: str) -> tuple[float | None, float | None]:
+def cell_named(run: FinishedRun, row: Row, name: str) -> tuple[float | None, float | None]:
     """The `cell` of the column *name*."""
     return cell(run, row, Column(name, measure(name)))
 
@@ -100,7 +100,7 @@ def complete_rows(run: FinishedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def shown(value: float | None, half_width: float | None = None, digits: int = 1) -> str:
+def format_number(value: float | None, half_width: float | None = None, digits: int = 1) -> str:
     """A number as every page and table shows it."""
     if value is None:
         return NOTHING
@@ -116,5 +116,5 @@ def meaning(column: Column) -> str:
     return column.measure.meaning
 
 
-def _scaled(value: float | None, scale: float) -> float | None:
+def _scale(value: float | None, scale: float) -> float | None:
     return None if value is None else scale * value

@@ -28,7 +28,7 @@ HARM = ("perplexity", "relative_norm", "spectral_growth")
 Line = tuple[str, list[tuple[float, float]]]
 
 
-def retention(run: FinishedRun) -> str:
+def draw_retention(run: FinishedRun) -> str:
     """ES, PS and NS of all edits so far, one panel each; empty if edits did not pile up."""
     return "".join(_panel(run, name, percent=True) for name in RETAINED)
 

@@ -55,7 +55,7 @@ def group_score(run: FinishedRun, method: str, name: str, places: Sequence[int])
     """A method's mean score in percent over the cases *places*; S comes from the three means."""
     if name == "S":
         return harmonic_mean([group_score(run, method, part, places) for part in PARTS])
-    found = (run.counted(method, index).get(name) for index in places)
+    found = (run.counting_scores(method, index).get(name) for index in places)
     average = mean([value for value in found if value is not None])
     return None if average is None else 100 * average
 

@@ -68,11 +68,16 @@ def setups(run: FinishedRun) -> str:
 
 def notes(run: FinishedRun) -> str:
     """The notes that a reader should know before quoting a number of this page."""
-    told = [*_already(run), *_trained(run), PILED if run.results.curve else SINGLE, *CAUTIONS]
+    told = [
+        *_already(run),
+        *_training_notes(run),
+        PILED if run.results.curve else SINGLE,
+        *CAUTIONS,
+    ]
     return tag("ul", "".join(tag("li", escape(" ".join(note.split()))) for note in told))
 
 
-def _trained(run: FinishedRun) -> list[str]:
+def _training_notes(run: FinishedRun) -> list[str]:
     """The methods that were trained on some of these cases."""
     return [
         f"{method} was trained on {count} of these cases, so its scores are too good."

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
 from lmedit.report.browser import browser_data
-from lmedit.report.columns import best, cell, columns, shown
-from lmedit.report.curves import harm, retention
+from lmedit.report.columns import best, cell, columns, format_number
+from lmedit.report.curves import draw_retention, harm
 from lmedit.report.heatmap import MOST_GROUPS, heat_map
 from lmedit.report.histograms import magnitudes, norms
 from lmedit.report.notes import notes, protocols, setups
@@ -92,7 +92,7 @@ def _results(run: FinishedRun) -> str:
         body.append(
             tag("tr", cells, class_="base" if row.method == BASE else None, data_method=row.method)
         )
-        body.append(_published(run, row.method, wanted))
+        body.append(_paper_row(run, row.method, wanted))
     inside = tag("thead", tag("tr", head)) + tag("tbody", "".join(body))
     table = tag("div", tag("table", inside, class_="results"), class_="wide")
     return table + tag(
@@ -107,7 +107,7 @@ def _results(run: FinishedRun) -> str:
 def _with_bar(value: float | None, half_width: float | None, column: Column) -> str:
     """A value, followed by half of its interval in small type."""
     bar = "" if half_width is None else tag("small", f"±{half_width:.{column.digits}f}")
-    return shown(value, digits=column.digits) + bar
+    return format_number(value, digits=column.digits) + bar
 
 
 def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: str) -> str:
@@ -119,7 +119,7 @@ def _listing(heads: Sequence[str], rows: Sequence[str], class_: str, caption: st
     return tag("div", table, class_="wide") + tag("p", caption, class_="caption")
 
 
-def _published(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
+def _paper_row(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
     """The paper's row for *method*, if there is one."""
     paper = run.results.published
     found = next((row for row in paper.rows if row.method == method), None) if paper else None
@@ -155,7 +155,7 @@ def _differences(run: FinishedRun) -> str:
 
 def _retention(run: FinishedRun) -> str:
     return _figure(
-        retention(run), "Scores of all edits so far, by number of edits in one model.", "two"
+        draw_retention(run), "Scores of all edits so far, by number of edits in one model.", "two"
     )
 
 

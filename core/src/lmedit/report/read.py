@@ -195,7 +195,7 @@ class FinishedRun:
         }
         return sort_columns(found)
 
-    def counted(self, method: str, index: int) -> Mapping[str, float | None]:
+    def counting_scores(self, method: str, index: int) -> Mapping[str, float | None]:
         """The scores that count: after a failed edit, those of the unedited model."""
         entry = self.entries[method][index]
         if entry.payload.failure is not None and BASE in self.entries:
@@ -204,7 +204,7 @@ class FinishedRun:
 
     def values(self, method: str, score: str) -> list[float]:
         """The counted values of a score over all cases, without the missing ones."""
-        found = (self.counted(method, index).get(score) for index in range(len(self.ids)))
+        found = (self.counting_scores(method, index).get(score) for index in range(len(self.ids)))
         return [value for value in found if value is not None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.report.columns import named, shown
+from lmedit.report.columns import cell_named, format_number
 from lmedit.report.read import BASE
 from lmedit.report.svg import (
     Labels,
@@ -47,7 +47,7 @@ def _against_specificity(run: FinishedRun, name: str) -> str:
     up = Scale(0, 100, BOTTOM - 8, TOP + 8)
     points = []
     for row in run.results.rows:
-        (x, dx), (y, dy) = named(run, row, "NS"), named(run, row, name)
+        (x, dx), (y, dy) = cell_named(run, row, "NS"), cell_named(run, row, name)
         if x is not None and y is not None:
             points.append((row, (x, dx or 0.0), (y, dy or 0.0)))
     if not points:
@@ -103,8 +103,8 @@ def cost(run: FinishedRun) -> str:
     timed = [
         (row, s, t)
         for row in run.results.rows
-        if (s := named(run, row, "S")[0]) is not None
-        and (t := named(run, row, "seconds_per_edit")[0])
+        if (s := cell_named(run, row, "S")[0]) is not None
+        and (t := cell_named(run, row, "seconds_per_edit")[0])
         and t > 0
     ]
     if not timed:
@@ -120,7 +120,7 @@ def cost(run: FinishedRun) -> str:
         for t in log_ticks(across)
     ]
     labels = Labels((LEFT + 2, TOP - 8, RIGHT, BOTTOM - 1), [])
-    drawn += [_unedited(run, up, labels)]
+    drawn += [_unedited_line(run, up, labels)]
     for row, s, t in timed:
         labels.taken.append((across(t) - 6, up(s) - 6, across(_with_share(row, t)) + 6, up(s) + 6))
     look = looks_of(run)
@@ -141,12 +141,12 @@ def _costs(
     return drawn + labels.put(across(t), up(s), row.method, look.colour)
 
 
-def _unedited(run: FinishedRun, up: Scale, labels: Labels) -> str:
+def _unedited_line(run: FinishedRun, up: Scale, labels: Labels) -> str:
     """A line at the score of the unedited model."""
     for row in run.results.rows:
-        s = named(run, row, "S")[0]
+        s = cell_named(run, row, "S")[0]
         if row.method == BASE and s is not None:
-            text = f"{BASE} {shown(s)}"
+            text = f"{BASE} {format_number(s)}"
             labels.taken.append((RIGHT - 60, up(s) - 16, RIGHT, up(s) + 2))
             return line(LEFT, up(s), RIGHT, up(s), "base") + words(
                 RIGHT - 4, up(s) - 5, text, "tick", "end"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
-from lmedit.report.columns import best, cell, columns, complete_rows, shown
+from lmedit.report.columns import best, cell, columns, complete_rows, format_number
 from lmedit.report.svg import tag
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def as_table(run: FinishedRun) -> str:
     for column in columns(run):
         if column.extra:
             values = [(row.method, cell(run, row, column)) for row in run.results.rows]
-            told = ", ".join(f"{method} {shown(*value)}" for method, value in values)
+            told = ", ".join(f"{method} {format_number(*value)}" for method, value in values)
             lines.append(f"{column.label}: {told}")
     return "\n".join(lines)
 
@@ -60,7 +60,7 @@ def _cells(run: FinishedRun) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     for row in run.results.rows:
         cells = [(row.title, False), (str(row.n), False), (str(row.n_failed), False)]
         for column in wanted:
-            text = shown(*cell(run, row, column), digits=column.digits)
+            text = format_number(*cell(run, row, column), digits=column.digits)
             cells.append((text, row.method in winners[column.name]))
         rows.append(cells)
     return head, rows

@@ -139,7 +139,7 @@ class _Work:
         rows = sorted((self.lm.encode(text)[:limit] for text in texts), key=len)
         if self.counting.unit == "tokens":
             rows = _first_tokens(rows, self.counting.samples - self.tokens)
-        for batch in packed([row for row in rows if row]):
+        for batch in pack([row for row in rows if row]):
             for keys in in_parts(
                 lambda part: keys_of(self.lm, self.layers, part), batch, len(batch)
             ):
@@ -175,7 +175,7 @@ def _first_tokens(rows: Sequence[list[int]], count: int) -> list[list[int]]:
     return kept
 
 
-def packed(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+def pack(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Batch rows of ascending length, with at most BATCH_TOKENS padded tokens per batch."""
     for members in by_length([len(row) for row in rows], BATCH_TOKENS):
         yield [rows[i] for i in members]

@@ -79,7 +79,7 @@ class Statistics:
             )
         return self.moment()
 
-    def verified(self) -> float:
+    def verify(self) -> float:
         """The condition number; raises `ArtifactError` if the sum cannot be a second moment."""
         moment = self.moment()
         S = moment.sum
@@ -223,7 +223,7 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     facts = _facts(lm, layer, f"imported from {path.name}", digest, None)
     one = _store(facts, Moment(S, tokens, documents))
     try:
-        one.verified()
+        one.verify()
     except ArtifactError as error:
         one.path.unlink()
         raise ArtifactError(f"{path} was not imported: {error}") from error

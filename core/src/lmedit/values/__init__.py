@@ -7,14 +7,14 @@ from lmedit.values.contexts import sample_contexts
 from lmedit.values.options import ValueOptions
 from lmedit.values.rows import Place, Rows, rows_of
 from lmedit.values.search import Value, optimise_values
-from lmedit.values.statistics import counted, counting_of, factor
+from lmedit.values.statistics import count_moments, counting_of, factor
 
 __all__ = [
     "Place",
     "Rows",
     "Value",
     "ValueOptions",
-    "counted",
+    "count_moments",
     "counting_of",
     "factor",
     "optimise_values",

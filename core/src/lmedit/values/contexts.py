@@ -50,7 +50,7 @@ def _contexts(lm: Lm, options: ValueOptions) -> list[str]:
     templates = [BARE] if options.include_bare or not options.prefixes else []
     for length, count in options.prefixes:
         for start, times in _starts(options.prefix_start, count):
-            for text in sampled(lm, start, _new_tokens(length, options), times, random):
+            for text in sample_texts(lm, start, _new_tokens(length, options), times, random):
                 templates.append(clean(text) + options.prefix_join + BARE)
     return templates
 
@@ -76,7 +76,9 @@ def clean(text: str) -> str:
 
 
 @torch.no_grad()
-def sampled(lm: Lm, start: str, new_tokens: int, count: int, random: torch.Generator) -> list[str]:
+def sample_texts(
+    lm: Lm, start: str, new_tokens: int, count: int, random: torch.Generator
+) -> list[str]:
     """Sample *count* texts of *new_tokens* tokens behind *start*, each token from the best 5.
 
     An empty *start* means the model's BOS (or EOS) token, which is not part of the texts. A *start*

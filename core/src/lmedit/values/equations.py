@@ -20,7 +20,7 @@ def target_loss(log_probabilities: Tensor) -> Tensor:
     return -log_probabilities.mean()
 
 
-def drift(log_p: Tensor, log_p_0: Tensor, *, per_entry: bool = False) -> Tensor:
+def essence_drift(log_p: Tensor, log_p_0: Tensor, *, per_entry: bool = False) -> Tensor:
     """KL(p_delta || p_0) of the next token after "{subject} is a" (equation 4, second term).
 
     Both are (V,) in nats. *per_entry* divides by V, as torch's `reduction="mean"` does, on
@@ -38,7 +38,7 @@ def decay(delta: Tensor, v_0: Tensor) -> Tensor:
     return (delta.norm(dim=-1) / v_0.norm(dim=-1) ** 2).sum()
 
 
-def clamped(delta: Tensor, v_0: Tensor, factor: float) -> Tensor:
+def clamp(delta: Tensor, v_0: Tensor, factor: float) -> Tensor:
     """*delta* scaled back to norm factor |v_0| at each place where it is longer (released code)."""
     longest = factor * v_0.norm(dim=-1, keepdim=True)
     length = delta.norm(dim=-1, keepdim=True)

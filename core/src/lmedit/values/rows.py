@@ -178,14 +178,14 @@ class _Chunk:
         """Logits (n, V) at the places to read, with *deltas* (R, [P,] H) at the subjects."""
         of_rows = deltas[self.request_of]  # (B, [P,] H)
         if not self.modules:
-            entered = self.kept.entered_by(self._adding(of_rows))
-            return entered.gathered(self.rows, self.at, whole_mlp=False)
+            entered = self.kept.change_entering(self._adding(of_rows))
+            return entered.logits_at(self.rows, self.at, whole_mlp=False)
         with ExitStack() as stack:
             several = of_rows if of_rows.dim() == 3 else of_rows[:, None]
             for place, module in enumerate(self.modules):
                 change = partial(_output_of, self._adding(several[:, place]))
                 stack.enter_context(changed(module, change))
-            return self.kept.gathered(self.rows, self.at)
+            return self.kept.logits_at(self.rows, self.at)
 
     def _adding(self, deltas: Tensor) -> Callable[[Tensor], Tensor]:
         """Add *deltas* (B, H) at the first position of each row."""

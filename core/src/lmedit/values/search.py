@@ -13,7 +13,7 @@ import torch
 
 from lmedit.arithmetic import products
 from lmedit.memory import InPieces
-from lmedit.values.equations import clamped, decay, drift, target_loss
+from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 from lmedit.values.rows import LossRows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Descent:
         loss = target_loss(of_target)
         if options.kl_factor:
             per_entry = options.kl_reduction == "mean"
-            kl = drift(essence, self.before, per_entry=per_entry)
+            kl = essence_drift(essence, self.before, per_entry=per_entry)
             loss = loss + options.kl_factor * kl
         if options.decay_kind == "loss" and options.decay:
             loss = loss + options.decay * decay(self.delta, self.v_0.to(self.delta))
@@ -82,7 +82,7 @@ class Descent:
         """Scale delta back to the longest length that the options allow."""
         if self.options.clamp is not None:
             v_0 = self.v_0.to(self.delta)
-            self.delta.data = clamped(self.delta.data, v_0, self.options.clamp)
+            self.delta.data = clamp(self.delta.data, v_0, self.options.clamp)
 
     def value(self) -> Value:
         """v* = v_0 + delta in float64."""

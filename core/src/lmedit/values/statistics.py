@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lmedit.values.options import ValueOptions
 
 
-def counted(
+def count_moments(
     lm: Lm,
     layers: Iterable[int],
     options: ValueOptions,

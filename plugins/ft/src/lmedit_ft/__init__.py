@@ -51,7 +51,7 @@ def edit_locate(lm: Lm, options: FtOptions) -> Location:
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: FtOptions) -> Update:
     """Train the located matrix (and bias) with Adam until the new answer's loss is small."""
-    return _trained(lm, [request], location, options)[0]
+    return _train_requests(lm, [request], location, options)[0]
 
 
 @hookimpl
@@ -61,12 +61,12 @@ def edit_compute_many(
     """The same for several requests at once: as many as a gigabyte holds the Adam states of."""
     location = locations[0]
     size = at_once(lm, options.block)
-    parts = in_parts(lambda part: _trained(lm, part, location, options), requests, size)
+    parts = in_parts(lambda part: _train_requests(lm, part, location, options), requests, size)
     return [update for part in parts for update in part]
 
 
 @dataclass
-class _Change:
+class _Training:
     """One request's change: a Delta per site, from zero on, and the loss before each step."""
 
     Deltas: list[Tensor]
@@ -74,12 +74,12 @@ class _Change:
     done: bool = False
 
 
-def _trained(
+def _train_requests(
     lm: Lm, requests: Sequence[Request], location: Location, options: FtOptions
 ) -> list[Update]:
     """Train the Deltas of each request; the requests share the forward passes."""
     changes = [
-        _Change(
+        _Training(
             [
                 torch.zeros(
                     lm.weight(site).shape, dtype=lm.working_dtype, device=lm.device_of(site)
@@ -100,7 +100,7 @@ def _trained(
     return updates
 
 
-def _train(losses_of: _Losses, changes: Sequence[_Change], options: FtOptions) -> None:
+def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions) -> None:
     """Train the Deltas in place; a change with a small loss is done and does not change again."""
     everything = [Delta for change in changes for Delta in change.Deltas]
     optimiser = torch.optim.Adam(everything, lr=options.learning_rate, weight_decay=0.0, fused=True)
@@ -146,7 +146,7 @@ class _Losses:
         ]
         self.rows, self.at, self.tokens = torch.tensor(places, device=lm.device).T
 
-    def __call__(self, changes: Sequence[_Change]) -> Tensor:
+    def __call__(self, changes: Sequence[_Training]) -> Tensor:
         """The losses (N,) in nats of N requests."""
 
         def add(x: Tensor, out: Tensor) -> Tensor:
@@ -158,6 +158,6 @@ class _Losses:
             return torch.stack(each).reshape(out.shape)
 
         with changed(self.module, add):
-            logits = self.kept.gathered(self.rows, self.at)  # (n, V)
+            logits = self.kept.logits_at(self.rows, self.at)  # (n, V)
         log_p = logits.to(self.dtype).log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
         return torch.stack([negative_log_likelihood(t) for t in torch.split(log_p, self.lengths)])

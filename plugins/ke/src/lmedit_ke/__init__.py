@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, located, prepare_editor, untrained, works
+from lmedit.hyper import build_untrained, compute_edit, locate_matrices, prepare_editor, works
 from lmedit_ke.network import KeNetwork
 from lmedit_ke.options import KeOptions
-from lmedit_ke.published import from_published
+from lmedit_ke.released import read_released
 
 if TYPE_CHECKING:
     from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
@@ -31,16 +31,16 @@ def edit_plan(lm: Lm, options: KeOptions, requests: int) -> dict[str, Work]:
 def edit_prepare(
     lm: Lm, options: KeOptions, corpus: TrainingCases | None, checkpoint: Checkpoint
 ) -> Prepared:
-    """Train the hypernetwork, at scale 1, or take over a published one."""
+    """Train the hypernetwork, at scale 1, or take over a released one."""
     trained = options.model_copy(update={"scale": 1.0})
     network = network_of(lm, trained)
-    return prepare_editor(lm, network, trained, corpus, checkpoint, from_published)
+    return prepare_editor(lm, network, trained, corpus, checkpoint, read_released)
 
 
 @hookimpl
 def edit_locate(lm: Lm, options: KeOptions) -> Location:
     """The MLP matrices of the last blocks."""
-    return located(lm, options)
+    return locate_matrices(lm, options)
 
 
 @hookimpl
@@ -48,10 +48,10 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: KeOptions, prepared: Prepared
 ) -> Update:
     """W' = W + scale * sigma(s) (dL/dW * A + B) in every located matrix."""
-    return edited(lm, request, location.sites, options, network_of(lm, options), prepared)
+    return compute_edit(lm, request, location.sites, options, network_of(lm, options), prepared)
 
 
 def network_of(lm: Lm, options: KeOptions) -> KeNetwork:
     """An untrained network for the matrices of the options; its weights depend on the seed."""
     embeddings = lm.embeddings("input")
-    return untrained(lm, options, lambda s, shapes: KeNetwork(s, shapes, embeddings, options))
+    return build_untrained(lm, options, lambda s, shapes: KeNetwork(s, shapes, embeddings, options))

@@ -35,7 +35,7 @@ class KeNetwork(Hypernetwork):
         """*shapes* are (d_out, d_in); *embeddings* (V, H) are copied from the base model."""
         super().__init__()
         self.sites, self.options = tuple(sites), options
-        # The rows are those of the stored matrix, as in the published editors.
+        # The rows are those of the stored matrix, as in the released editors.
         self.shapes = [
             (shape[::-1] if site.transposed else shape)
             for site, shape in zip(sites, shapes, strict=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
-from lmedit_kn.equations import exchange, levelled
-from lmedit_kn.exchanging import exchanged, weakened
+from lmedit_kn.equations import exchange, level
+from lmedit_kn.exchanging import exchange_answer, weaken
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
@@ -64,11 +64,11 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
     old, d = _exchange(lm, request, location, options)
-    deltas, notes = exchanged(lm, request.text, neurons, d, options)
+    deltas, notes = exchange_answer(lm, request.text, neurons, d, options)
     own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
     if options.enough is not None:
         new = tokens_of(lm, request.text, request.target_new, options)[1][0]
-        deltas, own["share"] = weakened(lm, request.text, new, deltas, options.enough)
+        deltas, own["share"] = weaken(lm, request.text, new, deltas, options.enough)
     return Update(deltas, own | notes)
 
 
@@ -96,4 +96,4 @@ def _exchange(
     new = tokens_of(lm, request.text, request.target_new, options)[1]
     of_old, of_new = E[old].to(lm.working_dtype), E[new].to(lm.working_dtype)
     d = exchange(of_old, of_new, options.lambda_old, options.lambda_new)
-    return old, levelled(d, E[:: -(-len(E) // ROWS)]) if options.levelled else d
+    return old, level(d, E[:: -(-len(E) // ROWS)]) if options.levelled else d

@@ -59,7 +59,7 @@ def coarse(scores: Tensor, threshold: float) -> Tensor:
     return scores > threshold
 
 
-def shared(chosen: Tensor, share: float) -> Tensor:
+def shared_mask(chosen: Tensor, share: float) -> Tensor:
     """A mask of the neurons that the fine selection keeps: those of more than *share* of n prompts.
 
     *chosen* (n, L, D) holds each prompt's coarse selection.
@@ -75,7 +75,7 @@ def exchange(old: Tensor, new: Tensor, lambda_old: float, lambda_new: float) -> 
     return lambda_new * new.sum(0) - lambda_old * old
 
 
-def levelled(d: Tensor, E: Tensor) -> Tensor:
+def level(d: Tensor, E: Tensor) -> Tensor:
     """*d* (H,) without the directions that most embeddings E (n, H) share, as long as before.
 
     d' ~ (C + tr(C)/H I)^-1 d, with C the covariance of E. Words that are rare or frequent differ
@@ -88,7 +88,7 @@ def levelled(d: Tensor, E: Tensor) -> Tensor:
     return (found * (d.double().norm() / found.norm().clamp(min=1e-30))).to(d)
 
 
-def shortened(d: Tensor, longest: float) -> Tensor:
+def shorten(d: Tensor, longest: float) -> Tensor:
     """*d* (H,), scaled down to the length *longest* where it is longer."""
     return d * min(1.0, longest / float(d.norm())) if d.any() else d
 

@@ -27,7 +27,7 @@ SHARES = 16
 
 
 @torch.no_grad()
-def weakened(
+def weaken(
     lm: Lm, text: str, token: int, deltas: Mapping[Site, LowRank], enough: float
 ) -> tuple[dict[Site, LowRank], float]:
     """The smallest share of *deltas* with which *token* follows *text* with probability *enough*.
@@ -50,7 +50,7 @@ def weakened(
     return {site: LowRank(share * d.left, d.right) for site, d in deltas.items()}, share
 
 
-def exchanged(
+def exchange_answer(
     lm: Lm, text: str, neurons: Sequence[Neuron], d: Tensor, options: KnOptions
 ) -> tuple[dict[Site, LowRank], dict[str, Any]]:
     """The changes that make *neurons* say *d* (H,) at the last token of *text*, and notes.
@@ -70,7 +70,7 @@ def exchanged(
     deltas, shares, arriving = {}, [], []
     for layer, of in places.items():
         mlp = mlps[layer]
-        limited = mlp.limited(d, of, options.limit)
+        limited = mlp.limit_length(d, of, options.limit)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):

@@ -90,7 +90,7 @@ def rescaling(lm: Lm, neurons: Iterable[Neuron], factor: float) -> Update:
     for layer, places in by_layer(neurons).items():
         site = lm.mlp_out(layer)
         values = lm.weight(site)[:, places].to(lm.device, lm.working_dtype)  # (H, n)
-        deltas[site] = LowRank((factor - 1) * values, columns(lm, layer, places))
+        deltas[site] = LowRank((factor - 1) * values, one_hot_rows(lm, layer, places))
     return Update(deltas)
 
 
@@ -99,11 +99,11 @@ def replacing(lm: Lm, layer: int, places: Sequence[int], d: Tensor, signs: Tenso
 
     *d* is (H,), *signs* (n,).
     """
-    right = signs[None].to(lm.device, lm.working_dtype) @ columns(lm, layer, places)  # (1, D)
+    right = signs[None].to(lm.device, lm.working_dtype) @ one_hot_rows(lm, layer, places)  # (1, D)
     return LowRank(d[:, None].to(lm.working_dtype), right)
 
 
-def columns(lm: Lm, layer: int, places: Sequence[int]) -> Tensor:
+def one_hot_rows(lm: Lm, layer: int, places: Sequence[int]) -> Tensor:
     """One row for each place, (n, D): 1 at the place, 0 elsewhere."""
     width = lm.weight(lm.mlp_out(layer)).shape[1]
     at = torch.tensor(list(places), device=lm.device)

@@ -9,7 +9,7 @@ import torch
 
 from lmedit.arithmetic import products
 from lmedit.errors import RequestError
-from lmedit_kn.equations import coarse, shared, threshold_of
+from lmedit_kn.equations import coarse, shared_mask, threshold_of
 from lmedit_kn.staircase import attributions
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
         probabilities.append(probability)
         chosen.append(coarse(found, threshold_of(found, *options.criterion)))
     each = torch.stack(chosen)
-    refined = shared(each, options.share) if options.refine else each.any(0)
+    refined = shared_mask(each, options.share) if options.refine else each.any(0)
     for text in options.negative_prompts:
         found, _ = _scores(lm, text, answer, options)
         refined &= ~coarse(found, threshold_of(found, *options.criterion))

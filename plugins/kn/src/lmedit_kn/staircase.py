@@ -45,7 +45,7 @@ def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> 
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
     t, w = path(options.rule, options.m)
     stairs = [(layer, *at) for layer in range(lm.n_layers) for at in zip(t, w, strict=True)]
-    climb = _Climb(lm, kept.repeated, options.site, token)
+    climb = _Climb(lm, kept.repeat, options.site, token)
     scores: dict[int, Tensor] = {}
     for part in in_parts(climb, stairs, options.rows):
         for layer, score in part.items():

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lmedit.trace import captured
-from lmedit_kn.equations import before_norm, shortened
+from lmedit_kn.equations import before_norm, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ class MlpAtPrompt:
         """The sum of the sizes of the activations at *places*."""
         return float(self.key[list(places)].abs().sum())
 
-    def limited(self, d: Tensor, places: Sequence[int], limit: float | None) -> Tensor:
+    def limit_length(self, d: Tensor, places: Sequence[int], limit: float | None) -> Tensor:
         """*d* (H,), shortened where the neurons at *places* add more than the limit allows.
 
         They add ``size(places) * d``. The limit is in units of the stream's length.
@@ -51,13 +51,13 @@ class MlpAtPrompt:
         if limit is None:
             return d
         longest = limit * float(self.stream.norm()) / max(self.size(places), 1e-12)
-        return shortened(d, longest)
+        return shorten(d, longest)
 
     def value_for(self, d: Tensor) -> Tensor:
         """What a value must gain so that the stream gains *d* (H,) times the activation."""
         if self.norm is None:
             return d
-        return before_norm(d, self.out.to(d), self._normed(torch.ones_like(self.out)).to(d))
+        return before_norm(d, self.out.to(d), self._apply_norm(torch.ones_like(self.out)).to(d))
 
     def arriving(self, d: Tensor, places: Sequence[int]) -> tuple[float, float] | None:
         """Cosine and relative length of what the stream gains when *places* should add *d*.
@@ -68,13 +68,13 @@ class MlpAtPrompt:
             return None
         wanted = self.size(places) * d
         after = self.out + (self.size(places) * self.value_for(d)).to(self.out)
-        gained = (self._normed(after) - self._normed(self.out)).to(d)
+        gained = (self._apply_norm(after) - self._apply_norm(self.out)).to(d)
         return float(F.cosine_similarity(gained, wanted, dim=0)), float(
             gained.norm() / wanted.norm()
         )
 
     @torch.no_grad()
-    def _normed(self, x: Tensor) -> Tensor:
+    def _apply_norm(self, x: Tensor) -> Tensor:
         found: Tensor = self.norm(x) if self.norm is not None else x
         return found
 

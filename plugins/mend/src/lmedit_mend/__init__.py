@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import edited, located, prepare_editor, untrained, works
+from lmedit.hyper import build_untrained, compute_edit, locate_matrices, prepare_editor, works
 from lmedit_mend.network import MendNetwork
 from lmedit_mend.options import MendOptions
-from lmedit_mend.published import from_published
+from lmedit_mend.released import read_released
 
 if TYPE_CHECKING:
     from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
@@ -31,19 +31,19 @@ def edit_plan(lm: Lm, options: MendOptions, requests: int) -> dict[str, Work]:
 def edit_prepare(
     lm: Lm, options: MendOptions, corpus: TrainingCases | None, checkpoint: Checkpoint
 ) -> Prepared:
-    """Train the editor network, or take over a published one."""
+    """Train the editor network, or take over a released one."""
     network = network_of(lm, options)
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in network.named_parameters() if name != "alpha"]},
         {"params": [network.alpha], "lr": options.edit_rate_rate},
     ]
-    return prepare_editor(lm, network, options, corpus, checkpoint, from_published, groups)
+    return prepare_editor(lm, network, options, corpus, checkpoint, read_released, groups)
 
 
 @hookimpl
 def edit_locate(lm: Lm, options: MendOptions) -> Location:
     """The MLP matrices of the last blocks."""
-    return located(lm, options)
+    return locate_matrices(lm, options)
 
 
 @hookimpl
@@ -51,9 +51,9 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: MendOptions, prepared: Prepared
 ) -> Update:
     """W' = W - alpha sum_n delta~_n x~_n^T in every located matrix."""
-    return edited(lm, request, location.sites, options, network_of(lm, options), prepared)
+    return compute_edit(lm, request, location.sites, options, network_of(lm, options), prepared)
 
 
 def network_of(lm: Lm, options: MendOptions) -> MendNetwork:
     """An untrained network for the matrices of the options; its weights depend on the seed."""
-    return untrained(lm, options, lambda s, shapes: MendNetwork(s, shapes, options))
+    return build_untrained(lm, options, lambda s, shapes: MendNetwork(s, shapes, options))

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
 EPSILON = 1e-7
 
 
-def normalised(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def normalise(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """(x - mean) / (std + 1e-7) for each coordinate (section 3.2); x is (..., d)."""
     return (x - mean) / (variance.sqrt() + EPSILON)
 
 
-def merged(
-    count: Tensor, mean: Tensor, squares: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def merge(count: Tensor, mean: Tensor, squares: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and sum of squared deviations, with the rows x (N, d) added.
 
     In float64 and in one step for all rows; row by row (Welford) gives the same.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lmedit.hyper import Hypernetwork, LowRankBatch
-from lmedit_mend.equations import layer, merged, normalised, step
+from lmedit_mend.equations import layer, merge, normalise, step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,15 +45,13 @@ class Transform(nn.Module):
 
     def see(self, z: Tensor) -> None:
         """Add the rows z (N, d) to the statistics."""
-        self.count, self.mean, self.squares = merged(
-            self.count, self.mean, self.squares, z.double()
-        )
+        self.count, self.mean, self.squares = merge(self.count, self.mean, self.squares, z.double())
 
     def forward(self, z: Tensor, mode: int) -> Tensor:
         """Transformed rows (N, d)."""
         if self.options.normalise:
             variance = self.squares / (self.count - 1)
-            z = normalised(z, self.mean.to(z.dtype), variance.to(z.dtype))
+            z = normalise(z, self.mean.to(z.dtype), variance.to(z.dtype))
         last = len(self.U) - 1
         for i, (U, V, b) in enumerate(zip(self.U, self.V, self.b, strict=True)):
             rectified = i < last or self.options.last_rectified

@@ -10,13 +10,13 @@ from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
 from lmedit.values import optimise_values, rows_of, sample_contexts
-from lmedit_rome.effects import probed, random_span
+from lmedit_rome.effects import describe_trace, random_span
 from lmedit_rome.equations import direction, insertion
 from lmedit_rome.keys import select_keys
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.plan import works
-from lmedit_rome.statistics import counted, factor, facts_of
-from lmedit_rome.tracing import STATE, Setup, subject_noise, trace
+from lmedit_rome.statistics import count_moments, describe_moment, factor
+from lmedit_rome.tracing import STATE, TraceSettings, subject_noise, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +53,9 @@ def edit_prepare(
         return Prepared()
     if corpus is None:
         raise NotPreparedError("rome: C needs text; give --corpus NAME|FILE")
-    moment = counted(lm, options, corpus, checkpoint, sweep)
+    moment = count_moments(lm, options, corpus, checkpoint, sweep)
     L = factor(moment, options)
-    return Prepared({"cholesky": L}, facts_of(moment, L, options))
+    return Prepared({"cholesky": L}, describe_moment(moment, L, options))
 
 
 @hookimpl
@@ -78,10 +78,10 @@ def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
 def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
     """Trace which states cause the model's own answer (section 2)."""
     noise = options.trace_noise or subject_noise(lm, [request.subject or request.text])
-    setup = Setup(noise, options.trace_samples, options.trace_window, options.seed)
+    setup = TraceSettings(noise, options.trace_samples, options.trace_window, options.seed)
     span = random_span(lm, request, options.seed)
     control = trace(lm, request, setup, span, [STATE]) if span else None
-    return probed(trace(lm, request, setup), noise, control)
+    return describe_trace(trace(lm, request, setup), noise, control)
 
 
 @hookimpl
@@ -89,7 +89,7 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: RomeOptions, prepared: Prepared
 ) -> Update:
     """W' = W + Lambda u^T with u from C^-1 k* (equation 2)."""
-    return _inserted(lm, [request], location, options, prepared)[0]
+    return _insert(lm, [request], location, options, prepared)[0]
 
 
 @hookimpl
@@ -102,12 +102,12 @@ def edit_compute_many(
 ) -> list[Update]:
     """The same for several requests at once, in smaller groups if memory is full."""
     parts = in_parts(
-        lambda part: _inserted(lm, part, locations[0], options, prepared), requests, len(requests)
+        lambda part: _insert(lm, part, locations[0], options, prepared), requests, len(requests)
     )
     return [update for part in parts for update in part]
 
 
-def _inserted(
+def _insert(
     lm: Lm,
     requests: Sequence[Request],
     location: Location,

@@ -39,7 +39,7 @@ def buckets(found: Trace) -> dict[str, list[int]]:
     }
 
 
-def probed(found: Trace, noise: float, control: Trace | None = None) -> Probed:
+def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> Probed:
     """A trace as values and as the heat maps of figure 1, with the severed runs of figure 3."""
     layers = tuple(str(layer) for layer in range(found.scores[STATE].shape[1]))
     start, end = found.subject

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmedit_rome.options import RomeOptions
 
 
-def counted(
+def count_moments(
     lm: Lm,
     options: RomeOptions,
     corpus: Corpus,
@@ -30,7 +30,7 @@ def counted(
     others = [o.block for o in beside if counting_of(o) == counting]
     if isinstance(corpus, Statistics):  # of one layer
         others = []
-    return values.counted(lm, [layer, *others], options, corpus, checkpoint)[layer]
+    return values.count_moments(lm, [layer, *others], options, corpus, checkpoint)[layer]
 
 
 def factor(moment: Moment, options: RomeOptions) -> Tensor:
@@ -38,7 +38,7 @@ def factor(moment: Moment, options: RomeOptions) -> Tensor:
     return values.factor(moment, "rome", options.ridge, ", or -o ridge 0.01")
 
 
-def facts_of(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
+def describe_moment(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
     """Facts about C for the user: its samples, its condition, and what an early stop saved."""
     facts: dict[str, Any] = {
         "layer": options.block,

@@ -63,7 +63,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Setup:
+class TraceSettings:
     """The settings of a trace: the noise's standard deviation, samples, window, seed."""
 
     noise: float
@@ -85,7 +85,7 @@ def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
 def trace(
     lm: Lm,
     request: Request,
-    setup: Setup,
+    setup: TraceSettings,
     span: tuple[int, int] | None = None,
     kinds: Sequence[str] = KINDS,
 ) -> Trace:
@@ -105,7 +105,7 @@ def trace(
             groups += [
                 _Group(STATE, layer, part) for part in SEVERED.values() for layer in range(L)
             ]
-        found = run.restored(token, groups)
+        found = run.restore(token, groups)
         for kind in kinds:
             scores[kind][token] = torch.tensor([found[_Group(kind, layer)] for layer in range(L)])
         if token == end - 1:
@@ -141,7 +141,9 @@ class _Group:
 class _Disturbed:
     """One clean run and `samples` disturbed runs, with the states that later runs need."""
 
-    def __init__(self, lm: Lm, ids: list[int], subject: tuple[int, int], setup: Setup) -> None:
+    def __init__(
+        self, lm: Lm, ids: list[int], subject: tuple[int, int], setup: TraceSettings
+    ) -> None:
         self.lm, self.ids, self.setup = lm, ids, setup
         start, end = subject
         rows = [ids] * (1 + setup.samples)
@@ -170,7 +172,7 @@ class _Disturbed:
         self.parts = {p: [box.output.reshape(shape) for box in found] for p, found in parts.items()}
         self.prefixed = Prefixed(lm, rows[1:], self.cache, slice(1, None))
 
-    def restored(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
+    def restore(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
         """P(answer) for each of *groups*, with clean states restored at *token*."""
         width, L = self.setup.window, self.lm.n_layers
         ordered = sorted(groups, key=lambda group: group.start(L, width))
@@ -203,7 +205,7 @@ class _Disturbed:
                     put = self._replacements(token, block, part, groups)
                     if put:
                         stack.enter_context(changed(module, _putting(put, alive[block])))
-            logits = kept.repeated(len(starts)).logits([len(self.ids) - 1 - token])[:, 0]
+            logits = kept.repeat(len(starts)).logits([len(self.ids) - 1 - token])[:, 0]
         p = logits.float().softmax(-1)[:, self.token].reshape(len(starts), n).mean(1)
         return dict(zip(groups, p[1:].tolist(), strict=True))
 
@@ -245,7 +247,7 @@ def _putting(put: dict[int, Tensor], alive: int) -> Any:
     return change
 
 
-def _noise(lm: Lm, start: int, end: int, setup: Setup) -> Any:
+def _noise(lm: Lm, start: int, end: int, setup: TraceSettings) -> Any:
     """Add the same noise in every run to the embeddings of the span, in all rows but the first."""
     draw = torch.Generator().manual_seed(setup.seed)
     noise = setup.noise * torch.randn(setup.samples, end - start, lm.hidden_size, generator=draw)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit.errors import ArtifactError
-from lmedit.hyper.published import published_weights, taken_over
+from lmedit.hyper.released import released_weights, take_over
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ PARTS = {
 }
 
 
-def from_published(path: str, network: MendNetwork) -> Prepared:
+def read_released(path: str, network: MendNetwork) -> Prepared:
     """The weights for *network* from the released file at *path*.
 
     Raises `ArtifactError` where a part is missing or its shape does not fit.
     """
-    given = published_weights(path)
+    given = released_weights(path)
     given = {name.replace("gtn.", "mend.", 1): tensor for name, tensor in given.items()}
     order = config_order(network)
     found: dict[str, Tensor] = {}
@@ -50,7 +50,7 @@ def from_published(path: str, network: MendNetwork) -> Prepared:
             raise ArtifactError(f"{path} has no editor for matrices ({d_in}, {d_out})")
         ours = f"transforms.{number}."
         found |= {ours + name: tensor for name, tensor in _transform(part).items()}
-    return Prepared(taken_over(path, found, network.state_dict().items()), {"published": path})
+    return Prepared(take_over(path, found, network.state_dict().items()), {"published": path})
 
 
 def config_order(network: MendNetwork) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmedit.hyper.published import published_weights, taken_over
+from lmedit.hyper.released import released_weights, take_over
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ NORMED = {
 }
 
 
-def from_published(path: str, network: KeNetwork) -> Prepared:
+def read_released(path: str, network: KeNetwork) -> Prepared:
     """The weights for *network* from the released file at *path*.
 
     Raises `ArtifactError` where a part is missing or its shape does not fit.
     """
-    given = published_weights(path)
+    given = released_weights(path)
     names = {
         "table": "editor.condition.embedding.weight",
         "project.weight": "editor.condition.linear._linear_layers.0.weight",
@@ -53,4 +53,4 @@ def from_published(path: str, network: KeNetwork) -> Prepared:
     }
     if "table" in found:  # the released code's model has a padding token more
         found["table"] = found["table"][: len(network.table)]
-    return Prepared(taken_over(path, found, network.state_dict().items()), {"published": path})
+    return Prepared(take_over(path, found, network.state_dict().items()), {"published": path})

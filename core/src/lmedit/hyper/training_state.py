@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
+class TrainingState:
     """The state of a training, as a checkpoint stores it."""
 
     network: Hypernetwork

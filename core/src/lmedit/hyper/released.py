@@ -1,4 +1,4 @@
-"""Files of published editors: PyTorch archives, read without running code in them."""
+"""Files of released editors: PyTorch archives, read without running code in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def published_weights(path: str) -> dict[str, Tensor]:
+def released_weights(path: str) -> dict[str, Tensor]:
     """The tensors by name in the archive at *path*: those of its key "model", if it has one.
 
     Only tensors, plain values and the base model's configuration are unpickled, and tensors are
@@ -26,13 +26,13 @@ def published_weights(path: str) -> dict[str, Tensor]:
     from transformers import GPT2Config, GPTJConfig
 
     if not Path(path).is_file():
-        raise ArtifactError(f"no file {path!r}; name a published editor's file")
+        raise ArtifactError(f"no file {path!r}; name a released editor's file")
     try:
         with torch.serialization.safe_globals([GPT2Config, GPTJConfig]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"{path} is no published editor ({why}); fetch it again") from error
+        raise ArtifactError(f"{path} is no released editor ({why}); fetch it again") from error
     weights = found.get("model", found) if isinstance(found, dict) else {}
     tensors = {
         str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)
@@ -42,7 +42,7 @@ def published_weights(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def taken_over(
+def take_over(
     path: str, found: dict[str, Tensor], wanted: Iterable[tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Check *found* against the names and shapes of *wanted*, and return those tensors.
