@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,16 +111,16 @@ def load_facts(
 
     If the new answer is unknown, the request has the right answer. Raises `CasesError`.
     """
-    try:
-        knowns = load_knowns(name, limit)
-    except CasesError:
-        cases = load_cases(name, limit, download=download)
-        return [(case.request, case.request.target_true) for case in cases]
-    return [
-        (Request(prompt=k.prompt, subject=k.subject, target_new=k.attribute), k.attribute)
-        for k in knowns.items
-        if isinstance(k, Known)
-    ]
+    knowns: list[Known] = []
+    with suppress(CasesError):  # other layouts are folders, or files that are no list
+        knowns = load_knowns(name, limit).good
+    if knowns:
+        return [
+            (Request(prompt=k.prompt, subject=k.subject, target_new=k.attribute), k.attribute)
+            for k in knowns
+        ]
+    cases = load_cases(name, limit, download=download).good
+    return [(case.request, case.request.target_true) for case in cases]
 
 
 def path_of(name: str) -> Path | None:

@@ -137,7 +137,10 @@ def _average_over(
             failed += 1
             note(f"{request.text!r}: {error}")
     if not any(found):
-        raise RequestError(f"no fact of {name} could be measured; see the notes above")
+        raise RequestError(
+            f"no fact of {name} could be measured ({unknown} not known by the model, {failed} "
+            "failed); give facts that the model answers right"
+        )
     averages = average_facts(found)
     counts = {"facts": len(found), "not known by the model": unknown, "failed": failed}
     told = {"method": editor.name, "facts": name, "counts": counts, "averages": averages}
