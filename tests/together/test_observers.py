@@ -199,7 +199,7 @@ def test_writing_into_a_result_is_the_observers_error(patched: Patched) -> None:
         )
     )
     assert done.exit_code == 1
-    assert "observer 'observer0.py': it changed what edit_compute returned" in done.stderr
+    assert "observer 'observer0.py': it changed the result of edit_compute" in done.stderr
 
 
 @pytest.mark.parametrize(

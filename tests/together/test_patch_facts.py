@@ -1,4 +1,4 @@
-"""What a patch knows: its base, what it touches there, what was measured, and the seed."""
+"""What a patch knows: its base, its changed matrices, the measurements, and the seed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_was_measured_is_in_the_patch(
     }
     shown = lmedit("show", "p.safetensors").stdout
     assert ", seed 7\n" in shown
-    assert f"what it touches there {facts['model']['touched'][:12]})" in shown
+    assert f"its changed matrices {facts['model']['touched'][:12]})" in shown
     assert "revision" not in shown
     for which, name in (("target_new", "the sea"), ("target_true", "the river")):
         was, now = (facts["metrics"][when][which] for when in ("before", "after"))

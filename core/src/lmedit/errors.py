@@ -37,7 +37,7 @@ class ModelChangedError(BrokenPluginError):
     """A plugin changed the model outside apply and revert, or revert did not restore it."""
 
     def __init__(self, what: str) -> None:
-        """*what* tells what the plugin did."""
+        """*what* describes the act of the plugin."""
         super().__init__(f"{what}; load the model again")
         self.what = what
 

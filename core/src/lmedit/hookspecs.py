@@ -1,6 +1,6 @@
 """The contract of a method: six hooks, four optional hooks, fourteen laws.
 
-A request flows in one direction. The later hooks receive what the earlier hooks return::
+A request flows in one direction. The later hooks receive the results of the earlier hooks::
 
     Request -> edit_locate -> Location -> edit_compute -> Update -> edit_apply -> Applied
                                                                 -> (evaluate) -> edit_revert
@@ -21,9 +21,9 @@ The laws; `lmedit.testing.EditorContract` has one test for each, with the law's 
 8. The joint update of one request, with nothing carried, is the update of that request.
 9. The order of the requests does not change their joint update, up to rounding.
 10. A joint update depends on its arguments alone, and changes none of them.
-11. What an update carries are finite tensors. Saved and loaded, they give the same bits.
-12. What is carried belongs to one base, one method and its prepared options. Else it is refused.
-13. What an update carries changes no weight, and not the update's id.
+11. An update's carry holds finite tensors. Saved and loaded, they give the same bits.
+12. A carry belongs to one base, one method and its prepared options. Else it is refused.
+13. An update's carry changes no weight, and not the update's id.
 14. A joint update changes located sites. No low-rank change is larger than its matrix.
 """
 
@@ -61,7 +61,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(firstresult=True)
 def edit_describe() -> Method | None:
-    """Return the method's name, its paper, its options class, and what it is prepared on."""
+    """Return the method's name, paper and options class, and the data that it is prepared on."""
 
 
 @hookspec(firstresult=True)
@@ -90,13 +90,13 @@ def edit_prepare(
     sweep: Sequence[Options],
     beside: Sequence[Options],
 ) -> Prepared | None:
-    """Compute, once per model, what every edit needs (statistics, a trained editor); cached.
+    """Compute the data that every edit needs (statistics, a trained editor), once per model.
 
-    *corpus* is what `Method.prepares_on` asks for: texts or cases. It is None if the user named
-    none and the model brings none. Long work saves its state with *checkpoint* and starts from
-    `checkpoint.load()`. *sweep* holds all options that lmedit prepares on the same corpus in this
-    run; it may be empty. The hook may compute and store their results in the same pass. *beside*
-    is the old name of *sweep*.
+    lmedit stores the result. *corpus* holds texts or cases, as `Method.prepares_on` says. It is
+    None if neither the user nor the model names any. Long work saves its state with *checkpoint*
+    and starts from `checkpoint.load()`. *sweep* holds all options that lmedit prepares on the same
+    corpus in this run; it may be empty. The hook may compute and store their results in the same
+    pass. *beside* is the old name of *sweep*.
     """
 
 
@@ -155,7 +155,7 @@ def edit_compute_joint(
 
 @hookspec(firstresult=True)
 def edit_apply(lm: Lm, update: Update) -> Applied | None:
-    """Change the model, and return what `edit_revert` needs. Default: add the deltas."""
+    """Change the model, and return the values that `edit_revert` needs. Default: add the deltas."""
 
 
 @hookspec(firstresult=True)

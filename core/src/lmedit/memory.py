@@ -101,7 +101,7 @@ def from_proc(path: Path, key: str) -> float | None:
 
 @dataclass
 class Peak:
-    """The largest memory in use, in MiB, with what was in use before. None if unknown."""
+    """The largest memory in use, in MiB, including the memory from before. None if unknown."""
 
     mebibytes: float | None = None
 

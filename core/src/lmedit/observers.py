@@ -117,7 +117,7 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         before = _write_counts(result)
         safely(watching.send, result, ends=True)
         if _write_counts(result) != before:
-            raise BrokenPluginError(f"observer {name!r}: it changed what {hook} returned")
+            raise BrokenPluginError(f"observer {name!r}: it changed the result of {hook}")
         return result
 
     return wrapper

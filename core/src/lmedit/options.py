@@ -63,7 +63,7 @@ class Method:
     paper: str
     options: type[Options] = Options
     prepares_on: Literal["text", "cases"] | None = None
-    """What `edit_prepare` receives: texts, or cases to train on. None: there is no preparation."""
+    """The data for `edit_prepare`: texts, or cases to train on. None: there is no preparation."""
     needs_subject: bool = False
     """Whether the method uses the subject's place in the prompt."""
 

@@ -4,8 +4,8 @@
 
 It checks the laws that can be checked during the work. Results have the right types, sites exist,
 and deltas fit and are finite. The model does not change, and revert restores the weights (checked
-by hash). It removes what a hook leaves on the model (hooks, gradients, modes). Hooks that compute
-may use gradients, also if the caller has switched them off.
+by hash). It removes everything that a hook leaves on the model (hooks, gradients, modes). Hooks
+that compute may use gradients, also if the caller has switched them off.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Editor:
         return self._returned.location(found)
 
     def probe(self, request: Request, location: Location) -> Probed:
-        """What the method measures at *location*. Raises `RequestError` if it has no probe."""
+        """The measurements at *location*. Raises `RequestError` if the method has no probe."""
         with left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
                 lm=self.lm,

@@ -127,7 +127,7 @@ class Setup:
         return self._given[loaded.name]
 
     def options(self, loaded: LoadedMethod, **more: Any) -> Options:
-        """The resolved options of *loaded*: what the user gave, and *more* on top."""
+        """The resolved options of *loaded*: those of the user, and *more*, which win."""
         given = {**self.given_options(loaded), **more}
         return build_options(loaded.method, given, self.lm, self.plan.seed)
 

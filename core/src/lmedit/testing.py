@@ -196,7 +196,7 @@ class EditorContract:
         laws.law_10(trial)
 
     def test_law_11_carry_is_plain(self, trial: laws.Trial) -> None:
-        """11: what an update carries are finite tensors that can be saved and loaded."""
+        """11: an update's carry holds finite tensors that can be saved and loaded."""
         laws.law_11(trial)
 
     def test_law_12_carry_belongs(self, trial: laws.Trial) -> None:
@@ -204,7 +204,7 @@ class EditorContract:
         laws.law_12(trial)
 
     def test_law_13_carry_changes_nothing(self, trial: laws.Trial) -> None:
-        """13: what an update carries changes no weight, and not the update's id."""
+        """13: an update's carry changes no weight, and not the update's id."""
         try:
             laws.law_13(trial)
         except laws.NotTriedError as why:
@@ -237,7 +237,7 @@ class LayerOptionsContract:
     method: str
 
     def evidence(self, lm: Lm, **given: Any) -> Mapping[str, Any]:
-        """What `locate` tells about a fact, for a method that needs no preparation to locate."""
+        """The evidence of `locate` for a fact, if the method needs no preparation to locate."""
         loaded = load(self.method)
         editor = Editor(loaded, lm, build_options(loaded.method, given, lm), Prepared())
         return editor.locate(laws.REQUEST).evidence

@@ -195,7 +195,7 @@ DELTAS: Mapping[str, type[Delta]] = MappingProxyType({"low_rank": LowRank, "dens
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method computes once per model: tensors, and facts about them (JSON values)."""
+    """The data that a method computes once per model: tensors, and facts (JSON values)."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -219,7 +219,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Probed:
-    """What `edit_probe` measured: JSON values, and charts of them."""
+    """The measurements of `edit_probe`: JSON values, and charts of them."""
 
     values: Mapping[str, Any]
     charts: tuple[Chart, ...] = ()
@@ -232,12 +232,12 @@ class Probed:
 
 @dataclass(frozen=True)
 class Update:
-    """A computed edit: one delta per site, notes (JSON values), and what later edits need."""
+    """A computed edit: one delta per site, notes (JSON values), and values for later edits."""
 
     deltas: Mapping[Site, Delta]
     notes: Mapping[str, Any] = field(default_factory=dict)
     carry: Mapping[str, Tensor] = field(default_factory=dict)
-    """What later edits of this method must know of this one; it changes no weight."""
+    """Values that later edits of this method need from this one; they change no weight."""
 
     def _repr_html_(self) -> str:
         changes = {site.parameter: _describe_change(delta) for site, delta in self.deltas.items()}
@@ -246,7 +246,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Carried:
-    """The `carry` of an edit that is in the model, and what it belongs to."""
+    """The `carry` of an edit that is in the model, with its method, base and options."""
 
     tensors: Mapping[str, Tensor]
     method: str
@@ -258,14 +258,14 @@ class Carried:
 
 @dataclass(frozen=True)
 class Applied:
-    """What `edit_revert` needs: the old values of the changed parameters, in storage layout."""
+    """The old values of the changed parameters, in storage layout; `edit_revert` needs them."""
 
     before: Mapping[Site, Tensor]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step needs beside the model: bytes for each purpose, and operations."""
+    """The needs of a step, without the model: bytes for each purpose, and operations."""
 
     memory: Mapping[str, float]
     flops: float = 0.0

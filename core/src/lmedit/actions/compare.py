@@ -29,7 +29,7 @@ DEFAULT_CASES, LIMIT = "demo", 100
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a comparison measures, with which baselines, and how its edits pile up."""
+    """The measures and baselines of a comparison, and the way in which its edits pile up."""
 
     preset: str | None = None
     """A table of the ROME paper: its cases, their number and its metrics."""

@@ -101,7 +101,7 @@ def _survival(lm: Lm, update: Update, *, force: bool) -> float | None:
     if left is not None and left < LEAST_LEFT and not force:
         raise RequestError(
             f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
-            "--dtype float32, or --force to edit all the same"
+            "--dtype float32, or --force to edit anyway"
         )
     return left
 
@@ -131,7 +131,7 @@ class _Looking:
         self.text, self.held = sample_held_out(lm)
 
     def told(self, update: Update) -> dict[str, Any]:
-        """What does not change with the edit, and the size of *update*."""
+        """The values that the edit does not change, and the size of *update*."""
         return {
             "target_tokens": self.tokens,
             "measured_on": self.text,
@@ -142,8 +142,8 @@ class _Looking:
     def look(self) -> tuple[dict[str, Any], Verdict]:
         """The model's answers now, and whether it gives the new answer.
 
-        The answers are the probabilities of both targets, what the model writes, the top tokens,
-        the probes' top tokens, perplexity, and KL from the unedited model (nats per token).
+        The answers are the probabilities of both targets, the model's text, the top tokens, and
+        those of the probes. Perplexity and KL from the unedited model (nats per token) follow.
         """
         lm, request = self.lm, self.request
         names = {"target_new": request.target_new, "target_true": request.target_true}

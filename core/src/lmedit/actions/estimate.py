@@ -40,7 +40,7 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a method needs on a model, a device and a dtype, and the free memory."""
+    """The needs of a method on a model, a device and a dtype, and the free memory."""
 
     work: Mapping[str, Work]
     fixed: Mapping[str, float]

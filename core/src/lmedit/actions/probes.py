@@ -80,7 +80,7 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
 
 
 def _lack(kind: str, request: Request) -> str:
-    """Why no probe of *kind* is shown, and what to do."""
+    """The reason why no probe of *kind* is shown, and the remedy."""
     why = "the model names nothing that it answers with confidence"
     if request.subject is None:
         why = "the fact names no subject"

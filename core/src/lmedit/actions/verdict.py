@@ -61,10 +61,10 @@ def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:
     """Decide whether the model gives *target*, from its *text* and the target's *chance*.
 
     "took": the text of greedy decoding begins with the whole target, at a word edge. "took only
-    under teacher forcing": each target token is top-1 after the target's earlier tokens, but
-    the text does not begin with the target. Then the model continues to another word (Rome to
-    Romeo), or the prompt alone has other tokens than the prompt with the target. "did not take":
-    all other cases.
+    under teacher forcing": each target token is top-1 after the target's earlier tokens, but the
+    text does not begin with the target. Then the model continues to another word (Rome to Romeo).
+    Or the prompt alone has other tokens than the prompt with the target. "did not take": all other
+    cases.
     """
     if begins_with(text, target):
         return "took"
@@ -97,7 +97,7 @@ def sentence_of(text: str, request: Request) -> str:
 
 
 def why_not(verdict: Verdict, sentence: str, request: Request) -> str | None:
-    """Why an edit with this *verdict* is refused, with what the model writes; None if it took."""
+    """The reason to refuse an edit with this *verdict*, with the model's text; None if it took."""
     if verdict == "took":
         return None
     target = request.target_new.strip()

@@ -17,7 +17,7 @@ LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "plug
 @click.command()
 @json_flag
 def doctor(*, as_json: bool) -> None:
-    """Print what a bug report needs: versions, devices, the cache, worlds, broken methods."""
+    """Print the facts for a bug report: versions, devices, the cache, worlds, broken methods."""
     found = findings()
     if as_json:
         click.echo(json.dumps(found, indent=1))

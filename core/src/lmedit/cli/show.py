@@ -65,7 +65,7 @@ def _patch_text(told: dict[str, Any]) -> str:
 
     model, seed = told.get("model", {}), told.get("options", {}).get("seed")
     revision = f", revision {model['revision'][:12]}" if model.get("revision") else ""
-    touched = f", what it touches there {model['touched'][:12]}" if model.get("touched") else ""
+    touched = f", its changed matrices {model['touched'][:12]}" if model.get("touched") else ""
     lines = [
         fact_line(told),
         f"by {told.get('method')} {told.get('version')}{'' if seed is None else f', seed {seed}'}",

@@ -38,7 +38,7 @@ NEW_TOKENS, TEXT_TOKENS = 20, 100
 
 @dataclass(frozen=True)
 class Scoring:
-    """What to measure on a case: groups of `measures.GROUPS`, and the data that they need."""
+    """The measures of a case: groups of `measures.GROUPS`, and the data that they need."""
 
     groups: frozenset[str] = frozenset()
     heldout: HeldOut | None = None
@@ -53,7 +53,7 @@ class Scoring:
 
     @property
     def digest(self) -> list[str | int | None]:
-        """What the scores depend on, besides the model, the case and the groups."""
+        """A digest of the data and settings that change the scores of a case."""
         return [
             self.seed if "text" in self.groups else None,
             self.heldout.digest if self.heldout else None,

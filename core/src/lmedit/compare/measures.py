@@ -63,14 +63,14 @@ _SCORES = (
     Measure(
         "GE",
         "GE",
-        "fluency: entropy of the n-grams in what the model writes, 100 x bits",
+        "fluency: entropy of the n-grams in the model's text, 100 x bits",
         "2/3 bigram + 4/3 trigram entropy, top-5 sampling to 100 tokens; words by \\w+|[^\\w\\s]",
         "text",
     ),
     Measure(
         "RS",
         "RS",
-        "consistency: cosine of what the model writes and reference texts",
+        "consistency: cosine of the model's text and reference texts",
         "tf-idf with the given vocabulary, all generations joined",
         "text",
     ),
@@ -93,7 +93,7 @@ _SCORES = (
     Measure(
         "contains",
         "contains",
-        "share of cases in which what it writes holds the new answer",
+        "share of cases in which the model's text contains the new answer",
         GREEDY,
         "generation",
     ),
@@ -107,7 +107,7 @@ _SCORES = (
     Measure(
         "generation_gap",
         "gap",
-        "teacher-forced success minus `contains`: what forcing hides",
+        "teacher-forced success minus `contains`: the failures that forcing hides",
         f"{FORCED} minus greedy",
         "generation",
         less_is_better=True,

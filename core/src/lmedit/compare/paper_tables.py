@@ -113,7 +113,7 @@ TABLE_1: Mapping[Shape, Mapping[str, Row]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper: its cases, their number for each model, and what else it measures."""
+    """A table of the paper: its cases, their number for each model, and its groups of metrics."""
 
     cases: str
     records: Mapping[Shape, int]

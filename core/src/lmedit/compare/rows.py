@@ -20,7 +20,7 @@ EXTRAS = ("peak_mebibytes", "patch_bytes")
 
 
 def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None) -> dict[str, Any]:
-    """Make one row: scores as shown, 95 % half-widths, None for what was not measured.
+    """Make one row: scores as shown, 95 % half-widths, None for values that were not measured.
 
     A failed edit counts with the unedited model's scores, because the user would keep that model.
     A broken record has no scores; it counts only in `n_failed`.

@@ -1,4 +1,4 @@
-"""Build a `Scoring`: what a comparison measures, its held-out text and its reference texts."""
+"""Build a `Scoring`: the measures of a comparison, its held-out text and its reference texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scoring_of(
     references: Path | None,
     seed: int,
 ) -> Scoring:
-    """Load what the *groups* need. Raises an error that names what is missing."""
+    """Load the data of the *groups*. Raises an error that names the missing data."""
     texts = None
     if "health" in groups:
         texts = read_held_out(lm, heldout, lines)

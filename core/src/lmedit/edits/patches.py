@@ -105,7 +105,7 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
         shapes[Site(change.parameter, change.transposed)] = (rows, columns)
     carried = {name for name in layout if name.startswith(CARRY)}
     if not all(layout[name][0] in NUMBERS for name in carried):
-        raise ValueError("what it carries are not numbers")
+        raise ValueError("its carried values are not numbers")
     if layout.keys() - carried != expected:
         raise ValueError("it holds tensors that belong to no change")
     if len({site.parameter for site in shapes}) != len(facts.sites):

@@ -42,9 +42,9 @@ class Recipe(Frozen):
     weights: str = ""
     edit: tuple[Edit, ...] = Field(min_length=1)
 
-    def patches(self, beside: Path) -> list[Path]:
-        """The paths of the patch files; *beside* is the path of the recipe."""
-        return [beside.parent / edit.patch for edit in self.edit]
+    def patches(self, recipe_path: Path) -> list[Path]:
+        """The paths of the patch files; *recipe_path* is that of the recipe."""
+        return [recipe_path.parent / edit.patch for edit in self.edit]
 
     def check_base(self, model: EditedModel) -> None:
         """Raise `ArtifactError` if *model* has another base."""
@@ -74,7 +74,7 @@ def _check(what: str, found: str, wanted: str) -> None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read the recipe in *path*; raises `ArtifactError` that names what is wrong."""
+    """Read the recipe in *path*; raises `ArtifactError` that names the fault."""
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe.model_validate(values)

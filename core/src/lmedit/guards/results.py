@@ -1,4 +1,4 @@
-"""Check what hooks return, by the laws that can be checked during the work."""
+"""Check the results of hooks, by the laws that can be checked during the work."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ class Returned:
             self.refuse(f"{hook} must return JSON values as {what} ({error})")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise `BrokenPluginError`; *what* tells what the method did."""
+        """Raise `BrokenPluginError`; *what* describes the method's act."""
         raise BrokenPluginError(f"{self.culprit}: {what}")

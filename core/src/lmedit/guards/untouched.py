@@ -119,8 +119,8 @@ def _refill(table: dict[Any, Any], values: Mapping[Any, Any]) -> None:
 def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
     """Run hooks of *culprit* in the block, and check that they leave *lm* unchanged (law 2).
 
-    Whatever they leave behind, except weights, is removed, also after an error; then it is an error
-    of the method. If a weight was written to, raises `ModelChangedError`.
+    Everything that they leave behind is removed, except changed weights; also after an error. Then
+    the method is wrong. Raises `ModelChangedError` if they wrote to a weight.
     """
     before, state = marks_of(lm.model), lm.state()
     failure: Exception | None = None

@@ -109,8 +109,8 @@ def example_of(lm: Lm, case: Case) -> Example:
     apart = []
     for prompt in asked:
         front = front_of(prompt, case.request.subject)
-        beside = [f"{front} {text}" for text in texts[:FRONTED]] if front else texts
-        apart.append(tuple(tuple(lm.encode(text)) for text in beside))
+        fronted = [f"{front} {text}" for text in texts[:FRONTED]] if front else texts
+        apart.append(tuple(tuple(lm.encode(text)) for text in fronted))
     return Example(
         row_of(lm, case.request.text, new),
         tuple(row_of(lm, prompt, new) for prompt in asked),

@@ -66,7 +66,7 @@ class FrozenModel:
     """A model, the matrices to edit, and the stored results of the unedited model."""
 
     def __init__(self, lm: Lm, sites: Sequence[Site], first: int, gigabytes: float) -> None:
-        """*first* is the lowest edited block; *gigabytes* limits what is stored."""
+        """*first* is the lowest edited block; *gigabytes* limits the stored results."""
         self.lm, self.sites, self.first = lm, tuple(sites), first
         room = _Room(gigabytes * GIGABYTE)
         self._entering: _Memory[Ids, Entering] = _Memory(
@@ -148,7 +148,7 @@ class _Room:
 class _Memory(Generic[Item, Value]):
     """Values of items. Items that were first requested together are always computed together.
 
-    So a value's last bits depend on the first request, never on what is stored. A training that
+    So a value's last bits depend on the first request, never on the stored values. A training that
     continues after an interruption registers its old requests and finds the same values. Values
     without room are computed again each time.
     """

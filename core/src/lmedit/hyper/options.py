@@ -107,7 +107,7 @@ class HyperOptions(Options):
         return {}
 
     def resolved(self, lm: Lm) -> Self:
-        """Fill in the blocks, and what a released editor's file determines and nobody gave."""
+        """Fill in the blocks, and missing values that a released editor's file determines."""
         values: dict[str, Any] = {}
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
             told = self.told_by(released_weights(self.checkpoint))

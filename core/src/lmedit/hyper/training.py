@@ -45,8 +45,8 @@ Pick = tuple["Example", "Row", "Ids"]
 def pick(example: Example, number: int) -> Pick:
     """One of an example's combinations; a rising *number* goes through all of them in turn."""
     turn, which = divmod(number, len(example.outer))
-    beside = example.apart[which]
-    return example, example.outer[which], beside[turn % len(beside)]
+    unrelated = example.apart[which]
+    return example, example.outer[which], unrelated[turn % len(unrelated)]
 
 
 def train(
@@ -133,7 +133,7 @@ class _Trainer:
         self.at_once = options.at_once or options.batch
 
     def recall(self) -> None:
-        """Register what the interrupted training asked for, in the same order."""
+        """Register the requests of the interrupted training, in the same order."""
         asked = [self._picks(step) for step in range(self.run.step)]
         self.frozen.expect((), (), self.examples.training[:PRIMING])
         for picks in [*self._validation(), *asked]:
@@ -161,7 +161,7 @@ class _Trainer:
         left = self.options.steps - self.run.step
         return (
             f"{count / 1e6:.2f} M parameters, {len(self.examples.training)} examples, "
-            f"up to {needed:.1f} GB beside the model; at most {left} steps, "
+            f"up to {needed:.1f} GB besides the model; at most {left} steps, "
             f"about {left * seconds / 60:.0f} min"
         )
 

@@ -70,7 +70,7 @@ def law_10(trial: Trial) -> None:
 
 
 def law_11(trial: Trial) -> None:
-    """What an update carries are finite tensors; saved and loaded they give the same bits."""
+    """An update's carry holds finite tensors; saved and loaded they give the same bits."""
     if not trial.joins:
         return
     _, update = trial.raw_joint([trial.third])
@@ -93,7 +93,7 @@ def law_11(trial: Trial) -> None:
 
 
 def law_12(trial: Trial) -> None:
-    """What is carried belongs to one base, one method and its prepared options; else it fails."""
+    """A carry belongs to one base, one method and its prepared options; else it fails."""
     if not trial.joins:
         return
     editor = Editor(trial.loaded, trial.lm, trial.options, trial.prepared)
@@ -111,7 +111,7 @@ def law_12(trial: Trial) -> None:
 
 
 def law_13(trial: Trial) -> None:
-    """What an update carries changes no weight, and not the update's id."""
+    """An update's carry changes no weight, and not the update's id."""
     if not trial.joins:
         return
     lm, hook = trial.lm, trial.loaded.manager.hook

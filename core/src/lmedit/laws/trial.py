@@ -1,4 +1,4 @@
-"""What the laws are tested on: a method, a model and requests; and how a law fails."""
+"""A trial of the laws: a method, a model and requests; and the errors for a broken law."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ THIRD = Request(prompt="At night {} runs to", subject="the river", target_new="a
 
 
 class LawBrokenError(AssertionError):
-    """A law does not hold; the message tells what was found."""
+    """A law does not hold; the message tells the difference."""
 
 
 class NotTriedError(Exception):

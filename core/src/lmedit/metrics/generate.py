@@ -103,7 +103,7 @@ def _seed_of(seed: int, prompt: str) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """What to continue: ``wanted[i]`` tokens after ``rows[i]``, or until one of `ends`."""
+    """A task: continue by ``wanted[i]`` tokens after ``rows[i]``, or until one of `ends`."""
 
     rows: Sequence[list[int]]
     wanted: Sequence[int]
@@ -178,6 +178,6 @@ def _text(lm: Lm, ids: Sequence[int]) -> str:
 
 
 def _added_text(lm: Lm, row: list[int], new: list[int]) -> str:
-    """What *new* adds to the text of *row*; some tokenizers drop a blank at the start of a text."""
+    """The text that *new* adds to *row*; some tokenizers drop a blank in front of a text."""
     before, whole = _text(lm, row), _text(lm, row + new)
     return whole[len(before) :] if whole.startswith(before) else _text(lm, new)

@@ -1,4 +1,4 @@
-"""What an edit does not change: CounterFact+ prompts, and KL of next-token distributions."""
+"""Locality: CounterFact+ prompts, and KL of next-token distributions."""
 
 from __future__ import annotations
 

@@ -76,9 +76,9 @@ def drift(lm: Lm, untouched: Mapping[Site, Tensor]) -> dict[str, float | None]:
 def survival(lm: Lm, update: Update) -> dict[str, float]:
     """The share of each change that survives rounding to the model's half precision.
 
-    By parameter it is (dW' k . dW k) / |dW k|^2. dW' is the change after rounding, and k is the
-    leading right singular vector of the change (a rank-one change's key). Parameters of full
-    precision are left out.
+    By parameter it is (dW' k . dW k) / |dW k|^2. The matrix dW' is the change after rounding. The
+    vector k is the leading right singular vector of the change, for a rank-one change its key.
+    Parameters of full precision are left out.
     """
     found = {}
     for site, delta in update.deltas.items():

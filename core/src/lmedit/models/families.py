@@ -150,10 +150,10 @@ def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
     If gate and value are one matrix, its output has twice that size, and the gate comes first.
     """
     hidden, inner = matrix_shape(block.get_submodule(mlp_out))
-    beside = block.get_submodule(mlp_out.rpartition(".")[0])
+    parent = block.get_submodule(mlp_out.rpartition(".")[0])
     return [
         name
-        for name, module in beside.named_children()
+        for name, module in parent.named_children()
         if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
     ]
 

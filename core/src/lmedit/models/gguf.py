@@ -43,7 +43,7 @@ TRIAL = "The tower stands by the river, since 1889."
 
 @dataclass(frozen=True)
 class Converted:
-    """The model folder made from a GGUF file, and a note on what the conversion lost."""
+    """The model folder made from a GGUF file, and a note on the losses of the conversion."""
 
     folder: Path
     note: str

@@ -62,7 +62,7 @@ class Header:
 
     @property
     def note(self) -> str:
-        """One line: the number types that are read as float32, and what is lost."""
+        """One line: the number types that are read as float32, and the loss."""
         exact = set(self.types) <= set(EXACT)
         lost = "nothing is lost" if exact else "weights are as the file rounds them"
         return f"{self.stored_as} read as float32: {lost}"

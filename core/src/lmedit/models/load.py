@@ -237,7 +237,7 @@ def _no_config(place: _Place, error: Exception, *, local: bool) -> str:
 
 def _complaint(place: _Place, error: Exception) -> str:
     folder = place.folder.exists()
-    remedy = place.remedy if folder else "add --download to fetch what is missing"
+    remedy = place.remedy if folder else "add --download to fetch the missing files"
     return complaint(place.source, error, folder=folder, remedy=remedy)
 
 

@@ -2,7 +2,7 @@
 
 Such a parameter is a placeholder on the meta device. A hook of accelerate on its module has a map
 from names to the true tensors, and moves them to the device for each call. The next call computes
-with what is written to the map's tensors. A tensor in a file moves to memory at the first write.
+with the values in the map's tensors. A tensor in a file moves to memory at the first write.
 """
 
 from __future__ import annotations

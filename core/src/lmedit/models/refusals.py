@@ -1,7 +1,7 @@
 """Reasons why a checkpoint cannot be loaded, each with its remedy.
 
-An error says "damaged" only for damaged or missing files. For everything else it names what lmedit
-does not support.
+An error says "damaged" only for damaged or missing files. For everything else it names the
+unsupported feature.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None)
         return
     how = quantised.get("quant_method", "unknown method")
     raise ModelError(
-        f"{name!r} is quantised ({how}): its matrices cannot be edited in place; load the model it "
-        "was made from, in bfloat16 if need be"
+        f"{name!r} is quantised ({how}): its matrices cannot be edited in place; load the "
+        "model that it was made from, in bfloat16 if memory is short"
     )
 
 

@@ -197,7 +197,7 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
 
 @torch.no_grad()
 def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
-    """Whether a block's output changes exactly by what is added to its MLP output.
+    """Whether a change of the MLP output changes the block's output by exactly the same amount.
 
     This holds if the MLP comes last in the block, or next to the attention, and no norm or factor
     follows. Then the block need not run again. It is tested on *row*: noise as large as the

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def browser_data(run: FinishedRun) -> str:
-    """JSON that is safe inside a `script` element, whatever the cases contain."""
+    """JSON that is safe inside a `script` element for cases with any content."""
     kinds = {group: number for number, group in enumerate(groups(run))}
     known = [Column(name, measure(name)) for name in run.score_names]
     data = {

@@ -1,4 +1,4 @@
-"""The meaning of the numbers, how they were measured, and what they do not show."""
+"""The meaning of the numbers, the ways in which they were measured, and their limits."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class SelfWritten:
 
     @property
     def digest(self) -> str:
-        """A digest of what determines the texts: the weights, the seed and the recipe."""
+        """A digest of the weights, the seed and the recipe, which determine the texts."""
         return key_of(
             corpus=SELF, base=self.lm.digest, seed=self.seed, batch=BATCH, tokens=TOKENS, recipe=1
         )

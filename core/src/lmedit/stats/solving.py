@@ -115,7 +115,7 @@ class Watch:
     def restore(
         self, tensors: Mapping[str, Tensor], seen: Sequence[Mapping[str, float]], name: str
     ) -> None:
-        """Restore what `tensors` returned, and the convergence *seen* so far."""
+        """Restore the result of `tensors`, and the convergence *seen* so far."""
         self.probes, self.solution = (tensors.get(f"{p}.{name}") for p in ("probes", "solution"))
         self.next = int(tensors[f"next.{name}"])
         self.seen = [Convergence(int(e["tokens"]), e["angle"], e["length"]) for e in seen]

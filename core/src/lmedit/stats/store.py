@@ -75,7 +75,7 @@ class Statistics:
             raise ArtifactError(
                 f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
                 f"({self.facts['base'][:SHORT]}), not of layer {layer} of {lm.name} "
-                f"({lm.digest[:SHORT]}); lmedit stats list shows what is stored"
+                f"({lm.digest[:SHORT]}); lmedit stats list shows the stored ones"
             )
         return self.moment()
 
@@ -117,7 +117,7 @@ def statistics_named(name: str) -> Statistics:
     ]
     if len(found) != 1:
         what = "several statistics begin" if found else "no statistics begin"
-        raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows what is stored")
+        raise ArtifactError(f"{what} with {start!r}; lmedit stats list shows the stored ones")
     return _open_stored(found[0])
 
 

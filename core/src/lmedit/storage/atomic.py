@@ -34,8 +34,8 @@ CURRENT, EXCHANGE = -100, 2
 def part_of(path: Path) -> Iterator[Path]:
     """A free path beside *path*: write a file or folder there, then rename it to *path*.
 
-    Whatever is still there when the block ends is deleted. Raises `ArtifactError` if the place is
-    not writable.
+    Everything that is still there when the block ends is deleted. Raises `ArtifactError` if the
+    place is not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def part_of(path: Path) -> Iterator[Path]:
 def _make_locked_folder(place: Path) -> tuple[Path, BaseFileLock]:
     """Make a new folder in *place* and hold its lock.
 
-    A sweep of another process may remove the folder before its lock is held; then it is made again.
+    Another process may remove the folder before its lock is held; then it is made again.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))

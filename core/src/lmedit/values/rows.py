@@ -106,7 +106,7 @@ def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the rows of one request give."""
+    """The results of one request's rows."""
 
     of_target: Tensor  # (N, T) log P of the target's tokens after each context
     essence: Tensor  # (V,) log P after the essence prompt
@@ -141,7 +141,7 @@ class LossRows:
         self.essence_at = torch.stack([each[-1] for each in reads])
 
     def log_probabilities(self, deltas: Sequence[Tensor]) -> list[Seen]:
-        """What each request's rows give with the *deltas* at the subjects' last tokens.
+        """The results of each request's rows with the *deltas* at the subjects' last tokens.
 
         A delta is (H,), or (P, H) for P places.
         """

@@ -43,7 +43,7 @@ class Value:
 class Descent:
     """The search for one delta: v* = v_0 + delta minimises L(delta) of equation 4."""
 
-    v_0: Tensor  # (H,) or (P, H): what the model has there for the bare prompt
+    v_0: Tensor  # (H,) or (P, H): the model's value there for the bare prompt
     delta: Tensor  # of the same shape
     options: ValueOptions
     before: Tensor | None = None
@@ -94,8 +94,9 @@ class ValueSearch:
     """Equation 4 for several requests at once: v* = v_0 + delta, each delta by Adam.
 
     Each request has its own loss. The forward passes are shared, and the weights do not change.
-    Each pass computes only what delta can change: the blocks from *layer* on, the positions from
-    the subject's last token on. If memory is full, the rows run in twice as many chunks.
+    Each pass computes only the values that delta can change: the blocks from *layer* on, the
+    positions from the subject's last token on. If memory is full, the rows run in twice as many
+    chunks.
     """
 
     def __init__(

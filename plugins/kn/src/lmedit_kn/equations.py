@@ -94,7 +94,7 @@ def shorten(d: Tensor, longest: float) -> Tensor:
 
 
 def before_norm(d: Tensor, out: Tensor, gain: Tensor) -> Tensor:
-    """What *out* (H,) must gain so that ``gain * out / rms(out)`` gains *d* (H,).
+    """The vector to add to *out* (H,) so that ``gain * out / rms(out)`` gains *d* (H,).
 
     To first order in d. The part of d along the norm's output cannot be reached: the norm fixes
     that length. Gains below a tenth of their mean size count as that tenth.

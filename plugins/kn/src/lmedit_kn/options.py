@@ -1,4 +1,4 @@
-"""What can be set for KN, and its presets."""
+"""KN's options and presets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAMES = (
 
 
 PLAIN = {"embedding": "input", "levelled": False, "limit": None, "enough": None}
-"""What the paper and all released codes add: the input embeddings as they are."""
+"""The paper and all released codes add the input embeddings as they are."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -155,8 +155,8 @@ class KnOptions(ArithmeticOptions):
     )
     levelled: bool = Field(
         default=True,
-        description="Remove what most embeddings share from the added vector. false: the plain "
-        "embeddings (paper).",
+        description="Remove the directions that most embeddings share from the added vector. "
+        "false: the plain embeddings (paper).",
     )
     embedding: Literal["output", "input"] = Field(
         default="output", description="The embedding table to take the answers' rows from."

@@ -1,4 +1,4 @@
-"""What a neuron's value adds to the residual stream at the prompt of the edited fact.
+"""The effect of a neuron's value on the residual stream at the prompt of the edited fact.
 
 A block's MLP gives ``W k``, where the key k (D,) holds the activations. Neuron i adds k_i times
 its value to it. Most blocks add ``W k`` to the stream. OLMo 2, Gemma 2 and Gemma 3 add
@@ -31,7 +31,7 @@ class MlpAtPrompt:
 
     key: Tensor  # (D,) the activations
     out: Tensor  # (H,) W k + b
-    stream: Tensor  # (H,) what the block gives to the next one
+    stream: Tensor  # (H,) the block's output
     norm: nn.Module | None
     """The norm between the MLP and the stream; None where the block has none."""
 
@@ -54,15 +54,15 @@ class MlpAtPrompt:
         return shorten(d, longest)
 
     def value_for(self, d: Tensor) -> Tensor:
-        """What a value must gain so that the stream gains *d* (H,) times the activation."""
+        """The vector to add to a value so that the stream gains *d* (H,) times the activation."""
         if self.norm is None:
             return d
         return before_norm(d, self.out.to(d), self._apply_norm(torch.ones_like(self.out)).to(d))
 
     def arriving(self, d: Tensor, places: Sequence[int]) -> tuple[float, float] | None:
-        """Cosine and relative length of what the stream gains when *places* should add *d*.
+        """Cosine and relative length of the stream's gain if *places* should add *d*.
 
-        None where no norm follows: then it gains exactly what they add.
+        None if no norm follows: then it gains exactly the sum that they add.
         """
         if self.norm is None:
             return None
@@ -92,7 +92,7 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
     found = {}
     for i in layers:
         out = _last(mlps[i].output)
-        # The norm that takes exactly what the MLP gives is the one that follows it.
+        # The norm whose input equals the MLP's output is the one that follows it.
         after = (n for (at, n), box in norms.items() if at == i and _last(box.input).equal(out))
         found[i] = MlpAtPrompt(
             _last(mlps[i].input), out, _last(blocks[i].output), next(after, None)

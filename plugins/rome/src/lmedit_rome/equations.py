@@ -1,8 +1,8 @@
 """ROME's formulas (Meng et al. 2022, arXiv 2202.05262), as plain functions of tensors.
 
-Letters as in the paper: W (H, D) is a block's MLP output matrix, k (D,) a key, v (H,) a value,
-v = W k + b. C (D, D) is E[k k^T], kept as its Cholesky factor L with C = L L^T. u (D,) is the
-direction C^-1 k*, Lambda (H,) what the edit adds per unit of u.
+Letters as in the paper: W (H, D) is a block's MLP output matrix, k (D,) a key, v (H,) a value, v =
+W k + b. C (D, D) is E[k k^T], kept as its Cholesky factor L with C = L L^T. The vector u (D,) is
+the direction C^-1 k*, Lambda (H,) the vector that the edit adds per unit of u.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def direction(L: Tensor | None, k: Tensor) -> Tensor:
 
 
 def insertion(residual: Tensor, key: Tensor, u: Tensor) -> Tensor:
-    """Lambda = (v* - W k*) / (k* . u) (equation 2): what makes W' k* = v* exact.
+    """Lambda = (v* - W k*) / (k* . u) (equation 2); with it, W' k* = v* is exact.
 
     *residual* (H,) is v* - W k*, *key* (D,) is k*. Then the edit is W' = W + Lambda u^T.
     """

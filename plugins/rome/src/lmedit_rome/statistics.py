@@ -1,4 +1,4 @@
-"""What a preparation tells about C, and the Cholesky factor of it."""
+"""The Cholesky factor of C, and facts about C for the user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def count_moments(
     checkpoint: Checkpoint,
     beside: Sequence[RomeOptions],
 ) -> Moment:
-    """S of the edited layer. The same pass counts layers of *beside* that read the same text."""
+    """S of the edited layer. The same pass counts layers of *sweep* that read the same text."""
     layer, counting = options.block, counting_of(options)
     others = [o.block for o in beside if counting_of(o) == counting]
     if isinstance(corpus, Statistics):  # of one layer
@@ -39,7 +39,7 @@ def factor(moment: Moment, options: RomeOptions) -> Tensor:
 
 
 def describe_moment(moment: Moment, L: Tensor, options: RomeOptions) -> dict[str, Any]:
-    """Facts about C for the user: its samples, its condition, and what an early stop saved."""
+    """Facts about C for the user: its samples, its condition, and how much text was read."""
     facts: dict[str, Any] = {
         "layer": options.block,
         "tokens": moment.tokens,

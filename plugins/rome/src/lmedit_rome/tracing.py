@@ -120,7 +120,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _Group:
-    """What to restore: a kind at a layer. `severed` names the part that stays disturbed above."""
+    """The states to restore: a kind at a layer. `severed` names the part that stays disturbed."""
 
     kind: str
     layer: int
