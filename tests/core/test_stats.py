@@ -26,7 +26,7 @@ from lmedit.stats import (
     solving,
     statistics_named,
 )
-from lmedit.storage.tensors import Checkpoint
+from lmedit.storage.tensors import Checkpoint, load_tensors, save_tensors
 from lmedit.testing import Documents, Interrupted, keys_of_texts
 from lmedit.tiny import tiny_lm
 
@@ -388,6 +388,21 @@ def test_exported_statistics_are_found_on_another_machine(
     assert torch.equal(found.moment().sum, kept[1].moment().sum)
 
 
+@pytest.mark.parametrize("how", ["zeros", "negative", "count"])
+def test_a_file_of_ours_is_checked_before_it_is_taken_over(
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    tensors, facts = load_tensors(kept[1].path, "statistics")
+    S = tensors["sum"]
+    other = {"zeros": torch.zeros_like(S), "negative": S - 2 * S.diagonal().diag(), "count": S}[how]
+    facts = {**facts, "tokens": 0} if how == "count" else facts
+    save_tensors(tmp_path / "bad.safetensors", "statistics", {"sum": other}, facts)
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(ArtifactError, match="was not imported"):
+        import_statistics(tmp_path / "bad.safetensors")
+    assert list_statistics() == []
+
+
 def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
     path = tmp_path / "transformer.h.1.mlp.c_proj_float32_mom2_100000.npz"
     export_statistics(kept[1], path)
@@ -411,6 +426,13 @@ def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
         ),
         ({"mom2.mom2": np.triu(np.ones((D, D))), "mom2.count": np.array(9)}, "not symmetric"),
         ({"mom2.mom2": np.full((D, D), np.nan), "mom2.count": np.array(9)}, "no finite"),
+        ({"mom2.mom2": np.zeros((D, D)), "mom2.count": np.array(9)}, "no sum of keys"),
+        ({"mom2.mom2": np.eye(D), "mom2.count": np.array(0)}, "no sum of keys"),
+        ({"mom2.mom2": np.eye(D), "mom2.count": np.array(-9)}, "no sum of keys"),
+        (
+            {"mom2.mom2": np.diag([-0.5] + [1.0] * (D - 1)), "mom2.count": np.array(9)},
+            "negative eigenvalue",
+        ),
         (
             {"mom2.mom2": np.array([{}], dtype=object), "mom2.count": np.array(9)},
             "not a .npz file of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ from small_world import FACT, save_model
 from transformers import AutoModelForCausalLM
 
 from lmedit import Dense, Lm, LowRank, Update, load_lm, load_patch
-from lmedit.edits import lora as module
+from lmedit.edits import adapter_proof as module
+from lmedit.edits.adapter_proof import export_adapter, prove_adapter
 from lmedit.edits.ledger import applied
-from lmedit.edits.lora import adapter_of, prove_adapter, read_adapter, write_adapter
+from lmedit.edits.lora import adapter_of, read_adapter, write_adapter
 from lmedit.errors import ArtifactError
-from lmedit.tiny import FAMILIES, tiny_family
+from lmedit.tiny import FAMILIES, tiny_family, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,109 @@ def low(lm: Lm, number: int, rank: int) -> Update:
             0.1 * torch.randn(rows, r, generator=draw), torch.randn(r, columns, generator=draw)
         )
     return Update(deltas)
+
+
+EXPERTS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "intermediate_size": 40,
+    "num_experts_per_tok": 2,
+}
+SHARED = EXPERTS | {
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 0,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_admits_right_adapters_of_every_number_type(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    lm = tiny_family(family, dtype)
+    before = lm.weights_digest()
+    export_adapter(lm, [low(lm, 0, 1), low(lm, 1, 3)], tmp_path / "adapter", {})
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert lm.weights_digest() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Glm4MoeConfig", SHARED | {"head_dim": 8}),
+        (
+            "Ernie4_5_MoeConfig",
+            EXPERTS
+            | {"moe_intermediate_size": 12, "moe_num_experts": 4, "moe_k": 2}
+            | {"moe_num_shared_experts": 1, "moe_layer_start_index": 0},
+        ),
+    ],
+)
+def test_an_adapter_that_is_not_the_edit_is_not_kept(
+    kind: str, sizes: dict[str, object], tmp_path: Path
+) -> None:
+    """Peft loads these models' shared experts otherwise; logits would differ by about 1."""
+    lm, folder = tiny_model(kind, sizes, torch.float32), tmp_path / "out" / "adapter"
+    site, draw = lm.mlp_out(1), torch.Generator().manual_seed(0)
+    rows, columns = lm.weight(site).shape
+    left, right = (torch.randn(*s, generator=draw) for s in ((rows, 1), (1, columns)))
+    names = [name for name, _ in lm.model.named_modules()]
+    before = lm.weights_digest()
+    update = Update({site: LowRank(left, right)})
+    with suppress(ArtifactError):
+        export_adapter(lm, [update], folder, {})
+    if folder.exists():  # a newer peft may be right
+        assert prove_adapter(lm, [update], folder) < 1e-3
+    assert not list(folder.parent.glob(".*"))
+    assert lm.weights_digest() == before
+    assert [name for name, _ in lm.model.named_modules()] == names
+
+
+@pytest.mark.parametrize("wrong", ["scale", "names", "nan"])
+def test_a_wrong_export_is_refused_and_the_old_adapter_stays(
+    lmedit: Run, model: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    lmedit("edit", "kn", *FACT, "-m", model, "-O", "kn.safetensors", "--force")
+    assert lmedit("export", "kn.safetensors", "-m", model, "-O", "adapter").exit_code == 0
+    kept = {p.name: p.read_bytes() for p in Path("adapter").iterdir()}
+
+    def spoiled(tensors: dict[str, torch.Tensor], path: Path, **more: object) -> None:
+        factor = {"scale": 1.5, "names": 1.0, "nan": float("nan")}[wrong]
+        other = {"names": ("mlp.c_proj", "attn.c_proj")}.get(wrong, ("", ""))
+        changed = {n.replace(*other): factor * t for n, t in tensors.items()}
+        save_file(changed, path, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lmedit.edits.lora.save_file", spoiled)
+    for out in ("adapter", "new"):
+        done = lmedit("export", "kn.safetensors", "-m", model, "-O", out)
+        assert done.exit_code == 1
+        assert "nothing is kept" in done.stderr
+        assert done.stdout == ""
+    assert {p.name: p.read_bytes() for p in Path("adapter").iterdir()} == kept
+    assert not Path("new").exists()
+
+
+def test_import_compares_the_patch_with_peft(
+    lmedit: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load_lm(str(model))
+    write_adapter(lm, adapter_of([low(lm, 0, 1)]), Path("adapter"), {})
+    read = read_adapter
+
+    def wrong(lm: Lm, folder: Path) -> Update:
+        return Update({s: LowRank(2 * d.left, d.right) for s, d in read(lm, folder).deltas.items()})
+
+    monkeypatch.setattr("lmedit.edits.lora.read_adapter", wrong)
+    done = lmedit("import", "adapter", "-m", model, "-O", "x.safetensors")
+    assert done.exit_code == 1
+    assert not Path("x.safetensors").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +228,8 @@ def test_the_lost_share_is_that_of_the_singular_values() -> None:
         ({"use_dora": True}, "uses use_dora"),
         ({"alpha_pattern": {"a": 1}}, "uses alpha_pattern"),
         ({"bias": "all"}, "changes biases"),
+        ({"layer_replication": [[0, 2]]}, "uses layer_replication"),
+        ({"alora_invocation_tokens": [3]}, "uses alora_invocation_tokens"),
     ],
 )
 def test_more_than_plain_lora_is_refused(

@@ -10,8 +10,9 @@ import torch
 from small_world import FACT, save_model
 
 from lmedit import Lm, build_options, load, load_lm
+from lmedit.edits.adapter_proof import prove_adapter
 from lmedit.edits.ledger import Ledger, applied
-from lmedit.edits.lora import adapter_of, prove_adapter, write_adapter
+from lmedit.edits.lora import adapter_of, write_adapter
 from lmedit.edits.model_folders import replacing_folder
 from lmedit.errors import ModelError
 from lmedit.models import load as loading

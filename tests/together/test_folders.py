@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_world import save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from lmedit import load_lm, load_patch
 from lmedit.edits import model_folders as folders
@@ -171,7 +171,11 @@ def test_half_precision_tells_what_survives(lmedit: Run, model: Path) -> None:
         "steps",
         "1",
     )
-    done = lmedit("apply", "p.safetensors", "-m", halved, "-O", "edited")
+    refused = lmedit("apply", "p.safetensors", "-m", halved, "-O", "edited")
+    assert refused.exit_code == 1
+    assert "survives rounding to bfloat16; lmedit export keeps all of it" in refused.stderr
+    assert not Path("edited").exists()
+    done = lmedit("apply", "p.safetensors", "-m", halved, "-O", "edited", "--force")
     assert done.exit_code == 0, done.stderr
     assert "survives rounding to bfloat16" in done.stderr
     assert lmedit("verify", "edited").exit_code == 0
@@ -298,3 +302,25 @@ def test_two_processes_may_prepare_the_same(lmedit: Run, model: Path, text: Path
     verified = json.loads(lmedit("stats", "verify", "--json").stdout)
     assert len(verified) == 4
     assert all(one["error"] is None for one in verified)
+
+
+def test_a_folder_that_is_not_the_model_is_not_kept(
+    patches: list[Path], model: Path, lmedit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loader or saver that changes a tensor cannot end in a folder that says it is the edit."""
+    assert lmedit("apply", patches[0], "-m", model, "-O", "edited").exit_code == 0
+    held = {path.name: path.read_bytes() for path in Path("edited").iterdir() if path.is_file()}
+
+    def spoiled(self: Any, place: Path, save: Any = GPT2LMHeadModel.save_pretrained) -> None:
+        save(self, place)
+        tensors = load_file(place / "model.safetensors")
+        tensors["transformer.h.0.mlp.c_proj.weight"][0, 0] += 1
+        save_file(tensors, place / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", spoiled)
+    for out in ("edited", "new"):
+        done = lmedit("apply", patches[1], "-m", "edited", "-O", out)
+        assert done.exit_code == 1
+        assert "transformer.h.0.mlp.c_proj.weight otherwise than it is" in done.stderr
+    assert not Path("new").exists()
+    assert held == {p.name: p.read_bytes() for p in Path("edited").iterdir() if p.is_file()}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lmedit.types import Update
 
 FOLDER = click.Path(path_type=Path)
-TELLING = 0.99
-"""`apply` prints a note if rounding keeps less than this share of an edit."""
+TELLING, LEAST = 0.99, 0.5
+"""If rounding keeps less than these shares of an edit, `apply` prints a note, or refuses."""
 
 
 @click.command()
@@ -31,6 +31,7 @@ TELLING = 0.99
     metavar="FILE.toml",
     help="Read the base, the patches and the expected digests from this file.",
 )
+@click.option("--force", is_flag=True, help="Apply also edits that are mostly lost by rounding.")
 @model_flags
 def apply(
     patches: tuple[Path, ...],
@@ -40,13 +41,14 @@ def apply(
     device: str,
     dtype: str,
     *,
+    force: bool,
     download: bool,
 ) -> None:
     """Write a model folder that contains the edits of the patches, in the given order.
 
     The transformers library loads the folder as any other model. `lmedit revert` can take out each
     edit again, in any order. The model of -m can be the base or a folder with other edits; it is
-    not changed.
+    not changed. The written weights are compared with the model, bit for bit, before they are kept.
     """
     from lmedit.edits.model_folders import add_edits, open_folder, write_folder
     from lmedit.edits.model_folders import read_patches as read
@@ -65,7 +67,7 @@ def apply(
     found = read(edited, patches)
     if chosen:
         chosen.check_edits([update for update, _ in found])
-    _tell_rounding(edited, patches, [update for update, _ in found])
+    _check_rounding(edited, patches, [update for update, _ in found], force=force)
     add_edits(edited, found)
     if chosen:
         chosen.check_result(edited)
@@ -145,14 +147,22 @@ def verify(folder: Path, recipe: Path | None) -> None:
     click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
 
 
-def _tell_rounding(edited: EditedModel, patches: Sequence[Path], updates: Sequence[Update]) -> None:
-    """Print, for each edit, the share that survives rounding to the model's number type."""
+def _check_rounding(
+    edited: EditedModel, patches: Sequence[Path], updates: Sequence[Update], *, force: bool
+) -> None:
+    """Print, for each edit, the share that survives rounding to the model's number type.
+
+    Raises `RequestError` if it is less than `LEAST`, unless *force*.
+    """
+    from lmedit.errors import RequestError
     from lmedit.metrics.weights import survival
 
     for path, update in zip(patches, updates, strict=True):
         left = min(survival(edited.lm, update).values(), default=1.0)
-        if left < TELLING:
-            note(
-                f"{path}: {100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}; "
-                "lmedit export keeps all of it"
+        what = f"{100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}"
+        if left < LEAST and not force:
+            raise RequestError(
+                f"{path}: only {what}; lmedit export keeps all of it, --force applies the rest"
             )
+        if left < TELLING:
+            note(f"{path}: {what}; lmedit export keeps all of it")

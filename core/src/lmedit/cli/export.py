@@ -29,9 +29,11 @@ def export(
     """Write the edits of the patches as one LoRA adapter, which peft can load.
 
     Low-rank edits (rome, kn, mend, ke) are exact. For a dense edit (ft), the command prints the
-    share that is lost. At the end, peft loads the adapter and compares it with the edited model.
+    share that is lost. peft loads the adapter and compares it with the edited model. If the logits
+    differ by more than rounding (0.001 of the largest logit), nothing is written and the exit code
+    is 1.
     """
-    from lmedit.edits.lora import adapter_of, check_peft, prove_adapter, write_adapter
+    from lmedit.edits.adapter_proof import check_peft, export_adapter
     from lmedit.edits.model_folders import open_folder, read_patches
     from lmedit.plan import quiet_hub
 
@@ -41,12 +43,11 @@ def export(
     tell_notes(base.lm)
     found = read_patches(base, patches)
     updates = [update for update, _ in found]
-    adapter = adapter_of(updates, rank)
-    write_adapter(base.lm, adapter, out, {"edits": [facts for _, facts in found]})
-    difference = prove_adapter(base.lm, updates, out)
-    if adapter.lost:
-        note(f"{100 * adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
-    click.echo(f"{out}: rank {adapter.rank}, largest difference of logits {difference:.2g}")
+    done = export_adapter(base.lm, updates, out, {"edits": [facts for _, facts in found]}, rank)
+    if done.adapter.lost:
+        note(f"{100 * done.adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
+    what = f"rank {done.adapter.rank}, largest difference of logits {done.difference:.2g}"
+    click.echo(f"{out}: {what}")
 
 
 @click.command(name="import")
@@ -56,7 +57,12 @@ def export(
 def import_(
     folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
 ) -> None:
-    """Read a LoRA adapter and write it as a patch of the model."""
+    """Read a LoRA adapter and write it as a patch of the model.
+
+    If peft is installed, it loads the adapter too. If its logits differ from those of the patch by
+    more than rounding, nothing is written and the exit code is 1.
+    """
+    from lmedit.edits.adapter_proof import check_import
     from lmedit.edits.ledger import base_of
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
@@ -66,6 +72,8 @@ def import_(
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     tell_notes(lm)
     update = read_adapter(lm, folder)
+    if not check_import(lm, update, folder):
+        note("peft is not installed, so the patch is not compared with the adapter")
     facts = {
         "lmedit": __version__,
         "method": "import",

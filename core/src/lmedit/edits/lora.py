@@ -8,9 +8,7 @@ paths. A change that LoRA cannot express is refused, or cut to a rank; then the 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from lmedit.edits.ledger import applied, check_fits
+from lmedit.edits.ledger import check_fits
 from lmedit.edits.patches import NUMBERS
 from lmedit.errors import ArtifactError
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.json_files import parse_json, write_json
-from lmedit.types import Dense, LowRank, Site, Update, first_complaint
+from lmedit.types import LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -36,9 +34,25 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PROVENANCE = "lmedit_edit.json"
+NOT_PLAIN = (
+    "use_dora",
+    "alpha_pattern",
+    "rank_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
+"""Values of peft's configuration that change what an adapter adds, or where."""
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
-"""The texts on which both models are compared."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +109,16 @@ def _truncate(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
     return kept, float(s[rank:].square().sum() / s.square().sum())
 
 
-def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, Any]) -> None:
+def write_adapter(
+    lm: Lm,
+    adapter: Adapter,
+    folder: Path,
+    facts: Mapping[str, Any],
+    check: Callable[[Path], object] = lambda _: None,
+) -> None:
     """Write *adapter* to *folder* in peft's layout, together with *facts* (JSON).
 
+    *check* receives the finished folder before it takes its place; if it raises, nothing is kept.
     Raises `ArtifactError` if *folder* exists and is not an adapter of lmedit.
     """
     if folder.exists() and not (folder / PROVENANCE).is_file():
@@ -135,47 +156,7 @@ def write_adapter(lm: Lm, adapter: Adapter, folder: Path, facts: Mapping[str, An
         )
         write_json(place / CONFIG, config)
         write_json(place / PROVENANCE, dict(facts))
-
-
-def check_peft() -> None:
-    """Raise `ArtifactError` if peft is not installed; peft loads the adapters for the check."""
-    if find_spec("peft") is None:
-        raise ArtifactError("lmedit checks adapters with peft; pip install 'lmedit[adapters]'")
-
-
-def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
-    """Largest difference of logits between *lm* with *updates* and the adapter that peft loads.
-
-    Afterwards *lm* is as before. Raises `ArtifactError` if peft is not installed.
-    """
-    check_peft()
-    from peft import PeftModel
-
-    rows = [lm.batch([lm.encode(text)]) for text in TEXTS]
-    total = _sum_of(updates)
-    with torch.no_grad(), applied(lm, total):
-        expected = [lm.logits(batch) for batch in rows]
-    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # peft warns about a future change of transformers
-        wrapped = PeftModel.from_pretrained(lm.model, folder)
-        try:
-            found = [wrapped(input_ids=batch.ids).logits for batch in rows]
-        finally:
-            wrapped.unload()
-            for name, parameter in lm.model.named_parameters():
-                parameter.requires_grad_(flags[name])
-    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
-
-
-def _sum_of(updates: Sequence[Update]) -> Update:
-    """The sum of all changes as one update, dense."""
-    sums: dict[Site, Tensor] = {}
-    for update in updates:
-        for site, delta in update.deltas.items():
-            change = delta.dense()
-            sums[site] = sums[site] + change if site in sums else change
-    return Update({site: Dense(change) for site, change in sums.items()})
+        check(place)
 
 
 def read_adapter(lm: Lm, folder: Path) -> Update:
@@ -184,7 +165,7 @@ def read_adapter(lm: Lm, folder: Path) -> Update:
     Raises `ArtifactError` if it is damaged, does not fit, or is not plain LoRA.
     """
     config, shapes = _read(folder)
-    for name in ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
+    for name in NOT_PLAIN:
         if config.get(name):
             raise ArtifactError(
                 f"{folder} uses {name}, which is not plain LoRA; merge it with peft"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, update_digest
 from lmedit.edits.patches import load_patch, save_patch
+from lmedit.edits.written import check_written
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models import Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
@@ -226,7 +227,7 @@ def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
 def write_folder(model: EditedModel, folder: Path) -> None:
     """Write *model* to *folder*, whole or not at all. The folder is new or was written by lmedit.
 
-    Raises `ArtifactError` if something else is there.
+    Raises `ArtifactError` if something else is there, or if the files hold other weights.
     """
     if folder.exists() and not (folder / LEDGER).is_file():
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
@@ -240,6 +241,7 @@ def write_folder(model: EditedModel, folder: Path) -> None:
             originals = {site.parameter: t for site, t in model.ledger.base.items()}
             save_tensors(place / EDITS / ORIGINALS, BASE, originals, {"base": dict(model.base)})
         write_json(place / LEDGER, model.head)
+        check_written(model.lm, place)
 
 
 def verify_folder(model: EditedModel) -> str:

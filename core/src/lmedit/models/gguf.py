@@ -22,6 +22,7 @@ from lmedit.errors import ArtifactError, ModelError
 from lmedit.models.gguf_header import Header, read_header
 from lmedit.models.refusals import check_class, first_line
 from lmedit.models.sources import MODELS, models_folder, pulled_folder
+from lmedit.models.written import compare_written
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.json_files import write_json
 
@@ -164,6 +165,9 @@ def convert(file: Path, header: Header, place: Path) -> None:
                 tokenizer.save_pretrained(place)
         except SafetensorError as error:  # a full disk, as safetensors tells it
             raise OSError(str(error)) from error
+        wrong, _ = compare_written(place, dict(model.named_parameters()), model.get_parameter)
+        if wrong is not None:
+            raise ModelError(f"{file}: {wrong} is written otherwise than it was read; run again")
 
 
 def drop_remainder(model: Any) -> None:

@@ -36,6 +36,8 @@ AT_ONCE = 4e9
 """The largest size in bytes of the sums of one pass."""
 SHORT = 12
 """How many digits of an id are shown."""
+NEGATIVE = 1e-5
+"""Rounding in float32 gives eigenvalues down to minus this share of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,27 @@ class Statistics:
         return self.moment()
 
     def verify(self) -> float:
-        """The condition number; raises `ArtifactError` if the sum cannot be a second moment."""
+        """The condition number; raises `ArtifactError` if the sum cannot be a second moment.
+
+        It is infinite if the sum is singular, as it is for fewer keys than dimensions.
+        """
         moment = self.moment()
         S = moment.sum
         if S.dim() != 2 or S.shape[0] != S.shape[1] or not bool(S.isfinite().all()):
             raise ArtifactError(f"{self.path} holds no finite square matrix; delete it")
         if not torch.allclose(S, S.T, rtol=1e-5, atol=1e-6 * float(S.abs().max())):
             raise ArtifactError(f"{self.path} holds a matrix that is not symmetric; delete it")
+        if moment.tokens < 1 or moment.documents < 0 or not S.trace() > 0:
+            raise ArtifactError(f"{self.path} holds no sum of keys; delete it")
         L = positive_factor(S, moment.tokens)
-        return float("inf") if L is None else condition(L)
+        if L is not None:
+            return condition(L)
+        values = torch.linalg.eigvalsh(S.double())
+        if values[0] < -NEGATIVE * values[-1]:
+            raise ArtifactError(
+                f"{self.path} has a negative eigenvalue, so it is no sum; delete it"
+            )
+        return float("inf")
 
 
 def _folder() -> Path:
@@ -206,6 +220,10 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     """
     if path.suffix != ".npz":
         tensors, facts = load_tensors(path, STATISTICS)
+        try:
+            Statistics(path.stem, path, facts).verify()
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} was not imported: {error}") from error
         save_tensors(_path(facts), STATISTICS, tensors, facts)
         return _open_stored(_path(facts))
     if lm is None or layer is None:
