@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from doc_scripts import script
 from jsonschema import Draft202012Validator
 
 from lmedit.cli import main
 from lmedit.compare.measures import MEASURES
 from lmedit.storage.tensors import PATCH, read_facts
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
 DOCS = Path(__file__).parents[2] / "docs"
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
 ONLY_WITH_A_PRESET = {"published"}
 """Keys of results that the embedded model's runs cannot have: they need a model of the paper."""
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 PAGE = script("make_json_page")
 

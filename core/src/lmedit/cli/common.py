@@ -54,6 +54,15 @@ model_flags = flags(
     click.option("--download", is_flag=True, help="Allow downloads from the hub."),
 )
 
+plugin_flag = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE.py",
+    type=click.Path(path_type=Path),
+    help="Load a method from this file; repeatable.",
+)
+
 method_flags = flags(
     click.option(
         "-o",
@@ -65,14 +74,7 @@ method_flags = flags(
         help="Set an option of the method. With several methods, write METHOD.KEY. "
         "`preset NAME` sets a preset; @FILE reads a file of lmedit tune.",
     ),
-    click.option(
-        "--plugin",
-        "plugins",
-        multiple=True,
-        metavar="FILE.py",
-        type=click.Path(path_type=Path),
-        help="Load a method from this file; repeatable.",
-    ),
+    plugin_flag,
     click.option(
         "--observe",
         "observers",

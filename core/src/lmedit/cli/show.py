@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, note
+from lmedit.cli.common import fact_line, json_flag, note, plugin_flag
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("method")
-@click.option(
-    "--plugin",
-    "plugins",
-    multiple=True,
-    metavar="FILE.py",
-    type=click.Path(path_type=Path),
-    help="Load a method from this file; repeatable.",
-)
+@plugin_flag
 @json_flag
 def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
     """Show a method: its options with defaults and meaning, its presets, and its hooks.

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import DynamicCache
+
+from lmedit.replay.sampling import sample_rows, start_token
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-
-    from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.values.options import ValueOptions
@@ -75,7 +74,6 @@ def clean(text: str) -> str:
     return text.replace("{", "").replace("}", "")
 
 
-@torch.no_grad()
 def sample_texts(
     lm: Lm, start: str, new_tokens: int, count: int, random: torch.Generator
 ) -> list[str]:
@@ -84,30 +82,7 @@ def sample_texts(
     An empty *start* means the model's BOS (or EOS) token, which is not part of the texts. A *start*
     of words is part of them.
     """
-    head = [_start_token(lm)] if not start else lm.encode(start)
-    rows = [list(head) for _ in range(count)]
-    cache = DynamicCache()
-    for _ in range(new_tokens):
-        # All rows have one length, so nothing is padded; the cache holds the earlier tokens.
-        new = torch.tensor([row[cache.get_seq_length() :] for row in rows], device=lm.device)
-        out = lm.model(input_ids=new, past_key_values=cache, use_cache=True)
-        for row, token in zip(
-            rows, _top_k_draw(out.logits[:, -1].float().cpu(), random), strict=True
-        ):
-            row.append(int(token))
+    head = lm.encode(start) if start else [start_token(lm)]
+    rows = sample_rows(lm, [head] * count, new_tokens, random, TOP_K)
     skip = 0 if start else 1
-    tokenizer = lm.tokenizer
-    return [str(tokenizer.decode(row[skip:], skip_special_tokens=True)) for row in rows]
-
-
-def _top_k_draw(logits: Tensor, random: torch.Generator) -> Tensor:
-    best = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
-    drawn = torch.multinomial(best.values.softmax(-1), 1, generator=random)
-    return best.indices.gather(1, drawn).squeeze(1)
-
-
-def _start_token(lm: Lm) -> int:
-    for token in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return int(lm.encode("The")[0])
+    return [str(lm.tokenizer.decode(row[skip:], skip_special_tokens=True)) for row in rows]
