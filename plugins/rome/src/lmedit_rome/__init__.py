@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch.nn import functional as F
 
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
+from lmedit.arithmetic import products
 from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
 from lmedit.values import optimise_values, rows_of, sample_contexts
@@ -80,8 +81,9 @@ def edit_probe(lm: Lm, request: Request, options: RomeOptions) -> Probed:
     noise = options.trace_noise or subject_noise(lm, [request.subject or request.text])
     setup = TraceSettings(noise, options.trace_samples, options.trace_window, options.seed)
     span = random_span(lm, request, options.seed)
-    control = trace(lm, request, setup, span, [STATE]) if span else None
-    return describe_trace(trace(lm, request, setup), noise, control)
+    with products(lm, options.compute):
+        control = trace(lm, request, setup, span, [STATE]) if span else None
+        return describe_trace(trace(lm, request, setup), noise, control)
 
 
 @hookimpl
