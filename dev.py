@@ -23,7 +23,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 ROOT = Path(__file__).resolve().parent
 EVERYTHING = ("tests", "plugins")
@@ -75,10 +75,15 @@ def environment(place: Place, **extra: str) -> dict[str, str]:
     return {**kept, "PATH": path, **extra}
 
 
-def run(*command: str | Path, place: Place = NEWEST, **extra: str) -> None:
-    """Run *command* in the repository; if it fails, end this script with its exit code."""
+def run(
+    *command: str | Path, place: Place = NEWEST, prints: TextIO | None = None, **extra: str
+) -> None:
+    """Run *command* in the repository; if it fails, end this script with its exit code.
+
+    Its output goes to *prints*, by default to stdout.
+    """
     parts = [str(part) for part in command]
-    code = subprocess.call(parts, cwd=ROOT, env=environment(place, **extra))
+    code = subprocess.call(parts, cwd=ROOT, env=environment(place, **extra), stdout=prints)
     if code:
         sys.exit(code)
 
@@ -164,7 +169,7 @@ def demo(asked: argparse.Namespace) -> None:
 
 def real(asked: argparse.Namespace) -> None:
     """Pull a real model and compare all methods on it. After --: flags of lmedit compare."""
-    run("lmedit", "models", "pull", "smollm2")
+    run("lmedit", "models", "pull", "smollm2", prints=sys.stderr)  # stdout is for the table
     flags = ("--cases", "smollm2", "-m", "smollm2", "--limit", "100")
     workers = str(min(4, os.cpu_count() or 1))
     run("lmedit", "compare", *flags, "--workers", workers, *asked.rest)

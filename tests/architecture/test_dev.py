@@ -97,6 +97,22 @@ def test_only_a_plugin_runs_its_tests_alone(ran: Callable[..., list[list[str]]],
     assert ran("test", "--only", name) == [["python", "-m", "pytest", f"plugins/{name}/tests"]]
 
 
+def test_real_keeps_stdout_for_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown = "import sys; print(sys.argv[1])"
+    call = dev.run
+    monkeypatch.setattr(dev, "set_up", lambda place: None)
+    monkeypatch.setattr(sys, "argv", ["dev.py", "real", "--", "--json"])
+    monkeypatch.setattr(
+        dev, "run", lambda *parts, **more: call(sys.executable, "-c", shown, parts[1], **more)
+    )
+    dev.main()
+    captured = capfd.readouterr()
+    assert captured.out.split() == ["compare"]
+    assert captured.err.split() == ["models"]
+
+
 def test_only_takes_folders_of_tests_and_several_names(
     ran: Callable[..., list[list[str]]],
 ) -> None:
