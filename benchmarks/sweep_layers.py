@@ -101,7 +101,7 @@ def measure(
     return {**row, "method": method, "setting": options}
 
 
-def page(world: str, rows: list[dict[str, Any]], count: int) -> str:
+def page(world: str, rows: list[dict[str, Any]]) -> str:
     """The table as a document."""
     named = [
         {**row, "method": f"{row['method']} {_words(row['setting'])}", "prepare_seconds": None}
@@ -109,15 +109,26 @@ def page(world: str, rows: list[dict[str, Any]], count: int) -> str:
     ]
     return (
         f"# Where the model of the world {world} can be edited\n\n"
-        f"```console\npython benchmarks/sweep_layers.py --world {world} --cases {count}\n```\n\n"
-        f"This command measures every setting on the last {count} records of the world.\n"
-        f"Then it measures the {FINALISTS} best settings of each method again, on the\n"
-        f"last {RUN_OFF * count} records (the last lines of the table). The world's\n"
+        f"```console\n{_commands(world, rows)}\n```\n\n"
+        "A command measures every setting of its methods on the last records of the world.\n"
+        f"Then it measures the {FINALISTS} best settings of each method again, on {RUN_OFF} times\n"
+        "as many records (the last lines of the table; n is the number of records). The world's\n"
         "`lmedit-tuned.json` holds the best of these.\n\n"
         f"{SWEEPS[world].told}\n\n"
         "RelS is relation specificity: the share of the subject's other facts that are still\n"
         "right.\n\n"
         f"```text\n{table(named)}\n```\n"
+    )
+
+
+def _commands(world: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The commands that measure *rows*: one for each number of records."""
+    methods = {row["method"]: 0 for row in rows}
+    cases = {name: min(row["n"] for row in rows if row["method"] == name) for name in methods}
+    return "\n".join(
+        f"python benchmarks/sweep_layers.py --world {world} --cases {count} --methods "
+        + " ".join(name for name in methods if cases[name] == count)
+        for count in sorted(set(cases.values()), reverse=True)
     )
 
 
@@ -188,8 +199,8 @@ def main() -> None:
     write_json(results, {"model": lm.digest, "rows": rows})
     write_json(tuned_file(chosen.world), {**lm.tuned, **tuned})
     sweep = HERE.parent / "docs" / "explanation" / f"{chosen.world}-sweep.md"
-    sweep.write_text(page(chosen.world, rows, count), encoding="utf-8")
-    print(page(chosen.world, rows, count))
+    sweep.write_text(page(chosen.world, rows), encoding="utf-8")
+    print(page(chosen.world, rows))
 
 
 if __name__ == "__main__":

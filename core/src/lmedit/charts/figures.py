@@ -80,7 +80,10 @@ def _lines(chart: Lines, axes: Any) -> None:
             low = [value - width for value, width in zip(values, half, strict=True)]
             high = [value + width for value, width in zip(values, half, strict=True)]
             axes.fill_between(chart.places, low, high, alpha=0.2)
-    axes.legend()
+    if chart.bands:  # a legend inside would hide a band
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.legend()
 
 
 def _heat(chart: Heat, axes: Any) -> None:
