@@ -33,7 +33,8 @@ PAIRS = [
 
 def plain_score(lm: Lm, prompt: str, target: str) -> tuple[float, bool]:
     """One token at a time, no batch, no padding: the mean log-probability, and all top-1."""
-    ids = list(lm.tokenizer(f"{prompt} {target}")["input_ids"])
+    joint = "" if prompt.startswith("北京") else " "  # Chinese writes no blank
+    ids = list(lm.tokenizer(f"{prompt}{joint}{target}")["input_ids"])
     begin = len(lm.tokenizer(prompt)["input_ids"])
     logs, correct = [], True
     with torch.no_grad():

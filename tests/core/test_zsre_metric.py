@@ -61,6 +61,7 @@ def fluent() -> Lm:
         bias[lm.encode(word)] = 6.0
     plain = lm.model.lm_head.forward
     lm.model.lm_head.forward = lambda states: plain(states) + bias
+    lm.join = "space"  # as the released code joins
     return lm
 
 

@@ -60,6 +60,7 @@ class Editor:
 
     def locate(self, request: Request) -> Location:
         """The parameters that *request* would change, and the evidence for them."""
+        (request,) = self._formulate([request])
         with self._working():
             return self._locate(request)
 
@@ -73,6 +74,10 @@ class Editor:
         with left_alone(self.loaded.culprit, self.lm), torch.enable_grad():
             yield
 
+    def _formulate(self, requests: Sequence[Request]) -> list[Request]:
+        """*requests* as the model is asked: through its chat, and with their joints settled."""
+        return [self.lm.formulate(request) for request in requests]
+
     def _locate(self, request: Request) -> Location:
         check_subject(self.loaded, request)
         hook = self.loaded.manager.hook.edit_locate
@@ -81,6 +86,7 @@ class Editor:
 
     def probe(self, request: Request, location: Location) -> Probed:
         """The measurements at *location*. Raises `RequestError` if the method has no probe."""
+        (request,) = self._formulate([request])
         with left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
                 lm=self.lm,
@@ -95,6 +101,7 @@ class Editor:
 
     def compute(self, request: Request) -> Update:
         """Locate, then compute the update for *request*. The model stays unchanged."""
+        (request,) = self._formulate([request])
         with self._working():
             location = self._locate(request)
             update = self.loaded.manager.hook.edit_compute(
@@ -126,6 +133,7 @@ class Editor:
         """The update of each request, as if it were alone; computed together if the method can."""
         if not self.computes_many:
             return [self.compute(request) for request in requests]
+        requests = self._formulate(requests)
         with self._working():
             locations = [self._locate(request) for request in requests]
             updates = self.loaded.manager.hook.edit_compute_many(
@@ -164,6 +172,7 @@ class Editor:
             raise RequestError(f"{self.name}: there is no fact to edit; give at least one")
         for each in carried:
             self._check_carried(each)
+        requests = self._formulate(requests)
         with self._working():
             locations = [self._locate(request) for request in requests]
             update = self.loaded.manager.hook.edit_compute_joint(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.errors import NotPreparedError, OptionError, UnknownNameError
+from lmedit.errors import NotPreparedError, OptionError, UnknownNameError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lmedit.options import Options
     from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Material
+    from lmedit.types import Join, Material
 
     Texts = str | Path | Iterable[str]
 
@@ -65,6 +65,17 @@ class Plan:
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
     limit: int | None = None
+    join: Join = "auto"
+    """The joint of prompts and answers."""
+    chat: bool = False
+    """Whether prompts are asked through the tokenizer's chat template."""
+    system: str | None = None
+    """The system prompt of the chat."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` if the values do not go together."""
+        if self.system is not None and not self.chat:
+            raise UsageError("--system is for a chat; give --chat too, or remove --system")
 
     @property
     def drawn_from(self) -> int:
@@ -83,7 +94,15 @@ class Plan:
     def load_model(self) -> Lm:
         """Load the model. The hub's library shows progress only on a terminal."""
         quiet_hub()
-        return load_lm(self.model, device=self.device, dtype=self.dtype, download=self.download)
+        return load_lm(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            download=self.download,
+            join=self.join,
+            chat=self.chat,
+            system=self.system,
+        )
 
     def outline(self) -> Lm:
         """The model's parts and shapes, without weights."""

@@ -52,6 +52,7 @@ def find_prepared(
         raise NotPreparedError(
             f"{loaded.name} is not prepared for this model with these options; "
             f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
+            f"{_asking_flags(loaded, lm)}"
         )
     if len(found) > 1:
         names = ", ".join(str(prepared.facts.get("corpus")) for prepared in found)
@@ -59,6 +60,14 @@ def find_prepared(
             f"{loaded.name} was prepared on {names}; choose: --corpus {loaded.name}=NAME"
         )
     return found[0]
+
+
+def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
+    """The flags that a preparation of *loaded* needs to fit how *lm* is asked."""
+    found = asking_key(loaded, lm)
+    system = f" --system {lm.chat.system!r}" if lm.chat and lm.chat.system else ""
+    chat = f" --chat{system}" if "chat" in found else ""
+    return f"{chat} --join none" if "join" in found else chat
 
 
 def save_prepared(path: Path, prepared: Prepared, base: str) -> None:
@@ -84,15 +93,28 @@ def _folder() -> Path:
 
 def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
     key = key_of(
-        method=loaded.name, version=loaded.version, base=lm.digest, options=chosen_options(options)
+        method=loaded.name,
+        version=loaded.version,
+        base=lm.digest,
+        options=chosen_options(options),
+        **asking_key(loaded, lm),
     )
     return f"{loaded.name}-{key[:32]}"
+
+
+def asking_key(loaded: LoadedMethod, lm: Lm) -> dict[str, Any]:
+    """How *lm* is asked, if an editor that is trained on cases depends on it; else empty."""
+    if loaded.method.prepares_on != "cases":
+        return {}
+    found = {"chat": lm.chat.digest if lm.chat else None, "join": lm.join}
+    return {name: value for name, value in found.items() if value not in {None, "auto", "space"}}
 
 
 def shipped_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
     """The preparation in the model's or its world's folder as a list; empty if options differ."""
     folders = [lm.folder / SHIPPED] if lm.folder else []
     folders += [lm.prepared] if lm.prepared else []
+    folders = [] if asking_key(loaded, lm) else folders
     for path in (folder / f"{loaded.name}{SUFFIX}" for folder in folders):
         if path.is_file():
             prepared = load_prepared(path, lm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import (
     BaseModel,
@@ -62,6 +62,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Join = Literal["auto", "space", "none"]
+"""The text between a prompt and its answer: a blank, nothing, or what fits (`models.joints`)."""
+
+
 class Request(Frozen):
     """One fact to edit: the answer that the model should give after the prompt.
 
@@ -73,6 +77,24 @@ class Request(Frozen):
     subject: str | None = Field(default=None, min_length=1)
     target_new: str = Field(min_length=1, description="the new answer")
     target_true: str | None = Field(default=None, description="the present answer, if known")
+    join: Join | None = Field(
+        default=None, description="the joint of prompt and answer; null: the choice of the command"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blanks_are_the_joint(cls, values: Any) -> Any:
+        """Read a blank at the end of the prompt, or at the start of the answer, as the joint."""
+        if not isinstance(values, dict):
+            return values
+        prompt, target = values.get("prompt"), values.get("target_new")
+        if not isinstance(prompt, str) or not isinstance(target, str):
+            return values
+        bare, answer = prompt.rstrip(" ") or prompt, target.strip(" ") or target
+        typed = bare != prompt or target.startswith(" ")
+        own = values.get("join") in {None, "auto"} and typed and not bare[-1:].isspace()
+        join = "space" if own else values.get("join")
+        return {**values, "prompt": bare, "target_new": answer, "join": join}
 
     @field_validator("target_true", mode="before")
     @classmethod

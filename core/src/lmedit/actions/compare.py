@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
@@ -143,7 +144,7 @@ def _baselines(setup: Setup, measuring: Measuring) -> list[Candidate]:
     if measuring.random_layer:
         found.append(_at_random_layer(setup, measuring.random_layer))
     if measuring.in_context:
-        found.append(Candidate(IN_CONTEXT, asked=put_in_context))
+        found.append(Candidate(IN_CONTEXT, asked=partial(put_in_context, lm=setup.lm)))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import damage, sample_held_out, way_out
-from lmedit.actions.probes import probes_of
+from lmedit.actions.probes import ask_through_chat, probes_of
 from lmedit.actions.verdict import chances_of, continue_greedily, sentence_of, verdict_of, why_not
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
@@ -67,14 +67,14 @@ def edit_one(
         refused = f"{harm}; {way_out(editor.loaded, request)}"
     before, after = _finite(before), _finite(after)
     told = {"verdict": verdict, **looking.told(update), "survives": left}
-    facts = {**_facts(editor, request, update), "seconds": seconds}
+    facts = {**_facts(editor, request, update), "asking": looking.asking, "seconds": seconds}
     patch = None
     if force or refused is None:
         patch = out or Path(f"{_slug(editor.name, request)}.safetensors")
         metrics = {"before": _measure(before), "after": _measure(after), **told}
         save_patch(patch, update, {**facts, "metrics": metrics})
     return {
-        **{name: facts[name] for name in ("method", "model", "request", "seconds")},
+        **{name: facts[name] for name in ("method", "model", "request", "asking", "seconds")},
         **told,
         "before": before,
         "after": after,
@@ -114,7 +114,7 @@ def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
         "version": editor.loaded.version,
         "options": editor.options.model_dump(mode="json"),
         "model": base_of(editor.lm, update),
-        "request": request.model_dump(),
+        "request": request.model_dump(exclude={"join"}),
     }
 
 
@@ -123,10 +123,14 @@ class _Looking:
 
     def __init__(self, lm: Lm, request: Request, near: str | None) -> None:
         self.lm = lm
-        self.request = request
+        self.request = lm.formulate(request)
+        self.asking = _asking(lm, self.request)
         probes = probes_of(lm, request, near)
-        self.probes, self.remarks = probes.prompts, probes.remarks
-        self.tokens = len(lm.with_target(request.text, request.target_new)[1])
+        self.probes = {
+            kind: ask_through_chat(lm, prompt) for kind, prompt in probes.prompts.items()
+        }
+        self.remarks = (*_remarks(self.asking), *probes.remarks)
+        self.tokens = len(lm.with_target(self.request.text, request.target_new)[1])
         self.held: HeldOut
         self.text, self.held = sample_held_out(lm)
 
@@ -160,12 +164,34 @@ class _Looking:
             "writes": sentence_of(text, request),
             "top": top_tokens(lm, request.text),
             "probes": {
-                kind: {"prompt": prompt, "top": top_tokens(lm, prompt)}
+                kind: {
+                    "prompt": lm.chat.bare(prompt) if lm.chat else prompt,
+                    "top": top_tokens(lm, prompt),
+                }
                 for kind, prompt in self.probes.items()
             },
             **self.held.measure(lm),
         }
         return seen, verdict_of(text, request.target_new, new)
+
+
+def _asking(lm: Lm, request: Request) -> dict[str, Any]:
+    """How *lm* is asked *request*, as JSON values: the joint, and the chat if there is one."""
+    joint = lm.joint(request.text, request.target_new)
+    return {
+        "join": "space" if joint else "none",
+        "chat": None if lm.chat is None else {"system": lm.chat.system},
+    }
+
+
+def _remarks(asking: Mapping[str, Any]) -> list[str]:
+    """Lines for the user about how the model is asked, if it is not the usual way."""
+    remarks = []
+    if asking["chat"] is not None:
+        remarks.append("asked through the chat template of the tokenizer")
+    elif asking["join"] == "none":
+        remarks.append("prompt and target are joined without a blank; --join space puts one")
+    return remarks
 
 
 NOT_KEPT = frozenset({"top", "probes"})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import RequestError
-from lmedit.types import request_from
+from lmedit.types import Request, request_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lmedit.models import Lm
-    from lmedit.types import Request
 
     Tell = Callable[[str], object]
 
@@ -23,19 +23,24 @@ AUTO = "auto"
 def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> dict[str, Any]:
     """The values of a fact: those of the JSON object *text*, then the given *flags*, which win.
 
-    Blanks at the ends of the values are removed, with a note to *tell*. Raises `RequestError` if
-    *text* is not a JSON object, if a value is missing or wrong, or if prompt and subject do not
-    fit together. It needs no model.
+    Blanks at the ends of the values are removed, with a note to *tell*. A blank at the end of the
+    prompt, or at the start of the target, is the joint of both. Raises `RequestError` if *text* is
+    not a JSON object, if a value is missing or wrong, or if prompt and subject do not fit
+    together. It needs no model.
     """
-    values = {} if text is None else _of_json(text)
+    values = {} if text is None else _by_our_names(_of_json(text))
     values |= {name: value for name, value in flags.items() if value is not None}
+    _check_names(values)
     missing = [name for name in ("prompt", "target_new") if values.get(name) is None]
     if missing:
         raise RequestError(
             f"the fact lacks {', '.join(missing)}; give --prompt and --target (and --subject "
             "if the method needs it), or --fact FILE"
         )
+    typed = str(values["prompt"]).endswith(" ") or str(values["target_new"]).startswith(" ")
     values = {name: _trim(name, value, tell) for name, value in values.items()}
+    if typed and values.get("join") in {None, "auto"}:
+        values["join"] = "space"
     subject, prompt = values.get("subject"), values["prompt"]
     if subject == AUTO and isinstance(prompt, str) and "{}" in prompt:
         raise RequestError(
@@ -88,13 +93,41 @@ def _of_json(text: str) -> dict[str, Any]:
     return values
 
 
+SYNONYMS = {"target": "target_new", "question": "prompt", "answer": "target_new"}
+"""Other names that a fact in JSON may use for its values."""
+
+
+def _by_our_names(values: dict[str, Any]) -> dict[str, Any]:
+    """*values* with our names in place of `SYNONYMS`. Raises `RequestError` if both stand there."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        ours = SYNONYMS.get(name, name)
+        if ours in found and found[ours] != value:
+            names = " and ".join(n for n in values if SYNONYMS.get(n, n) == ours)
+            raise RequestError(f"--fact: {names} mean the same and differ; remove one of them")
+        found[ours] = value
+    return found
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    """Raise `RequestError` for a name that is no value of a fact."""
+    known = [*Request.model_fields, *SYNONYMS]
+    for name in values:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise RequestError(f"--fact: {name!r} is no value of a fact; {hint}")
+
+
 def _trim(name: str, value: Any, tell: Tell) -> Any:
-    """Remove blanks and tabs at the ends of *value*. A line end stays; it can be intended."""
+    """Remove blanks at the ends of *value*; a line end stays, and a tab that ends the prompt."""
     if not isinstance(value, str):
         return value
-    bare = value.strip(" \t")
+    bare = value.lstrip(" \t").rstrip(" ") if name == "prompt" else value.strip(" \t")
     if bare and bare != value:
-        tell(f"{name}: blanks at the ends are removed; the value is {bare!r}")
+        joins = value.endswith(" ") if name == "prompt" else value.startswith(" ")
+        joint = " and a blank joins both" if joins and name in {"prompt", "target_new"} else ""
+        tell(f"{name}: blanks at the ends are removed; the value is {bare!r}{joint}")
         return bare
     return value
 

@@ -39,6 +39,8 @@ CONFIDENT = 0.1
 """The smallest accepted probability of the top token after a prompt about another subject."""
 ABOUT = ("{} is known for its", "{} is famous for the", "{} is a")
 """Prompts about a subject, for models without records."""
+ASKED = ("For which thing is {} known?", "Which sort of thing is {}?", "Where is {}?")
+"""The same as questions of a chat."""
 _OPENERS = "however some other others many most examples example note yes both these list"
 OPENERS = frozenset(_OPENERS.split())
 """Words that open sentences with a capital and name nothing."""
@@ -60,7 +62,7 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
 
     *near* is a file of cases in any layout of `load_cases`, or of prompts, one per line. Without
     it, they come from the model's world; without a world, from the model itself. Raises
-    `CasesError` if *near* cannot be read.
+    `CasesError` if *near* cannot be read. The prompts are bare, also in a chat.
     """
     if near is not None and (prompts := _plain_prompts(near)):
         named = _number_kinds({"neighbour": prompts[:NEIGHBOURS]})
@@ -77,6 +79,11 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
     lacking = [kind for kind in ("neighbour", "another fact") if kind not in named]
     remarks = [_lack(kind, request) for kind in lacking]
     return Probes(named, tuple(remarks))
+
+
+def ask_through_chat(lm: Lm, prompt: str) -> str:
+    """*prompt* as *lm* is asked: in a chat, as the user's message."""
+    return lm.chat.wrap(prompt) if lm.chat else prompt
 
 
 def _lack(kind: str, request: Request) -> str:
@@ -159,8 +166,8 @@ def own_neighbours(lm: Lm, request: Request) -> list[str]:
     """
     if request.subject is None:
         return []
-    asked = [text.replace("{}", request.subject) for text in LISTS]
-    names = _names(greedy(lm, asked, LIST_TOKENS), request)
+    lists = [text.replace("{}", request.subject) for text in LISTS]
+    names = _names(greedy(lm, lists, LIST_TOKENS), request)
     prompts = [request.prompt.replace("{}", name) for name in names]
     kept = _keep_confident(lm, prompts, request)
     return sorted(kept, key=lambda prompt: kept[prompt].empty)[:NEIGHBOURS]
@@ -186,9 +193,9 @@ def other_facts(lm: Lm, request: Request) -> list[str]:
     """
     if request.subject is None:
         return []
-    prompts = [text.replace("{}", request.subject) for text in ABOUT]
-    asked = [prompt for prompt in prompts if prompt != request.text]
-    kept = _keep_confident(lm, asked, request)
+    prompts = [text.replace("{}", request.subject) for text in (ASKED if lm.chat else ABOUT)]
+    others = [prompt for prompt in prompts if prompt != request.text]
+    kept = _keep_confident(lm, others, request)
     return sorted(kept, key=lambda prompt: (kept[prompt].empty, -kept[prompt].p))[:1]
 
 
@@ -204,8 +211,12 @@ def _keep_confident(lm: Lm, prompts: Sequence[str], request: Request) -> dict[st
     """The *prompts* whose top token is confident and is not the first token of the new answer."""
     if not prompts:
         return {}
-    best = next_log_probabilities(lm, prompts).exp().max(dim=-1)
-    new = lm.with_target(request.text, request.target_new)[1][0]
+    best = (
+        next_log_probabilities(lm, [ask_through_chat(lm, prompt) for prompt in prompts])
+        .exp()
+        .max(dim=-1)
+    )
+    new = lm.with_target(ask_through_chat(lm, request.text), request.target_new)[1][0]
     kept = {}
     for prompt, p, token in zip(prompts, best.values, best.indices, strict=True):
         if float(p) >= CONFIDENT and int(token) != new:

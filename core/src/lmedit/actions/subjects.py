@@ -120,13 +120,19 @@ def proposals(lm: Lm, prompt: str, answer: str | None = None) -> list[Proposal]:
     """
     from lmedit.models.tokens import encode
 
-    encoded = encode(lm.tokenizer, prompt)
-    token = None if answer is None else lm.with_target(prompt, answer)[1][0]
-    clean = lm.next_probabilities(prompt)
+    text = lm.chat.wrap(prompt) if lm.chat else prompt
+    shift = len(lm.head)
+    encoded = encode(lm.tokenizer, text, lm.head)
+    token = None if answer is None else lm.with_target(text, answer)[1][0]
+    clean = lm.next_probabilities(text)
     token = int(clean.argmax()) if token is None else token
     spans = spans_of(prompt)
     touched = [
-        [i for i, (a, b) in enumerate(encoded.offsets) if a < span.end and b > span.start]
+        [
+            i
+            for i, (a, b) in enumerate(encoded.offsets)
+            if a < span.end + shift and b > span.start + shift
+        ]
         for span in spans
     ]
     rows = [(n, seed) for n, places in enumerate(touched) if places for seed in range(SEEDS)]

@@ -29,12 +29,20 @@ KEYS = frozenset(
         "locality",
         "rephrase",
         "rephrase_prompt",
+        "locality_prompt",
+        "locality_ground_truth",
+        "portability_prompt",
+        "portability_ground_truth",
     }
 )
 
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
-    """The case of *record*: portability by group, all locality groups joined."""
+    """The case of *record*: portability by group, all locality groups joined.
+
+    EasyEdit's flat records hold one prompt or a list in ``locality_prompt`` and its answers in
+    ``locality_ground_truth``; the same for portability.
+    """
     subject = _either(record, "subject", "concept")
     prompt, subject = template(_either(record, "prompt", "text"), subject, "prompt")
     true = answers(record.get("ground_truth"), "ground_truth")
@@ -50,8 +58,12 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
             *optional_texts(record, "rephrase"),
             *optional_texts(record, "rephrase_prompt"),
         ),
-        locality=tuple(p for group in _groups(record, "locality").values() for p in group),
-        groups=_groups(record, "portability"),
+        locality=(
+            *(p for group in _groups(record, "locality").values() for p in group),
+            *_flat(record, "locality"),
+        ),
+        groups=_groups(record, "portability")
+        | ({"portability": flat} if (flat := _flat(record, "portability")) else {}),
     )
 
 
@@ -69,6 +81,24 @@ def _groups(record: Mapping[str, Any], name: str) -> dict[str, tuple[Probe, ...]
         for group in found
         if found[group] is not None
     }
+
+
+def _flat(record: Mapping[str, Any], name: str) -> tuple[Probe, ...]:
+    """The probes of a flat record. Raises `ValueError` if prompts and answers do not pair."""
+    asked, truth = f"{name}_prompt", f"{name}_ground_truth"
+    prompts = optional_texts(record, asked)
+    if not prompts:
+        return ()
+    given = record.get(truth)
+    each = given if isinstance(given, list) and len(prompts) > 1 else [given]
+    if given is None or len(each) != len(prompts):
+        raise ValueError(
+            f"field {asked!r} has {len(prompts)} prompts, and {truth!r} has "
+            f"{0 if given is None else len(each)} answers; one for each was expected"
+        )
+    return probes(
+        (prompt, answers(right, truth)) for prompt, right in zip(prompts, each, strict=True)
+    )
 
 
 def _pairs(entries: list[Any], name: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -63,6 +63,21 @@ plugin_flag = click.option(
     help="Load a method from this file; repeatable.",
 )
 
+asking_flags = flags(
+    click.option(
+        "--join",
+        type=click.Choice(["auto", "space", "none"]),
+        default="auto",
+        show_default=True,
+        help="What stands between prompt and answer: a blank or nothing. auto: as the signs and "
+        "the model tell.",
+    ),
+    click.option(
+        "--chat", is_flag=True, help="Ask each prompt through the tokenizer's chat template."
+    ),
+    click.option("--system", metavar="TEXT", help="With --chat: the system prompt."),
+)
+
 method_flags = flags(
     click.option(
         "-o",
@@ -158,6 +173,9 @@ def plan_of(given: dict[str, Any]) -> Plan:
         "corpora": "corpora",
         "cases_name": "cases",
         "limit": "limit",
+        "join": "join",
+        "chat": "chat",
+        "system": "system",
     }
     return Plan(**{names[flag]: given.pop(flag) for flag in list(given) if flag in names})
 

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from lmedit.cli.common import flags, json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import (
+    asking_flags,
+    flags,
+    json_flag,
+    method_flags,
+    model_flags,
+    note,
+    plan_of,
+)
 from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 
@@ -121,6 +129,7 @@ regime_flags = flags(
 @case_flags
 @metric_flags
 @regime_flags
+@asking_flags
 @model_flags
 @method_flags
 @json_flag

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lmedit.cli.common import (
+    asking_flags,
     fact_flags,
     fact_of,
     fact_values,
@@ -36,6 +37,7 @@ from lmedit.cli.common import (
     help="Neighbours to look at: cases, or a text file of prompts, one per line.  [default: "
     "the world's, else names from the model itself]",
 )
+@asking_flags
 @model_flags
 @method_flags
 @json_flag

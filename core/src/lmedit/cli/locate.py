@@ -10,6 +10,7 @@ import click
 
 from lmedit.charts.html import short
 from lmedit.cli.common import (
+    asking_flags,
     fact_flags,
     fact_of,
     fact_values,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("method")
 @fact_flags
+@asking_flags
 @model_flags
 @method_flags
 @click.option(
@@ -128,7 +130,8 @@ def _average_over(
 
     found, unknown, failed = [], 0, 0
     for request, answer in tqdm(load_facts(name, limit, download=download), disable=None):
-        if answer is not None and not _knows(editor.lm, request.text, answer):
+        asked = editor.lm.formulate(request)
+        if answer is not None and not _knows(editor.lm, asked.text, answer):
             unknown += 1
             continue
         try:

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import asking_flags, json_flag, method_flags, model_flags, note, plan_of
 
 
 @click.command()
 @click.argument("method")
+@asking_flags
 @model_flags
 @method_flags
 @click.option("--limit", type=click.IntRange(1), help="Train on at most this many cases.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import asking_flags, json_flag, method_flags, model_flags, note, plan_of
 from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The options file. Entries of other methods stay in it.  [default: METHOD-tuned.json]",
 )
+@asking_flags
 @model_flags
 @method_flags
 @json_flag

@@ -36,22 +36,24 @@ def of_editor(editor: Editor) -> Candidate:
     return Candidate(editor.name, lambda _: editor, editor=editor)
 
 
-def put_in_context(case: Case) -> Case:
+def put_in_context(case: Case, lm: Lm | None = None) -> Case:
     """*case* with the new fact as a sentence before every prompt (Zheng et al. 2023, IKE).
 
-    The sentence is "prompt subject target_new. "; generation prompts get it too.
+    The sentence is "prompt subject target_new. "; generation prompts get it too. In the chat of
+    *lm* it stands inside the user's message.
     """
 
     def behind(prompt: str) -> str:
-        return with_edit(case.request, prompt)
+        return with_edit(case.request, prompt, lm)
 
     def prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(behind, texts))
 
     request = case.request
     first = behind("").replace("{", "").replace("}", "")
+    prompt = lm.behind(first, request.prompt) if lm else first + request.prompt
     changed = {
-        "request": request.model_copy(update={"prompt": first + request.prompt}),
+        "request": request.model_copy(update={"prompt": prompt}),
         "paraphrases": prompts(case.paraphrases),
         "neighbours": prompts(case.neighbours),
         "attributes": prompts(case.attributes),

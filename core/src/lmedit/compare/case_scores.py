@@ -223,7 +223,7 @@ def _locality(
 ) -> list[Scores]:
     """NS and NM with the edit's sentence before the prompt (CounterFact+), and KL on neighbours."""
     pairs = [
-        _pairs(case, [locality.with_edit(case.request, prompt) for prompt in case.neighbours])
+        _pairs(case, [locality.with_edit(case.request, prompt, lm) for prompt in case.neighbours])
         for case in cases
     ]
     scored = _over_cases(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from lmedit.compare.asking import as_asked, asking_of
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.measures import protocol
@@ -60,6 +61,7 @@ def compare(
     """
     scoring = scoring or Scoring()
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
+    cases = as_asked(lm, cases)
     planned = {editor.name: predict_memory(editor, group_size(editor)) for editor in editors}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
@@ -91,8 +93,9 @@ def results_head(
 
     `trained_on` counts, for each trained method, the cases that its training used.
     """
+    bare = lm.chat.unwrap if lm.chat else lambda request: request
     seen = {
-        e.name: sum(trained_on(e.editor.prepared, case.request) for case in cases.good)
+        e.name: sum(trained_on(e.editor.prepared, bare(case.request)) for case in cases.good)
         for e in candidates
         if e.editor and e.editor.loaded.method.prepares_on == "cases"
     }
@@ -102,6 +105,7 @@ def results_head(
         "seed": seed,
         "trained_on": seen,
         "protocol": protocol(scoring.groups),
+        "asking": asking_of(lm),
     }
 
 
@@ -112,6 +116,7 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
         "method": candidate.name,
         "protocol": protocol(scoring.groups),
         "resources": scoring.digest,
+        "asking": asking_of(lm),
     }
     tasks = []
     for case in cases.good:

@@ -54,12 +54,19 @@ def _cost(name: str, label: str, meaning: str, scale: float = 1.0, digits: int =
 
 _SCORES = (
     Measure("S", "S", "harmonic mean of ES, PS and NS", CONTRAST, of_case=False),
-    _probability("ES", "efficacy: share of cases whose new answer is more probable than the true"),
+    _probability(
+        "ES", "efficacy: share of cases whose new answer is more probable per token than the true"
+    ),
     _probability("PS", "the same after paraphrases of the prompt"),
     _probability("NS", "specificity: share of neighbouring subjects whose true answer still wins"),
-    _probability("EM", "P(new answer) minus P(true answer) after the prompt"),
+    _probability(
+        "EM", "P per token of the new answer minus that of the true answer, after the prompt"
+    ),
     _probability("PM", "the same after paraphrases"),
-    _probability("NM", "P(true answer) minus P(new answer) for neighbouring subjects"),
+    _probability(
+        "NM",
+        "P per token of the true answer minus that of the new answer, for neighbouring subjects",
+    ),
     Measure(
         "GE",
         "GE",

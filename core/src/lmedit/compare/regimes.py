@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from lmedit.compare.asking import as_asked, asking_of
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.comparison import Outcome, differences, editor_facts, read_outcome, results_head
 from lmedit.compare.measures import protocol
@@ -94,6 +95,7 @@ def pile_up(
     *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
     `comparison.compare`.
     """
+    cases = as_asked(lm, cases)
     good = cases.good[: max(regime.sizes)]
     candidates = [
         candidate for candidate in (*map(of_editor, editors), *baselines) if candidate.editor_of
@@ -211,6 +213,7 @@ class _Pile:
             method=editor.name,
             base=self.lm.digest,
             upon=self.edits[-1].key if sequential else None,
+            asking=asking_of(self.lm),
             **editor_facts(editor),
         )
         stored = self._get_result(key, case.id, lambda: self._compute_edit(key, case, editor))
@@ -266,6 +269,7 @@ class _Pile:
             "method": self.candidate.name,
             "edits": key_of(edits=[edit.key for edit in self.edits[:size]]),
             "protocol": protocol(self.scoring.groups),
+            "asking": asking_of(self.lm),
             "resources": self.scoring.digest,
         }
         outcomes = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.errors import NotPreparedError
 from lmedit.metrics.contamination import fingerprint
+from lmedit.models.joints import settle_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,11 +83,18 @@ def examples_from(lm: Lm, cases: Iterable[Case] | None, limit: int, seed: int) -
     return Examples(tuple(sides[False]), tuple(sides[True]), tuple(sorted(cases_of)))
 
 
-def apart_texts(case: Case) -> list[str]:
-    """Texts that an edit must not change: neighbours and other facts, with their answers."""
+def apart_texts(case: Case, lm: Lm | None = None) -> list[str]:
+    """Texts that an edit must not change: neighbours and other facts, with their answers.
+
+    *lm* tells the joint of prompt and answer; without it, the joint is a blank.
+    """
+
+    def whole(prompt: str, answer: str) -> str:
+        return "".join(lm.parts(prompt, answer)) if lm else f"{prompt} {answer}"
+
     true = case.request.target_true
-    near = [f"{prompt} {true}" for prompt in case.neighbours] if true else []
-    other = [f"{probe.prompt} {probe.answer}" for probe in (*case.relations, *case.locality)]
+    near = [whole(prompt, true) for prompt in case.neighbours] if true else []
+    other = [whole(probe.prompt, probe.answer) for probe in (*case.relations, *case.locality)]
     return [*near[:2], *other[:1], *near[2:], *other[1:]][:APART]
 
 
@@ -98,18 +106,20 @@ def front_of(text: str, subject: str | None) -> str:
 
 
 def example_of(lm: Lm, case: Case) -> Example:
-    """The token ids of *case*.
+    """The token ids of *case*, asked through the chat of *lm* if it has one.
 
     The text in front of a paraphrase also stands in front of its unrelated texts. In CounterFact
     paraphrases have a sentence in front and neighbours have none; a network could otherwise tell
     them apart by that sentence.
     """
-    new, texts = case.request.target_new, apart_texts(case)
+    case = lm.chat.case(case) if lm.chat else case
+    settle_case(lm, case)
+    new, texts = case.request.target_new, apart_texts(case, lm)
     asked = (case.request.text, *case.paraphrases)
     apart = []
     for prompt in asked:
-        front = front_of(prompt, case.request.subject)
-        fronted = [f"{front} {text}" for text in texts[:FRONTED]] if front else texts
+        front = front_of(lm.chat.bare(prompt) if lm.chat else prompt, case.request.subject)
+        fronted = [lm.behind(f"{front} ", text) for text in texts[:FRONTED]] if front else texts
         apart.append(tuple(tuple(lm.encode(text)) for text in fronted))
     return Example(
         row_of(lm, case.request.text, new),
@@ -119,6 +129,6 @@ def example_of(lm: Lm, case: Case) -> Example:
 
 
 def row_of(lm: Lm, prompt: str, target: str) -> Row:
-    """Ids of a filled *prompt*, and ids of " " + *target* after it."""
+    """Ids of a filled *prompt*, and ids of the joint and *target* after it."""
     before, after = lm.with_target(prompt, target)
     return tuple(before), tuple(after)

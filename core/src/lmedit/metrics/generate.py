@@ -68,11 +68,20 @@ def sample(
     """Each prompt with a continuation that is drawn from the *top_k* best tokens.
 
     Returns the whole text without special tokens. It has *max_total_tokens* with the prompt; a
-    longer prompt is not continued. Every row has its own generator, seeded by *seed* and the
-    prompt. So the same prompt gives the same text, and torch's global generator stays unchanged.
+    longer prompt is not continued. In a chat, the template's text is not part of it. Every row has
+    its own generator, seeded by *seed* and the prompt. So the same prompt gives the same text, and
+    torch's global generator stays unchanged.
     """
     rows = [encode_prompt(lm, prompt) for prompt in prompts]
-    wanted = [max(0, min(max_total_tokens, lm.max_positions) - len(row)) for row in rows]
+    bare = [lm.chat.bare(prompt) if lm.chat else prompt for prompt in prompts]
+    more = [
+        len(row) - len(encode_prompt(lm, text)) if text != prompt else 0
+        for row, text, prompt in zip(rows, bare, prompts, strict=True)
+    ]
+    wanted = [
+        max(0, min(max_total_tokens + template, lm.max_positions) - len(row))
+        for row, template in zip(rows, more, strict=True)
+    ]
     draws = [torch.Generator().manual_seed(_seed_of(seed, prompt)) for prompt in prompts]
 
     def pick(numbers: list[int], logits: Tensor) -> list[int]:
@@ -82,7 +91,10 @@ def sample(
         return ids.gather(1, chosen.clamp(max=ids.shape[1] - 1))[:, 0].tolist()
 
     new = _continue(lm, _Task(rows, wanted, frozenset(), batch_tokens, under), pick)
-    return [_text(lm, row + tokens) for row, tokens in zip(rows, new, strict=True)]
+    return [
+        f"{text} {_added_text(lm, row, tokens)}" if template else _text(lm, row + tokens)
+        for text, template, row, tokens in zip(bare, more, rows, new, strict=True)
+    ]
 
 
 def _top_probabilities(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

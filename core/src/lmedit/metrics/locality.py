@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.models.joints import writes_no_blanks
 from lmedit.replay.batches import BATCH_TOKENS, encode_prompt, log_probabilities, read_rows
 
 if TYPE_CHECKING:
@@ -18,12 +19,22 @@ if TYPE_CHECKING:
     from lmedit.types import Request
 
 
-def with_edit(request: Request, prompt: str) -> str:
+IDEOGRAPHIC_STOP = "\u3002"
+"""The full stop of Chinese and Japanese."""
+
+
+def with_edit(request: Request, prompt: str, lm: Lm | None = None) -> str:
     """CounterFact+: "prompt subject target_new. " before a neighbourhood *prompt*.
 
-    Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`.
+    Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`. *lm* tells the joint; in
+    its chat, the sentence is inside the user's message. Without *lm* the joint is a blank.
     """
-    return f"{request.text} {request.target_new.strip()}. {prompt}"
+    if lm is None:
+        return f"{request.text} {request.target_new.strip()}. {prompt}"
+    asked = lm.chat.bare(request.text) if lm.chat else request.text
+    sentence = "".join(lm.parts(asked, request.target_new))
+    stop = IDEOGRAPHIC_STOP if writes_no_blanks(sentence[-1]) else ". "
+    return lm.behind(f"{sentence}{stop}", prompt)
 
 
 def next_log_probabilities(

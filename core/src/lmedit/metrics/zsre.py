@@ -37,21 +37,22 @@ def string_hits(
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
 ) -> list[list[bool]]:
-    """For each (prompt, target) and each token i of " " + target: is it top-1, by strings?
+    """For each (prompt, target) and each token i of joint + target: is it top-1, by strings?
 
-    The prompt is ``prompt + decode(target[:i])``, encoded again. The first id of
-    ``decode(target[i])`` is right (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). So a token
-    that is part of a character can never be right. Targets are encoded without special tokens, as
-    in MEMIT's successors.
+    The joint is that of `Lm.parts`; in ROME's code it is a blank. The prompt is
+    ``prompt + decode(target[:i])``, encoded again. The first id of ``decode(target[i])`` is right
+    (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). So a token that is part of a character
+    can never be right. Targets are encoded without special tokens, as in MEMIT's successors.
     """
     prompts: list[list[int]] = []
     wanted: list[int | None] = []
     counts: list[int] = []
     for prompt, target in pairs:
-        ids = _plain_ids(lm, f" {target.strip()}")
+        before, answer = lm.parts(prompt, target)
+        ids = _plain_ids(lm, answer)
         counts.append(len(ids))
         for i, token in enumerate(ids):
-            prompts.append(encode_prompt(lm, prompt + lm.decode(ids[:i])))
+            prompts.append(encode_prompt(lm, before + lm.decode(ids[:i])))
             wanted.append(next(iter(_plain_ids(lm, lm.decode([token]))), None))
 
     def read(i: int, logits: Tensor) -> bool:

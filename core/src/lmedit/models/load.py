@@ -17,6 +17,7 @@ import torch
 
 from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
+from lmedit.models.chat import chat_of
 from lmedit.models.checkpoint import read_weights
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
@@ -35,7 +36,7 @@ from lmedit.models.sources import MODELS, pulled_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmedit.types import World
+    from lmedit.types import Join, World
 
 WORLDS = "lmedit.worlds"
 TUNED_FILE = "lmedit-tuned.json"
@@ -71,19 +72,35 @@ class _Place:
         return {**(_read_tuned(shared) if shared else {}), **_read_tuned(self.folder / TUNED_FILE)}
 
 
-def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: bool = False) -> Lm:
+def load_lm(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    download: bool = False,
+    join: Join = "auto",
+    chat: bool = False,
+    system: str | None = None,
+) -> Lm:
     """Load the model *name*: a world, a pulled model, a folder, a GGUF file or a hub id.
 
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
     that torch knows, or ``map``: spread over all devices by accelerate. Only with *download* is a
     model downloaded from the hub. Raises `ModelError` with culprit and remedy, also if tensors are
     missing or cannot be edited in place. Code of the checkpoint never runs.
+
+    *join* is the joint of prompts and answers. With *chat*, prompts are asked through the chat
+    template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
+    weights are read if there is no template.
     """
     place = _place_of(name)
     notes = [place.note] if place.note else []
     again = partial(
         _place_on_device, place, dtype, device, local=place.folder.exists() or not download
     )
+    asked = None
+    if chat:
+        asked = chat_of(_tokenizer(place, local=again.keywords["local"]), system, name)
     model, tokenizer = again(notes=notes)
     world = place.world
     lm = Lm(
@@ -97,6 +114,7 @@ def load_lm(name: str, *, device: str = "auto", dtype: str = "auto", download: b
         again=lambda: again(notes=[])[0],
     )
     lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
+    lm.join, lm.chat = join, asked
     return lm
 
 
@@ -172,8 +190,6 @@ def _place_on_device(
 def _load(
     place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
 ) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
     source = place.source
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if device == SPREAD and find_spec("accelerate") is None:
@@ -182,9 +198,7 @@ def _load(
     if place.folder.is_dir():
         check_weights(place.folder, place.remedy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, local_files_only=local, trust_remote_code=False
-        )
+        tokenizer = _tokenizer(place, local=local)
         model = read_weights(
             source,
             config,
@@ -200,6 +214,18 @@ def _load(
     if not tokenizer("a").input_ids:  # transformers makes an empty tokenizer out of no files
         raise ModelError(f"model folder {source!r} has no tokenizer.json; {place.remedy}")
     return model, tokenizer
+
+
+def _tokenizer(place: _Place, *, local: bool) -> Any:
+    """The tokenizer of a checkpoint; it takes a fraction of a second, without the weights."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            place.source, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelError(_complaint(place, error)) from error
 
 
 def _config(place: _Place, *, local: bool) -> Any:

@@ -40,14 +40,38 @@ class Batch:
         return self.mask.sum(dim=1)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
-    """Token ids of *text*, with the special tokens that the tokenizer adds itself."""
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, head: str = "") -> Encoded:
+    """Token ids of *text*, with the special tokens that the tokenizer adds itself.
+
+    A text that begins with a special token, or with *head* (that of a chat template), brings its
+    own. Then the tokenizer adds none.
+    """
     if not tokenizer.is_fast:
         raise ModelError(
             f"{type(tokenizer).__name__} has no offsets; use a fast tokenizer (tokenizer.json)"
         )
-    out = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    own = brings_special(tokenizer, text) or bool(head and text.startswith(head))
+    out = tokenizer(text, return_offsets_mapping=True, verbose=False, add_special_tokens=not own)
     return Encoded(list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]])
+
+
+def brings_special(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether *text* begins with one of the tokenizer's special tokens, as templates do."""
+    return any(text.startswith(token) for token in special_tokens(tokenizer))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of the tokenizer's special tokens: BOS and EOS, and those of its chat template."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = [str(token.content) for token in added if token.special]
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *special]) if token]
+
+
+def behind(before: str, prompt: str, head: str = "") -> str:
+    """*prompt* with the text *before* in front; in a chat behind *head*, where the question is."""
+    if head and prompt.startswith(head):
+        return f"{head}{before}{prompt[len(head) :]}"
+    return f"{before}{prompt}"
 
 
 def last_token_in(encoded: Encoded, start: int, end: int) -> int | None:
@@ -57,19 +81,23 @@ def last_token_in(encoded: Encoded, start: int, end: int) -> int | None:
 
 
 def subject_last(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str | None, context: str = "{}"
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    subject: str | None,
+    context: str = "{}",
+    head: str = "",
 ) -> tuple[list[int], int]:
     """Ids of *context* with the filled prompt at its ``{}``, and the subject's last token.
 
-    *prompt* has one ``{}`` for the subject. Raises `SubjectNotFoundError` if no token ends the
-    subject, or if the fact has no subject.
+    *prompt* has one ``{}`` for the subject. *head* begins the text of a chat. Raises
+    `SubjectNotFoundError` if no token ends the subject, or if the fact has no subject.
     """
     if subject is None:
         raise SubjectNotFoundError(f"the fact {prompt!r} names no subject; give one")
     before, _, after = context.partition("{}")
+    text = behind(before, prompt.replace("{}", subject), head) + after
     start = len(before) + prompt.index("{}")
-    text = before + prompt.replace("{}", subject) + after
-    encoded = encode(tokenizer, text)
+    encoded = encode(tokenizer, text, head)
     index = last_token_in(encoded, start, start + len(subject.rstrip()))
     if index is None:
         tokens = [text[a:b] for a, b in encoded.offsets]
@@ -82,15 +110,15 @@ def subject_last(
 
 
 def subject_span(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str | None
+    tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str | None, head: str = ""
 ) -> tuple[list[int], int, int]:
     """Ids of the filled prompt, and the range [start, end) of the subject's tokens.
 
     Raises `SubjectNotFoundError`, as `subject_last` does.
     """
-    ids, last = subject_last(tokenizer, prompt, subject)
+    ids, last = subject_last(tokenizer, prompt, subject, head=head)
     begin = prompt.index("{}")
-    offsets = encode(tokenizer, prompt.replace("{}", subject or "")).offsets
+    offsets = encode(tokenizer, prompt.replace("{}", subject or ""), head).offsets
     touching = (i for i, (a, b) in enumerate(offsets) if a < b and b > begin)
     return ids, min(last, next(touching)), last + 1
 
@@ -117,12 +145,20 @@ def as_template(tokenizer: PreTrainedTokenizerBase, prompt: str, subject: str) -
 def with_target(
     tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
 ) -> tuple[list[int], list[int]]:
-    """Ids of *prompt*, and the ids that " " + *target* adds to it.
+    """Ids of *prompt*, and the ids that " " + *target* adds to it; see `split_target`."""
+    return split_target(tokenizer, prompt, f" {target.strip()}")
+
+
+def split_target(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, head: str = ""
+) -> tuple[list[int], list[int]]:
+    """Ids of *prompt*, and the ids that *target* adds to it; the target begins with the joint.
 
     One encoding of the whole text is split at the prompt's last character. So a tokenizer that
-    puts a marker before every text (SentencePiece) puts no marker inside.
+    puts a marker before every text (SentencePiece) puts no marker inside. A token that holds
+    characters of both belongs to the target.
     """
-    encoded = encode(tokenizer, f"{prompt} {target.strip()}")
+    encoded = encode(tokenizer, f"{prompt}{target}", head)
     ends = [end for _, end in encoded.offsets]
     cut = next((i for i, end in enumerate(ends) if end > len(prompt)), None)
     if cut is None:

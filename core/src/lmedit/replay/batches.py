@@ -125,8 +125,11 @@ def target_places(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[r
 
 
 def encode_prompt(lm: Lm, prompt: str, room: int = 0) -> list[int]:
-    """Ids of *prompt*. Raises `RequestError` if there are none, or no *room* for more tokens."""
-    return _check_length(lm, prompt, lm.encode(prompt), room)
+    """Ids of *prompt* without the blanks at its end, which belong to what follows.
+
+    Raises `RequestError` if there are none, or no *room* for more tokens.
+    """
+    return _check_length(lm, prompt, lm.encode(prompt.rstrip(" ") or prompt), room)
 
 
 def _check_length(lm: Lm, prompt: str, ids: list[int], room: int) -> list[int]:

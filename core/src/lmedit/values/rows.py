@@ -47,12 +47,11 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: ValueOp
 
     The essence prompt comes last.
     """
-    target = lm.with_target(request.text, request.target_new)[1]
-    if options.target_tokens == "first":
-        target = target[:1]
     if options.value_contexts == "bare":
         templates = ["{}"]
-    found = [lm.subject_last(request.prompt, request.subject, t) for t in templates]
+    whole = lm.with_target(request.text, request.target_new)[1]
+    target = whole[:1] if options.target_tokens == "first" else whole
+    found = [_encode_in_context(lm, request, template, whole) for template in templates]
     essence, at = lm.subject_last(ESSENCE, request.subject)
     if options.kl_position == "subject_last":
         essence = essence[: at + 1]  # the rest is not read
@@ -65,6 +64,23 @@ def rows_of(lm: Lm, request: Request, templates: Sequence[str], options: ValueOp
         ],
         essence_at=0 if options.kl_position == "subject_last" else len(essence) - 1 - at,
     )
+
+
+def _encode_in_context(
+    lm: Lm, request: Request, template: str, target: Sequence[int]
+) -> tuple[list[int], int]:
+    """Ids before *target* in the context *template*, and the index of the subject's last token.
+
+    A token can hold the prompt's last characters and the target's first ones. It is part of the
+    target, so it is not among these ids.
+    """
+    ids, index = lm.subject_last(request.prompt, request.subject, template)
+    before, _, after = template.partition("{}")
+    asked = lm.behind(before, request.text) + after
+    shorter, found = lm.with_target(asked, request.target_new)
+    if found == list(target) and shorter != ids:
+        return shorter, min(index, len(shorter) - 1)
+    return ids, index
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def probe_neurons(
     """
     asked = [
         question
-        for text in asking(request, options)
+        for text in asking(request, options, lm)
         for question in questions(lm, text, answer, options)
     ]
     others = _random(lm, len(set(neurons)), options)

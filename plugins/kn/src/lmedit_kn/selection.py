@@ -63,7 +63,7 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
     """
     answer = request.target_true or present_answer(lm, request)
     chosen, scores, probabilities = [], [], []
-    for text in asking(request, options):
+    for text in asking(request, options, lm):
         found, probability = _scores(lm, text, answer, options)
         scores.append(found)
         probabilities.append(probability)
@@ -80,12 +80,21 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
     return Selection(answer, probabilities[0], each, refined, torch.stack(scores).mean(0))
 
 
-def asking(request: Request, options: KnOptions) -> list[str]:
-    """The texts that ask for the fact: the request's own first, then those of the options."""
-    own = [frame.replace("{}", request.text) for frame in options.frames]
+def asking(request: Request, options: KnOptions, lm: Lm | None = None) -> list[str]:
+    """The texts that ask for the fact: the request's own first, then those of the options.
+
+    In the chat of *lm*, all of them are inside the user's message.
+    """
+    frames = [frame.partition("{}") for frame in options.frames]
+    own = [
+        (lm.behind(before, request.text) if lm else before + request.text) + after
+        for before, _, after in frames
+    ]
     if options.prompts and request.subject is None:
         raise RequestError("kn: the option prompts needs the subject of the fact; name it")
     others = [prompt.replace("{}", request.subject or "") for prompt in options.prompts]
+    if lm and lm.chat:
+        others = list(map(lm.chat.wrap, others))
     return list(dict.fromkeys([request.text, *own, *others]))
 
 
