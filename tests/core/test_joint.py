@@ -108,7 +108,7 @@ def test_no_request_is_refused(lm: Lm) -> None:
 def test_what_is_carried_reaches_the_hook(lm: Lm) -> None:
     editor = editor_of(lm)
     first = editor.compute_joint([ONE])
-    carried = editor.carried_of(first)
+    carried = editor.carry_of(first)
     assert editor.compute_joint([TWO], [carried, carried]).notes["carried"] == 2
 
 
@@ -124,7 +124,7 @@ def test_a_strange_carry_is_refused_with_both_names(
     lm: Lm, changes: dict[str, Any], words: list[str]
 ) -> None:
     editor = editor_of(lm)
-    own = editor.carried_of(editor.compute_joint([ONE]))
+    own = editor.carry_of(editor.compute_joint([ONE]))
     with pytest.raises(ArtifactError) as error:
         editor.compute_joint([TWO], [replace(own, **changes)])
     assert all(word in str(error.value) for word in words)

@@ -87,7 +87,7 @@ def test_every_measure_is_a_key_of_a_row_with_its_meaning() -> None:
         assert row[name]["description"] == f"{known.meaning[0].upper()}{known.meaning[1:]}."
 
 
-OF_MANY_FACTS = ("requests", "carried", "prepared_from", "model.base")
+OF_MANY_FACTS = ("requests", "carried", "prepared_from", "results", "measured")
 """The keys of a patch that only a joint edit of several facts has."""
 
 

@@ -42,7 +42,7 @@ TRAINED = {
 }
 """Options of the methods that are trained before they edit."""
 COMMAND = "from lmedit.cli import main; main()"
-LAWS = 7
+LAWS = 14
 
 
 def without_ours() -> dict[str, str]:

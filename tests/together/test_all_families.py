@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from lmedit import Lm
 
 TRAINED = {"steps": 3, "validate_every": 3, "batch": 4}
+SEARCHED: dict[str, Any] = {
+    "prefixes": [[3, 2]],
+    "steps": 6,
+    "decay": 0.0,
+    "kl_factor": 0.0,
+    "learning_rate": 0.1,
+}
 QUICK: dict[str, dict[str, Any]] = {
     "rome": {
         "prefixes": [[3, 2]],
@@ -36,8 +43,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "kn": {},
     "mend": {**TRAINED, "rank": 8},
     "ke": {**TRAINED, "hidden": 8, "condition": 8},
+    "memit": {**SEARCHED, "damping": 0.1, "layers": [0, 1]},
+    "emmet": {**SEARCHED, "damping": 0.1, "layer": 1},
+    "alphaedit": {**SEARCHED, "layers": [0, 1], "threshold_share": 0.2},
 }
-OPTIMISED = {"rome", "ft", "ft-l"}
+OPTIMISED = {"rome", "ft", "ft-l", "memit", "emmet", "alphaedit"}
 REQUESTS = {
     "several tokens": Request(
         prompt="{} is in the city of",

@@ -44,6 +44,9 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> N
         "kn",
         "mend",
         "ke",
+        "memit",
+        "emmet",
+        "alphaedit",
     }
     assert str(tmp_path / "run") in done.stderr
     assert (tmp_path / "run" / "results.json").is_file()

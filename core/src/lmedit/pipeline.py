@@ -155,7 +155,7 @@ class Editor:
         """Whether the method can compute one change for several requests."""
         return implements(self.loaded.manager, "edit_compute_joint")
 
-    def carried_of(self, update: Update) -> Carried:
+    def carry_of(self, update: Update) -> Carried:
         """What *update* of this editor carries, with what it belongs to."""
         return Carried(update.carry, self.name, self.lm.digest, self.options.prepared_from())
 
@@ -166,8 +166,7 @@ class Editor:
         `RequestError` without requests or without a joint hook, and `ArtifactError` if one of
         *carried* belongs to another base, another method or other prepared options.
         """
-        if not self.joins:
-            raise RequestError(f"{self.name} edits one fact at a time; give one fact")
+        check_joins(self.loaded)
         if not requests:
             raise RequestError(f"{self.name}: there is no fact to edit; give at least one")
         for each in carried:
@@ -233,6 +232,15 @@ class Editor:
                 raise model_changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
             if done is not True or self.lm.weights_digest(update.deltas) != before:
                 raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
+
+
+def check_joins(loaded: LoadedMethod) -> None:
+    """Raise `RequestError` if *loaded* cannot compute one change for several facts."""
+    if not implements(loaded.manager, "edit_compute_joint"):
+        raise RequestError(
+            f"{loaded.name} edits one fact at a time; give one fact, or use a method with a joint "
+            "update, such as memit"
+        )
 
 
 def check_subject(loaded: LoadedMethod, request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -68,6 +68,7 @@ def apply(
     if chosen:
         chosen.check_edits([update for update, _ in found])
     _check_rounding(edited, patches, [update for update, _ in found], force=force)
+    _tell_missing(edited, patches, found)
     add_edits(edited, found)
     if chosen:
         chosen.check_result(edited)
@@ -91,24 +92,31 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
     EDIT is the patch file or the id of an edit. The result is, bit for bit, the base with the
     remaining edits.
     """
-    from lmedit.edits.model_folders import find_edits, open_folder, write_folder
+    from lmedit.edits.model_folders import count_dependents, find_edits, open_folder, write_folder
     from lmedit.edits.model_folders import read_log as log_of
     from lmedit.plan import quiet_hub
 
     quiet_hub()
     log_of(folder)
     edited = open_folder(str(folder), device="cpu")
-    edited.ledger.take_out(*find_edits(edited, edits))
+    gone = find_edits(edited, edits)
+    resting = count_dependents(edited, gone)
+    edited.ledger.take_out(*gone)
     write_folder(edited, out or folder)
     left = len(edited.ledger.entries)
     what = f"{left} edit(s) are left" if left else f"it is {edited.base['name']} again, to the bit"
     note(f"{out or folder}: {what}")
+    if resting:
+        note(
+            f"{resting} later edit(s) were computed with it in the model; their answers may differ"
+        )
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@click.option("--facts", is_flag=True, help="List every fact of an edit of many facts.")
 @json_flag
-def log(folder: Path, *, as_json: bool) -> None:
+def log(folder: Path, *, facts: bool, as_json: bool) -> None:
     """List the edits in the model of FOLDER, the oldest first."""
     from lmedit.edits.model_folders import read_log as log_of
 
@@ -119,6 +127,8 @@ def log(folder: Path, *, as_json: bool) -> None:
     click.echo(f"base  {head['base']['name']} {head['base']['digest'][:12]}, {head['number_type']}")
     for edit in head["edits"]:
         click.echo(f"{edit['id'][:12]}  {edit.get('method')}: {fact_line(edit)}")
+        for request in edit.get("requests", []) if facts else []:
+            click.echo(f"  {fact_line({'request': request})}")
 
 
 @click.command()
@@ -145,6 +155,25 @@ def verify(folder: Path, recipe: Path | None) -> None:
     count = len(edited.ledger.entries)
     digest = verify_folder(edited)
     click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
+
+
+def _tell_missing(
+    edited: EditedModel, patches: Sequence[Path], found: Sequence[tuple[Update, dict[str, Any]]]
+) -> None:
+    """Print a note for each edit that was computed with edits that the model does not hold."""
+    from lmedit.edits.ledger import update_digest
+    from lmedit.edits.model_folders import missing_for
+
+    earlier: list[str] = []
+    for path, (update, facts) in zip(patches, found, strict=True):
+        missing = missing_for(edited, facts, earlier)
+        if missing:
+            names = ", ".join(id_[:12] for id_ in missing)
+            note(
+                f"{path} was computed with edit {names} in the model, which is not there; its "
+                "answers may differ"
+            )
+        earlier.append(update_digest(update))
 
 
 def _check_rounding(

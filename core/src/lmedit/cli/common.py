@@ -142,7 +142,9 @@ def note(text: str) -> None:
 
 def fact_line(facts: Mapping[str, Any]) -> str:
     """The fact in a patch's *facts* as one line: prompt and new answer, or the adapter's name."""
-    request = facts.get("request", {})
+    request, requests = facts.get("request", {}), facts.get("requests", [])
+    if requests:
+        return f"{len(requests)} facts: {fact_line({'request': requests[0]})}, ..."
     if not request:
         return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
     text = str(request.get("prompt", "")).replace("{}", str(request.get("subject") or "{}"))

@@ -37,20 +37,39 @@ from lmedit.cli.common import (
     help="Neighbours to look at: cases, or a text file of prompts, one per line.  [default: "
     "the world's, else names from the model itself]",
 )
+@click.option(
+    "--facts",
+    metavar="NAME|FILE",
+    help="Edit all these facts with one change: cases, see docs/reference/cases.md.",
+)
+@click.option("--limit", type=click.IntRange(1), help="With --facts: use the first N facts.")
 @asking_flags
 @model_flags
 @method_flags
 @json_flag
 def edit(
-    method: str, out: Path | None, near: str | None, *, force: bool, as_json: bool, **given: Any
+    method: str,
+    out: Path | None,
+    near: str | None,
+    facts: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Edit one fact with METHOD, show the model before and after, and write the edit as a patch.
 
     The model on disk is not changed; the patch holds the change. The command ends with a verdict:
     does the model now write the whole target? An edit that did not take, or that damages the
     model, is refused. Then no patch is written and the exit code is 1, unless --force is given.
+
+    With --facts, METHOD computes one change for many facts (memit, emmet, alphaedit, ...). If the
+    model is a folder of `lmedit apply`, the method knows the earlier edits there.
     """
     given["methods"] = (method,)
+    if facts is not None:
+        _edit_many(facts, given, out, force=force, as_json=as_json)
+        return
     plan, values = plan_of(given), fact_values(given)
     from lmedit.actions.edit import edit_one
     from lmedit.actions.edit_text import edit_text
@@ -65,6 +84,37 @@ def edit(
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         click.echo(edit_text(result))
+    if result["patch"] is None:
+        raise RequestError(f"{result['refused']}; no patch is written without --force")
+    if not as_json:
+        if result["refused"]:
+            note(f"--force: the patch is written, although {result['refused']}")
+        note(f"the model is BASE; the edit is in {result['patch']}")
+
+
+def _edit_many(
+    facts: str, given: dict[str, Any], out: Path | None, *, force: bool, as_json: bool
+) -> None:
+    """One change for all facts of *facts*."""
+    flags = ("prompt", "subject", "target", "target_true", "fact")
+    if any(given.pop(flag) is not None for flag in flags):
+        raise click.UsageError("give one fact, or --facts for many, not both")
+    plan = plan_of(given | {"cases_name": facts})
+    from lmedit.actions.earlier import earlier_edits
+    from lmedit.actions.edit_many import edit_many, many_text, requests_of
+    from lmedit.errors import RequestError
+    from lmedit.pipeline import check_joins
+    from lmedit.plan import set_up
+
+    setup = set_up(plan, note)
+    for loaded in setup.methods:
+        check_joins(loaded)
+    requests = requests_of(plan.load_cases(facts), note)
+    earlier = earlier_edits(setup.lm, note)
+    (editor,) = setup.editors()
+    result = edit_many(editor, requests, out, earlier, force=force)
+    text = json.dumps(result, indent=1, ensure_ascii=False) if as_json else many_text(result)
+    click.echo(text)
     if result["patch"] is None:
         raise RequestError(f"{result['refused']}; no patch is written without --force")
     if not as_json:

@@ -68,6 +68,11 @@ def _patch_text(told: dict[str, Any]) -> str:
         rows, columns = change["shape"]
         rank = "dense" if change["rank"] is None else f"rank {change['rank']}"
         lines.append(f"{change['parameter']}  {rows} x {columns}, {rank}")
+    if told.get("carried"):
+        lines.append(f"computed with {len(told['carried'])} earlier edit(s) in the model")
+    if told.get("measured"):
+        measured = told["measured"]
+        lines.append(f"took: {measured['took']} of {measured['facts']} facts")
     if told.get("metrics"):
         lines += measured_lines(told.get("request", {}), told["metrics"])
         if "verdict" in told["metrics"]:

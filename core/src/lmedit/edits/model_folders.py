@@ -92,7 +92,11 @@ def open_folder(name: str, **how: Any) -> EditedModel:
 
     Raises `ArtifactError` if the folder's edits are damaged or do not belong to its weights.
     """
-    lm = load_lm(name, **how)
+    return with_ledger(load_lm(name, **how), name)
+
+
+def with_ledger(lm: Lm, name: str) -> EditedModel:
+    """The loaded model *lm* of the folder *name* with its ledger; the errors of `open_folder`."""
     digest = lm.digest  # of the weights as they are loaded
     path = (lm.folder or Path(name)) / LEDGER
     if not path.is_file():
@@ -219,9 +223,20 @@ def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
     names = {site.parameter for site in sites}
     if not names <= model.lm.parameters:
         return set()
+    return {digest_tensors(values.items()) for values in _now_and_before(model, names)}
+
+
+def _now_and_before(model: EditedModel, names: Collection[str]) -> tuple[dict[str, Any], ...]:
+    """The parameters *names*, with and without the edits in *model*."""
     now = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
-    before = now | {s.parameter: t for s, t in model.ledger.base.items() if s.parameter in names}
-    return {digest_tensors(values.items()) for values in (now, before)}
+    base = {s.parameter: t for s, t in model.ledger.base.items() if s.parameter in names}
+    return now, now | base
+
+
+def digest_in_base(model: EditedModel, update: Update) -> str:
+    """The digest of the parameters that *update* touches, without the edits in *model*."""
+    _, before = _now_and_before(model, {site.parameter for site in update.deltas})
+    return digest_tensors(before.items())
 
 
 def write_folder(model: EditedModel, folder: Path) -> None:
@@ -268,10 +283,36 @@ def verify_folder(model: EditedModel) -> str:
     return found
 
 
+def missing_for(model: EditedModel, facts: Mapping[str, Any], more: Sequence[str]) -> list[str]:
+    """The ids that an edit with these *facts* rests on, and that are not in *model* or *more*."""
+    known = {*more, *(entry.id for entry in model.ledger.entries)}
+    return [id_ for id_ in facts.get("carried", []) if id_ not in known]
+
+
+def count_dependents(model: EditedModel, ids: Sequence[str]) -> int:
+    """How many other edits in *model* were computed with one of *ids* in the model."""
+    entries = [entry for entry in model.ledger.entries if entry.id not in ids]
+    return sum(bool({*entry.facts.get("carried", [])} & {*ids}) for entry in entries)
+
+
+def _one_of_many(model: EditedModel, name: str) -> None:
+    """Raise `LedgerError` if *name* is one fact of a joint edit, by its subject or prompt."""
+    for entry in model.ledger.entries:
+        requests = entry.facts.get("requests", [])
+        for request in requests:
+            text = str(request.get("prompt")).replace("{}", str(request.get("subject")))
+            if name and name in {request.get("subject"), text}:
+                raise LedgerError(
+                    f"{name!r} is one of {len(requests)} facts of edit {entry.id[:SHORT]}, which "
+                    "is one change; revert the whole edit, then edit the others again with --facts"
+                )
+
+
 def find_edits(model: EditedModel, given: Sequence[str]) -> list[str]:
     """The ids of edits that are *given* by id, by the beginning of an id, or by patch file."""
     found = []
     for name in given:
+        _one_of_many(model, name)
         path = Path(name)
         start = update_digest(load_patch(path)[0]) if os.path.isfile(path) else name
         found.append(model.ledger.find(start).id)

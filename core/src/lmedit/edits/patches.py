@@ -45,7 +45,6 @@ class Base(_Known):
     name: str | None = None
     digest: str | None = None
     revision: str | None = None
-    base: str | None = None
     touched: str | None = None
 
 

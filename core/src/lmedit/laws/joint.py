@@ -100,7 +100,7 @@ def law_12(trial: Trial) -> None:
     named = editor.options.prepared_from()
     missing = set(type(editor.options).prepares) - set(named)
     require(not missing, f"a carry does not tell the prepared options {sorted(missing)}")
-    own = editor.carried_of(trial.raw_joint([trial.third])[1])
+    own = editor.carry_of(trial.raw_joint([trial.third])[1])
     strange = {
         "base": replace(own, base="0" * 64),
         "method": replace(own, method="another method"),

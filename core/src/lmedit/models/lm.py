@@ -76,6 +76,11 @@ class Lm:
         """SHA-256 of the weights at the first call; it identifies the base model."""
         return self.weights_digest()
 
+    def forget_digest(self) -> str:
+        """Take the present weights as the base model; return their digest."""
+        self.__dict__.pop("digest", None)
+        return self.digest
+
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
         """SHA-256 of the present weights: of all parameters, or of the parameters of *sites*."""
         chosen = self.parameters if sites is None else {site.parameter for site in sites}

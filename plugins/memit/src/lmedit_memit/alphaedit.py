@@ -1,0 +1,72 @@
+"""AlphaEdit (Fang et al. 2025): MEMIT within the directions that ordinary keys leave free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit import Location, Method, Prepared, Update, hookimpl
+from lmedit_memit.joining import joint_update
+from lmedit_memit.options import AlphaEditOptions
+from lmedit_memit.plan import works
+from lmedit_memit.preparing import directions_of, find_location
+from lmedit_memit.solving import Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import Tensor
+
+    from lmedit import Checkpoint, Corpus, Lm, Request, Work
+
+
+@hookimpl
+def edit_describe() -> Method:
+    """AlphaEdit needs the free directions of its layers, and the subject of each fact."""
+    return Method(
+        "alphaedit", "arXiv 2410.02355", AlphaEditOptions, prepares_on="text", needs_subject=True
+    )
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: AlphaEditOptions, requests: int) -> dict[str, Work]:
+    """The work of the statistics and of a joint edit."""
+    return works(lm, options, requests)
+
+
+@hookimpl
+def edit_prepare(
+    lm: Lm, options: AlphaEditOptions, corpus: Corpus | None, checkpoint: Checkpoint
+) -> Prepared:
+    """The eigenvectors of C with small eigenvalues, at each edited layer."""
+    return directions_of(lm, options, corpus, checkpoint)
+
+
+@hookimpl
+def edit_locate(
+    lm: Lm, request: Request, options: AlphaEditOptions, prepared: Prepared
+) -> Location:
+    """The MLP output matrices of the layers, with the share of directions that is free."""
+    return find_location(lm, request, options, "alphaedit", prepared.facts.get("free"))
+
+
+@hookimpl
+def edit_compute_joint(
+    lm: Lm,
+    requests: Sequence[Request],
+    options: AlphaEditOptions,
+    prepared: Prepared,
+    carried: Sequence[Mapping[str, Tensor]],
+) -> Update:
+    """W' = W + R K^T U (U^T (K K^T + B B^T) U + ridge I)^-1 U^T, in a symmetric form."""
+
+    def metric_of(layer: int, device: torch.device) -> Metric:
+        facts = prepared.facts["free"][str(layer)]
+        ridge = options.ridge or options.ridge_share * facts["energy"]
+        if not options.weight:
+            V = prepared.tensors[f"vectors.{layer}"].to(device)
+            return Metric.of_projector(V, ridge, complement=facts["complement"])
+        U, values = (prepared.tensors[f"{name}.{layer}"] for name in ("vectors", "values"))
+        return Metric.of_directions(U.to(device), values.to(device), options.weight, ridge)
+
+    return joint_update(lm, requests, options, metric_of, carried, spread=options.spread)

@@ -1,0 +1,63 @@
+"""EMMET (Gupta et al. 2024): one layer, the new answers as exact constraints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmedit import Location, Method, Prepared, Update, hookimpl
+from lmedit_memit.joining import joint_update
+from lmedit_memit.options import EmmetOptions
+from lmedit_memit.plan import works
+from lmedit_memit.preparing import factors_of, find_location
+from lmedit_memit.solving import Metric, check_independent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import Tensor
+
+    from lmedit import Checkpoint, Corpus, Lm, Request, Work
+
+
+@hookimpl
+def edit_describe() -> Method:
+    """EMMET needs the second moment of the keys of its layer, and the subject of each fact."""
+    return Method("emmet", "arXiv 2403.14236", EmmetOptions, prepares_on="text", needs_subject=True)
+
+
+@hookimpl
+def edit_plan(lm: Lm, options: EmmetOptions, requests: int) -> dict[str, Work]:
+    """The work of the statistics and of a joint edit."""
+    return works(lm, options, requests)
+
+
+@hookimpl
+def edit_prepare(
+    lm: Lm, options: EmmetOptions, corpus: Corpus | None, checkpoint: Checkpoint
+) -> Prepared:
+    """The Cholesky factor of C = E[k k^T] at the edited layer."""
+    return factors_of(lm, "emmet", options, corpus, checkpoint)
+
+
+@hookimpl
+def edit_locate(lm: Lm, request: Request, options: EmmetOptions) -> Location:
+    """The MLP output matrix of the layer; the keys stand at the subject's last token."""
+    return find_location(lm, request, options, "emmet")
+
+
+@hookimpl
+def edit_compute_joint(
+    lm: Lm,
+    requests: Sequence[Request],
+    options: EmmetOptions,
+    prepared: Prepared,
+    carried: Sequence[Mapping[str, Tensor]],
+) -> Update:
+    """W' = W + R (K^T C^-1 K)^-1 K^T C^-1, so that W' K = W K + R holds exactly."""
+
+    def metric_of(layer: int, device: torch.device) -> Metric:
+        return Metric.of_factor(prepared.tensors[f"cholesky.{layer}"].to(device), options.kappa)
+
+    check = None if options.kappa else check_independent
+    return joint_update(lm, requests, options, metric_of, carried, check=check)

@@ -1,0 +1,286 @@
+"""The options of MEMIT, EMMET and AlphaEdit, and the published values for known model shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from lmedit.errors import OptionError
+from lmedit.layers import Shapes
+from lmedit.values import ValueOptions
+
+if TYPE_CHECKING:
+    from lmedit import Lm
+
+WORDS = ("The", "Therefore", "Because", "I", "You")
+"""The released code's contexts begin with these words."""
+GPT2_DEPTH, ROTARY_DEPTH = 0.35, 8 / 28
+"""The last edited block of GPT-2 XL, and of GPT-J, as a part of the depth."""
+
+_FIVE = tuple(range(4, 9))
+PUBLISHED: Shapes = MappingProxyType(
+    {
+        ("gpt2", 48): {"layers": tuple(range(13, 18)), "weight": 20000.0, "steps": 20},
+        ("gptj", 28): {"layers": tuple(range(3, 9)), "weight": 15000.0},
+        ("gpt_neox", 44): {"layers": tuple(range(6, 11)), "weight": 15000.0},
+        ("llama", 32): {"layers": _FIVE, "weight": 15000.0},
+        ("qwen2", 28): {"layers": _FIVE, "weight": 15000.0},
+    }
+)
+"""By (model_type, number of blocks): layers, lambda and the search's values."""
+ALPHAEDIT: Shapes = MappingProxyType(
+    {
+        shape: {"layers": values["layers"], "threshold": 2e-2, "ridge": 10.0}
+        for shape, values in PUBLISHED.items()
+        if shape[0] != "gpt_neox"
+    }
+)
+EMMET: Shapes = MappingProxyType(
+    {("gpt2", 48): {"layer": 17}, ("gptj", 28): {"layer": 5}, ("llama", 32): {"layer": 5}}
+)
+OLD_RATE = 0.5
+"""Adam's rate for GPT-2 and GPT-J; 0.1 for Llama 3 and Qwen 2.5."""
+
+
+class JointOptions(ValueOptions):
+    """What MEMIT, EMMET and AlphaEdit share: contexts, targets, the memory of earlier keys."""
+
+    prefixes: tuple[tuple[int, int], ...] = Field(
+        default=((10, 5),),
+        description="Sampled contexts, as pairs [length in tokens, number]. []: none.",
+    )
+    prefix_start: str | tuple[str, ...] = Field(
+        default=WORDS,
+        description="Text that sampled contexts begin with; several texts take turns.",
+    )
+    steps: int = Field(default=25, ge=1, description="Largest number of forward passes.")
+    learning_rate: float = Field(default=0.1, gt=0, description="Adam's learning rate for delta.")
+    clamp: float | None = Field(
+        default=0.75, description="Largest length of delta, in lengths of v0. null: no limit."
+    )
+    target: Literal["block", "mlp", "mlp+attention"] = Field(
+        default="block",
+        description="Where delta is added: at the block's output (MEMIT), at the MLP's, or at the "
+        "MLP's and the attention's (PMET).",
+    )
+    remember: bool = Field(
+        default=False, description="Keep the answers of this method's earlier edits too."
+    )
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The edited blocks, ascending. The targets are those of the last one."""
+        return (self.block,)
+
+    def depth(self, lm: Lm) -> float:
+        """The relative depth of the published layers."""
+        return GPT2_DEPTH if lm.model_type in {"gpt2", "gpt_neo", "opt"} else ROTARY_DEPTH
+
+    def rate_of(self, lm: Lm) -> float:
+        """The published learning rate of the family of *lm*."""
+        return OLD_RATE if lm.model_type in {"gpt2", "gptj"} else 0.1
+
+    def published_for(self, lm: Lm) -> Mapping[str, Any]:
+        """The published values for the shape of *lm*, with the learning rate of its family."""
+        found = dict(super().published_for(lm))
+        if found:
+            found.setdefault("learning_rate", self.rate_of(lm))
+        return found
+
+
+class DampedOptions(JointOptions):
+    """Options of methods that invert C."""
+
+    damping: float = Field(
+        default=0.0,
+        ge=0,
+        description="Add damping * tr(C)/D * I to C, if the text leaves directions empty.",
+    )
+
+
+class SpreadOptions(JointOptions):
+    """Options of methods that edit several layers."""
+
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="Blocks to edit, ascending. null: published, or span blocks that end at layer.",
+    )
+    span: int = Field(default=5, ge=1, description="Number of blocks if layers is null.")
+    spread: Literal["linear", "sqrt"] = Field(
+        default="linear",
+        description="A block's part of the residual if n are left: 1/n (MEMIT), 1/sqrt(n) (PMET).",
+    )
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The edited blocks, ascending."""
+        if self.layers is None:
+            raise OptionError("the layers are not known yet; build options with build_options")
+        return self.layers
+
+    def resolved(self, lm: Lm) -> Self:
+        """Fill in published values, the layers, and the layer of the targets: the last one."""
+        known = self.published_for(lm)
+        layers = self.layers
+        if layers is None and self.layer is None:
+            layers = known.get("layers")
+        if layers is not None:
+            self._check_layers(layers, lm)
+            found = self.model_copy(update={"layer": layers[-1]}) if self.layer is None else self
+            found = super(SpreadOptions, found).resolved(lm)
+            origin = "published" if self.layers is None else None
+        else:
+            found = super().resolved(lm)
+            layers = tuple(range(max(0, found.block - self.span + 1), found.block + 1))
+            origin = found._by_default
+        if layers[-1] != found.layer:
+            raise OptionError(
+                f"layers {list(layers)} do not end at layer {found.layer}; give only one of both"
+            )
+        found = found.model_copy(update={"layers": tuple(layers)})
+        found._by_default = origin
+        return found
+
+    def layer_origin(self, lm: Lm, method: str) -> str:
+        """The origin of the layers: tuned, published, depth (untuned), or given."""
+        tuned = lm.tuned.get(method, {}).get("options", {}).get("layers")
+        same = tuned is not None and tuple(tuned) == self.layers
+        return "tuned" if same else super().layer_origin(lm, method)
+
+    def _check_layers(self, layers: tuple[int, ...], lm: Lm) -> None:
+        ascending = sorted(set(layers)) == list(layers) and bool(layers)
+        if not ascending or layers[0] < 0 or layers[-1] >= lm.n_layers:
+            raise OptionError(
+                f"layers {list(layers)} must ascend and lie in 0 to {lm.n_layers - 1}, the blocks "
+                f"of {lm.name}"
+            )
+
+
+PREPARES = ("samples", "sample_unit", "max_length", "tolerance")
+
+
+class MemitOptions(SpreadOptions, DampedOptions):
+    """MEMIT's options; the defaults are the released code's, except `tolerance` and `weight`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "code": {"tolerance": None},
+            "seq": {"remember": True, "tolerance": None},
+            "encore": {"remember": True, "ridge": 10.0, "stop_after_top": 4},
+            "rls": {"remember": True, "ridge": 10.0},
+            "pmet": {"target": "mlp+attention", "spread": "sqrt"},
+        }
+    )
+    published: ClassVar[Shapes] = PUBLISHED
+    prepares: ClassVar[tuple[str, ...]] = ("layers", *PREPARES, "damping")
+
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="lambda: the weight of ordinary text, in facts. null: published, or the number "
+        "of inputs of the matrix.",
+    )
+    ridge: float = Field(
+        default=0.0, ge=0, description="The weight of the change's own norm beside C."
+    )
+
+    def resolved(self, lm: Lm) -> Self:
+        """As `SpreadOptions.resolved`, then lambda = D if it was not published."""
+        found = super().resolved(lm)
+        if found.weight is None:
+            width = lm.weight(lm.mlp_out(found.block)).shape[1]
+            found = found.model_copy(update={"weight": float(width)})
+        return found
+
+    def prepared_from(self) -> dict[str, Any]:
+        """The options of the preparation; C holds ridge / weight too."""
+        more = {"ridge / weight": self.ridge / self.weight} if self.ridge and self.weight else {}
+        return super().prepared_from() | more
+
+
+class EmmetOptions(DampedOptions):
+    """EMMET's options; by default the new answers are met exactly."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "ume": {"softness": 0.1, "tolerance": None},
+            "easyedit": {"softness": 0.1, "moment_weight": 1e5, "tolerance": None},
+        }
+    )
+    published: ClassVar[Shapes] = EMMET
+    prepares: ClassVar[tuple[str, ...]] = ("layer", *PREPARES, "damping")
+
+    softness: float = Field(
+        default=0.0,
+        ge=0,
+        description="epsilon of the released code: then EMMET is MEMIT with lambda = softness * "
+        "moment_weight. 0: exact.",
+    )
+    moment_weight: float = Field(
+        default=1.0, gt=0, description="The weight of C beside softness (mom2_update_weight)."
+    )
+
+    @property
+    def kappa(self) -> float:
+        """The lambda of the joint solution."""
+        return self.softness * self.moment_weight
+
+
+class AlphaEditOptions(SpreadOptions):
+    """AlphaEdit's options; for models without published values, relative ones."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "code": {"threshold": 2e-2, "ridge": 10.0, "tolerance": None},
+            "easyedit": {
+                "threshold": 2e-2,
+                "ridge": 1.0,
+                "clamp": 4.0,
+                "decay": 1e-3,
+                "learning_rate": 0.5,
+                "tolerance": None,
+            },
+            "beta": {"threshold": 2e-2, "ridge": 10.0, "weight": 3000.0, "tolerance": None},
+        }
+    )
+    published: ClassVar[Shapes] = ALPHAEDIT
+    prepares: ClassVar[tuple[str, ...]] = ("layers", *PREPARES, "threshold", "threshold_share")
+
+    remember: bool = Field(
+        default=True, description="Keep the answers of this method's earlier edits too."
+    )
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        description="Directions with an eigenvalue of C below this are free. null: published, or "
+        "threshold_share.",
+    )
+    threshold_share: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="Without threshold: the share of tr C that lies in the free directions.",
+    )
+    ridge: float | None = Field(
+        default=None,
+        gt=0,
+        description="The weight of the change's norm. null: published, or ridge_share.",
+    )
+    ridge_share: float = Field(
+        default=1.0,
+        gt=0,
+        description="Without ridge: its value in units of tr(C P), an ordinary key's mean square "
+        "length in the free directions.",
+    )
+    weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="lambda: the weight of ordinary text within the free directions (BetaEdit).",
+    )
+
+    def prepared_from(self) -> dict[str, Any]:
+        """The options of the preparation; with `weight` it holds all free directions."""
+        return super().prepared_from() | ({"whole": True} if self.weight else {})

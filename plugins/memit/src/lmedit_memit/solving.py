@@ -1,0 +1,100 @@
+"""The joint change of one matrix: the equations with the method's statistics and its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmedit import Dense, LowRank
+from lmedit.errors import RequestError
+from lmedit_memit.equations import combination, nearness, project, unwhiten, whiten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lmedit import Delta
+
+SINGULAR = 1e12
+"""Above this condition number two keys count as equal."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a method measures keys: ``half``, its transpose ``back``, and kappa."""
+
+    half: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+    kappa: float
+    size: int
+    """D', the number of directions that may change."""
+
+    @classmethod
+    def of_factor(cls, L: Tensor, kappa: float) -> Metric:
+        """C^-1 from the Cholesky factor L (D, D) of C."""
+        return cls(lambda S: whiten(S, L), lambda Y: unwhiten(Y, L), kappa, len(L))
+
+    @classmethod
+    def of_projector(cls, V: Tensor, kappa: float, *, complement: bool) -> Metric:
+        """The projector onto the columns of V (D, d), or onto the rest (*complement*)."""
+
+        def half(S: Tensor) -> Tensor:
+            return project(S, V, complement=complement)
+
+        free = len(V) - V.shape[1] if complement else V.shape[1]
+        return cls(half, half, kappa, free)
+
+    @classmethod
+    def of_directions(cls, U: Tensor, values: Tensor, weight: float, ridge: float) -> Metric:
+        """(weight C + ridge I)^-1 within the eigenvectors U (D, d) of C; kappa is 1 (BetaEdit)."""
+        scale = (weight * values + ridge).rsqrt()[:, None]
+        return cls(lambda S: scale * (U.T @ S), lambda Y: U @ (scale * Y), 1.0, U.shape[1])
+
+
+def joint_keys(
+    metric: Metric, K: Tensor, B: Tensor | None = None, *, primal: bool | None = None
+) -> Tensor:
+    """X (D, n) of the change ``R X^T`` for the keys K (D, n), in float64.
+
+    B (D, t) are remembered keys, whose values stay. *primal* chooses between two equal forms; by
+    default the smaller one is solved, if there are fewer than D / 4 keys.
+    """
+    S = K.double() if B is None else torch.cat([B.double(), K.double()], 1)
+    T = metric.half(S)
+    if primal is None:
+        primal = metric.kappa > 0 and S.shape[1] >= len(S) / 4
+    return metric.back(combination(T, K.shape[1], metric.kappa, primal=primal))
+
+
+def check_independent(metric: Metric, K: Tensor, B: Tensor | None, names: Sequence[str]) -> None:
+    """Raise `RequestError` if an exact solution does not exist; it names two near keys.
+
+    *names* are those of the columns of K. Remembered keys have no name.
+    """
+    S = K.double() if B is None else torch.cat([B.double(), K.double()], 1)
+    if S.shape[1] > metric.size:
+        raise RequestError(
+            f"emmet: {S.shape[1]} exact answers need as many dimensions, and the matrix has "
+            f"{metric.size}; edit fewer facts, or use memit"
+        )
+    T = metric.half(S)
+    T = T / T.norm(dim=0)
+    if float(torch.linalg.cond(T.T @ T)) <= SINGULAR:
+        return
+    every = [*(["an earlier edit"] * (S.shape[1] - K.shape[1])), *names]
+    first, second = divmod(int(nearness(T).argmax()), S.shape[1])
+    raise RequestError(
+        f"emmet: {every[first]!r} and {every[second]!r} have the same key, so both answers cannot "
+        "hold exactly; remove one, or give -o softness 0.1, or use memit"
+    )
+
+
+def change_of(R: Tensor, X: Tensor, dtype: torch.dtype) -> Delta:
+    """``R X^T`` as factors (H, n) and (n, D), or as a matrix (H, D) where that is smaller."""
+    (H, n), D = R.shape, len(X)
+    if n * (H + D) <= H * D:
+        return LowRank(R.to(dtype), X.T.contiguous().to(dtype))
+    return Dense((R @ X.T).to(dtype))

@@ -1,0 +1,114 @@
+"""The targets Z: the values with which the model gives the new answers (compute_z of the code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from lmedit.memory import in_parts
+from lmedit.replay import adds_straight
+from lmedit.trace import captured
+from lmedit.values import optimise_values, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from lmedit import Lm, Request
+    from lmedit.values import Place, Value
+    from lmedit_memit.options import JointOptions
+    from lmedit_memit.rounds import Seen
+
+AT_ONCE = 8
+"""How many facts share the passes of the search."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Z (H, n) in float64, and how the searches ended."""
+
+    Z: Tensor
+    first: list[float]
+    last: list[float]
+    steps: list[int]
+
+
+def seen_at(lm: Lm, options: JointOptions, requests: Sequence[Request]) -> Seen:
+    """Where values are read. A block with a norm behind its MLP has no sum that W can add to.
+
+    There the matrix' own output is the place, whatever `target` says.
+    """
+    if options.target != "block":
+        return "mlp"
+    ids, index = lm.subject_last(requests[0].prompt, requests[0].subject)
+    return "block" if adds_straight(lm, options.block, ids[: index + 1]) else "mlp"
+
+
+def find_targets(
+    lm: Lm,
+    requests: Sequence[Request],
+    templates: Sequence[str],
+    options: JointOptions,
+    seen: Seen,
+) -> Targets:
+    """z = h_0 + delta for each request, as if it were alone; eight searches share their passes."""
+    found: list[Value] = []
+    with tqdm(
+        total=len(requests), desc="targets", unit="fact", disable=_quiet(requests), leave=False
+    ) as bar:
+        for part in in_parts(
+            lambda part: _values(lm, part, templates, options, seen), requests, AT_ONCE
+        ):
+            found += part
+            bar.update(len(part))
+    mlp = [value.v_star if value.v_star.dim() == 1 else value.v_star[0] for value in found]
+    return Targets(
+        torch.stack(mlp, 1),
+        [value.losses[0] for value in found],
+        [value.losses[-1] for value in found],
+        [value.updates for value in found],
+    )
+
+
+def _quiet(requests: Sequence[Request]) -> bool | None:
+    """No bar for a few facts; else a bar on a terminal."""
+    return True if len(requests) <= AT_ONCE else None
+
+
+def _values(
+    lm: Lm,
+    requests: Sequence[Request],
+    templates: Sequence[str],
+    options: JointOptions,
+    seen: Seen,
+) -> list[Value]:
+    places: tuple[Place, ...] = ("mlp", "attention") if "attention" in options.target else ("mlp",)
+    starts = _starts(lm, requests, options.block, seen, places)
+    rows = [rows_of(lm, request, templates, options) for request in requests]
+    return optimise_values(lm, options.block, rows, starts, options, places)
+
+
+@torch.no_grad()
+def _starts(
+    lm: Lm, requests: Sequence[Request], layer: int, seen: Seen, places: Sequence[Place]
+) -> list[Tensor]:
+    """h_0 (H,) of each bare prompt, or (P, H) for several places, in float64."""
+    found = [lm.subject_last(request.prompt, request.subject) for request in requests]
+    batch = lm.batch([ids[: index + 1] for ids, index in found])
+    modules: list[nn.Module] = [
+        lm.block(layer) if seen == "block" else lm.mlp_out_module(layer),
+        *([lm.attention_out_module(layer)] if "attention" in places else []),
+    ]
+    states = []
+    for module in modules:
+        with captured(module, stop=True) as box:
+            lm.logits(batch)
+        whole = box.output.reshape(*batch.ids.shape, -1)
+        states.append(whole[range(len(found)), [index for _, index in found]].double())
+    if len(states) == 1:
+        return list(states[0])
+    return list(torch.stack(states, 1))
