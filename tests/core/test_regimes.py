@@ -286,3 +286,100 @@ def test_zero_columns_touch_nothing(lm: Lm, cases: CaseSet, make: Make, tmp_path
     for name in ("ES", "EM", "PS", "NS", "perplexity"):
         assert row[name] == base[name]
     assert (row["relative_norm"], row["KL"]) == (0, 0)
+
+
+# ---- one change for several facts
+
+
+def join(lm: Lm, requests: Any, locations: Any, options: Size, carried: Any) -> Update:
+    """Rank one for each request; what earlier parts carried makes it smaller."""
+    (site,) = locations[0].sites
+    earlier = 1.0 + sum(float(each["facts"].sum()) for each in carried)
+    changes = [push(lm, request, locations[0], options).deltas[site] for request in requests]
+    left = torch.cat([change.left for change in changes], 1) / earlier
+    right = torch.cat([change.right for change in changes])
+    return Update({site: LowRank(left, right)}, {}, {"facts": torch.ones(len(requests))})
+
+
+def facts_of_patches(folder: Path) -> list[int]:
+    from lmedit.edits.patches import load_patch
+
+    found = [load_patch(path)[1] for path in (folder / regimes.PATCHES).iterdir()]
+    return sorted(len(facts.get("requests", [0])) for facts in found)
+
+
+def test_a_joint_method_makes_one_change_for_each_size(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    editor = make("join", edit_compute_joint=join)
+    result = run(lm, cases, tmp_path, Regime("batch", (1, 3)), editor, make("push"))
+    assert [p["computed"] for p in points(result, "join").values()] == ["joint", "joint"]
+    assert [p["computed"] for p in points(result, "push").values()] == ["sum", "sum"]
+    assert facts_of_patches(tmp_path) == [1, 1, 1, 1, 3]
+    update = editor.compute_joint([one.request for one in cases.good[:3]])
+    with editor.applied(update):
+        scores = [score_cases(lm, [seen])[0]["EM"] for seen in cases.good[:3]]
+    assert points(result, "join")[3]["EM"] == pytest.approx(100 * sum(scores) / 3)
+    assert lm.weights_digest() == lm.digest
+
+
+def test_parts_hand_on_what_they_carry(lm: Lm, cases: CaseSet, make: Make, tmp_path: Path) -> None:
+    """Against a plain loop; and each case is scored right after its own part too."""
+    editor = make("join", edit_compute_joint=join)
+    regime = Regime("batched", (2, 4), batch=2)
+    found = points(run(lm, cases, tmp_path, regime, editor, make("push")), "join")
+    assert facts_of_patches(tmp_path) == [1, 1, 1, 1, 2, 2]
+    site, carried, own = lm.mlp_out(lm.n_layers - 1), [], []
+    base = lm.snapshot(site)
+    for part in (cases.good[:2], cases.good[2:]):
+        update = editor.compute_joint([one.request for one in part], carried)
+        lm.add(site, update.deltas[site].dense())
+        carried.append(editor.carry_of(update))
+        own += [score_cases(lm, [one])[0]["ES"] for one in part]
+        number = len(own)
+        scores = [score_cases(lm, [one])[0]["EM"] for one in cases.good[:number]]
+        assert found[number]["EM"] == pytest.approx(100 * sum(scores) / number)
+        assert found[number]["right_after"]["ES"] == pytest.approx(100 * sum(own) / number)
+    lm.restore(site, base)
+    assert found[4]["computed"] == "joint"
+
+
+def test_one_after_the_other_is_batched_by_one(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    editor = make("join", edit_compute_joint=join)
+    one = run(lm, cases, tmp_path / "s", Regime("sequential", (4,)), editor)
+    other = run(lm, cases, tmp_path / "b", Regime("batched", (4,), batch=1), editor)
+    assert points(one, "join")[4]["EM"] == points(other, "join")[4]["EM"]
+
+
+def test_a_batched_run_that_was_killed_goes_on_and_ends_alike(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    regime = Regime("batched", (2, 4), batch=2)
+    whole = run(lm, cases, tmp_path / "whole", regime, make("join", edit_compute_joint=join))
+    calls: list[int] = []
+
+    def interrupted(lm: Lm, requests: Any, locations: Any, options: Size, carried: Any) -> Update:
+        calls.append(len(carried))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return join(lm, requests, locations, options, carried)
+
+    cut = make("join", edit_compute_joint=interrupted)
+    for _ in range(2):
+        try:
+            again = run(lm, cases, tmp_path / "cut", regime, cut)
+        except KeyboardInterrupt:
+            assert lm.weights_digest() == lm.digest
+    assert calls == [0, 1, 1]
+    assert timeless(again) == timeless(whole)
+
+
+def test_the_collapse_point_is_the_first_size_below_sixty_per_cent() -> None:
+    curve = [
+        {"method": name, "size": size, "S": S}
+        for name, scores in (("a", (90, 80, 50, 60)), ("b", (90, 60, 55, None)), ("c", (50, 49)))
+        for size, S in zip((1, 10, 100, 1000), scores, strict=False)
+    ]
+    assert regimes.collapse_points(curve) == {"a": 100, "b": 1000, "c": None}

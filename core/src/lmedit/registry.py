@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
 """Unset: all methods. Empty: no method. A list with commas: only these methods."""
-RESERVED = ("base", "in-context")
+RESERVED = ("base", "in-context", "retrieve")
 """Names of other rows in a comparison; a method must not use them."""
 BUILT_IN = "lmedit:"
 """The prefix of the core's own plugins in a plugin manager."""

@@ -11,6 +11,7 @@ from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
+from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.errors import UsageError
 from lmedit.plan import Setup, Tell, set_up, silent
@@ -38,17 +39,24 @@ class Measuring:
     heldout: Path | None = None
     heldout_lines: int = HELDOUT_LINES
     references: Path | None = None
-    in_context: bool = False
+    in_context: tuple[str, ...] = ()
+    """Baselines that change the prompts: own, retrieve."""
     random_layer: str | None = None
     regime: str = "single"
     sizes: str | None = None
+    batch: int | None = None
     collapse: float = 10.0
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
         """Raise `UsageError` if the values do not go together."""
-        if self.regime != "single" and self.in_context:
-            raise UsageError("--in-context changes no weight; use it only with --regime single")
+        if self.regime != "single" and "own" in self.in_context:
+            raise UsageError(
+                "--in-context own knows each case's own fact; use it only with --regime single, or "
+                "give --in-context retrieve"
+            )
+        if (self.batch is not None) != (self.regime == "batched"):
+            raise UsageError("--regime batched and --batch N belong together; give both")
 
     @property
     def groups(self) -> frozenset[str]:
@@ -68,8 +76,10 @@ class Measuring:
         """How the edits pile up on *cases*; None if each edit is alone."""
         if self.regime == "single":
             return None
-        sizes = sizes_of(self.sizes, len(cases.good))
-        return Regime(cast("Kind", self.regime), sizes, self.collapse, self.stop_on_collapse)
+        most, step = len(cases.good), self.batch or 1
+        sizes = sizes_of(self.sizes, most, step)
+        kind = cast("Kind", self.regime)
+        return Regime(kind, sizes, self.collapse, self.stop_on_collapse, step)
 
 
 @dataclass(frozen=True)
@@ -121,11 +131,13 @@ def take_part(plan: Plan, measuring: Measuring, folder: Path) -> None:
     set_up_comparison(plan, measuring)(folder)
 
 
-def sizes_of(text: str | None, most: int) -> tuple[int, ...]:
+def sizes_of(text: str | None, most: int, step: int = 1) -> tuple[int, ...]:
     """The sizes of --sizes, ascending; by default powers of ten and *most*, the number of cases.
 
-    Raises `UsageError`.
+    With a *step* they are multiples of it, by default all, and *most*. Raises `UsageError`.
     """
+    if text is None and most and step > 1:
+        return (*range(step, most, step), most)
     if text is None and most:
         return (*(10**n for n in range(len(str(most))) if 10**n < most), most)
     try:
@@ -136,6 +148,8 @@ def sizes_of(text: str | None, most: int) -> tuple[int, ...]:
         raise UsageError(
             f"--sizes {text!r}: there are {most} cases; give numbers from 1 to {most}, as 1,10,100"
         )
+    if wrong := [size for size in sizes if size % step and size != most]:
+        raise UsageError(f"--sizes: {wrong[0]} is no multiple of --batch {step}; give multiples")
     return tuple(sizes)
 
 
@@ -143,7 +157,9 @@ def _baselines(setup: Setup, measuring: Measuring) -> list[Candidate]:
     found = []
     if measuring.random_layer:
         found.append(_at_random_layer(setup, measuring.random_layer))
-    if measuring.in_context:
+    if "retrieve" in measuring.in_context:
+        found.append(retrieval(setup.lm))
+    if "own" in measuring.in_context:
         found.append(Candidate(IN_CONTEXT, asked=partial(put_in_context, lm=setup.lm)))
     return found
 

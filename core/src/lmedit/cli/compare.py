@@ -90,9 +90,13 @@ metric_flags = flags(
 regime_flags = flags(
     click.option(
         "--in-context",
-        is_flag=True,
-        help="Add a baseline that changes no weight: it puts the new fact as a sentence "
-        "before each prompt.",
+        is_flag=False,
+        flag_value="own",
+        multiple=True,
+        type=click.Choice(["own", "retrieve"]),
+        help="Add a baseline that changes no weight. own: it puts the new fact as a sentence "
+        "before each prompt. retrieve: it puts the facts of all cases that fit the prompt best "
+        "(BM25).  [own if no value follows]",
     ),
     click.option(
         "--random-layer",
@@ -101,23 +105,25 @@ regime_flags = flags(
     ),
     click.option(
         "--regime",
-        type=click.Choice(["single", "batch", "sequential"]),
+        type=click.Choice(["single", "batch", "sequential", "batched"]),
         default="single",
         show_default=True,
         help="single: one edit at a time. batch: compute many edits on the base model. "
-        "sequential: compute each edit on the edited model.",
+        "sequential: compute each edit on the edited model. batched: compute --batch facts at a "
+        "time on the edited model. Methods with a joint update make one change of them.",
     ),
+    click.option("--batch", type=click.IntRange(1), help="With --regime batched: facts at a time."),
     click.option(
         "--sizes",
-        help="For batch and sequential: measure after these numbers of edits, for example "
-        "1,10,100.  [default: powers of ten, and all cases]",
+        help="For the other regimes than single: measure after these numbers of edits, for "
+        "example 1,10,100.  [default: powers of ten, or multiples of --batch, and all cases]",
     ),
     click.option(
         "--collapse",
         type=click.FloatRange(min=1),
         default=10.0,
         show_default=True,
-        help="For batch and sequential: a model has collapsed if its perplexity grew by "
+        help="For the other regimes than single: a model has collapsed if its perplexity grew by "
         "this factor.",
     ),
     click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),
@@ -162,6 +168,7 @@ def compare(
 
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
     from lmedit.compare.table import (
+        collapse_lines,
         difference_lines,
         failures,
         retention_lines,
@@ -175,6 +182,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
         parts = [
             [table(with_paper_rows(results))],
             retention_lines(results.get("curve", [])),
+            collapse_lines(results.get("collapse_points", {})),
             difference_lines(results["differences"]),
         ]
         click.echo("\n\n".join("\n".join(part) for part in parts if part))

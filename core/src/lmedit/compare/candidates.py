@@ -11,13 +11,13 @@ from lmedit.registry import RESERVED
 from lmedit.storage.cache import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Case
 
-BASE, IN_CONTEXT = RESERVED
+BASE, IN_CONTEXT, RETRIEVE = RESERVED
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Candidate:
     asked: Callable[[Case], Case] = lambda case: case
     editor: Editor | None = None
     """The editor of all cases, if there is only one."""
+    asks: Callable[[Sequence[Case]], Callable[[Case], Case]] | None = None
+    """For a baseline that knows all edited facts: `asked`, given their cases."""
 
 
 def of_editor(editor: Editor) -> Candidate:
@@ -43,14 +45,21 @@ def put_in_context(case: Case, lm: Lm | None = None) -> Case:
     *lm* it stands inside the user's message.
     """
 
+    return put_before(case, lambda _: with_edit(case.request, "", lm), lm)
+
+
+def put_before(case: Case, front: Callable[[str], str], lm: Lm | None = None) -> Case:
+    """*case* with the text ``front(prompt)`` before every prompt, in a chat inside the message."""
+
     def behind(prompt: str) -> str:
-        return with_edit(case.request, prompt, lm)
+        text = front(prompt)
+        return lm.behind(text, prompt) if lm else text + prompt
 
     def prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(behind, texts))
 
     request = case.request
-    first = behind("").replace("{", "").replace("}", "")
+    first = front(request.text).replace("{", "").replace("}", "")
     prompt = lm.behind(first, request.prompt) if lm else first + request.prompt
     changed = {
         "request": request.model_copy(update={"prompt": prompt}),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
+    from lmedit.types import Case
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def compare(
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
     cases = as_asked(lm, cases)
     planned = {editor.name: predict_memory(editor, group_size(editor)) for editor in editors}
+    candidates = [_knowing(candidate, cases.good) for candidate in candidates]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
         worker = Worker(store, lm, scoring, States(lm))
@@ -84,6 +86,11 @@ def compare(
         ],
         "differences": differences({e.name: full[e.name] for e in candidates[1:]}, seed),
     }
+
+
+def _knowing(candidate: Candidate, cases: Sequence[Case]) -> Candidate:
+    """*candidate*; a baseline that knows all edited facts gets those of *cases*."""
+    return candidate if candidate.asks is None else replace(candidate, asked=candidate.asks(cases))
 
 
 def results_head(

@@ -81,15 +81,28 @@ def retention_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = [
         m for name in CURVE if (m := measure(name)) and any(p[name] is not None for p in curve)
     ]
-    lines = [["method", "edits", *(known.label for known in shown), ""]]
+    fresh = any(point.get("right_after") for point in curve)
+    own = ["ES own"] if fresh else []
+    lines = [["method", "edits", "update", *own, *(known.label for known in shown), ""]]
     for point in curve:
         cells = [_cell(point.get(known.name), None, known.digits) for known in shown]
         end = "collapsed" if point["collapsed"] else ""
-        lines.append([point["method"], str(point["size"]), *cells, end])
+        after = [_cell((point.get("right_after") or {}).get("ES"), None, 1)] if fresh else []
+        how = str(point.get("computed", ""))
+        lines.append([point["method"], str(point["size"]), how, *after, *cells, end])
     return align(lines)
 
 
-CURVE = ("ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth")
+def collapse_lines(points: Mapping[str, int | None]) -> list[str]:
+    """One line for each method whose S fell under 60 % of its first value."""
+    return [
+        f"{method}: S is under 60 % of its first value from {size} edits on"
+        for method, size in points.items()
+        if size is not None
+    ]
+
+
+CURVE = ("S", "ES", "PS", "NS", "perplexity", "KL", "relative_norm", "spectral_growth")
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from lmedit.compare.case_scores import Scoring
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case, Request, Update
+    from lmedit.types import Case, Update
 
 POLL_SECONDS = 0.2
 AT_ONCE = 8
@@ -136,7 +137,8 @@ class Worker:
             if task.key not in known:
                 try:
                     editor = candidate.editor_of(task.case)
-                    known[task.key] = compute_update(lm, editor, task.case.request)
+                    work = partial(editor.compute, task.case.request)
+                    known[task.key] = compute_update(lm, work)
                 except ModelChangedError:
                     raise
                 except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
@@ -246,12 +248,12 @@ def failure_of(error: Exception) -> str:
     return str(error) if isinstance(error, LmeditError) else repr(error)
 
 
-def compute_update(lm: Lm, editor: Editor, request: Request) -> Computed:
-    """Compute the update of *request* alone, and measure seconds and memory."""
+def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
+    """The update that *work* computes, with its seconds and its memory."""
     lm.state()  # read all weights before the clock starts
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
-        update = editor.compute(request)
+        update = work()
         seconds = time.perf_counter() - started
     return Computed(update, seconds, peak.mebibytes)
 

@@ -1,0 +1,326 @@
+"""One candidate's edits in one model: computed in parts, applied one on the other, and scored."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from lmedit.compare.asking import asking_of
+from lmedit.compare.comparison import Outcome, editor_facts, read_outcome
+from lmedit.compare.measures import protocol
+from lmedit.compare.result import Result
+from lmedit.compare.worker import (
+    POLL_SECONDS,
+    compute_update,
+    failure_of,
+    keep_base,
+    load_again,
+    store_result,
+)
+from lmedit.edits.patches import load_patch, save_patch
+from lmedit.errors import ModelChangedError
+from lmedit.metrics.weights import drift, patch_bytes, relative_norms
+from lmedit.storage.cache import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lmedit.compare.candidates import Candidate
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.store import RunStore, Stored
+    from lmedit.models import Lm
+    from lmedit.pipeline import Editor
+    from lmedit.types import Carried, Case, Site, Update
+
+Kind = Literal["batch", "sequential", "batched"]
+Computed = Literal["joint", "sum", "one by one", "prompt"]
+PATCHES = "patches"
+OF_MODEL = "the model"
+"""The case id of scores that are measured once for the whole pile."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How edits pile up, at which sizes they are scored, and when a model has collapsed.
+
+    A model has collapsed if its perplexity on held-out text is above `collapse` times the base's.
+    With `stop`, a method stops editing when the model has collapsed. `batch` is the number of facts
+    that a method edits at a time in the regime `batched`.
+    """
+
+    kind: Kind
+    sizes: tuple[int, ...]
+    collapse: float = 10.0
+    stop: bool = False
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Height:
+    """A pile of one size: the outcomes of its cases, the model's scores, whether it collapsed."""
+
+    size: int
+    outcomes: list[Outcome]
+    model: dict[str, float | None]
+    collapsed: bool
+    computed: Computed = "one by one"
+    right_after: list[Outcome] | None = None
+    """The outcome of each case on the model right after its own edit."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One edit: the cases from `start` up to `end`, and its stored result."""
+
+    start: int
+    end: int
+    stored: Stored
+
+
+@dataclass
+class Pile:
+    """One candidate's edits in one model, in the order of the cases."""
+
+    store: RunStore
+    lm: Lm
+    candidate: Candidate
+    cases: Sequence[Case]
+    scoring: Scoring
+    regime: Regime
+    folder: Path
+    parts: list[Part] = field(default_factory=list)
+    carried: list[Carried] = field(default_factory=list)
+    mine: list[str] = field(default_factory=list)
+    failed: str | None = None
+    """The reason why none of its edits counts: it changed the model."""
+
+    def heights(self) -> list[Height]:
+        """Score the pile at each size. Afterwards the model is the base again, checked by hash."""
+        try:
+            with keep_base(self.store, self.lm, self.candidate.name, self.mine):
+                return self._heights() if self.candidate.editor_of else self._base_heights()
+        except ModelChangedError as error:
+            load_again(self.lm, error)
+            self.failed = error.what
+            self.parts, self.carried = [], []
+            return self._heights()
+
+    @property
+    def _joins(self) -> bool:
+        return self.candidate.editor is not None and self.candidate.editor.joins
+
+    @property
+    def _computed(self) -> Computed:
+        if self._joins and (self.regime.kind == "batch" or self.regime.batch > 1):
+            return "joint"
+        return "sum" if self.regime.kind == "batch" else "one by one"
+
+    def _base_heights(self) -> list[Height]:
+        """The base; or, for a baseline that changes the prompts, a height for each size."""
+        before = self.scoring.before(self.lm, self.cases)
+        asks = self.candidate.asks
+        sizes = self.regime.sizes if asks else (len(self.cases),)
+        return [self._score_pile(size, before, {}) for size in sizes]
+
+    def _heights(self) -> list[Height]:
+        assert self.candidate.editor_of is not None
+        editors = [self.candidate.editor_of(case) for case in self.cases]
+        before = self.scoring.before(self.lm, self.cases)
+        with self._bar() as bar:
+            if self.regime.kind != "batch":
+                return self._pile_up(editors, before, self._spans(), bar)
+            if not self._joins:
+                self.parts = [self._get_part(n, n + 1, editors, bar) for n in range(len(editors))]
+                return self._pile_up(editors, before, self._spans(), bar)
+            found: list[Height] = []
+            for size in self.regime.sizes:
+                self.parts = []
+                found += self._pile_up(editors, before, [(0, size)], bar)
+                if found[-1].collapsed and self.regime.stop:
+                    break
+            return found
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """The cases of each edit, in order."""
+        count = len(self.cases)
+        step = self.regime.batch if self._joins and self.regime.kind == "batched" else 1
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def _pile_up(
+        self,
+        editors: Sequence[Editor],
+        before: Sequence[Tensor | None],
+        spans: Sequence[tuple[int, int]],
+        bar: tqdm[Any],
+    ) -> list[Height]:
+        """Apply the edits of *spans* one on the other, score at each size, and take them out."""
+        found: list[Height] = []
+        untouched: dict[Site, Tensor] = {}
+        fresh: list[Outcome] | None = None if self.regime.kind == "batch" else []
+        given = len(self.parts)
+        with ExitStack() as pile:
+            for number, (start, end) in enumerate(spans):
+                if number >= given:
+                    self.parts.append(self._get_part(start, end, editors, bar))
+                update = self._update(self.parts[number])
+                if update is not None:
+                    for site in update.deltas.keys() - untouched.keys():
+                        untouched[site] = self.lm.snapshot(site)
+                    pile.enter_context(editors[start].applied(update))
+                    if update.carry:
+                        self.carried.append(editors[start].carry_of(update))
+                if fresh is not None:
+                    fresh += [self._outcome(n, end, before) for n in range(start, end)]
+                if end in self.regime.sizes:
+                    height = self._score_pile(end, before, untouched)
+                    right_after = None if fresh is None else list(fresh)
+                    found.append(replace(height, right_after=right_after))
+                    if found[-1].collapsed and self.regime.stop:
+                        break
+        self.carried = []
+        return found
+
+    def _bar(self) -> tqdm[Any]:
+        return tqdm(
+            total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None, leave=False
+        )
+
+    def _get_part(self, start: int, end: int, editors: Sequence[Editor], bar: tqdm[Any]) -> Part:
+        """The edit of some cases on the present model, from the store or computed now."""
+        editor, cases = editors[start], self.cases[start:end]
+        upon = self.parts[-1].stored.key if self.parts and self.regime.kind != "batch" else None
+        requests = [case.request.model_dump() for case in cases]
+        key = key_of(
+            edit=requests[0] if not self._together(editor) else requests,
+            method=editor.name,
+            base=self.lm.digest,
+            upon=upon,
+            asking=asking_of(self.lm),
+            **editor_facts(editor),
+        )
+        name = cases[0].id if len(cases) == 1 else f"{cases[0].id} to {cases[-1].id}"
+        stored = self._get_result(key, name, lambda: self._compute(key, cases, editor))
+        bar.update(len(cases))
+        return Part(start, end, stored)
+
+    def _together(self, editor: Editor) -> bool:
+        """Whether the facts of a part are computed by the joint hook."""
+        return self._joins and editor.joins
+
+    def _compute(self, key: str, cases: Sequence[Case], editor: Editor) -> Result:
+        if self.failed:
+            return Result(failure=self.failed)
+        requests = [case.request for case in cases]
+        try:
+            if self._together(editor):
+                work = partial(editor.compute_joint, requests, tuple(self.carried))
+            else:
+                work = partial(editor.compute, requests[0])
+            found = compute_update(self.lm, work)
+        except ModelChangedError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
+            return Result(failure=failure_of(error))
+        dumped = [request.model_dump() for request in requests]
+        facts = {
+            "method": editor.name,
+            "version": editor.loaded.version,
+            **({"request": dumped[0]} if len(dumped) == 1 else {"requests": dumped}),
+        }
+        save_patch(self._patch(key), found.update, facts)
+        norms = relative_norms(self.lm, found.update)
+        known = {"bytes": patch_bytes(found.update), "norms": norms}
+        return Result(facts=known, seconds=found.seconds, mebibytes=found.mebibytes)
+
+    def _patch(self, key: str) -> Path:
+        return self.folder / PATCHES / f"{key[:32]}.safetensors"
+
+    def _update(self, part: Part) -> Update | None:
+        """The update of a finished edit, as every process reads it; None if the edit failed."""
+        if self.failed or read_outcome(part.stored, self.candidate.name).failure is not None:
+            return None
+        return load_patch(self._patch(part.stored.key))[0]
+
+    def _get_result(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
+        """The result of a task: from the store, by doing it, or by waiting for another process."""
+        while (found := self.store.get(key)) is None:
+            if self.store.claim(key):
+                store_result(self.store, key, self.candidate.name, case_id, work())
+                self.mine.append(key)
+            else:
+                time.sleep(POLL_SECONDS)
+        return found
+
+    def _state(self, size: int) -> dict[str, Any]:
+        """What the scores on a pile of *size* edits depend on."""
+        state = {
+            "base": self.lm.digest,
+            "method": self.candidate.name,
+            "edits": key_of(edits=[p.stored.key for p in self.parts if p.start < size]),
+            "protocol": protocol(self.scoring.groups),
+            "asking": asking_of(self.lm),
+            "resources": self.scoring.digest,
+        }
+        return state | ({"among": size} if self.candidate.asks else {})
+
+    def _outcome(self, number: int, size: int, before: Sequence[Tensor | None]) -> Outcome:
+        """The scores of one case on the present pile, which holds *size* edits."""
+        scoring, case = replace(self.scoring, heldout=None), self.cases[number]
+        if self.candidate.asks:
+            case = self.candidate.asks(self.cases[:size])(case)
+        key = key_of(**self._state(size), case=case.model_dump(mode="json"))
+        work = partial(_score_case, scoring, self.lm, case, before[number])
+        return self._join_outcome(self._get_result(key, self.cases[number].id, work), number)
+
+    def _score_pile(
+        self, size: int, before: Sequence[Tensor | None], untouched: dict[Site, Tensor]
+    ) -> Height:
+        """Score the first *size* cases on the present model, and the model itself."""
+        heldout = self.scoring.heldout
+        assert heldout is not None
+        outcomes = [self._outcome(number, size, before) for number in range(size)]
+
+        def look_at_model() -> Result:
+            found = heldout.measure(self.lm) | drift(self.lm, untouched)
+            return Result(_finite(found))
+
+        whole = self._get_result(key_of(**self._state(size), case=None), OF_MODEL, look_at_model)
+        model = dict(read_outcome(whole, self.candidate.name).scores or {})
+        limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
+        now = model["perplexity"]
+        computed: Computed = self._computed if self.candidate.editor_of else "prompt"
+        return Height(size, outcomes, model, now is None or now > limit, computed)
+
+    def _join_outcome(self, scores: Stored, number: int) -> Outcome:
+        """The scores of a case, with the failure of its edit and its equal share of the cost."""
+        found = read_outcome(scores, self.candidate.name)
+        part = next((each for each in self.parts if each.start <= number < each.end), None)
+        if part is None:
+            return found
+        edit, count = read_outcome(part.stored, self.candidate.name), part.end - part.start
+        seconds = None if edit.seconds is None else edit.seconds / count
+        size = edit.extras.get("patch_bytes")
+        extras = {**edit.extras, "patch_bytes": None if size is None else size / count}
+        return replace(found, seconds=seconds, failure=edit.failure, extras=extras)
+
+
+def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Result:
+    result = scoring.score(lm, [case], [before])[0]
+    return replace(result, scores=_finite(result.scores or {}))
+
+
+def _finite(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Replace NaN and infinity by None: a destroyed model has no score."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in scores.items()
+    }
