@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from lmedit import Request
-from lmedit.arithmetic import ArithmeticOptions, faster_type, products
+from lmedit.arithmetic import ArithmeticOptions
 from lmedit.errors import OptionError
 from lmedit.models import Lm, load_lm
 from lmedit.options import Method, build_options
 from lmedit.plan import Plan, set_up
+from lmedit.replay.products import faster_type, products
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured
 
@@ -106,14 +107,14 @@ def test_a_command_without_a_method_that_takes_it_refuses() -> None:
 
 def test_methods_without_the_option_are_left_as_they_are() -> None:
     setup = set_up(Plan(("mend", "ft"), compute="bfloat16"))
-    given = {loaded.name: setup.given(loaded) for loaded in setup.methods}
+    given = {loaded.name: setup.given_options(loaded) for loaded in setup.methods}
     assert given == {"mend": {}, "ft": {"compute": "bfloat16"}}
 
 
 def test_an_option_of_one_method_wins_over_the_flag() -> None:
     plan = Plan(("rome", "ft"), compute="bfloat16", options=(("rome.compute", "float32"),))
     setup = set_up(plan)
-    given = {loaded.name: setup.given(loaded)["compute"] for loaded in setup.methods}
+    given = {loaded.name: setup.given_options(loaded)["compute"] for loaded in setup.methods}
     assert given == {"rome": "float32", "ft": "bfloat16"}
 
 

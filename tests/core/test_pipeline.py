@@ -33,6 +33,7 @@ from lmedit.errors import (
     RequestError,
 )
 from lmedit.pipeline import ready
+from lmedit.plan import editor_for
 from lmedit.preparation import prepared_path
 from lmedit.registry import LoadedMethod
 from lmedit.tiny import tiny_lm
@@ -453,6 +454,23 @@ def test_it_is_prepared_anew_when_what_it_depends_on_changed(
     prepare(loaded, **given)
     prepare(loaded, **(given | change))
     assert len(calls) == (2 if anew else 1)
+
+
+def test_the_models_own_preparation_comes_before_those_of_other_texts(
+    counted: Counted, lm: Lm, cache: Path, tmp_path: Path
+) -> None:
+    loaded, calls = counted
+    own, options = Text("own text", "d0"), PreparedOptions()
+    prepare(loaded, lm, options, own)
+    lm.prepared = tmp_path / "world"
+    lm.prepared.mkdir()
+    (stored,) = cache.rglob("*.safetensors")
+    stored.rename(lm.prepared / "counted.safetensors")
+    prepare(loaded, lm, options, Text("first", "d1"))
+    prepare(loaded, lm, options, Text("second", "d2"))
+    made = editor_for(loaded, lm, options, own, own=True)
+    assert made.prepared.facts["corpus"] == "own text"
+    assert len(calls) == 3
 
 
 def test_another_version_of_the_method_prepares_anew(counted: Counted, lm: Lm) -> None:

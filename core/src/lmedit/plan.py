@@ -19,7 +19,7 @@ from lmedit.errors import NotPreparedError, OptionError, UnknownNameError, Usage
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
-from lmedit.pipeline import prepare, ready
+from lmedit.pipeline import Editor, prepare, ready
 from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.options import Options
-    from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
     from lmedit.types import Join, Material
 
@@ -257,13 +256,12 @@ def editor_for(
     trained = loaded.method.prepares_on == "cases"
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)
-    if (
-        own
-        and not train
-        and (isinstance(material, SelfWritten) or shipped_prepared(loaded, lm, options))
-    ):
-        with suppress(NotPreparedError):
-            return ready(loaded, lm, options)
+    if own and not train:
+        for shipped in shipped_prepared(loaded, lm, options):
+            return Editor(loaded, lm, options, shipped, shipped.facts.get("seconds"))
+        if isinstance(material, SelfWritten):
+            with suppress(NotPreparedError):
+                return ready(loaded, lm, options)
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, sweep)

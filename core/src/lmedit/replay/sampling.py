@@ -52,7 +52,10 @@ def start_token(lm: Lm) -> int:
 def _draw(logits: Tensor, random: torch.Generator, top_k: int | None) -> Tensor:
     """One token id for each row of *logits* (B, V), as (B,)."""
     if top_k is None:
-        return torch.multinomial(logits.softmax(-1), 1, generator=random)[:, 0]
+        below = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+        # torch.multinomial draws a number for each of the V tokens; this draws one for each row.
+        at = below[:, -1:] * torch.rand(len(below), 1, generator=random, dtype=torch.float64)
+        return torch.searchsorted(below, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     chosen = torch.multinomial(best.values.softmax(-1), 1, generator=random)
     return best.indices.gather(1, chosen)[:, 0]

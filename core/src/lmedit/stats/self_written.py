@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit.errors import ArtifactError
+from lmedit.replay.products import faster_type, products
 from lmedit.replay.sampling import sample_rows, start_token
 from lmedit.stats.counting import Counting
 from lmedit.storage.cache import cache_folder, key_of
@@ -47,9 +48,18 @@ class SelfWritten:
 
     @property
     def digest(self) -> str:
-        """A digest of the weights, the seed and the recipe, which determine the texts."""
+        """A digest of what determines the texts: the weights, the seed and the recipe.
+
+        The recipe includes the number type of the products, which the device decides.
+        """
         return key_of(
-            corpus=SELF, base=self.lm.digest, seed=self.seed, batch=BATCH, tokens=TOKENS, recipe=1
+            corpus=SELF,
+            base=self.lm.digest,
+            seed=self.seed,
+            batch=BATCH,
+            tokens=TOKENS,
+            compute=faster_type(self.lm.device),
+            recipe=2,
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -82,7 +92,8 @@ class SelfWritten:
     def _write(self, number: int) -> list[str]:
         random = torch.Generator().manual_seed(int(key_of(seed=self.seed, batch=number)[:15], 16))
         start = [start_token(self.lm)]
-        rows = sample_rows(self.lm, [start] * BATCH, self._tokens(), random)
+        with products(self.lm, faster_type(self.lm.device), head=True):
+            rows = sample_rows(self.lm, [start] * BATCH, self._tokens(), random)
         decode = self.lm.tokenizer.decode
         return [str(decode(row[1:], skip_special_tokens=True)) for row in rows]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmedit.arithmetic import products
 from lmedit.memory import InPieces
+from lmedit.replay.products import products
 from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 from lmedit.values.rows import LossRows
 

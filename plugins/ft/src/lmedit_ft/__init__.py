@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
-from lmedit.arithmetic import products
 from lmedit.memory import in_parts
 from lmedit.replay import keep
+from lmedit.replay.products import products
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.arithmetic import products
 from lmedit.errors import RequestError
+from lmedit.replay.products import products
 from lmedit_kn.equations import coarse, shared_mask, threshold_of
 from lmedit_kn.staircase import attributions
 

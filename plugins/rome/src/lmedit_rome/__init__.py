@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch.nn import functional as F
 
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
-from lmedit.arithmetic import products
 from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
+from lmedit.replay.products import products
 from lmedit.values import optimise_values, rows_of, sample_contexts
 from lmedit_rome.effects import describe_trace, random_span
 from lmedit_rome.equations import direction, insertion
