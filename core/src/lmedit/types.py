@@ -240,6 +240,18 @@ class Location:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """Values of single tokens, to be averaged over all tokens of all facts.
+
+    `rows` has, for each chart and series, one row per token, with a number per block. The mean of
+    `baseline` over the facts is subtracted from the mean of the rows.
+    """
+
+    rows: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
+    baseline: float
+
+
+@dataclass(frozen=True)
 class Probed:
     """The measurements of `edit_probe`: JSON values, and charts of them."""
 
@@ -247,6 +259,8 @@ class Probed:
     charts: tuple[Chart, ...] = ()
     averages: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Values that can be averaged over facts: for each chart and series, one number per block."""
+    pooled: Pooled | None = None
+    """The same for `lmedit locate --pooling notebook`; None if the method has no such pooling."""
 
     def _repr_html_(self) -> str:
         return html_of(self.values, self.charts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from lmedit import Editor, Prepared, Request, build_options, load
+from lmedit.actions.facts import average_tokens
+from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured, changed
-from lmedit_rome.effects import buckets, describe_trace, effects, random_span
+from lmedit.types import Pooled
+from lmedit_rome.effects import buckets, describe_trace, effects, notebook_rows, random_span
 from lmedit_rome.tracing import (
     ATTENTION,
     KINDS,
@@ -226,3 +230,73 @@ def test_averages_are_by_part_of_the_prompt(lm: Lm) -> None:
     middle = found.indirect(STATE)[parts["middle subject tokens"]].mean(0)
     assert effects(found, STATE)["middle subject tokens"] == pytest.approx(middle.tolist())
     assert effects(found, MLP)["last token"] == found.indirect(MLP)[-1].tolist()
+
+
+def test_the_whole_present_answer_is_traced(lm: Lm) -> None:
+    """P(answer) is joint; a slow run with the answer's earlier tokens gives the same."""
+    fact = FACT.model_copy(update={"target_true": "the old river"})
+    found = trace(lm, fact, SETUP)
+    before, answer = lm.with_target(fact.text, "the old river")
+    assert len(answer) > 1
+    (score,) = score_targets(lm, [(fact.text, "the old river")])
+    assert found.clean == pytest.approx(math.exp(len(answer) * score.log_probability), rel=1e-4)
+    assert found.answer.strip() == "the old river"
+    assert len(found.tokens) == len(before)
+    plain = Plain(lm, SETUP)
+    plain.ids = [*before, *answer[:-1]]
+    token, layer = found.subject[1] - 1, 1
+    for kind in KINDS:
+        width = SETUP.window
+        blocks = range(max(0, layer - width // 2), min(lm.n_layers, layer - (-width // 2)))
+        put = [(kind, block, token, True) for block in ([layer] if kind == STATE else blocks)]
+        value = joint(lm, plain, put, len(before), answer)
+        assert found.scores[kind][token, layer].item() == pytest.approx(value, rel=1e-3)
+
+
+def joint(
+    lm: Lm, plain: Plain, put: list[tuple[str, int, int, bool]], first: int, answer: list[int]
+) -> float:
+    """The mean over the disturbed rows of the product over the answer's tokens."""
+    whole, product = plain.ids, torch.ones(SETUP.samples)
+    for step, token in enumerate(answer):
+        plain.ids = whole[: first + step]
+        product *= plain.p(put)[1:, token]
+    plain.ids = whole
+    return float(product.mean())
+
+
+def test_the_own_top_token_as_present_answer_changes_nothing(lm: Lm) -> None:
+    with torch.no_grad():
+        lm.embeddings("output")[lm.encode(" the")[0]] *= 30.0  # tied: the noise stays the same
+    own = trace(lm, FACT, SETUP)
+    answer = own.answer if own.answer.startswith(" ") else f" {own.answer}"
+    told = Request(
+        prompt=FACT.prompt, subject=FACT.subject, target_new="x", target_true=answer.strip()
+    )
+    again = trace(lm, told, SETUP)
+    assert again.answer == answer
+    assert again.clean <= own.clean or answer == own.answer
+    assert torch.equal(again.scores[STATE], own.scores[STATE]) == (answer == own.answer)
+
+
+def test_the_notebooks_pooling_takes_all_tokens_of_all_facts(lm: Lm) -> None:
+    """Two facts: a subject of several tokens, and one of one token, which is first and last."""
+    short = FACT.model_copy(update={"subject": "I", "prompt": "{} the"})
+    traces = [trace(lm, fact, SETUP) for fact in (FACT, short)]
+    parts = [notebook_rows(found, STATE) for found in traces]
+    for found, rows in zip(traces, parts, strict=True):
+        start, end = found.subject
+        assert rows["first subject token"] == [found.scores[STATE][start].tolist()]
+        assert rows["last subject token"] == [found.scores[STATE][end - 1].tolist()]
+        assert rows["first token after"] == [found.scores[STATE][end].tolist()]
+        assert len(rows.get("middle subject tokens", [])) == max(0, end - start - 2)
+    assert parts[1]["first subject token"] == parts[1]["last subject token"]
+    assert parts[1]["first token after"] == parts[1]["last token"]
+    pooled = [Pooled({"state": rows}, f.disturbed) for f, rows in zip(traces, parts, strict=True)]
+    averages = average_tokens(pooled)["state"]
+    both = [row for rows in parts for row in rows.get("middle subject tokens", [])]
+    baseline = sum(found.disturbed for found in traces) / 2
+    expected = [sum(place) / len(both) - baseline for place in zip(*both, strict=True)]
+    assert averages["middle subject tokens"]["mean"] == pytest.approx(expected)
+    assert averages["middle subject tokens"]["n"] == len(both)
+    assert averages["first subject token"]["n"] == 2

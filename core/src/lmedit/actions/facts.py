@@ -11,6 +11,10 @@ from lmedit.metrics.counterfact import interval, mean
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lmedit.types import Pooled
+
+    Gathered = dict[str, dict[str, list[Sequence[float]]]]
+
 
 def average_facts(
     found: Sequence[Mapping[str, Mapping[str, Sequence[float]]]],
@@ -19,15 +23,37 @@ def average_facts(
 
     The half interval is 1.96 standard deviations / sqrt(number of facts).
     """
-    gathered: dict[str, dict[str, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
+    gathered: Gathered = defaultdict(lambda: defaultdict(list))
     for one in found:
         for chart, series in one.items():
             for name, values in series.items():
                 gathered[chart][name].append(values)
+    return _means(gathered)
+
+
+def average_tokens(found: Sequence[Pooled]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same over all tokens of all facts, as the paper's notebook pools them.
+
+    n is the number of tokens, so a fact with a long subject counts more. The mean of the facts'
+    baselines is subtracted. Source: `average_causal_effects.ipynb` of Meng et al. 2022.
+    """
+    gathered: Gathered = defaultdict(lambda: defaultdict(list))
+    for one in found:
+        for chart, series in one.rows.items():
+            for name, rows in series.items():
+                gathered[chart][name] += rows
+    baseline = mean([one.baseline for one in found]) or 0.0
+    return _means(gathered, baseline)
+
+
+def _means(gathered: Gathered, baseline: float = 0.0) -> dict[str, dict[str, dict[str, Any]]]:
+    """Means and half intervals at each place, and the number of rows, for each series."""
     return {
         chart: {
             name: {
-                "mean": [mean(list(place)) for place in zip(*rows, strict=True)],
+                "mean": [
+                    (mean(list(place)) or 0.0) - baseline for place in zip(*rows, strict=True)
+                ],
                 "half_width": [interval(list(place)) for place in zip(*rows, strict=True)],
                 "n": len(rows),
             }

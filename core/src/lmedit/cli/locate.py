@@ -50,16 +50,21 @@ if TYPE_CHECKING:
 @click.option(
     "--limit",
     type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="With --facts: use the first N cases.",
+    help="With --facts: use the first N cases.  [default: 100]",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["facts", "notebook"]),
+    help="With --facts: average over facts, each with the mean of its tokens; or over all tokens "
+    "of all facts, as the ROME paper's notebook does.  [default: facts]",
 )
 @json_flag
 def locate(
     method: str,
     plot: Path | None,
     facts: str | None,
-    limit: int,
+    limit: int | None,
+    pooling: str | None,
     *,
     probe: bool,
     as_json: bool,
@@ -68,6 +73,7 @@ def locate(
     """Show the parameters that METHOD would change for a fact, and the evidence."""
     from lmedit.plan import set_up
 
+    _check_flags(facts, limit, pooling, given, probe=probe)
     if plot is not None:
         from lmedit.charts import files
 
@@ -79,7 +85,9 @@ def locate(
     request = None if values is None else fact_of(setup, values)
     (editor,) = setup.editors()
     if request is None:
-        told, charts = _average_over(editor, str(facts), limit, download=plan.download)
+        told, charts = _average_over(
+            editor, str(facts), limit or LIMIT, pooling or "facts", download=plan.download
+        )
         _print(told, charts, plot, as_json=as_json, method=method)
         return
     location = editor.locate(request)
@@ -118,24 +126,48 @@ def _print(
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _text(found))
 
 
+LIMIT = 100
+FACT = ("prompt", "subject", "target", "target_true", "fact")
+
+
+def _check_flags(
+    facts: str | None, limit: int | None, pooling: str | None, given: dict[str, Any], *, probe: bool
+) -> None:
+    """Refuse flags that would not be used: those of one fact with --facts, and the reverse."""
+    if facts is None:
+        for name, value in (("--limit", limit), ("--pooling", pooling)):
+            if value is not None:
+                raise click.UsageError(f"{name} is for --facts; remove it, or give --facts")
+        return
+    single = [name for name in FACT if given.get(name) is not None]
+    flag = f"--{single[0].replace('_', '-')}" if single else "--probe" if probe else None
+    if flag is not None:
+        why = "which always probes" if flag == "--probe" else "which measures many facts"
+        raise click.UsageError(f"{flag} is not used with --facts, {why}; remove it")
+    for name in FACT:
+        given.pop(name, None)
+
+
 def _average_over(
-    editor: Editor, name: str, limit: int, *, download: bool
+    editor: Editor, name: str, limit: int, pooling: str, *, download: bool
 ) -> tuple[dict[str, Any], tuple[Chart, ...]]:
     """Average the probe over the facts of *name* that the model knows; also draw the charts."""
     from tqdm import tqdm
 
-    from lmedit.actions.facts import average_facts, charts_of
+    from lmedit.actions.facts import average_facts, average_tokens, charts_of
     from lmedit.cases import load_facts
     from lmedit.errors import RequestError
 
-    found, unknown, failed = [], 0, 0
+    found: list[Any] = []
+    unknown, failed = 0, 0
+    wanted = "averages" if pooling == "facts" else "pooled"
     for request, answer in tqdm(load_facts(name, limit, download=download), disable=None):
         asked = editor.lm.formulate(request)
         if answer is not None and not _knows(editor.lm, asked.text, answer):
             unknown += 1
             continue
         try:
-            found.append(editor.probe(request, editor.locate(request)).averages)
+            found.append(getattr(editor.probe(request, editor.locate(request)), wanted))
         except RequestError as error:
             failed += 1
             note(f"{request.text!r}: {error}")
@@ -144,9 +176,17 @@ def _average_over(
             f"no fact of {name} could be measured ({unknown} not known by the model, {failed} "
             "failed); give facts that the model answers right"
         )
-    averages = average_facts(found)
+    if pooling == "notebook" and None in found:
+        raise RequestError(f"{editor.name} has no pooling by tokens; remove --pooling notebook")
+    averages = average_facts(found) if pooling == "facts" else average_tokens(found)
     counts = {"facts": len(found), "not known by the model": unknown, "failed": failed}
-    told = {"method": editor.name, "facts": name, "counts": counts, "averages": averages}
+    told = {
+        "method": editor.name,
+        "facts": name,
+        "pooling": pooling,
+        "counts": counts,
+        "averages": averages,
+    }
     return told, charts_of(averages)
 
 
@@ -169,9 +209,16 @@ def _text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+POOLINGS = {
+    "facts": "facts, each with the mean of its tokens",
+    "notebook": "all tokens of all facts, as the paper's notebook",
+}
+
+
 def _peaks(found: Mapping[str, Any]) -> list[str]:
     """For each series, the layer with the largest mean."""
     lines = [f"{name}: {count}" for name, count in found["counts"].items()]
+    lines.append(f"averages over {POOLINGS[found['pooling']]}")
     for chart, series in found["averages"].items():
         lines.append(chart)
         for name, one in series.items():

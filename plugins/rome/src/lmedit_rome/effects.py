@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from lmedit import Heat, Lines, Probed
+from lmedit import Heat, Lines, Pooled, Probed
 from lmedit_rome.tracing import KINDS, STATE
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
     at = tuple(float(layer) for layer in range(len(layers)))
     charts.append(Lines("At the subject's last token", "layer", "P", at, series))
     averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in KINDS}
+    pooled = Pooled(
+        {f"Effect of a clean {kind}": notebook_rows(found, kind) for kind in KINDS},
+        found.disturbed,
+    )
     averages["At the subject's last token"] = {
         name: (scores - found.disturbed).tolist() for name, scores in last.items()
     }
@@ -78,7 +82,27 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
         values["control: total effect"] = control.total_effect
         aside = control.indirect(STATE)[control.subject[1] - 1]
         averages["At the subject's last token"]["control: state, other tokens"] = aside.tolist()
-    return Probed(values, tuple(charts), averages)
+    return Probed(values, tuple(charts), averages, pooled)
+
+
+def notebook_rows(found: Trace, kind: str) -> dict[str, list[list[float]]]:
+    """P with a clean state put back, by part of the prompt: one row for each of its tokens.
+
+    As the paper's notebook takes the parts (`average_causal_effects.ipynb`): a subject of one
+    token is its first and its last token; the prompt's last token can also be the first one after
+    the subject.
+    """
+    start, end = found.subject
+    T = len(found.tokens)
+    parts = {
+        "first subject token": [start],
+        "middle subject tokens": list(range(start + 1, end - 1)),
+        "last subject token": [end - 1],
+        "first token after": [end] if end < T else [],
+        "further tokens": list(range(end + 1, T - 1)),
+        "last token": [T - 1],
+    }
+    return {name: found.scores[kind][places].tolist() for name, places in parts.items() if places}
 
 
 def effects(found: Trace, kind: str) -> dict[str, list[float]]:

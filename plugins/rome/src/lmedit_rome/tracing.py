@@ -40,6 +40,8 @@ SEVERED = {"state, mlp severed": MLP, "state, attention severed": ATTENTION}
 class Trace:
     """P(answer) with one clean state restored, as the mean over the noise samples.
 
+    It is the joint probability of the answer's tokens.
+
     `scores` holds a table (T, L) by token and layer for each kind. For `mlp` and `attention` the
     layer is the centre of the window. Tokens before the subject have the disturbed run's value.
     """
@@ -89,13 +91,19 @@ def trace(
     span: tuple[int, int] | None = None,
     kinds: Sequence[str] = KINDS,
 ) -> Trace:
-    """Trace the model's own answer to the request's prompt.
+    """Trace the request's present answer: all tokens of ``target_true``.
 
-    The noise is added to the subject's tokens, or to those of another *span* [start, end).
+    P(answer) is their joint probability. Without ``target_true``, trace the model's own top token
+    after the prompt, as the paper does. The noise is added to the subject's tokens, or to those of
+    another *span* [start, end).
     """
     ids, *subject = lm.subject_span(request.prompt, request.subject)
     start, end = span or subject
-    run = _Disturbed(lm, ids, (start, end), setup)
+    answer: list[int] | None = None
+    if request.target_true is not None:
+        ids, answer = lm.with_target(request.text, request.target_true)
+        start, end = min(start, len(ids) - 1), min(end, len(ids))
+    run = _Disturbed(lm, ids, (start, end), setup, answer)
     L, T = lm.n_layers, len(ids)
     scores = {kind: torch.full((T, L), run.disturbed) for kind in kinds}
     severed: dict[str, Tensor] = {}
@@ -114,7 +122,7 @@ def trace(
                 severed[name] = torch.tensor(values)
     tokens = [lm.decode([i]) for i in ids]
     return Trace(
-        tokens, (start, end), lm.decode([run.token]), run.clean, run.disturbed, scores, severed
+        tokens, (start, end), lm.decode(run.answer), run.clean, run.disturbed, scores, severed
     )
 
 
@@ -142,11 +150,18 @@ class _Disturbed:
     """One clean run and `samples` disturbed runs, with the states that later runs need."""
 
     def __init__(
-        self, lm: Lm, ids: list[int], subject: tuple[int, int], setup: TraceSettings
+        self,
+        lm: Lm,
+        ids: list[int],
+        subject: tuple[int, int],
+        setup: TraceSettings,
+        answer: list[int] | None = None,
     ) -> None:
+        """Run the prompt *ids* and *answer*; without it, the answer is the top token."""
         self.lm, self.ids, self.setup = lm, ids, setup
         start, end = subject
-        rows = [ids] * (1 + setup.samples)
+        whole = [*ids, *(answer or [])[:-1]]
+        rows = [whole] * (1 + setup.samples)
         self.cache = DynamicCache()
         with ExitStack() as stack:
             stack.enter_context(_noise(lm, start, end, setup))
@@ -161,16 +176,22 @@ class _Disturbed:
                 attention_mask=torch.ones_like(batch),
                 use_cache=True,
                 past_key_values=self.cache,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        p = logits.float().softmax(-1)
-        self.token = int(p[0].argmax())
-        self.clean = float(p[0, self.token])
-        self.disturbed = float(p[1:, self.token].mean())
-        shape = (len(rows), len(ids), -1)
+                logits_to_keep=len(answer or [0]),
+            ).logits
+        self.answer = answer or [int(logits[0, -1].argmax())]
+        p = self._chance(logits)
+        self.clean = float(p[0])
+        self.disturbed = float(p[1:].mean())
+        shape = (len(rows), len(whole), -1)
         self.entering = [blocks[0].input, *(box.output for box in blocks)]  # (1 + n, T, H) each
         self.parts = {p: [box.output.reshape(shape) for box in found] for p, found in parts.items()}
         self.prefixed = Prefixed(lm, rows[1:], self.cache, slice(1, None))
+
+    def _chance(self, logits: Tensor) -> Tensor:
+        """P(answer) of each row (B,), from the logits (B, A, V) that predict its A tokens."""
+        ids = torch.tensor(self.answer, device=logits.device)
+        p = logits.float().softmax(-1)
+        return p.gather(-1, ids.expand(len(p), -1)[..., None])[..., 0].prod(-1)
 
     def restore(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
         """P(answer) for each of *groups*, with clean states restored at *token*."""
@@ -205,8 +226,10 @@ class _Disturbed:
                     put = self._replacements(token, block, part, groups)
                     if put:
                         stack.enter_context(changed(module, _putting(put, alive[block])))
-            logits = kept.repeat(len(starts)).logits([len(self.ids) - 1 - token])[:, 0]
-        p = logits.float().softmax(-1)[:, self.token].reshape(len(starts), n).mean(1)
+            first = len(self.ids) - 1 - token
+            at = range(first, first + len(self.answer))
+            logits = kept.repeat(len(starts)).logits(at)
+        p = self._chance(logits).reshape(len(starts), n).mean(1)
         return dict(zip(groups, p[1:].tolist(), strict=True))
 
     def _joining(self, token: int, block: int, group: _Group) -> Tensor:
