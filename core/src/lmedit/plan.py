@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.errors import NotPreparedError, OptionError, UnknownNameError, UsageError
+from lmedit.early import check_corpora, check_device, check_options, name_corpora
+from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
@@ -124,21 +125,7 @@ class Setup:
     @cached_property
     def _given(self) -> dict[str, dict[str, Any]]:
         """The options that the user gave, by method."""
-        given = for_methods(self.plan.options, [loaded.name for loaded in self.methods])
-        for loaded in self._computing:
-            given[loaded.name].setdefault("compute", self.plan.compute)
-        return given
-
-    @property
-    def _computing(self) -> list[LoadedMethod]:
-        """The methods that take the plan's `compute`. Raises `OptionError` if none does."""
-        if self.plan.compute is None:
-            return []
-        taking = [each for each in self.methods if "compute" in each.method.options.model_fields]
-        if not taking:
-            names = ", ".join(loaded.name for loaded in self.methods)
-            raise OptionError(f"--compute: {names} computes in the model's type; leave it out")
-        return taking
+        return options_by_method(self.plan, self.methods)
 
     def given_options(self, loaded: LoadedMethod) -> Mapping[str, Any]:
         """The options of *loaded* that the user gave."""
@@ -157,8 +144,6 @@ class Setup:
         """
         kind = loaded.method.prepares_on
         name = self._corpora.get(loaded.name)
-        if kind == "cases" and train and name is None and self.plan.corpora:
-            name = self.plan.corpora[-1]
         if kind == "text":
             return text_of(name, self.lm, download=self.plan.download)
         if kind == "cases" and name is not None:
@@ -170,17 +155,7 @@ class Setup:
     @cached_property
     def _corpora(self) -> dict[str, str]:
         """The corpus that the user named for each method."""
-        kinds = {loaded.name: loaded.method.prepares_on for loaded in self.methods}
-        named: dict[str, str] = {}
-        for text in self.plan.corpora:
-            method, equals, name = text.partition("=")
-            if not equals:
-                named |= dict.fromkeys([m for m in kinds if kinds[m] == "text"], text)
-            elif method in kinds:
-                named[method] = name
-            else:
-                raise UnknownNameError("method", method, kinds, f"--corpus {text}: ")
-        return named
+        return name_corpora(self.plan.corpora, self.methods)
 
     def editor(
         self,
@@ -221,9 +196,32 @@ class Setup:
         return found
 
 
-def set_up(plan: Plan, tell: Tell = silent) -> Setup:
-    """Load the methods and the model of *plan*. Notes go to *tell*."""
+def options_by_method(plan: Plan, methods: Sequence[LoadedMethod]) -> dict[str, dict[str, Any]]:
+    """The options that the user gave, by method. Raises `OptionError` if one is for no method."""
+    given = for_methods(plan.options, [loaded.name for loaded in methods])
+    if plan.compute is not None:
+        taking = [each for each in methods if "compute" in each.method.options.model_fields]
+        if not taking:
+            names = ", ".join(loaded.name for loaded in methods)
+            raise OptionError(f"--compute: {names} computes in the model's type; leave it out")
+        for loaded in taking:
+            given[loaded.name].setdefault("compute", plan.compute)
+    return given
+
+
+def set_up(plan: Plan, tell: Tell = silent, *, more: Iterable[Mapping[str, Any]] = ({},)) -> Setup:
+    """Load the methods and the model of *plan*. Notes go to *tell*.
+
+    Everything that needs no weights is checked before they are read: options (also with each of
+    *more* on top), layers, corpora, the device.
+    """
     methods = tuple(plan.load_methods(tell))
+    check_device(plan.device)
+    for extra in more:
+        given = {m: {**o, **extra} for m, o in options_by_method(plan, methods).items()}
+        check_options(methods, given, plan.seed, plan.outline)
+    corpora = name_corpora(plan.corpora, methods)
+    check_corpora(corpora, methods, download=plan.download)
     lm = plan.load_model()
     for remark in (*lm.notes, *remarks_on_files(plan, lm)):
         tell(remark)

@@ -46,8 +46,9 @@ def find_prepared(
     else:
         paths = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
     found = [load_prepared(path, lm) for path in paths if path.is_file()]
-    if not found and corpus is None:
-        found = shipped_prepared(loaded, lm, options)
+    if not found:
+        shipped = shipped_prepared(loaded, lm, options)
+        found = [p for p in shipped if corpus is None or p.facts.get("corpus") == corpus.name]
     if not found:
         raise NotPreparedError(
             f"{loaded.name} is not prepared for this model with these options; "

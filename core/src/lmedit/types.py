@@ -241,11 +241,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Values of single tokens, to be averaged over all tokens of all facts.
-
-    `rows` has, for each chart and series, one row per token, with a number per block. The mean of
-    `baseline` over the facts is subtracted from the mean of the rows.
-    """
+    """By chart and series, a row per token with a number per block; subtract `baseline`'s mean."""
 
     rows: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
     baseline: float

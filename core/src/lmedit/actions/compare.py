@@ -13,7 +13,9 @@ from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
-from lmedit.errors import UsageError
+from lmedit.early import check_readable
+from lmedit.errors import RequestError, UsageError
+from lmedit.models import worlds
 from lmedit.plan import Setup, Tell, set_up, silent
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from lmedit.plan import Plan
 
 DEFAULT_CASES, LIMIT = "demo", 100
+COLLAPSE = 10.0
+"""A model has collapsed if its perplexity grew by this factor."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Measuring:
     regime: str = "single"
     sizes: str | None = None
     batch: int | None = None
-    collapse: float = 10.0
+    collapse: float = COLLAPSE
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +61,40 @@ class Measuring:
             )
         if (self.batch is not None) != (self.regime == "batched"):
             raise UsageError("--regime batched and --batch N belong together; give both")
+        health = "health" in self.groups
+        unused = [
+            ("--heldout", self.heldout is not None and not health, "--metrics health"),
+            (
+                "--heldout-lines",
+                self.heldout_lines != HELDOUT_LINES and not health,
+                "--metrics health",
+            ),
+            (
+                "--references",
+                self.references is not None and "text" not in self.groups,
+                "--metrics text",
+            ),
+        ]
+        if self.regime == "single":
+            unused += [
+                ("--sizes", self.sizes is not None, "another --regime"),
+                ("--collapse", self.collapse != COLLAPSE, "another --regime"),
+                ("--stop-on-collapse", self.stop_on_collapse, "another --regime"),
+            ]
+        for flag, given, needs in unused:
+            if given:
+                raise UsageError(f"{flag} is used only with {needs}; add it, or remove {flag}")
+
+    def check(self, plan: Plan) -> None:
+        """Raise an error for data that is missing; no model is loaded."""
+        check_readable("--heldout", self.heldout)
+        check_readable("--references", self.references, folder=True)
+        if "health" in self.groups and self.heldout is None and plan.model not in worlds():
+            raise RequestError(f"{plan.model} has no held-out text of its own; give --heldout FILE")
+        if self.random_layer is not None:
+            (loaded,) = replace(plan, methods=(self.random_layer,)).load_methods()
+            if "layer" not in loaded.method.options.model_fields:
+                raise UsageError(f"--random-layer: {loaded.name} has no option layer; name another")
 
     @property
     def groups(self) -> frozenset[str]:
@@ -65,9 +103,12 @@ class Measuring:
         groups |= set(PRESETS[self.preset].metrics) if self.preset else set()
         return frozenset(groups | ({"health"} if self.regime != "single" else set()))
 
-    def cases(self, plan: Plan, lm: Lm) -> CaseSet:
-        """The cases of *plan*; by default those of the paper's table, as many as the paper used."""
-        if self.preset is None:
+    def cases(self, plan: Plan, lm: Lm | None) -> CaseSet:
+        """The cases of *plan*; by default those of the paper's table, as many as the paper used.
+
+        *lm* can be an outline; only a preset needs it.
+        """
+        if self.preset is None or lm is None:
             return plan.load_cases(DEFAULT_CASES, LIMIT)
         paper = PRESETS[self.preset]
         return plan.load_cases(paper.cases, paper.records.get((lm.model_type, lm.n_layers), LIMIT))
@@ -109,9 +150,13 @@ class Comparing:
 
 def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:
     """Load the methods, the model and the cases, and prepare the methods that need it."""
-    setup = set_up(plan, tell)
-    cases = measuring.cases(plan, setup.lm)
+    measuring.check(plan)
+    if measuring.preset and plan.join == "auto":
+        plan = replace(plan, join="space")  # as the released code of the paper's tables
+    shape = plan.outline() if measuring.preset else None
+    cases = measuring.cases(plan, shape)
     regime = measuring.piles(cases)
+    setup = set_up(plan, tell)
     editors = setup.editors()
     scoring = scoring_of(
         setup.lm,

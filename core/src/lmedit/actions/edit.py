@@ -62,7 +62,7 @@ def edit_one(
     left = _survival(lm, update, force=force)
     with editor.applied(update):
         after, verdict = looking.look()
-    refused = why_not(verdict, after["writes"], request)
+    refused = why_not(verdict, after["writes"], request, _ways(editor))
     if harm := damage(before, after, looking.text):
         refused = f"{harm}; {way_out(editor.loaded, request)}"
     before, after = _finite(before), _finite(after)
@@ -116,6 +116,16 @@ def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
         "model": base_of(editor.lm, update),
         "request": request.model_dump(exclude={"join"}),
     }
+
+
+def _ways(editor: Editor) -> str:
+    """Options of the method to try if its edit did not take, as text."""
+    tries = editor.loaded.method.options.tries(editor.lm)
+    name = editor.name
+    if not tries:
+        return "try another method"
+    values = [f"-o {option} VALUE" for option in tries]
+    return f"try {', '.join(values)} (lmedit tune {name} finds them), or another method"
 
 
 class _Looking:

@@ -81,6 +81,12 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
     return Probes(named, tuple(remarks))
 
 
+def check_near(near: str) -> None:
+    """Raise `CasesError` if *near* cannot be read; no model is needed."""
+    if not _plain_prompts(near):
+        load_cases(near)
+
+
 def ask_through_chat(lm: Lm, prompt: str) -> str:
     """*prompt* as *lm* is asked: in a chat, as the user's message."""
     return lm.chat.wrap(prompt) if lm.chat else prompt

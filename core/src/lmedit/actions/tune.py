@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.tuning import settings_of, tune
+from lmedit.compare.asking import as_asked
+from lmedit.compare.case_scores import score_cases
+from lmedit.compare.tuning import edits_of, settings_of, spread, tune
+from lmedit.errors import CasesError, RequestError, UsageError
 from lmedit.options import parse_value
 from lmedit.plan import Setup, Tell, set_up, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lmedit.cases import CaseSet
@@ -30,6 +35,8 @@ class Tuning:
     given: Mapping[str, Any]
     everything: tuple[Options, ...]
     """The options of all settings; one preparation may serve them all."""
+    settings: tuple[Mapping[str, Any], ...] = ()
+    """The settings to try; with a budget, these are not all settings of the method."""
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         """Finish the sweep in *folder*; return the best options with their evidence."""
@@ -42,7 +49,47 @@ class Tuning:
             given=self.given,
             prepared=self.editor,
             seed=self.setup.plan.drawn_from,
+            settings=self.settings,
         )
+
+    def trial_seconds(self) -> float:
+        """The time to edit one case and to score it, measured now."""
+        lm = self.setup.lm
+        case = as_asked(lm, replace(self.cases, items=tuple(self.cases.good[:1]))).good[0]
+        editor = self.editor(self.settings[0])
+        lm.state()  # so that reading all weights for the first time is not counted
+        started = time.perf_counter()
+        with suppress(RequestError):  # a case that cannot be edited takes its time, too
+            editor.compute(case.request)
+        score_cases(lm, [case])
+        return time.perf_counter() - started
+
+    def within(self, budget: float | None, workers: int, tell: Tell) -> Tuning:
+        """The same sweep with as many settings as *budget* seconds allow; *tell* the estimate.
+
+        The estimate is an upper one: a method that edits several cases together is faster. Raises
+        `UsageError` if the budget is too short for two settings.
+        """
+        cases, every = len(self.cases.good), len(self.settings)
+        each = self.trial_seconds() / workers
+
+        def seconds(count: int) -> float:
+            return each * edits_of(count, cases)
+
+        count = every
+        if budget is not None:
+            count = max((n for n in range(1, every + 1) if seconds(n) <= budget), default=0)
+            if count < min(2, every):
+                raise UsageError(
+                    f"--budget is too short: {min(2, every)} settings on {cases} cases take about "
+                    f"{in_words(seconds(min(2, every)))}; give more time, or a smaller --limit"
+                )
+        part = "" if count == every else f" of {every}, as --budget allows"
+        tell(
+            f"{count} settings{part}, {cases} cases: at most about {in_words(seconds(count))} "
+            f"({each:.2f} s per edit and its scores)"
+        )
+        return replace(self, settings=tuple(spread(self.settings, count)))
 
     def editor(self, setting: Mapping[str, Any]) -> Editor:
         """The editor of one *setting*."""
@@ -57,17 +104,26 @@ def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
     It takes the last cases, because `compare` takes the first ones.
     """
     cases = replace(plan, limit=None).load_cases(DEFAULT_CASES)
-    setup = set_up(plan, tell)
     cases = replace(cases, items=cases.items[-(plan.limit or LIMIT) :])
+    if not cases.good:
+        raise CasesError(f"{cases.name}: none of the last {len(cases.items)} records can be edited")
+    setup = set_up(plan, tell)
     (loaded,) = setup.methods
     given = {name: parse_value(value) for name, value in setup.given_options(loaded).items()}
     settings = settings_of(loaded, setup.lm, given)
     everything = tuple(setup.options(loaded, **setting) for setting in settings)
-    tuning = Tuning(setup, cases, given, everything)
+    tuning = Tuning(setup, cases, given, everything, tuple(settings))
     tuning.editor({})
     return tuning
 
 
-def take_part(plan: Plan, folder: Path) -> None:
+def in_words(seconds: float) -> str:
+    """*seconds* as text: 45 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def take_part(plan: Plan, settings: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Set everything up again and do the remaining tasks in *folder*, as another worker."""
-    set_up_tuning(plan)(folder)
+    replace(set_up_tuning(plan), settings=tuple(settings))(folder)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Verdict = Literal["took", "took only under teacher forcing", "did not take"]
 
+WAYS = "try another layer (lmedit tune) or method"
+"""The remedy if nothing more is known about the method."""
 WRITES = 40
 """The model writes at most this many tokens, or more for a longer target."""
 SENTENCE_END = re.compile(
@@ -96,7 +98,7 @@ def sentence_of(text: str, request: Request) -> str:
     return (bare[: end.end()] if end else bare).rstrip()
 
 
-def why_not(verdict: Verdict, sentence: str, request: Request) -> str | None:
+def why_not(verdict: Verdict, sentence: str, request: Request, ways: str = WAYS) -> str | None:
     """The reason to refuse an edit with this *verdict*, with the model's text; None if it took."""
     if verdict == "took":
         return None
@@ -104,4 +106,4 @@ def why_not(verdict: Verdict, sentence: str, request: Request) -> str | None:
     line = f"the edit {verdict}: after {request.text!r} the model writes {sentence!r}"
     if verdict == "did not take" and contains(sentence, target):
         return f"{line}, and {target!r} comes later; give --target as the model begins its answer"
-    return f"{line}, not {target!r}; try another layer (lmedit tune) or method"
+    return f"{line}, not {target!r}; {ways}"

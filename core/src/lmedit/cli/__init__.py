@@ -6,6 +6,7 @@ user can fix, 2 wrong usage. A traceback is a bug. Commands import heavy modules
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -42,10 +43,31 @@ class Cli(click.Group):
         """Run the command. An `LmeditError` becomes a click error."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if hint := _option_hint(str(error.option_name)):
+                raise click.UsageError(f"no such option {error.option_name}; {hint}") from error
+            raise
         except UsageError as error:
             raise click.UsageError(str(error)) from error
         except LmeditError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _option_hint(flag: str) -> str | None:
+    """How to give *flag* if it is, or nearly is, an option of an installed method."""
+    from lmedit.registry import resolve
+
+    name = flag.lstrip("-").replace("-", "_")
+    if name == "preset":
+        return "a preset of a method is given so: -o preset NAME"
+    owners: dict[str, list[str]] = {}
+    for loaded in resolve((), (), lambda _: None):
+        for option in loaded.method.options.model_fields:
+            owners.setdefault(option, []).append(loaded.name)
+    for near in get_close_matches(name, owners, n=1, cutoff=0.8):
+        of = ", ".join(sorted(owners[near]))
+        return f"{near} is an option of {of}; give it so: -o {near} VALUE"
+    return None
 
 
 def _with_files(args: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, model_flags, note, tell_notes
+from lmedit.cli.common import base_for, fact_line, json_flag, model_flags, note, tell_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,11 @@ def apply(
     if bool(patches) == bool(chosen):
         raise click.UsageError("name patches or give --recipe, not both")
     if chosen and recipe:
+        if base_for(model, ()) != "demo":
+            raise click.UsageError(f"{recipe} names the base, {chosen.base}; remove -m")
         model, patches = chosen.base, tuple(chosen.patches(recipe))
+    else:
+        model = base_for(model, patches)
     quiet_hub()
     edited = open_folder(model, device=device, dtype=dtype, download=download)
     tell_notes(edited.lm)

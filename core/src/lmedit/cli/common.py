@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from lmedit.models import Lm
     from lmedit.plan import Plan, Setup
@@ -155,6 +155,22 @@ def tell_notes(lm: Lm) -> None:
     """Print the notes on how *lm* was loaded, on stderr."""
     for text in lm.notes:
         note(text)
+
+
+def base_for(model: str, patches: Sequence[Path]) -> str:
+    """The model of *patches*: that of -m if the user gave one, else the base that they name.
+
+    Its digest is checked when the patches are read.
+    """
+    source = click.get_current_context().get_parameter_source("model")
+    if source is not None and source.name != "DEFAULT":
+        return model
+    from lmedit.edits.patches import base_named
+
+    found = next((name for name in map(base_named, patches) if name), model)
+    if found != model:
+        note(f"the base is {found}, as the patch says; -m names another place of it")
+    return found
 
 
 def plan_of(given: dict[str, Any]) -> Plan:

@@ -71,6 +71,10 @@ def edit(
         _edit_many(facts, given, out, force=force, as_json=as_json)
         return
     plan, values = plan_of(given), fact_values(given)
+    if near is not None:
+        from lmedit.actions.probes import check_near
+
+        check_near(near)
     from lmedit.actions.edit import edit_one
     from lmedit.actions.edit_text import edit_text
     from lmedit.errors import RequestError

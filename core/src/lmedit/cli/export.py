@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import model_flags, note, tell_notes
+from lmedit.cli.common import base_for, model_flags, note, tell_notes
 
 FOLDER = click.Path(path_type=Path)
 
@@ -36,13 +36,18 @@ def export(
     from lmedit.edits.adapter_proof import check_peft, export_adapter
     from lmedit.edits.model_folders import open_folder, read_patches
     from lmedit.plan import quiet_hub
+    from lmedit.types import Dense
 
     check_peft()
     quiet_hub()
+    model = base_for(model, patches)
     base = open_folder(model, device=device, dtype=dtype, download=download)
     tell_notes(base.lm)
     found = read_patches(base, patches)
     updates = [update for update, _ in found]
+    deltas = [delta for update in updates for delta in update.deltas.values()]
+    if rank is not None and not any(isinstance(delta, Dense) for delta in deltas):
+        raise click.UsageError("--rank is for dense changes, and these have low rank; remove it")
     done = export_adapter(base.lm, updates, out, {"edits": [facts for _, facts in found]}, rank)
     if done.adapter.lost:
         note(f"{100 * done.adapter.lost:.2f} % of the change's energy is lost at rank {rank}")

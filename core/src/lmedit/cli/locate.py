@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lmedit.charts import Chart
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
+    from lmedit.types import Request
+
+    Facts = list[tuple[Request, str | None]]
 
 
 @click.command()
@@ -81,20 +84,27 @@ def locate(
     given["methods"] = (method,)
     plan = plan_of(given)
     values = None if facts else fact_values(given)
+    known = _read_facts(facts, limit or LIMIT, download=plan.download) if facts else []
     setup = set_up(plan, note)
     request = None if values is None else fact_of(setup, values)
     (editor,) = setup.editors()
     if request is None:
-        told, charts = _average_over(
-            editor, str(facts), limit or LIMIT, pooling or "facts", download=plan.download
-        )
+        told, charts = _average_over(editor, str(facts), known, pooling or "facts")
         _print(told, charts, plot, as_json=as_json, method=method)
         return
+    told, charts = _locate_one(editor, request, probe=probe)
+    _print(told, charts, plot, as_json=as_json, method=method)
+
+
+def _locate_one(
+    editor: Editor, request: Request, *, probe: bool
+) -> tuple[dict[str, Any], tuple[Chart, ...]]:
+    """The sites and the evidence for *request*, with *probe* also the measurements; the charts."""
     location = editor.locate(request)
     found: dict[str, Any] = {
-        "method": method,
+        "method": editor.name,
         "sites": [
-            {"parameter": site.parameter, "shape": list(setup.lm.weight(site).shape)}
+            {"parameter": site.parameter, "shape": list(editor.lm.weight(site).shape)}
             for site in location.sites
         ],
         "evidence": dict(location.evidence),
@@ -104,7 +114,7 @@ def locate(
         probed = editor.probe(request, location)
         found["probe"] = dict(probed.values)
         charts += probed.charts
-    _print(found, charts, plot, as_json=as_json, method=method)
+    return found, charts
 
 
 def _print(
@@ -148,20 +158,25 @@ def _check_flags(
         given.pop(name, None)
 
 
+def _read_facts(name: str, limit: int, *, download: bool) -> Facts:
+    from lmedit.cases import load_facts
+
+    return load_facts(name, limit, download=download)
+
+
 def _average_over(
-    editor: Editor, name: str, limit: int, pooling: str, *, download: bool
+    editor: Editor, name: str, facts: Facts, pooling: str
 ) -> tuple[dict[str, Any], tuple[Chart, ...]]:
     """Average the probe over the facts of *name* that the model knows; also draw the charts."""
     from tqdm import tqdm
 
     from lmedit.actions.facts import average_facts, average_tokens, charts_of
-    from lmedit.cases import load_facts
     from lmedit.errors import RequestError
 
     found: list[Any] = []
     unknown, failed = 0, 0
     wanted = "averages" if pooling == "facts" else "pooled"
-    for request, answer in tqdm(load_facts(name, limit, download=download), disable=None):
+    for request, answer in tqdm(facts, disable=None):
         asked = editor.lm.formulate(request)
         if answer is not None and not _knows(editor.lm, asked.text, answer):
             unknown += 1

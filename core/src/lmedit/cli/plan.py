@@ -35,6 +35,8 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
 
     given["methods"] = (method,)
     plan = plan_of(given)
+    if plan.corpora:
+        raise click.UsageError("--corpus does not change the estimate; remove it")
     (loaded,) = plan.load_methods(note)
     lm = plan.outline()
     where = torch.device(device_of(plan.device))

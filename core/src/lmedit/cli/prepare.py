@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmedit.cli.common import asking_flags, json_flag, method_flags, model_flags, note, plan_of
+
+if TYPE_CHECKING:
+    from lmedit.plan import Plan
 
 
 @click.command()
@@ -44,12 +47,15 @@ def prepare(
     if plot is not None:
         files.check_ending(plot)
     given["methods"] = (method,)
-    setup = set_up(plan_of(given), note)
+    plan = plan_of(given)
+    once = {} if limit is None else {"limit": limit}
+    each = [once | at for at in _each(layers)]
+    _check_flags(plan, plot)
+    setup = set_up(plan, note, more=each)
     (loaded,) = setup.methods
     if loaded.method.prepares_on is None:
         note(f"{method} needs no preparation")
-    more = {} if limit is None else {"limit": limit}
-    several = [setup.options(loaded, **more, **at) for at in _each(layers)]
+    several = [setup.options(loaded, **more) for more in each]
     material = setup.material(loaded, train=True)
     found: list[dict[str, Any]] = []
     for options in several:
@@ -63,6 +69,17 @@ def prepare(
         click.echo(json.dumps(found if layers else found[0], indent=1))
         return
     click.echo("\n\n".join(_text(**one) for one in found if one["facts"]))
+
+
+def _check_flags(plan: Plan, plot: Path | None) -> None:
+    """Refuse flags that the method of *plan* would not use; no model is loaded."""
+    (loaded,) = plan.load_methods()
+    if loaded.method.prepares_on == "cases":
+        return
+    unused = [("--plot", plot is not None), ("--chat", plan.chat), ("--join", plan.join != "auto")]
+    for flag, given in unused:
+        if given:
+            raise click.UsageError(f"{flag} is for methods that train on cases; remove it")
 
 
 def _text(path: str, facts: dict[str, Any], **_: Any) -> str:

@@ -24,6 +24,8 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
     If METHOD is a patch file, show its fact, the changed matrices, the method and the model.
     """
     if Path(method).is_file():
+        if plugins:
+            raise click.UsageError("--plugin is for methods; remove it to show a patch")
         told = describe_patch(Path(method))
         click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _patch_text(told))
         return

@@ -101,6 +101,8 @@ def import_(
     from lmedit.plan import Plan
     from lmedit.stats import import_statistics
 
+    if layer is not None and file.suffix != ".npz":
+        raise click.UsageError(f"--layer is for .npz files, and {file} is none; remove --layer")
     lm = None
     if file.suffix == ".npz" and layer is not None:
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The options file. Entries of other methods stay in it.  [default: METHOD-tuned.json]",
 )
+@click.option(
+    "--budget",
+    metavar="TIME",
+    callback=lambda _, __, value: None if value is None else _seconds(value),
+    help="Try only as many settings as fit into this time, for example 90s, 10m or 2h.",
+)
 @asking_flags
 @model_flags
 @method_flags
@@ -62,6 +69,7 @@ def tune(
     folder: Path | None,
     workers: int,
     out: Path | None,
+    budget: float | None,
     *,
     as_json: bool,
     **given: Any,
@@ -83,12 +91,20 @@ def tune(
     path = out or Path(f"{method}-tuned.json")
     others = read_tuned(path) if path.exists() else {}
     folder = folder or Path("runs") / f"tune-{datetime.now():%Y%m%d-%H%M%S}"
-    tuning = set_up_tuning(plan, note)
-    with worker_processes(workers, partial(take_part, plan, folder)):
+    tuning = set_up_tuning(plan, note).within(budget, workers, note)
+    with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
         entry = tuning(folder)
     write_json(path, {**others, method: entry})
     click.echo(json.dumps(entry, indent=1) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
+
+
+def _seconds(text: str) -> float:
+    """A time such as 90s, 10m or 2h in seconds; a bare number is in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is no time; write for example 90s, 10m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _text(entry: Mapping[str, Any]) -> str:

@@ -51,8 +51,7 @@ def pile_up(
     *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
     `comparison.compare`.
     """
-    cases = as_asked(lm, cases)
-    good = cases.good[: max(regime.sizes)]
+    good = (cases := as_asked(lm, cases)).good[: max(regime.sizes)]
     candidates = [*map(of_editor, editors), *baselines]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])

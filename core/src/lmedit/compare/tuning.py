@@ -44,6 +44,20 @@ def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, 
     return [dict(zip(tries, values, strict=True)) for values in product(*tries.values())]
 
 
+def edits_of(settings: int, cases: int) -> int:
+    """How many cases a sweep of *settings* edits and scores, with the controls."""
+    few = max(1, cases // HEAT)
+    return settings * few + min(FINALISTS, settings) * cases + 2 * cases
+
+
+def spread(settings: Sequence[Setting], count: int) -> list[Setting]:
+    """*count* of the *settings*, evenly spread, with the first and the last."""
+    if count >= len(settings):
+        return list(settings)
+    step = (len(settings) - 1) / max(1, count - 1)
+    return [settings[round(i * step)] for i in range(count)]
+
+
 def tune(
     lm: Lm,
     loaded: LoadedMethod,
@@ -52,13 +66,16 @@ def tune(
     given: Setting,
     prepared: Prepared,
     seed: int,
+    settings: Sequence[Setting] | None = None,
 ) -> dict[str, Any]:
     """Sweep in the run *folder*; return the best options with their evidence, for an options file.
 
     Every setting contains the *given* options. *prepared* makes the editor of a setting. An
-    interrupted sweep continues. Raises `OptionError` if no setting can be scored.
+    interrupted sweep continues. *settings* are those to try, by default all. Raises `OptionError`
+    if no setting can be scored.
     """
-    settings = settings_of(loaded, lm, given)
+    every = settings_of(loaded, lm, given)
+    settings = every if settings is None else settings
     few = replace(cases, items=cases.items[: max(1, len(cases.items) // HEAT)])
     heat = _rows(lm, few, folder, settings, prepared, seed)
     finalists = [row["setting"] for row in sorted(heat, key=_score, reverse=True)[:FINALISTS]]
@@ -75,6 +92,8 @@ def tune(
             "model_digest": lm.digest,
             "version": loaded.version,
             "seed": seed,
+            "settings_tried": len(settings),
+            "settings_of_method": len(every),
             **{name: best.get(name) for name in SHOWN},
             "controls": _controls(lm, loaded, cases, folder, best["setting"], prepared, seed),
             "final": final,

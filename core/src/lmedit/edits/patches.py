@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmedit.errors import ArtifactError
-from lmedit.storage.tensors import PATCH, load_tensors, save_tensors
+from lmedit.storage.tensors import PATCH, load_tensors, read_facts, save_tensors
 from lmedit.types import DELTAS, Dense, LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
@@ -127,6 +127,15 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
     _validate(path, told)
     save_tensors(path, PATCH, tensors, told)
+
+
+def base_named(path: Path) -> str | None:
+    """The name of the model that the patch *path* was made on; None if it names none.
+
+    Raises `ArtifactError` if the file is no patch.
+    """
+    facts = read_facts(path, PATCH)
+    return _validate(path, facts).model.name
 
 
 def load_patch(

@@ -10,8 +10,9 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.models import families, offload, tokens
+from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
-from lmedit.models.joints import Joints, split_blanks
+from lmedit.models.joints import Joints
 from lmedit.storage.digests import KnownTensors, digest_tensors
 from lmedit.types import Site
 
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lmedit.models.chat import Chat
-    from lmedit.types import Join, Request
 
-
-class Lm:
+class Lm(Asked):
     """A decoder language model with named parts.
 
     The model is in evaluation mode. Only `add` and `restore` change its weights, and only the apply
@@ -36,8 +34,6 @@ class Lm:
     prepared: Path | None = None
     notes: Sequence[str] = ()
     """A folder of preparations besides its own; notes for its user on how it was loaded."""
-    chat: Chat | None = None
-    """The chat through which prompts are asked; None: prompts are asked as they are."""
 
     def __init__(
         self,
@@ -273,103 +269,6 @@ class Lm:
         """Copy *values*, which `snapshot` returned, back into the parameter of *site*."""
         offload.fetch_to_memory(self.model, site.parameter).copy_(values)
 
-    @property
-    def join(self) -> Join:
-        """The joint of prompts and answers: auto, space or none. It can be set."""
-        return self.joints.choice
-
-    @join.setter
-    def join(self, choice: Join) -> None:
-        self.joints = Joints(choice)
-
-    @property
-    def head(self) -> str:
-        """The text before the question of a chat; empty without one."""
-        return self.chat.head if self.chat else ""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of *text*, with the special tokens that the tokenizer adds itself.
-
-        A text that begins with a special token or as a chat brings its own.
-        """
-        return tokens.encode(self.tokenizer, text, self.head).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of *ids*."""
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-    def subject_last(
-        self, prompt: str, subject: str | None, context: str = "{}"
-    ) -> tuple[list[int], int]:
-        """Ids of the filled prompt in *context*, and the index of the subject's last token."""
-        return tokens.subject_last(self.tokenizer, prompt, subject, context, self.head)
-
-    def subject_span(self, prompt: str, subject: str | None) -> tuple[list[int], int, int]:
-        """Ids of the filled prompt, and the range [start, end) of the subject's tokens."""
-        return tokens.subject_span(self.tokenizer, prompt, subject, self.head)
-
-    def with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
-        """Ids of a filled *prompt*, and ids of the joint and *target* after it."""
-        return tokens.split_target(self.tokenizer, *self.parts(prompt, target), self.head)
-
-    def behind(self, before: str, prompt: str) -> str:
-        """A filled *prompt* with the text *before* in front; in a chat, inside the message."""
-        return tokens.behind(before, prompt, self.head)
-
-    def parts(self, prompt: str, target: str) -> tuple[str, str]:
-        """*prompt* without blanks at its end, and the text after it: the joint and *target*."""
-        return split_blanks(prompt, target, self.joint(prompt, target))
-
-    def joint(self, prompt: str, target: str) -> str:
-        """The text between *prompt* and *target*: a blank or nothing."""
-        if self.chat and self.joints.choice == "auto" and self.chat.wraps(prompt):
-            return self.chat.joint
-        if (found := self.joints.find(prompt, target, self._ends)) is None:
-            self.settle(prompt, [target])
-            found = self.joints.find(prompt, target, self._ends)
-        return found or ""
-
-    def settle(self, prompt: str, targets: Iterable[str], join: Join | None = None) -> None:
-        """Decide the joint of *prompt* and each of *targets* now, while the model is unedited.
-
-        *join* is the choice of the record, if it has one. Where the signs do not tell the joint,
-        the model decides once for all *targets*.
-        """
-        self.joints.settle(prompt, targets, join, self._ends, self._likelier)
-
-    def formulate(self, request: Request) -> Request:
-        """*request* as the model is asked: in a chat, with its prompt as the user's message.
-
-        Its joint is settled. A request that is already so is returned as it is.
-        """
-        if self.chat and not self.chat.wraps(request.prompt):
-            request = self.chat.request(request)
-        targets = [t for t in (request.target_new, request.target_true) if t is not None]
-        self.settle(request.text, targets, request.join)
-        return request
-
-    @cached_property
-    def _ends(self) -> list[str]:
-        return tokens.special_tokens(self.tokenizer)
-
-    @torch.no_grad()
-    def _likelier(self, prompt: str, targets: Sequence[str]) -> str:
-        """The joint with the most probable first token over *targets*; a blank if equal."""
-        best = {" ": 0.0, "": 0.0}
-        for target in targets:
-            rows: dict[str, list[int]] = {}
-            for joint in best:
-                before, added = tokens.split_target(
-                    self.tokenizer, prompt, joint + target, self.head
-                )
-                rows[joint] = [*before, *added]
-            one, other = rows.values()
-            same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-            if same:
-                p = self.logits(self.batch([one[:same]]))[0, -1].float().softmax(-1)
-                best = {j: max(best[j], float(p[row[same]])) for j, row in rows.items()}
-        return "" if best[""] > best[" "] else " "
-
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
         """Rows of ids as one right-padded batch on the model's device."""
         return tokens.pad(rows, self.device)
@@ -386,6 +285,9 @@ class Lm:
         return logits
 
     @torch.no_grad()
+    def _next(self, ids: Sequence[int]) -> Tensor:
+        return self.logits(self.batch([ids]))[0, -1].float().softmax(-1)
+
     def next_probabilities(self, prompt: str) -> Tensor:
         """The probability of every token after *prompt*, (V,), in float32."""
-        return self.logits(self.batch([self.encode(prompt)]))[0, -1].float().softmax(-1)
+        return self._next(self.encode(prompt))

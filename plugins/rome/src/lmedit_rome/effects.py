@@ -71,10 +71,6 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
     at = tuple(float(layer) for layer in range(len(layers)))
     charts.append(Lines("At the subject's last token", "layer", "P", at, series))
     averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in KINDS}
-    pooled = Pooled(
-        {f"Effect of a clean {kind}": notebook_rows(found, kind) for kind in KINDS},
-        found.disturbed,
-    )
     averages["At the subject's last token"] = {
         name: (scores - found.disturbed).tolist() for name, scores in last.items()
     }
@@ -82,7 +78,13 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
         values["control: total effect"] = control.total_effect
         aside = control.indirect(STATE)[control.subject[1] - 1]
         averages["At the subject's last token"]["control: state, other tokens"] = aside.tolist()
-    return Probed(values, tuple(charts), averages, pooled)
+    return Probed(values, tuple(charts), averages, pooled_of(found))
+
+
+def pooled_of(found: Trace) -> Pooled:
+    """The trace for the pooling of the paper's notebook."""
+    rows = {f"Effect of a clean {kind}": notebook_rows(found, kind) for kind in KINDS}
+    return Pooled(rows, found.disturbed)
 
 
 def notebook_rows(found: Trace, kind: str) -> dict[str, list[list[float]]]:

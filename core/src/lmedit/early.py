@@ -1,0 +1,111 @@
+"""Checks of a command's values before any model is loaded, so that bad input fails at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmedit.cases import corpus_of
+from lmedit.cases.layouts import split_name
+from lmedit.cases.load import path_of
+from lmedit.errors import OptionError, UnknownNameError
+from lmedit.models.load import device_of
+from lmedit.options import build_options
+from lmedit.stats import PREFIX, SELF, statistics_named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from lmedit.models import Lm
+    from lmedit.registry import LoadedMethod
+
+
+def check_device(device: str) -> None:
+    """Raise `ModelError` if there is no such device."""
+    device_of(device)
+
+
+def check_options(
+    methods: Sequence[LoadedMethod],
+    given: Mapping[str, Mapping[str, Any]],
+    seed: int | None,
+    outline: Callable[[], Lm],
+) -> None:
+    """Raise `OptionError`, or `RequestError` for a layer that the model does not have.
+
+    *given* holds the user's options by method. *outline* reads the model's config; it is called
+    only if a layer is given.
+    """
+    for loaded in methods:
+        options = build_options(loaded.method, given[loaded.name], None, seed)
+        layers = [getattr(options, name, None) for name in ("layer", "layers")]
+        named = [n for n in _numbers(layers) if n is not None]
+        if named:
+            lm = outline()
+            for layer in named:
+                lm.mlp_out(layer)
+
+
+def _numbers(values: Iterable[Any]) -> list[Any]:
+    """The numbers in *values*, which are numbers or sequences of numbers."""
+    found: list[Any] = []
+    for value in values:
+        found += list(value) if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def name_corpora(corpora: Sequence[str], methods: Sequence[LoadedMethod]) -> dict[str, str]:
+    """The corpus that the user named for each method.
+
+    NAME is for every method that is prepared on text, METHOD=NAME for one. NAME is also for a
+    single method that is trained on cases. Raises `UnknownNameError` for another method, and
+    `OptionError` for a corpus that no method uses.
+    """
+    kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
+    alone = [m for m, kind in kinds.items() if kind == "cases" and len(kinds) == 1]
+    named: dict[str, str] = {}
+    for text in corpora:
+        method, equals, name = text.partition("=")
+        if not equals:
+            takers = [m for m in kinds if kinds[m] == "text"] or alone
+            if not takers:
+                raise OptionError(_no_taker(text, kinds))
+            named |= dict.fromkeys(takers, text)
+        elif method not in kinds:
+            raise UnknownNameError("method", method, kinds, f"--corpus {text}: ")
+        elif kinds[method] is None:
+            raise OptionError(f"--corpus {text}: {method} needs no preparation; remove --corpus")
+        else:
+            named[method] = name
+    return named
+
+
+def _no_taker(corpus: str, kinds: Mapping[str, str | None]) -> str:
+    trained = [name for name, kind in kinds.items() if kind == "cases"]
+    if trained:
+        return f"--corpus {corpus}: name the method, as {trained[0]}={corpus}"
+    return f"--corpus {corpus}: {', '.join(kinds)} needs no preparation; remove --corpus"
+
+
+def check_corpora(
+    named: Mapping[str, str], methods: Sequence[LoadedMethod], *, download: bool
+) -> None:
+    """Raise `CasesError` or `ArtifactError` if a named corpus does not exist. None is read."""
+    for loaded in methods:
+        name = named.get(loaded.name)
+        if name is None or name == SELF:
+            continue
+        if loaded.method.prepares_on == "cases":
+            path_of(split_name(name)[1])
+        elif name.startswith(PREFIX):
+            statistics_named(name)
+        else:
+            corpus_of(name, None, download=download)
+
+
+def check_readable(flag: str, path: Path | None, *, folder: bool = False) -> None:
+    """Raise `OptionError` if the file, or folder, *path* of *flag* does not exist."""
+    if path is None or (path.is_dir() if folder else path.is_file()):
+        return
+    kind = "folder" if folder else "file"
+    raise OptionError(f"{flag} {path}: there is no such {kind}; give its path")
