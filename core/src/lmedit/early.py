@@ -58,8 +58,8 @@ def name_corpora(corpora: Sequence[str], methods: Sequence[LoadedMethod]) -> dic
     """The corpus that the user named for each method.
 
     NAME is for every method that is prepared on text, METHOD=NAME for one. NAME is also for a
-    single method that is trained on cases. Raises `UnknownNameError` for another method, and
-    `OptionError` for a corpus that no method uses.
+    single method that is trained on cases. The result is empty if no method needs a preparation.
+    Raises `UnknownNameError` for another method, and `OptionError` if the method must be named.
     """
     kinds = {loaded.name: loaded.method.prepares_on for loaded in methods}
     alone = [m for m, kind in kinds.items() if kind == "cases" and len(kinds) == 1]
@@ -68,8 +68,9 @@ def name_corpora(corpora: Sequence[str], methods: Sequence[LoadedMethod]) -> dic
         method, equals, name = text.partition("=")
         if not equals:
             takers = [m for m in kinds if kinds[m] == "text"] or alone
-            if not takers:
-                raise OptionError(_no_taker(text, kinds))
+            trained = [m for m in kinds if kinds[m] == "cases"]
+            if not takers and trained:
+                raise OptionError(f"--corpus {text}: name the method, as {trained[0]}={text}")
             named |= dict.fromkeys(takers, text)
         elif method not in kinds:
             raise UnknownNameError("method", method, kinds, f"--corpus {text}: ")
@@ -78,13 +79,6 @@ def name_corpora(corpora: Sequence[str], methods: Sequence[LoadedMethod]) -> dic
         else:
             named[method] = name
     return named
-
-
-def _no_taker(corpus: str, kinds: Mapping[str, str | None]) -> str:
-    trained = [name for name, kind in kinds.items() if kind == "cases"]
-    if trained:
-        return f"--corpus {corpus}: name the method, as {trained[0]}={corpus}"
-    return f"--corpus {corpus}: {', '.join(kinds)} needs no preparation; remove --corpus"
 
 
 def check_corpora(

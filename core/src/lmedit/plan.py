@@ -222,6 +222,9 @@ def set_up(plan: Plan, tell: Tell = silent, *, more: Iterable[Mapping[str, Any]]
         check_options(methods, given, plan.seed, plan.outline)
     corpora = name_corpora(plan.corpora, methods)
     check_corpora(corpora, methods, download=plan.download)
+    if plan.corpora and not corpora:
+        names = ", ".join(loaded.name for loaded in methods)
+        tell(f"--corpus is not used: {names} needs no preparation")
     lm = plan.load_model()
     for remark in (*lm.notes, *remarks_on_files(plan, lm)):
         tell(remark)
