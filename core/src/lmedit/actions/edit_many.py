@@ -31,7 +31,7 @@ LEAST_TAKEN = 0.5
 
 
 def requests_of(cases: CaseSet, tell: Callable[[str], object]) -> list[Request]:
-    """The facts of *cases* in their order, each once; notes on what is left out go to *tell*.
+    """The facts of *cases* in their order, each once; notes on omissions go to *tell*.
 
     Raises `CasesError` if none is left.
     """

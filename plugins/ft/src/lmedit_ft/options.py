@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from lmedit.arithmetic import ArithmeticOptions
+from lmedit.errors import OptionError
 from lmedit.layers import LayerOptions, Shapes
 
 if TYPE_CHECKING:
@@ -136,6 +137,87 @@ class FtLOptions(FtOptions):
         """The first block, as in all published settings."""
         del lm
         return 0.0
+
+
+class BreadthOptions(LayerOptions):
+    """What LocFT-BF and LoRA share: breadth-first training over all facts."""
+
+    learning_rate: float = Field(default=5e-4, gt=0, description="Adam's learning rate.")
+    epochs: int = Field(default=25, ge=1, description="Largest number of epochs.")
+    batch: int = Field(default=100, ge=1, description="Facts in a batch.")
+    stop_loss: float = Field(
+        default=1e-2,
+        description="Skip batches and stop after epochs with a loss (nats) below this.",
+    )
+    end_token: bool = Field(
+        default=True, description="The end-of-text token is a part of each target."
+    )
+
+    def depth(self, lm: Lm) -> float:
+        """As for FT: late in GPT-J, early elsewhere."""
+        return 0.75 if lm.model_type == "gptj" else 1 / 48
+
+
+LOCFT: Shapes = MappingProxyType(
+    {
+        ("llama", 32): {"layer": 22, "learning_rate": 5e-4},
+        ("qwen2", 28): {"layer": 6, "learning_rate": 5e-4},
+    }
+)
+
+
+class LocFtOptions(BreadthOptions):
+    """LocFT-BF's options; the defaults are the released code's, with a rate by width elsewhere."""
+
+    published: ClassVar[Shapes] = LOCFT
+    learning_rate: float = Field(
+        default=5e-4,
+        gt=0,
+        description="Adam's learning rate. Default: published, or by the matrix's width.",
+    )
+
+    def published_for(self, lm: Lm) -> Mapping[str, Any]:
+        """The published values for the shape of *lm*, else the learning rate by its width."""
+        return super().published_for(lm) or {"learning_rate": rate_by_width(width_of(lm))}
+
+
+class LoraOptions(BreadthOptions):
+    """LoRA's options; `easyedit` are the values of EasyEdit, without its dropout."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "easyedit": {
+                "learning_rate": 5e-3,
+                "epochs": 50,
+                "end_token": False,
+                "modules": ("q_proj", "v_proj"),
+            }
+        }
+    )
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="Blocks to change. null: all, or the one of layer."
+    )
+    modules: tuple[str, ...] = Field(
+        default=(),
+        description="Names of matrices in a block, for example q_proj. []: the MLP output matrix.",
+    )
+    rank: int = Field(default=8, ge=1, description="r, the rank of each change.")
+    alpha: float = Field(default=32.0, gt=0, description="The change is alpha / r times B A.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
+
+    def resolved(self, lm: Lm) -> Self:
+        """The blocks: all of them unless layer or layers was given."""
+        layers = self.layers
+        if layers is None:
+            layers = (self.layer,) if self.layer is not None else tuple(range(lm.n_layers))
+        if not layers or min(layers) < 0 or max(layers) >= lm.n_layers:
+            raise OptionError(f"layers {list(layers)} must lie in 0 to {lm.n_layers - 1}")
+        return self.model_copy(update={"layers": tuple(sorted(set(layers)))})
+
+    def blocks_of(self, lm: Lm) -> tuple[int, ...]:
+        """The blocks to change, ascending."""
+        return tuple(range(lm.n_layers)) if self.layers is None else self.layers
 
 
 def width_of(lm: Lm) -> int:

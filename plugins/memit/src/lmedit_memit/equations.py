@@ -1,8 +1,8 @@
 """The joint solution of MEMIT, EMMET and AlphaEdit, as plain functions of tensors.
 
-W (H, D) is a block's MLP output matrix. K (D, n) are the keys of the n facts of a batch, R (H, n)
-the residuals that the change shall add at these keys. B (D, t) are the keys of earlier facts. C
-(D, D) is E[k k^T] of ordinary text. All methods give ``dW = R X^T`` with
+W (H, D) is a block's MLP output matrix. K (D, n) are the keys of the n facts of a batch. The change
+adds R (H, n), the residuals, at these keys. B (D, t) are the keys of earlier facts. C (D, D) is
+E[k k^T] of ordinary text. All methods give ``dW = R X^T`` with
 
     X = half^T (kappa I + T T^T)^-1 T E = half^T T (kappa I + T^T T)^-1 E,   T = half [B K]
 

@@ -40,7 +40,7 @@ class Targets:
 def seen_at(lm: Lm, options: JointOptions, requests: Sequence[Request]) -> Seen:
     """Where values are read. A block with a norm behind its MLP has no sum that W can add to.
 
-    There the matrix' own output is the place, whatever `target` says.
+    There the place is the matrix' own output, for each value of `target`.
     """
     if options.target != "block":
         return "mlp"

@@ -1,0 +1,133 @@
+"""Breadth-first training (Yang et al. 2026, arXiv 2509.22072): epochs over all facts, in batches.
+
+The changes are trained beside the weights. What lies below the lowest changed block is run once for
+each fact.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from lmedit.replay import enter, resume
+from lmedit.replay.batches import BATCH_TOKENS, by_length
+from lmedit.trace import changed
+from lmedit_ft.equations import negative_log_likelihood
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmedit import Lm, Request, Site
+    from lmedit.replay import Entering
+    from lmedit_ft.options import BreadthOptions
+
+    Changes = Mapping[Site, Callable[[Tensor], Tensor]]
+    """For each site what its change adds to the output, as a function of the input."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A fact as a row of ids, the positions to read, the tokens wanted there, and its name."""
+
+    ids: list[int]
+    at: list[int]
+    tokens: list[int]
+    name: str
+
+
+def item_of(lm: Lm, request: Request, *, end: bool) -> Item:
+    """Prompt and target of *request*; with *end* the end-of-text token belongs to the target."""
+    prompt, target = lm.with_target(request.text, request.target_new)
+    stop = lm.tokenizer.eos_token_id
+    target = [*target, stop] if end and stop is not None else target
+    at = [len(prompt) - 1 + place for place in range(len(target))]
+    return Item(prompt + target[:-1], at, target, f"{request.text}|{request.target_new}")
+
+
+def shuffle(items: Sequence[Item], seed: int, epoch: int) -> list[int]:
+    """An order of *items* that depends on the seed, the epoch and the facts, not on their places.
+
+    Equal facts keep their order.
+    """
+
+    def draw(number: int) -> str:
+        return sha256(f"{seed}|{epoch}|{items[number].name}".encode()).hexdigest()
+
+    return sorted(range(len(items)), key=draw)
+
+
+class Losses:
+    """The mean loss of a batch of facts as a function of the changes."""
+
+    def __init__(self, lm: Lm, items: Sequence[Item], first: int, changes: Changes) -> None:
+        """*first* is the lowest block with a change."""
+        self.lm, self.items, self.first, self.changes = lm, items, first, changes
+        self.kept: dict[int, Entering] = {}
+        if first:
+            for group in by_length([len(item.ids) for item in items], BATCH_TOKENS):
+                states = enter(lm, [items[number].ids for number in group], first)
+                self.kept.update(zip(group, states, strict=True))
+
+    def __call__(self, batch: Sequence[int]) -> Tensor:
+        """The losses (n,) in nats of the items *batch*; each is a mean over its tokens."""
+        items = [self.items[number] for number in batch]
+        rows = [item.ids for item in items]
+        kept = resume(self.lm, rows, self.first, [self.kept[n] for n in batch if self.first])
+        places = [
+            (row, at, token)
+            for row, item in enumerate(items)
+            for at, token in zip(item.at, item.tokens, strict=True)
+        ]
+        row, at, tokens = torch.tensor(places, device=self.lm.device).T
+        with ExitStack() as stack:
+            for site, change in self.changes.items():
+                stack.enter_context(changed(self.lm.module_of(site), partial(_add, change)))
+            logits = kept.logits_at(row, at)
+        log_p = logits.to(self.lm.working_dtype).log_softmax(-1).gather(1, tokens[:, None])
+        parts = torch.split(log_p.squeeze(1), [len(item.tokens) for item in items])
+        return torch.stack([negative_log_likelihood(part) for part in parts])
+
+
+def _add(change: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> Tensor:
+    return out + change(x).to(out)
+
+
+def train_breadth_first(
+    losses: Losses, parameters: Sequence[Tensor], options: BreadthOptions
+) -> dict[str, Any]:
+    """Train *parameters* with Adam; return notes.
+
+    A batch with a small loss is skipped. Training ends after an epoch with a small mean loss.
+    """
+    adam = torch.optim.Adam(list(parameters), lr=options.learning_rate, weight_decay=0.0)
+    steps, means = 0, []
+    count = len(losses.items)
+    for epoch in tqdm(range(options.epochs), desc="epochs", disable=None, leave=False):
+        order, seen = shuffle(losses.items, options.seed, epoch), []
+        for start in range(0, count, options.batch):
+            batch = order[start : start + options.batch]
+            each = losses(batch)
+            seen += each.tolist()
+            loss = each.mean()
+            if loss.item() < options.stop_loss:
+                continue
+            adam.zero_grad()
+            for parameter, gradient in zip(
+                parameters, torch.autograd.grad(loss, list(parameters)), strict=True
+            ):
+                parameter.grad = gradient
+            adam.step()
+            steps += 1
+        means.append(sum(seen) / count)
+        if means[-1] < options.stop_loss:
+            break
+    adam.zero_grad()
+    return {"epochs": len(means), "steps": steps, "loss_first": means[0], "loss_last": means[-1]}
