@@ -20,7 +20,7 @@ from lmedit import Prepared
 from lmedit.charts.files import draw
 from lmedit.hyper.training import curves
 from lmedit.plan import Plan, set_up
-from lmedit.preparation import SHIPPED, SUFFIX, save_prepared
+from lmedit.preparation import SHIPPED, SUFFIX, save_prepared, write_bases
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -55,6 +55,7 @@ def main() -> None:
         facts = {**prepared.facts, "corpus": "training.json"}
         path = place(setup.lm, name)
         save_prepared(path, Prepared(halve(prepared), facts), setup.lm.digest)
+        write_bases(path.parent, {name: setup.options(loaded).prepared_on(setup.lm)})
         draw(curves(facts["curve"]), PICTURES / f"{asked.world}-{name}.svg")
         told = f"{facts['seconds']:.0f} s, validation {facts['validation']}"
         print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, {told}", file=sys.stderr)

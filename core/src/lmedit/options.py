@@ -49,6 +49,18 @@ class Options(Frozen):
         """The values that a preparation depends on, as JSON values; the cache key holds them."""
         return self.model_dump(mode="json", include=set(self.prepares))
 
+    def prepared_on(self, lm: Lm) -> str:
+        """The digest of what a preparation depends on in *lm*: the whole model, or less.
+
+        With `Lm.identity_below` a preparation also fits a model that is edited further up.
+        """
+        return lm.identity
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether these options need a preparation, if the method has one."""
+        return True
+
     def resolved(self, lm: Lm) -> Self:
         """Fill in the values that depend on the model, for example ``layer``; called once."""
         del lm

@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +31,7 @@ from lmedit.preparation import (
     prepared_path,
     save_prepared,
 )
+from lmedit.storage.digests import digest_tensors
 from lmedit.storage.tensors import Checkpoint
 from lmedit.types import Applied, Carried, Location, Prepared, Probed, Update
 
@@ -52,6 +54,16 @@ class Editor:
     prepared: Prepared
     prepare_seconds: float | None = None
     """How long the preparation took when it was made; None if the method needs none."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its edits, besides model and name: JSON values for keys."""
+        return {
+            "version": self.loaded.version,
+            "code": self.loaded.code,
+            "options": self.options.model_dump(mode="json"),
+            "prepared": digest_tensors(sorted(self.prepared.tensors.items())),
+        }
 
     @property
     def name(self) -> str:
@@ -265,7 +277,7 @@ def prepare(
     *sweep* holds all options that are prepared on *corpus* in this run. The method may compute
     them in the same pass.
     """
-    if loaded.method.prepares_on is None:
+    if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
     path = prepared_path(loaded, lm, options, corpus)
     if not path.is_file():
@@ -280,12 +292,29 @@ def prepare(
             "seconds": time.perf_counter() - started,
             "corpus": corpus.name if corpus else None,
             "base": lm.name,
+            "number type": lm.dtype_name,
             "options": chosen_options(options),
             "key": path.stem,
         }
-        save_prepared(path, Prepared(prepared.tensors, facts), lm.digest)
+        save_prepared(path, Prepared(prepared.tensors, facts), options.prepared_on(lm))
         checkpoint.clear()
-    return _editor_of(loaded, lm, options, load_prepared(path, lm))
+    return _editor_of(loaded, lm, options, load_prepared(path, lm, options))
+
+
+def _is_prepared(loaded: LoadedMethod, options: Options) -> bool:
+    """Whether *loaded* is prepared for these *options*."""
+    return loaded.method.prepares_on is not None and options.needs_preparation
+
+
+def locates_unprepared(loaded: LoadedMethod, *, probe: bool) -> bool:
+    """Whether `edit_locate`, and with *probe* `edit_probe`, take no preparation."""
+    names = ("edit_locate", *(["edit_probe"] if probe else []))
+    return not any(
+        "prepared" in implementation.argnames
+        for name in names
+        for implementation in getattr(loaded.manager.hook, name).get_hookimpls()
+        if not (implementation.wrapper or implementation.hookwrapper)
+    )
 
 
 def call_prepare(
@@ -308,7 +337,7 @@ def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | Non
 
     Raises the errors of `find_prepared`.
     """
-    if loaded.method.prepares_on is None:
+    if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
     return _editor_of(loaded, lm, options, find_prepared(loaded, lm, options, corpus))
 

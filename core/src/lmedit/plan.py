@@ -20,10 +20,11 @@ from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
-from lmedit.pipeline import Editor, prepare, ready
+from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
+from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from lmedit.cases import CaseSet
@@ -179,6 +180,13 @@ class Setup:
             tell=self.tell,
         )
 
+    def locator(self, loaded: LoadedMethod, *, probe: bool = False) -> Editor:
+        """An editor that can locate, and with *probe* probe; it is prepared only if needed."""
+        options = self.options(loaded)
+        if locates_unprepared(loaded, probe=probe):
+            return Editor(loaded, self.lm, options, Prepared())
+        return self.editor(loaded, options)
+
     def editors(self) -> list[Editor]:
         """An editor for each method.
 
@@ -254,6 +262,8 @@ def editor_for(
     Raises `NotPreparedError` with the command to run, and `OptionError` if several
     preparations fit.
     """
+    if not options.needs_preparation:
+        return ready(loaded, lm, options)
     trained = loaded.method.prepares_on == "cases"
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)

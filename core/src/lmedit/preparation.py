@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ArtifactError, NotPreparedError, OptionError
 from lmedit.storage.cache import cache_folder, key_of
-from lmedit.storage.tensors import PREPARED, load_tensors, save_tensors
+from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.tensors import PREPARED, load_tensors, read_facts, save_tensors
 from lmedit.types import Prepared
+from lmedit.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lmedit.models import Lm
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from lmedit.types import Material
 
 SUFFIX = ".safetensors"
+SHOWN = 3
+"""How many preparations, and how many differences of each, a message names."""
+BASES = "bases.json"
+"""Beside shipped preparations: by method, the digest of what each depends on in its model."""
 SHIPPED = "lmedit-prepared"
 """A subfolder of a model folder: preparations that come with the model, one file per method."""
 
@@ -45,13 +53,14 @@ def find_prepared(
         paths = [prepared_path(loaded, lm, options, corpus)]
     else:
         paths = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
-    found = [load_prepared(path, lm) for path in paths if path.is_file()]
+    found = [load_prepared(path, lm, options) for path in paths if path.is_file()]
     if not found:
         shipped = shipped_prepared(loaded, lm, options)
         found = [p for p in shipped if corpus is None or p.facts.get("corpus") == corpus.name]
     if not found:
         raise NotPreparedError(
-            f"{loaded.name} is not prepared for this model with these options; "
+            f"{loaded.name} is not prepared for this model with these options"
+            f"{others_prepared(loaded, lm, options)}; "
             f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
             f"{_asking_flags(loaded, lm)}"
         )
@@ -71,21 +80,51 @@ def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
     return f"{chat} --join none" if "join" in found else chat
 
 
+def others_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
+    """What the cache holds for the method instead, as the middle of a message; empty if nothing.
+
+    For each stored preparation, it names what differs: the model, its number type, options.
+    """
+    wanted = {"model": lm.name, "number type": lm.dtype_name, **chosen_options(options)}
+    found: dict[str, None] = {}
+    for path in sorted(_folder().glob(f"{loaded.name}-*{SUFFIX}")):
+        with suppress(ArtifactError, AttributeError, KeyError, TypeError):
+            facts = read_facts(path, PREPARED)["facts"]
+            stored = {
+                "model": facts.get("base"),
+                "number type": facts.get("number type", lm.dtype_name),
+                **facts.get("options", {}),
+            }
+            other = [f"{n} {stored[n]}" for n in wanted if stored.get(n) != wanted[n]]
+            same = f"other weights or code of {lm.name}"
+            found[f"{', '.join(other[:SHOWN]) or same} ({facts.get('corpus')})"] = None
+    if not found:
+        return ""
+    return f" (prepared: {'; '.join(list(found)[:SHOWN])}{'; ...' if len(found) > SHOWN else ''})"
+
+
 def save_prepared(path: Path, prepared: Prepared, base: str) -> None:
-    """Write *prepared* together with the digest *base* of its base model."""
+    """Write *prepared* together with the digest *base* of what it depends on in its model."""
     save_tensors(path, PREPARED, prepared.tensors, {"base": base, "facts": dict(prepared.facts)})
 
 
-def load_prepared(path: Path, lm: Lm) -> Prepared:
-    """Read a `Prepared`. Raises `ArtifactError` if it was made for another base model."""
+def load_prepared(path: Path, lm: Lm, options: Options | None = None) -> Prepared:
+    """Read a `Prepared`. Raises `ArtifactError` if it was made for another base model.
+
+    The base is the model's weights, or what *options* say that a preparation depends on.
+    """
     tensors, facts = load_tensors(path, PREPARED)
-    if facts["base"] != lm.digest:
-        raise ArtifactError(
-            f"{path} was prepared for base {facts['facts'].get('base', '?')} "
-            f"({facts['base'][:12]}), but {lm.name} is {lm.digest[:12]}; prepare again for this "
-            "model"
-        )
+    fits = {lm.digest, lm.identity if options is None else options.prepared_on(lm)}
+    if facts["base"] not in fits:
+        raise ArtifactError(_of_another(path, facts, lm))
     return Prepared(tensors, facts["facts"])
+
+
+def _of_another(path: Path, facts: Mapping[str, Any], lm: Lm) -> str:
+    return (
+        f"{path} was prepared for base {facts['facts'].get('base', '?')} "
+        f"({facts['base'][:12]}), but {lm.name} is {lm.digest[:12]}; prepare again for this model"
+    )
 
 
 def _folder() -> Path:
@@ -96,7 +135,9 @@ def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
     key = key_of(
         method=loaded.name,
         version=loaded.version,
-        base=lm.digest,
+        code=loaded.code,
+        core=__version__,
+        base=options.prepared_on(lm),
         options=chosen_options(options),
         **asking_key(loaded, lm),
     )
@@ -112,13 +153,42 @@ def asking_key(loaded: LoadedMethod, lm: Lm) -> dict[str, Any]:
 
 
 def shipped_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Prepared]:
-    """The preparation in the model's or its world's folder as a list; empty if options differ."""
-    folders = [lm.folder / SHIPPED] if lm.folder else []
-    folders += [lm.prepared] if lm.prepared else []
-    folders = [] if asking_key(loaded, lm) else folders
-    for path in (folder / f"{loaded.name}{SUFFIX}" for folder in folders):
-        if path.is_file():
-            prepared = load_prepared(path, lm)
-            if prepared.facts.get("options") == chosen_options(options):
-                return [prepared]
+    """The preparation in the model's or its world's folder as a list; empty if options differ.
+
+    Beside the files, `BASES` may hold what each depends on in its model (`Options.prepared_on`).
+    A world's preparation that does not fit an edited model is left out. Raises `ArtifactError` if
+    one in the model's own folder was made for another model.
+    """
+    if asking_key(loaded, lm):
+        return []
+    own = lm.folder / SHIPPED if lm.folder else None
+    for folder in (each for each in (own, lm.prepared) if each is not None):
+        path = folder / f"{loaded.name}{SUFFIX}"
+        if not path.is_file():
+            continue
+        tensors, facts = load_tensors(path, PREPARED)
+        if facts["facts"].get("options") != chosen_options(options):
+            continue
+        base = _bases(folder).get(loaded.name)
+        wanted = options.prepared_on(lm)
+        if base == wanted or (base is None and facts["base"] in {lm.digest, wanted}):
+            return [Prepared(tensors, facts["facts"])]
+        if folder == own:
+            raise ArtifactError(_of_another(path, facts, lm))
     return []
+
+
+def _bases(folder: Path) -> Mapping[str, Any]:
+    path = folder / BASES
+    if not path.is_file():
+        return {}
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); install the model again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def write_bases(folder: Path, bases: Mapping[str, str]) -> None:
+    """Write beside shipped preparations in *folder* what each method's depends on in its model."""
+    write_json(folder / BASES, {**_bases(folder), **bases})

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -20,12 +21,13 @@ from packaging.utils import canonicalize_name
 
 from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
 from lmedit.guards.hooks import guard_of, implements, last_line, one_of_many, prints_aside
+from lmedit.storage.code import code_digest, place_of
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
     import pluggy
 
@@ -62,6 +64,8 @@ class LoadedMethod:
     manager: pluggy.PluginManager
     distribution: str
     version: str
+    code: str = ""
+    """The digest of its code, if the version does not fix it (`storage.code.code_digest`)."""
 
     @property
     def name(self) -> str:
@@ -156,12 +160,29 @@ def load(name: str) -> LoadedMethod:
             module = importlib.metadata.EntryPoint(name, entry.module, GROUP).load()
     except (Exception, SystemExit) as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
-    return register(module, name=name, distribution=entry.distribution, version=entry.version)
+    place = place_of(entry.module.partition(":")[0].partition(".")[0])
+    return register(
+        module,
+        name=name,
+        distribution=entry.distribution,
+        version=entry.version,
+        code=code_digest(place, versioned=bool(entry.version)),
+    )
 
 
 def load_file(path: Path) -> LoadedMethod:
     """Load a method from one Python file, without a package."""
-    return register(module_of(path), name=None, distribution=path.name, version="")
+    module = module_of(path)
+    return register(module, name=None, distribution=path.name, version="", code=code_digest(path))
+
+
+class _FromSource(SourceFileLoader):
+    """Runs the file as it is now. Stored bytecode counts seconds, and may be of an older file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the present source of the module *fullname*."""
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def module_of(path: Path) -> ModuleType:
@@ -169,9 +190,11 @@ def module_of(path: Path) -> ModuleType:
     if not path.is_file():
         raise BrokenPluginError(f"no plugin file {str(path)!r}; name a Python file")
     name = str(path.resolve())  # no other module has this name
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise BrokenPluginError(f"plugin file {str(path)!r} is not Python; name a .py file")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pydantic look names up there
     try:
@@ -184,12 +207,17 @@ def module_of(path: Path) -> ModuleType:
 
 
 def register(
-    module: ModuleType | object, *, name: str | None, distribution: str, version: str
+    module: ModuleType | object,
+    *,
+    name: str | None,
+    distribution: str,
+    version: str,
+    code: str = "",
 ) -> LoadedMethod:
     """Put *module* into its own plugin manager and call its `edit_describe`.
 
     *name* is the name of the entry point, which the method must have (law 1). None accepts any
-    name. Raises `BrokenPluginError`.
+    name. *code* is the digest of its code. Raises `BrokenPluginError`.
     """
     import pluggy
 
@@ -209,7 +237,7 @@ def register(
     _check_method(method, name, culprit)
     if implements(manager, "edit_compute_joint") and not implements(manager, "edit_compute"):
         manager.register(one_of_many(manager), f"{BUILT_IN}one of many")
-    loaded = LoadedMethod(method, manager, distribution, version)
+    loaded = LoadedMethod(method, manager, distribution, version, code)
     manager.register(guard_of(loaded.culprit, module), f"{BUILT_IN}guard")
     return loaded
 

@@ -40,7 +40,7 @@ def sample_held_out(lm: Lm) -> tuple[str, HeldOut]:
 
     They are the first lines of a world's held-out text; for other models they are `PLAIN`.
     """
-    world = worlds().get(lm.name)
+    world = worlds().get(lm.world)
     if world is None:
         return f"{len(PLAIN)} plain sentences", HeldOut(lm, PLAIN)
     with world.heldout.open(encoding="utf-8") as lines:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmedit.edits.ledger import SHORT
-from lmedit.edits.model_folders import LEDGER, digest_in_base, with_ledger
+from lmedit.edits.model_folders import digest_in_base, with_ledger
 from lmedit.errors import ArtifactError
+from lmedit.models import LEDGER
 from lmedit.types import Carried
 
 if TYPE_CHECKING:

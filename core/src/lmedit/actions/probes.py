@@ -68,8 +68,8 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
         named = _number_kinds({"neighbour": prompts[:NEIGHBOURS]})
     elif near is not None:
         named = from_cases(load_cases(near).good, request)
-    elif lm.name in worlds():
-        named = from_cases(load_cases(lm.name).good, request)
+    elif lm.world in worlds():
+        named = from_cases(load_cases(lm.world).good, request)
     else:
         named = {}
     if not any(kind.startswith("neighbour") for kind in named):

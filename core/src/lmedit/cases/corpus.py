@@ -32,10 +32,11 @@ class FileCorpus:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the bytes of the files, in order."""
+        """SHA-256 of the files in order: how each is read, its size and its bytes."""
         total = hashlib.sha256()
         for file in self.files:
-            total.update(file.read_bytes())
+            data = file.read_bytes()
+            total.update(f"{file.suffix == '.jsonl'}|{len(data)}|".encode() + data)
         return total.hexdigest()
 
     def __iter__(self) -> Iterator[str]:

@@ -87,7 +87,7 @@ def locate(
     known = _read_facts(facts, limit or LIMIT, download=plan.download) if facts else []
     setup = set_up(plan, note)
     request = None if values is None else fact_of(setup, values)
-    (editor,) = setup.editors()
+    editor = setup.locator(setup.methods[0], probe=probe or facts is not None)
     if request is None:
         told, charts = _average_over(editor, str(facts), known, pooling or "facts")
         _print(told, charts, plot, as_json=as_json, method=method)

@@ -59,6 +59,8 @@ def prepare(
     material = setup.material(loaded, train=True)
     found: list[dict[str, Any]] = []
     for options in several:
+        if not options.needs_preparation:
+            note(f"{method} needs no preparation with these options")
         editor = setup.editor(loaded, options, train=True, sweep=several)
         path = prepared_path(loaded, setup.lm, options, material)
         facts = dict(editor.prepared.facts)

@@ -20,7 +20,9 @@ from lmedit.metrics.contamination import trained_on
 from lmedit.pipeline import work_of
 from lmedit.replay.unmerged import States
 from lmedit.storage.cache import key_of
+from lmedit.storage.code import core_code
 from lmedit.storage.json_files import write_json
+from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,13 +120,7 @@ def results_head(
 
 def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:
     """The tasks of one candidate. A key is the digest of everything that determines the result."""
-    fixed: dict[str, Any] = {
-        "base": lm.digest,
-        "method": candidate.name,
-        "protocol": protocol(scoring.groups),
-        "resources": scoring.digest,
-        "asking": asking_of(lm),
-    }
+    fixed: dict[str, Any] = {"method": candidate.name, **protocol_facts(lm, scoring)}
     tasks = []
     for case in cases.good:
         of_editor: dict[str, Any] = {}
@@ -136,13 +132,20 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
     return tasks
 
 
-def editor_facts(editor: Editor) -> dict[str, Any]:
-    """Everything in an editor that determines its edits."""
+def protocol_facts(lm: Lm, scoring: Scoring) -> dict[str, Any]:
+    """Everything that decides a score besides the method, its edit and the case: for keys."""
     return {
-        "version": editor.loaded.version,
-        "options": editor.options.model_dump(mode="json"),
-        "prepared": editor.prepared.facts.get("key"),
+        "lmedit": [__version__, core_code()],
+        "base": lm.identity,
+        "protocol": protocol(scoring.groups),
+        "resources": scoring.digest,
+        "asking": asking_of(lm),
     }
+
+
+def editor_facts(editor: Editor) -> dict[str, Any]:
+    """Everything in an editor that decides its edits: for keys."""
+    return editor.identity
 
 
 def read_outcome(stored: Stored, method: str) -> Outcome:

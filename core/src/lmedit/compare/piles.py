@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from lmedit.compare.asking import asking_of
-from lmedit.compare.comparison import Outcome, editor_facts, read_outcome
-from lmedit.compare.measures import protocol
+from lmedit.compare.comparison import Outcome, editor_facts, protocol_facts, read_outcome
 from lmedit.compare.result import Result
 from lmedit.compare.worker import (
     POLL_SECONDS,
@@ -27,6 +26,8 @@ from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ModelChangedError
 from lmedit.metrics.weights import drift, patch_bytes, relative_norms
 from lmedit.storage.cache import key_of
+from lmedit.storage.code import core_code
+from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -202,7 +203,8 @@ class Pile:
         key = key_of(
             edit=requests[0] if not self._together(editor) else requests,
             method=editor.name,
-            base=self.lm.digest,
+            lmedit=[__version__, core_code()],
+            base=self.lm.identity,
             upon=upon,
             asking=asking_of(self.lm),
             **editor_facts(editor),
@@ -263,12 +265,9 @@ class Pile:
     def _state(self, size: int) -> dict[str, Any]:
         """What the scores on a pile of *size* edits depend on."""
         state = {
-            "base": self.lm.digest,
             "method": self.candidate.name,
             "edits": key_of(edits=[p.stored.key for p in self.parts if p.start < size]),
-            "protocol": protocol(self.scoring.groups),
-            "asking": asking_of(self.lm),
-            "resources": self.scoring.digest,
+            **protocol_facts(self.lm, self.scoring),
         }
         return state | ({"among": size} if self.candidate.asks else {})
 

@@ -36,9 +36,9 @@ def scoring_of(
 def read_held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
     """The first *lines* non-empty lines of *path*, or of the world's own held-out text."""
     if path is None:
-        if lm.name not in worlds():
+        if lm.world not in worlds():
             raise RequestError(f"{lm.name} has no held-out text of its own; give --heldout FILE")
-        path = worlds()[lm.name].heldout
+        path = worlds()[lm.world].heldout
     try:
         with path.open(encoding="utf-8") as text:
             return HeldOut(lm, islice((line for line in text if line.strip()), lines))

@@ -18,7 +18,7 @@ from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_sh
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.edits.written import check_written
 from lmedit.errors import ArtifactError, LedgerError
-from lmedit.models import Lm, load_lm
+from lmedit.models import LEDGER, TUNED_FILE, Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmedit.storage.tensors import Layout
     from lmedit.types import Update
 
-LEDGER, EDITS, ORIGINALS = "lmedit-ledger.json", "lmedit-edits", "base.safetensors"
+EDITS, ORIGINALS = "lmedit-edits", "base.safetensors"
 
 
 class _Base(Frozen):
@@ -255,6 +255,8 @@ def write_folder(model: EditedModel, folder: Path) -> None:
         if entries:
             originals = {site.parameter: t for site, t in model.ledger.base.items()}
             save_tensors(place / EDITS / ORIGINALS, BASE, originals, {"base": dict(model.base)})
+        if model.lm.tuned:
+            write_json(place / TUNED_FILE, dict(model.lm.tuned))
         write_json(place / LEDGER, model.head)
         check_written(model.lm, place)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from lmedit.models.identity import ends_of
 from lmedit.replay import keep
 from lmedit.replay.batches import BATCH_TOKENS, by_length, encode_prompt
 
@@ -177,10 +178,8 @@ def _advance(inputs: dict[str, Any], picked: Sequence[int], going: Sequence[int]
 
 def _end_tokens(lm: Lm) -> frozenset[int]:
     """Ids of end-of-text: of the tokenizer, and of the model's generation config."""
-    config = getattr(lm.model, "generation_config", None)
-    also = getattr(config, "eos_token_id", None)
-    several = also if isinstance(also, list) else [also]
-    return frozenset(int(i) for i in (lm.tokenizer.eos_token_id, *several) if i is not None)
+    own = lm.tokenizer.eos_token_id
+    return frozenset([*([] if own is None else [int(own)]), *ends_of(lm.model)])
 
 
 def _text(lm: Lm, ids: Sequence[int]) -> str:

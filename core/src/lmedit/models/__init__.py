@@ -1,7 +1,17 @@
 """Load a model, find the parts of its family, and turn text into tokens and places."""
 
 from lmedit.models.lm import Lm
-from lmedit.models.load import TUNED_FILE, load_lm, outline, world, worlds
+from lmedit.models.load import LEDGER, TUNED_FILE, load_lm, outline, world, worlds
 from lmedit.models.tokens import Batch, as_template
 
-__all__ = ["TUNED_FILE", "Batch", "Lm", "as_template", "load_lm", "outline", "world", "worlds"]
+__all__ = [
+    "LEDGER",
+    "TUNED_FILE",
+    "Batch",
+    "Lm",
+    "as_template",
+    "load_lm",
+    "outline",
+    "world",
+    "worlds",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,7 @@ from lmedit.errors import RequestError
 from lmedit.models import families, offload, tokens
 from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
+from lmedit.models.identity import Identified
 from lmedit.models.joints import Joints
 from lmedit.storage.digests import KnownTensors, digest_tensors
 from lmedit.types import Site
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Lm(Asked):
+class Lm(Asked, Identified):
     """A decoder language model with named parts.
 
     The model is in evaluation mode. Only `add` and `restore` change its weights, and only the apply
@@ -66,21 +66,16 @@ class Lm(Asked):
         self._known = KnownTensors()
         self.joints = Joints()
         self.family = families.family_of(model)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the weights at the first call; it identifies the base model."""
-        return self.weights_digest()
-
-    def forget_digest(self) -> str:
-        """Take the present weights as the base model; return their digest."""
-        self.__dict__.pop("digest", None)
-        return self.digest
+        self._note_buffers()
 
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
         """SHA-256 of the present weights: of all parameters, or of the parameters of *sites*."""
         chosen = self.parameters if sites is None else {site.parameter for site in sites}
         return digest_tensors((name, self._values(name)) for name in sorted(chosen))
+
+    def digest_of(self, names: Iterable[str]) -> str:
+        """SHA-256 of the present parameters *names*; it reads only what changed since last time."""
+        return self._known.digest(names, self._write_state, self._values)
 
     def state(self) -> str:
         """SHA-256 of the present weights; it reads only tensors that changed since the last call.
@@ -88,7 +83,7 @@ class Lm(Asked):
         For caches of values that depend on the weights. It relies on torch's write counters, which
         do not see a write through ``.data``; `weights_digest` relies on nothing.
         """
-        return self._known.digest(self.parameters, self._write_state, self._values)
+        return self.digest_of(self.parameters)
 
     def renew(self) -> bool:
         """Load the model again, to replace one that somebody changed; all of it is new.

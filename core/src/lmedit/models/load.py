@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from lmedit.types import Join, World
 
 WORLDS = "lmedit.worlds"
+LEDGER = "lmedit-ledger.json"
+"""A file in a model folder: its base and the edits in it (`lmedit.edits.model_folders`)."""
 TUNED_FILE = "lmedit-tuned.json"
 """A file in a model folder: options tuned for that model, by method, with the evidence."""
 
@@ -115,6 +117,7 @@ def load_lm(
     )
     lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
     lm.join, lm.chat = join, asked
+    lm.base_name = _base_name(place.folder) or None
     return lm
 
 
@@ -159,7 +162,16 @@ def _place_of(name: str) -> _Place:
     folder = Path(name)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
-    return _Place(name, folder)
+    return _Place(name, folder, worlds().get(_base_name(folder)))
+
+
+def _base_name(folder: Path) -> str:
+    """The name of the model that the edited model in *folder* was made of; empty if it is none."""
+    try:
+        head = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        return str(head["base"]["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""  # no ledger, or a damaged one: who opens it says so
 
 
 def _is_gguf(name: str) -> bool:

@@ -54,7 +54,7 @@ class SelfWritten:
         """
         return key_of(
             corpus=SELF,
-            base=self.lm.digest,
+            base=self.lm.identity,
             seed=self.seed,
             batch=BATCH,
             tokens=TOKENS,

@@ -1,7 +1,7 @@
 """Second moments on disk: find, list, verify, export and import them.
 
-A file's name is a digest of the base model, the layer, the corpus and the sample size. So no file
-can be taken for another one.
+A file's name is a digest of the model below the layer, the layer, the corpus and the sample size.
+So no file can be taken for another one.
 """
 
 from __future__ import annotations
@@ -72,14 +72,21 @@ class Statistics:
 
     def of(self, lm: Lm, layer: int) -> Moment:
         """The sum; raises `ArtifactError` if it belongs to another model or layer."""
-        wanted, found = (lm.digest, layer), (self.facts["base"], self.facts["layer"])
-        if wanted != found:
+        if self.facts["layer"] != layer or not self._fits(lm, layer):
             raise ArtifactError(
                 f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
-                f"({self.facts['base'][:SHORT]}), not of layer {layer} of {lm.name} "
-                f"({lm.digest[:SHORT]}); lmedit stats list shows the stored ones"
+                f"({self.facts['base'][:SHORT]}, {self.facts.get('number_type', 'no type told')}), "
+                f"not of layer {layer} of {lm.name} ({lm.digest[:SHORT]}, {lm.dtype_name}); "
+                "lmedit stats list shows the stored ones"
             )
         return self.moment()
+
+    def _fits(self, lm: Lm, layer: int) -> bool:
+        """Whether *lm* has the same keys; files of version 0.1 name only the whole weights."""
+        below = self.facts.get("below")
+        return (
+            self.facts["base"] == lm.digest if below is None else below == lm.identity_below(layer)
+        )
 
     def verify(self) -> float:
         """The condition number; raises `ArtifactError` if the sum cannot be a second moment.
@@ -141,7 +148,9 @@ def _facts(
     """The facts of statistics: everything that determines the id, and names for the reader."""
     return {
         "base": lm.digest,
+        "below": lm.identity_below(layer),
         "base_name": lm.name,
+        "number_type": lm.dtype_name,
         "layer": layer,
         "parameter": lm.mlp_out(layer).parameter,
         "corpus": corpus,
@@ -151,8 +160,14 @@ def _facts(
 
 
 def _path(facts: Mapping[str, Any]) -> Path:
-    names = ("base", "layer", "corpus_digest", "counting")
-    return _folder() / f"{key_of(**{name: facts[name] for name in names})[:32]}.safetensors"
+    """The file's place. Its name holds everything that the sum depends on.
+
+    The keys of a layer depend on the model below it only (`Lm.identity_below`), so a model that is
+    edited further up finds the same file.
+    """
+    parts = {name: facts[name] for name in ("layer", "corpus_digest", "counting")}
+    key = key_of(base=facts.get("below", facts["base"]), **parts)
+    return _folder() / f"{key[:32]}.safetensors"
 
 
 def _store(facts: dict[str, Any], moment: Moment) -> Statistics:

@@ -136,3 +136,12 @@ class RomeOptions(ValueOptions):
         if self.release == "head":
             return PUBLISHED.get(shape, {})
         return FIRST_RELEASE | PUBLISHED_2022.get(shape, {})
+
+    def prepared_on(self, lm: Lm) -> str:
+        """C depends on the model below the edited matrix."""
+        return lm.identity_below(self.block)
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether C is used."""
+        return self.covariance
