@@ -16,6 +16,7 @@ from lmedit.charts.files import draw
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = Path(__file__).with_name("pictures")
 RUN = ROOT / "runs" / "pictures"
+PYTHON = (sys.executable,)
 LMEDIT = ("-c", "from lmedit.cli import main; main()")
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
 COMPARISON = ("compare", "--cases", "demo", "-m", "demo", "--limit", "100", "--run", str(RUN))
@@ -38,7 +39,7 @@ TRAININGS = {
 
 def python(*arguments: str) -> None:
     """Run Python with *arguments* in the repository."""
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)  # noqa: S603  (our own)
+    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True)  # noqa: S603  (our own)
 
 
 def scores(methods: tuple[str, ...]) -> Bars:

@@ -6,7 +6,6 @@ import ast
 import os
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ Failures = Mapping[str, Mapping[int, str]]
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> Failures:
+def failures(tmp_path_factory: pytest.TempPathFactory, warm: tuple[str, ...]) -> Failures:
     """For each class the laws whose test failed, with what pytest said."""
     folder = tmp_path_factory.mktemp("contract")
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
@@ -33,7 +32,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> Failures:
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
         [
-            sys.executable,
+            *warm,
             "-m",
             "pytest",
             "-q",

@@ -110,7 +110,8 @@ def test_results_are_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.Mo
     seen, known = compared(printed(*common, tmp_path / "one"), "results")
     stored = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
     assert compared(stored, "results")[0] == seen
-    piled = printed(*common, tmp_path / "two", "--regime", "sequential", "--sizes", "1,2")
+    few = ("--heldout-lines", 4)
+    piled = printed(*common, tmp_path / "two", "--regime", "sequential", "--sizes", "1,2", *few)
     seen |= compared(piled, "results")[0]
     assert {path for path in seen if path not in known} == set()
     grouped = {f"rows[].{name}" for name, known in MEASURES.items() if known.group}

@@ -90,10 +90,16 @@ def test_every_picture_has_a_command_and_a_page() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rome-trace.svg", "kn-neurons.svg"])
 def test_pictures_are_made_by_one_command(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: tuple[str, ...],
+    demo_statistics: Path,
 ) -> None:
     made = script("make_pictures")
+    monkeypatch.setenv("LMEDIT_CACHE", str(demo_statistics))
     monkeypatch.setattr(made, "PICTURES", tmp_path)
+    monkeypatch.setattr(made, "PYTHON", warm)
     made.make(name)
     shown, here = (
         text.read_text(encoding="utf-8") for text in (DOCS / "pictures" / name, tmp_path / name)

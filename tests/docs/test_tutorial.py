@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,13 +39,16 @@ def script(folder: Path, name: str, *command: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def author(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def author(
+    tmp_path_factory: pytest.TempPathFactory, demo_statistics: Path
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """An author's folder, with a fresh environment that sees the packages of this one.
 
     Its pip installs without a network: what a plugin depends on is there. Its `lmedit` begins with
     torch imported.
     """
     folder = tmp_path_factory.mktemp("author")
+    shutil.copytree(demo_statistics, folder / "cache")
     own = folder / "venv"
     venv.create(own, with_pip=False)
     (site,) = own.glob("lib/python*/site-packages")

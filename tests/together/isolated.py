@@ -18,13 +18,13 @@ import time
 import tomllib
 import venv
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from small_world import record, save_model
-from warm import interpreter
+from warm import SITES, interpreter
 
 from lmedit.testing import Texts
 
@@ -96,11 +96,20 @@ def link_libraries(out: Path) -> None:
             (out / item.name).symlink_to(item)
 
 
+def with_libraries(folder: Path, material: Path) -> None:
+    """Make a virtual environment in *folder* that sees the libraries of *material*."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("[Ll]ib/**/site-packages")
+    (packages / "libraries.pth").write_text(str(material / "libraries"))
+
+
 @dataclass(frozen=True)
 class Material:
-    """What all environments share: wheels, libraries, a tiny model, text, and cases."""
+    """What all environments share: wheels, libraries, a tiny model, text, cases, a server."""
 
     folder: Path
+    warm: tuple[str, ...] = ()
+    """The call of a server that has imported torch and sees the libraries; see `warm`."""
 
     @classmethod
     def make(cls, folder: Path) -> Material:
@@ -110,7 +119,14 @@ class Material:
         (folder / "text.txt").write_text("\n".join(Texts()), encoding="utf-8")
         records = [record(number, f"The tower {number}") for number in range(30)]
         (folder / "cases.json").write_text(json.dumps(records), encoding="utf-8")
+        with_libraries(folder / "server", folder)
         return cls(folder)
+
+    @contextmanager
+    def serve(self) -> Iterator[Material]:
+        """Start the server for the block."""
+        with interpreter(cold(self.folder / "server"), without_ours()) as warm:
+            yield replace(self, warm=warm)
 
     def wheel(self, member: str) -> Path:
         name = MEMBERS[member].replace("-", "_")
@@ -123,20 +139,14 @@ class Environment:
 
     folder: Path
     material: Material
-    warm: tuple[str, ...]
-    """What stands for its interpreter when torch may have been imported before."""
 
     @classmethod
-    @contextmanager
-    def make(cls, folder: Path, material: Material, *members: str) -> Iterator[Environment]:
+    def make(cls, folder: Path, material: Material, *members: str) -> Environment:
         """Make an environment in *folder*, and install *members* there."""
-        venv.create(folder, with_pip=False, symlinks=True)
-        (packages,) = folder.glob("[Ll]ib/**/site-packages")
-        (packages / "libraries.pth").write_text(str(material.folder / "libraries"))
-        with interpreter(cold(folder), without_ours()) as warm:
-            made = cls(folder, material, warm)
-            made.install(*members)
-            yield made
+        with_libraries(folder, material.folder)
+        made = cls(folder, material)
+        made.install(*members)
+        return made
 
     @property
     def packages(self) -> Path:
@@ -144,8 +154,10 @@ class Environment:
         return found
 
     def python(self, *arguments: object, cwd: Path | None = None, **environment: str) -> str:
-        environment |= {"LMEDIT_CACHE": str(self.folder / "cache")}
-        return run(*self.warm, *arguments, cwd=cwd or self.folder, **environment)
+        """Run *arguments* here, in a process that may have imported torch before."""
+        environment |= {"LMEDIT_CACHE": str(self.folder / "cache"), SITES: str(self.packages)}
+        warm = self.material.warm if sys.platform == "linux" else (str(cold(self.folder)),)
+        return run(*warm, *arguments, cwd=cwd or self.folder, **environment)
 
     def lmedit(self, *arguments: object) -> str:
         return self.python("-c", COMMAND, *arguments)
@@ -217,24 +229,24 @@ class Environment:
 
 def core_alone(material: Material, folder: Path) -> str:
     """The core without any method: it works, and there is none."""
-    with Environment.make(folder, material, "core") as alone:
-        assert alone.methods(fresh=True) == set()
-        assert alone.compare() == {"base"}
+    alone = Environment.make(folder, material, "core")
+    assert alone.methods(fresh=True) == set()
+    assert alone.compare() == {"base"}
     return "no method; a comparison has the unedited model alone"
 
 
 def plugin_alone(material: Material, folder: Path, plugin: str, *, laws: bool = False) -> str:
     """A plugin and the core: its methods and no other, its own tests, and no trace of it after."""
     names = methods_of(plugin)
-    with Environment.make(folder, material, "core") as own:
-        without = own.files()
-        own.install(plugin)
-        assert own.methods(fresh=True) == names
-        assert own.compare() == {"base", *names}
-        tested = own.own_tests(plugin, laws=laws)
-        own.uninstall(plugin)
-        assert own.files() == without
-        assert own.methods() == set()
+    own = Environment.make(folder, material, "core")
+    without = own.files()
+    own.install(plugin)
+    assert own.methods(fresh=True) == names
+    assert own.compare() == {"base", *names}
+    tested = own.own_tests(plugin, laws=laws)
+    own.uninstall(plugin)
+    assert own.files() == without
+    assert own.methods() == set()
     return f"{', '.join(sorted(names))}; {tested}; gone when uninstalled"
 
 
@@ -242,29 +254,35 @@ def all_together(material: Material, folder: Path) -> str:
     """All: every method at once; without one plugin its methods are gone, and nothing else."""
     names = {plugin: methods_of(plugin) for plugin in PLUGINS}
     everything = set().union(*names.values())
-    with Environment.make(folder, material, *MEMBERS) as whole:
-        assert whole.methods(fresh=True) == everything
-        assert whole.compare() == {"base", *everything}
-        for plugin in PLUGINS:
-            whole.uninstall(plugin)
-            assert whole.methods() == everything - names[plugin]
-            whole.install(plugin)
-        assert whole.methods() == everything
+    whole = Environment.make(folder, material, *MEMBERS)
+    assert whole.methods(fresh=True) == everything
+    assert whole.compare() == {"base", *everything}
+    for plugin in PLUGINS:
+        whole.uninstall(plugin)
+        assert whole.methods() == everything - names[plugin]
+        whole.install(plugin)
+    assert whole.methods() == everything
     return f"{', '.join(sorted(everything))}; each gone alone when uninstalled"
 
 
 def main() -> None:
     """Check everything, a line each; the first that fails ends it."""
     with TemporaryDirectory() as place:
-        material = Material.make(Path(place))
-        for name in ("core", *PLUGINS, "all"):
-            started = time.perf_counter()
-            folder = Path(place) / "environments" / name
-            if name in PLUGINS:
-                told = plugin_alone(material, folder, name)
-            else:
-                told = {"core": core_alone, "all": all_together}[name](material, folder)
-            print(f"{name:<5} {time.perf_counter() - started:5.1f} s  {told}", flush=True)
+        made = Material.make(Path(place))
+        with made.serve() as material:
+            check_each(material, Path(place) / "environments")
+
+
+def check_each(material: Material, place: Path) -> None:
+    """Check the core, each plugin and all together, in environments below *place*."""
+    for name in ("core", *PLUGINS, "all"):
+        started = time.perf_counter()
+        folder = place / name
+        if name in PLUGINS:
+            told = plugin_alone(material, folder, name)
+        else:
+            told = {"core": core_alone, "all": all_together}[name](material, folder)
+        print(f"{name:<5} {time.perf_counter() - started:5.1f} s  {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,12 +120,12 @@ def test_a_broken_one_says_why(install: Install, lmedit: Run) -> None:
     assert "no wheels here" in lmedit("check", "bad").stderr
 
 
-def test_it_needs_no_pytest(tmp_path: Path) -> None:
+def test_it_needs_no_pytest(tmp_path: Path, warm: tuple[str, ...]) -> None:
     folder = save_model(tmp_path / "tiny", seed=0)
     code = (
         "import sys; sys.modules['pytest'] = None\n"
         f"from lmedit.cli import main; main(['check', {str(NUDGE)!r}, '-m', {str(folder)!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([*warm, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pass") == 14

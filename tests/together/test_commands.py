@@ -157,7 +157,7 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
     assert f"no fact of {path} could be measured" in none.stderr
 
 
-def test_the_facts_of_a_world_are_measured_too(lmedit: Run) -> None:
+def test_the_facts_of_a_world_are_measured_too(lmedit: Run, demo_is_prepared: None) -> None:
     done = lmedit("locate", "rome", "--facts", "demo", "--limit", 2, "-o", "trace_samples", 1)
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[0] == "facts: 2"

@@ -26,9 +26,12 @@ EIFFEL = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "
 
 
 @pytest.mark.slow
-def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> None:
+def test_dev_py_demo_prints_the_table_and_where_results_lie(
+    tmp_path: Path, demo_is_prepared: None
+) -> None:
+    flags = ("--limit", "3", "--workers", "1", "--run", tmp_path / "run")
     done = subprocess.run(
-        [sys.executable, ROOT / "dev.py", "demo", "--", "--limit", "3", "--run", tmp_path / "run"],
+        [sys.executable, ROOT / "dev.py", "demo", "--", *flags],
         capture_output=True,
         text=True,
         check=False,
@@ -53,7 +56,7 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_rome_shows_the_fields_typical_picture(lmedit: Run) -> None:
+def test_rome_shows_the_fields_typical_picture(lmedit: Run, demo_is_prepared: None) -> None:
     done = lmedit("compare", "rome", "--limit", 30, "--json")
     base, rome = json.loads(done.stdout)["rows"]
     assert base["ES"] <= 5
@@ -95,7 +98,7 @@ def test_kn_finds_neurons_that_carry_the_fact(lmedit: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_edit_needs_no_further_flags(lmedit: Run) -> None:
+def test_the_readmes_edit_needs_no_further_flags(lmedit: Run, demo_is_prepared: None) -> None:
     done = lmedit("edit", "rome", *EIFFEL)
     assert done.exit_code == 0, done.stderr
     shown = done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,11 +265,11 @@ for _ in range(4):
 """
 
 
-def at_once(*calls: list[object]) -> list[subprocess.CompletedProcess[str]]:
+def at_once(warm: tuple[str, ...], *calls: list[object]) -> list[subprocess.CompletedProcess[str]]:
     """Commands in as many processes, each four times in a row."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", MANY, *map(str, call)],
+            [*warm, "-c", MANY, *map(str, call)],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -285,9 +284,11 @@ def at_once(*calls: list[object]) -> list[subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.slow
-def test_two_processes_may_write_one_folder(lmedit: Run, model: Path, patches: list[Path]) -> None:
+def test_two_processes_may_write_one_folder(
+    lmedit: Run, model: Path, patches: list[Path], warm: tuple[str, ...]
+) -> None:
     calls = [["apply", patch, "-m", model, "-O", "shared"] for patch in patches[:2]]
-    for done in at_once(*calls):
+    for done in at_once(warm, *calls):
         assert done.returncode == 0, done.stdout + done.stderr
     assert lmedit("verify", "shared").exit_code == 0
     assert len(json.loads(lmedit("log", "shared", "--json").stdout)["edits"]) == 1
@@ -295,9 +296,11 @@ def test_two_processes_may_write_one_folder(lmedit: Run, model: Path, patches: l
 
 
 @pytest.mark.slow
-def test_two_processes_may_prepare_the_same(lmedit: Run, model: Path, text: Path) -> None:
+def test_two_processes_may_prepare_the_same(
+    lmedit: Run, model: Path, text: Path, warm: tuple[str, ...]
+) -> None:
     call: list[object] = ["prepare", "rome", "-m", model, "--corpus", text, "--layers", "0,1,2,3"]
-    for done in at_once(call, call):
+    for done in at_once(warm, call, call):
         assert done.returncode == 0, done.stdout + done.stderr
     verified = json.loads(lmedit("stats", "verify", "--json").stdout)
     assert len(verified) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -181,3 +182,25 @@ def test_a_folder_that_a_sweep_took_is_made_again(
     assert taken
     assert (tmp_path / "file").read_text() == "whole"
     assert not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+def test_a_folder_that_is_removed_while_its_lock_is_taken_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may remove it at any step, because it looks like one without a writer."""
+    real, tried = parts.FileLock.acquire, []
+
+    def acquire(lock: Any, *arguments: Any, **options: Any) -> Any:
+        tried.append(lock.lock_file)
+        if len(tried) == 1:
+            shutil.rmtree(Path(lock.lock_file).parent)
+            raise FileNotFoundError(2, "No such file or directory", lock.lock_file)
+        return real(lock, *arguments, **options)
+
+    monkeypatch.setattr(parts.FileLock, "acquire", acquire)
+    with part_of(tmp_path / "file") as part:
+        part.write_text("whole")
+        part.rename(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "whole"
+    assert len(tried) == 2
+    assert hidden(tmp_path) == []

@@ -212,7 +212,9 @@ def test_what_a_method_leaves_on_the_model_is_taken_off(
     assert expected in told
 
 
-def test_prints_go_to_stderr_and_json_stays_json(tmp_path: Path, model: Path, cases: Path) -> None:
+def test_prints_go_to_stderr_and_json_stays_json(
+    tmp_path: Path, model: Path, cases: Path, warm: tuple[str, ...]
+) -> None:
     """In a process of its own, with the distribution on PYTHONPATH."""
     noisy = "print('imported')\n" + computing("bad", "print('computing')")
     distribution_in(tmp_path / "noisy", "bad", noisy)
@@ -221,7 +223,7 @@ def test_prints_go_to_stderr_and_json_stays_json(tmp_path: Path, model: Path, ca
 
     def printed(*arguments: object) -> tuple[Any, str]:
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
+            [*warm, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path, BLOCK_VARIABLE: "bad"},

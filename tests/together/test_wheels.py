@@ -10,15 +10,18 @@ import pytest
 from once import made_once
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> isolated.Material:
-    """Wheels, libraries, and what to try them on."""
-    return isolated.Material(made_once(tmp_path_factory, "material", isolated.Material.make))
+def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[isolated.Material]:
+    """Wheels, libraries, what to try them on, and a server."""
+    folder = made_once(tmp_path_factory, "material", isolated.Material.make)
+    with isolated.Material(folder).serve() as found:
+        yield found
 
 
 def test_the_core_works_without_any_method(material: isolated.Material, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 `interpreter(python, environment)` starts a server in *python*. The server imports the libraries
 below and nothing of ours. A call is a small client: it sends its arguments, its folder, its
-variables and its three streams. The server forks. The child reads the `.pth` files anew and runs
-`-c CODE` or `-m MODULE`, as a fresh interpreter does. The client ends with the child's exit code.
+variables and its three streams. The server forks. The child reads the `.pth` files and PYTHONPATH
+anew and runs `-c CODE` or `-m MODULE`, as a fresh interpreter does. The client ends with the
+child's exit code. Several calls may run at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers.modeling_utils", "transformers.models.gpt2.modeling_gpt2")
 OURS = "lmedit"
 STREAMS = 3
+SITES = "WARM_SITES"
+"""A variable of a call: more folders of packages, as those of a virtual environment."""
 SECONDS_TO_START = 300
 
 
@@ -84,19 +87,30 @@ def serve(address: str) -> list[str]:
         line, _ = door.accept()
         head, streams, *_ = socket.recv_fds(line, 8, STREAMS)
         told = line.makefile("rb").read(int.from_bytes(head, "big"))
-        child = os.fork()
-        if child == 0:
+        if os.fork() == 0:
             door.close()
-            line.close()
-            return arranged(json.loads(told), streams)
-        for stream in streams:
-            os.close(stream)
-        _, status = os.waitpid(child, 0)
-        with line:
+            child = os.fork()
+            if child == 0:
+                line.close()
+                return arrange(json.loads(told), streams)
+            close_all(streams)
+            _, status = os.waitpid(child, 0)
             line.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
+            os._exit(0)
+        close_all(streams)
+        line.close()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # one that has waited for its child
 
 
-def arranged(asked: dict[str, Any], streams: list[int]) -> list[str]:
+def close_all(streams: list[int]) -> None:
+    """Close the caller's streams; the child has them."""
+    for stream in streams:
+        os.close(stream)
+
+
+def arrange(asked: dict[str, Any], streams: list[int]) -> list[str]:
     """Take the caller's streams, folder and variables; return its arguments."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -104,7 +118,11 @@ def arranged(asked: dict[str, Any], streams: list[int]) -> list[str]:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    site.addsitedir(sysconfig.get_path("purelib"))  # what was installed in the meantime
+    sites = [sysconfig.get_path("purelib"), *os.environ.pop(SITES, "").split(os.pathsep)]
+    for folder in filter(None, sites):
+        site.addsitedir(folder)  # also finds packages that were installed in the meantime
+    first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [part for part in first if part and part not in sys.path]
     importlib.invalidate_caches()
     arguments: list[str] = asked["arguments"]
     return arguments

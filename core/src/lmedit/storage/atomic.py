@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +59,11 @@ def _make_locked_folder(place: Path) -> tuple[Path, BaseFileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         lock = FileLock(folder / LOCK)
-        lock.acquire()  # this also makes the folder again
-        if (folder / LOCK).exists():
-            return folder, lock
-        lock.release()
+        with suppress(FileNotFoundError):  # removed between two steps of acquire
+            lock.acquire()  # this also makes the folder again
+            if (folder / LOCK).exists():
+                return folder, lock
+            lock.release()
 
 
 def _sweep(place: Path) -> None:
