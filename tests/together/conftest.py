@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
+from demo_cache import demo_is_prepared, demo_statistics
 from small_world import record, save_model
 
 from lmedit.cli import main
@@ -15,6 +16,8 @@ from lmedit.testing import Texts
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+__all__ = ["demo_is_prepared", "demo_statistics"]
 
 
 @pytest.fixture(autouse=True)
