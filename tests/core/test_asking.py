@@ -141,7 +141,7 @@ def test_a_record_has_its_own_joint(lm: Lm) -> None:
 
 def test_a_blank_in_a_request_is_the_joint() -> None:
     typed = Request(prompt="塔在 ", target_new="罗马 ")
-    assert (typed.prompt, typed.target_new, typed.join) == ("塔在", "罗马", "space")
+    assert (typed.prompt, typed.target_new, typed.join) == ("塔在", "罗马 ", "space")
     assert Request(prompt="Q\n", target_new="Rome").join is None
     notes: list[str] = []
     flags = {"prompt": "{} is in ", "subject": "It", "target_new": "Rome"}

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from lmedit import Lm, Request
+from lmedit.compare.comparison import Outcome
+from lmedit.compare.rows import summary_row
 from lmedit.errors import RequestError
 from lmedit.metrics import zsre
 from lmedit.metrics.locality import kl, mean_kl, next_log_probabilities, with_edit
@@ -194,3 +196,17 @@ def test_groups_cost_least() -> None:
         found = by_length(lengths, budget)
         cost = sum(len(g) * max(lengths[i] for i in g) + PASS_TOKENS for g in found)
         assert cost <= 1.2 * min(costs)  # equal lengths are cut where the budget ends
+
+
+def test_blanks_at_the_end_of_an_answer_are_tokens(fluent: Lm) -> None:
+    """As in the released code, which encodes " " + the answer as the file has it."""
+    pairs = [(prompt, f"{answer} ") for prompt, answer in PAIRS]
+    assert string_hits(fluent, pairs) == [plain_string_hits(fluent, *pair) for pair in pairs]
+    assert Request(prompt="The tower", target_new="old ").target_new == "old "
+
+
+def test_a_row_has_s_of_zsre(fluent: Lm) -> None:
+    shares = {"efficacy": 0.5, "paraphrase": 0.25, "specificity": 1.0}
+    row = summary_row("ft", [Outcome("ft", "0", shares)], None)
+    assert row["zsre_S"] == pytest.approx(3 / (1 / 50 + 1 / 25 + 1 / 100))
+    assert summary_row("ft", [Outcome("ft", "0", {"ES": 1.0})], None)["zsre_S"] is None

@@ -265,6 +265,8 @@ def editor_for(
     if not options.needs_preparation:
         return ready(loaded, lm, options)
     trained = loaded.method.prepares_on == "cases"
+    if takes_checkpoint(options):
+        return prepare(loaded, lm, options, None)
     if not train and (material is None or trained):
         return ready(loaded, lm, options, material)
     if own and not train:
@@ -276,6 +278,11 @@ def editor_for(
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, sweep)
+
+
+def takes_checkpoint(options: Options) -> bool:
+    """Whether *options* name a published editor's file; it is read, and nothing is trained."""
+    return getattr(options, "checkpoint", None) is not None
 
 
 def _words(material: Material) -> str:

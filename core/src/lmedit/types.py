@@ -90,7 +90,7 @@ class Request(Frozen):
         prompt, target = values.get("prompt"), values.get("target_new")
         if not isinstance(prompt, str) or not isinstance(target, str):
             return values
-        bare, answer = prompt.rstrip(" ") or prompt, target.strip(" ") or target
+        bare, answer = prompt.rstrip(" ") or prompt, target.lstrip(" ") or target
         typed = bare != prompt or target.startswith(" ")
         own = values.get("join") in {None, "auto"} and typed and not bare[-1:].isspace()
         join = "space" if own else values.get("join")

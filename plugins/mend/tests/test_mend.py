@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config
+from transformers import GPT2Config, GPTJConfig, LlamaConfig, Qwen2Config
 
+import lmedit
 from lmedit import Editor, Lm, LowRank, Prepared, Request, build_options, load
 from lmedit.errors import ArtifactError, OptionError
 from lmedit.hyper import EditBatch, edit_factors, row_of
 from lmedit.pipeline import prepare
 from lmedit.preparation import load_prepared, save_prepared
 from lmedit.testing import Records
-from lmedit.tiny import FAMILIES, tiny_family
+from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 from lmedit_mend import edit_prepare, network_of
 from lmedit_mend.equations import EPSILON, layer, merge, normalise, step
 from lmedit_mend.released import config_order
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lmedit_mend.options import MendOptions
 
 loaded = cache(load)
@@ -343,3 +343,36 @@ def test_wrong_options_are_refused(lm: Lm) -> None:
     for name, value in (("sign", 2), ("rank", 0), ("limit", 3)):
         with pytest.raises(OptionError, match=name):
             options(lm, **{name: value})
+
+
+@pytest.mark.parametrize("config", [LlamaConfig(), GPTJConfig(), Qwen2Config()])
+def test_archives_with_any_configuration_are_read(
+    lm: Lm, tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lmedit.editor` with a checkpoint needs no cases."""
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "mend.pt"
+    torch.save({"model": released(lm, options(lm, rank=4)) | {"model_config": config}}, path)
+    made = lmedit.editor("mend", lm, checkpoint=str(path))
+    assert made.prepared.facts["published"] == str(path)
+    assert all(d.dense().isfinite().all() for d in made.compute(ONE).deltas.values())
+
+
+def test_no_other_class_of_an_archive_is_loaded(lm: Lm, tmp_path: Path) -> None:
+    path = tmp_path / "mend.pt"
+    torch.save({"model": {"u": torch.ones(1)}, "state": PosixPath("/")}, path)
+    with pytest.raises(ArtifactError, match="is no released editor"):
+        build_options(loaded("mend").method, {"checkpoint": str(path)}, lm)
+
+
+def test_the_order_of_step_lengths_follows_the_configuration(lm: Lm, tmp_path: Path) -> None:
+    path = tmp_path / "mend.pt"
+    torch.save({"model": released(lm, options(lm, rank=4))}, path)
+    given = {"checkpoint": str(path), "checkpoint_order": "input_first"}
+    chosen: Any = build_options(loaded("mend").method, given, lm)
+    assert config_order(network_of(lm, chosen)) == [0, 1, 2, 3, 4, 5]
+    distilled = tiny_lm(n_layer=6)
+    auto: Any = build_options(loaded("mend").method, {"checkpoint": str(path)}, distilled)
+    assert auto.checkpoint_order == "input_first"
+    trained: Any = build_options(loaded("mend").method, {}, lm)
+    assert "checkpoint_order" not in trained.prepared_from()

@@ -166,6 +166,8 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
         measuring.references,
         plan.drawn_from,
     )
+    if measuring.preset:
+        scoring = replace(scoring, treebank=True)
     return Comparing(
         setup, measuring, cases, editors, _baselines(setup, measuring), scoring, regime
     )

@@ -41,7 +41,7 @@ def prepare(
 ) -> None:
     """Prepare METHOD for a model. You can stop it and start it again; the result is cached."""
     from lmedit.charts import files
-    from lmedit.plan import set_up
+    from lmedit.plan import set_up, takes_checkpoint
     from lmedit.preparation import prepared_path
 
     if plot is not None:
@@ -62,7 +62,8 @@ def prepare(
         if not options.needs_preparation:
             note(f"{method} needs no preparation with these options")
         editor = setup.editor(loaded, options, train=True, sweep=several)
-        path = prepared_path(loaded, setup.lm, options, material)
+        on = None if takes_checkpoint(options) else material
+        path = prepared_path(loaded, setup.lm, options, on)
         facts = dict(editor.prepared.facts)
         found.append({"method": method, "path": str(path), "facts": facts})
     if plot is not None:

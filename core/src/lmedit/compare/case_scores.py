@@ -44,6 +44,8 @@ class Scoring:
     heldout: HeldOut | None = None
     references: References | None = None
     seed: int = 0
+    treebank: bool = False
+    """Whether GE counts the words of the published GE, because published figures stand beside."""
 
     def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
         """Measure the base model: for each case the next tokens after its neighbours, or None."""
@@ -58,6 +60,7 @@ class Scoring:
             self.seed if "text" in self.groups else None,
             self.heldout.digest if self.heldout else None,
             self.references.digest if self.references else None,
+            *(["treebank"] if self.treebank and "text" in self.groups else []),
         ]
 
     def score(
@@ -85,6 +88,9 @@ class Scoring:
             own = self._sample(lm, cases, under)
             _join(written, [{f"text {n}": text for n, text in enumerate(t, 1)} for t in own])
             _join(found, _score_texts(lm, cases, own, self.references, under))
+            if self.treebank:
+                fluent = [generated_text.generation_entropy(t, treebank=True) for t in own]
+                _join(found, [{"GE": value} for value in fluent])
         if self.heldout is not None:
             for number in range(len(found)):
                 alone = under and RowEdits(under.edits, [number])

@@ -113,9 +113,17 @@ def results_head(
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,
         "trained_on": seen,
-        "protocol": protocol(scoring.groups),
+        "protocol": protocol(scoring.groups) | protocol_of_words(scoring),
         "asking": asking_of(lm),
     }
+
+
+def protocol_of_words(scoring: Scoring) -> dict[str, str]:
+    """The protocol of GE if it counts the words of the published GE; else empty."""
+    if not scoring.treebank or "text" not in scoring.groups:
+        return {}
+    words = "words of the Penn Treebank rules, as the released code"
+    return {"GE": f"2/3 bigram + 4/3 trigram entropy, top-5 sampling to 100 tokens; {words}"}
 
 
 def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:

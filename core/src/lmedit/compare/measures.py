@@ -91,6 +91,13 @@ _SCORES = (
     _zsre("paraphrase", "zsRE para", "the same after paraphrases"),
     _zsre("specificity", "zsRE spec", "share of right tokens on questions about something else"),
     Measure(
+        "zsre_S",
+        "zsRE S",
+        "harmonic mean of the three shares of zsRE",
+        TOKENS,
+        of_case=False,
+    ),
+    Measure(
         "exact_match",
         "exact",
         "share of cases in which the model writes just the new answer",

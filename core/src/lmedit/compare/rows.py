@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PARTS = ("ES", "PS", "NS")
 """The scores of which S is the harmonic mean."""
+ZSRE_PARTS = ("efficacy", "paraphrase", "specificity")
+"""The shares of which S of zsRE is the harmonic mean (ROME `summarize.py`)."""
 EXTRAS = ("peak_mebibytes", "patch_bytes")
 
 
@@ -38,6 +40,7 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
         row[name] = _scale(mean(values), scale)
         row[f"{name}{HALF_WIDTH}"] = _scale(interval(values), scale)
     row["S"] = harmonic_mean([row[name] for name in PARTS])
+    row["zsre_S"] = harmonic_mean([row[name] for name in ZSRE_PARTS])
     seconds = [o.seconds for o in outcomes if o.seconds is not None]
     row["seconds_per_edit"] = mean(seconds)
     row["prepare_seconds"] = editor.prepare_seconds if editor else None

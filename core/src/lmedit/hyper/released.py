@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,19 +19,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CONFIG = re.compile(r"transformers\.models\.\w+\.configuration_\w+\.\w+Config")
+"""The full name of a configuration class of transformers."""
+
+
 def released_weights(path: str) -> dict[str, Tensor]:
     """The tensors by name in the archive at *path*: those of its key "model", if it has one.
 
     Only tensors, plain values and the base model's configuration are unpickled, and tensors are
     read from disk when they are used. Raises `ArtifactError` for any other content.
     """
-    from transformers import GPT2Config, GPTJConfig
-
     if not Path(path).is_file():
         raise ArtifactError(f"no file {path!r}; name a released editor's file")
     try:
-        with torch.serialization.safe_globals([GPT2Config, GPTJConfig]):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        found = _load_with_configs(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{path} is no released editor ({why}); fetch it again") from error
@@ -59,6 +62,33 @@ def take_over(
                 f"{shape}; name the editor of this model, and leave out options that the file tells"
             )
     return {name: found[name] for name in shapes}
+
+
+def _load_with_configs(path: str) -> Any:
+    """Read the archive. Configurations of transformers' own models are allowed in it."""
+    allowed: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except pickle.UnpicklingError as error:
+            found = CONFIG.search(str(error))
+            kind = _config_named(found.group()) if found else None
+            if kind is None or kind in allowed:
+                raise
+            allowed.append(kind)
+
+
+def _config_named(name: str) -> Any:
+    """The configuration class *name* of transformers; None if it is none."""
+    from transformers import PreTrainedConfig
+
+    module, _, each = name.rpartition(".")
+    try:
+        kind = getattr(import_module(module), each, None)
+    except ImportError:
+        return None
+    return kind if isinstance(kind, type) and issubclass(kind, PreTrainedConfig) else None
 
 
 def _is_zip(path: str) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmedit.errors import CasesError
+from lmedit.metrics.words import treebank_words
 from lmedit.replay.batches import log_probabilities, read_rows
 from lmedit.storage.cache import key_of
 
@@ -90,15 +91,19 @@ def entropy(words: Sequence[str], n: int) -> float:
     return math.fsum(count / total * math.log2(total / count) for count in counts.values())
 
 
-def fluency(text: str) -> float:
-    """GE of one text: mean(2/3 H_2, 4/3 H_3) = H_2 / 3 + 2 H_3 / 3, words by `WORD` after NFC."""
-    words = WORD.findall(unicodedata.normalize("NFC", text))
+def fluency(text: str, *, treebank: bool = False) -> float:
+    """GE of one text: mean(2/3 H_2, 4/3 H_3) = H_2 / 3 + 2 H_3 / 3.
+
+    The words are those of `WORD` after NFC, or with *treebank* those of the published GE.
+    """
+    words = treebank_words(text) if treebank else WORD.findall(unicodedata.normalize("NFC", text))
     return (2 / 3 * entropy(words, 2) + 4 / 3 * entropy(words, 3)) / 2
 
 
-def generation_entropy(texts: Sequence[str]) -> float | None:
+def generation_entropy(texts: Sequence[str], *, treebank: bool = False) -> float | None:
     """GE: the mean `fluency` of *texts* in bits (tables print 100 times it); None without texts."""
-    return math.fsum(map(fluency, texts)) / len(texts) if texts else None
+    each = [fluency(text, treebank=treebank) for text in texts]
+    return math.fsum(each) / len(each) if each else None
 
 
 @dataclass(frozen=True)

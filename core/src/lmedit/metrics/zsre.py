@@ -39,7 +39,8 @@ def string_hits(
 ) -> list[list[bool]]:
     """For each (prompt, target) and each token i of joint + target: is it top-1, by strings?
 
-    The joint is that of `Lm.parts`; in ROME's code it is a blank. The prompt is
+    The joint is that of `Lm.parts`; in ROME's code it is a blank. Blanks at the end of a target are
+    tokens of the target, as there. The prompt is
     ``prompt + decode(target[:i])``, encoded again. The first id of ``decode(target[i])`` is right
     (ROME `eval_utils_zsre.py:test_batch_prediction_acc`). So a token that is part of a character
     can never be right. Targets are encoded without special tokens, as in MEMIT's successors.
@@ -49,7 +50,8 @@ def string_hits(
     counts: list[int] = []
     for prompt, target in pairs:
         before, answer = lm.parts(prompt, target)
-        ids = _plain_ids(lm, answer)
+        end = target[len(target.rstrip(" ")) :]
+        ids = _plain_ids(lm, answer + end)
         counts.append(len(ids))
         for i, token in enumerate(ids):
             prompts.append(encode_prompt(lm, before + lm.decode(ids[:i])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -12,6 +12,12 @@ from lmedit.hyper.options import PUBLISHED_TRAINING, TRAINING, HyperOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lmedit.models import Lm
+
+
+DISTILLED = 6
+"""Blocks of distilgpt2, whose published configuration lists the input matrix first."""
 
 
 class MendOptions(HyperOptions):
@@ -42,6 +48,11 @@ class MendOptions(HyperOptions):
         "edit_rate_rate",
     )
 
+    checkpoint_order: Literal["auto", "output_first", "input_first"] = Field(
+        default="auto",
+        description="Order of a block's matrices in the checkpoint's step lengths. auto: output "
+        "first for GPT-2 but distilgpt2.",
+    )
     rank: int = Field(default=128, ge=1, description="Rank of each layer of the network.")
     hidden: int = Field(default=1, ge=0, description="Number of layers before the last one.")
     normalise: bool = Field(default=True, description="Normalise each coordinate of the factors.")
@@ -65,6 +76,20 @@ class MendOptions(HyperOptions):
     decay: bool = Field(
         default=True, description="Lower the learning rate to zero during the training."
     )
+
+    def resolved(self, lm: Lm) -> Self:
+        """The same as for every editor, and the order of a checkpoint's matrices."""
+        found = super().resolved(lm)
+        if found.checkpoint is None or found.checkpoint_order != "auto":
+            return found
+        first = all(site.transposed for site in found.sites(lm)) and lm.n_layers != DISTILLED
+        order = "output_first" if first else "input_first"
+        return found.model_copy(update={"checkpoint_order": order})
+
+    def prepared_from(self) -> dict[str, Any]:
+        """The same, with the order of a checkpoint's matrices if there is a checkpoint."""
+        more = {} if self.checkpoint is None else {"checkpoint_order": self.checkpoint_order}
+        return super().prepared_from() | more
 
     def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """Rank and layers by the shapes; the released code adds, and rectifies the last layer."""

@@ -54,12 +54,14 @@ def read_released(path: str, network: MendNetwork) -> Prepared:
 
 
 def config_order(network: MendNetwork) -> list[int]:
-    """Our numbers of the matrices in the released order: in a `Conv1D` block the last comes first.
+    """Our numbers of the matrices in the order of the file's configuration.
 
-    Within one shape the order is the same, so scales and shifts keep theirs.
+    In GPT-2's configurations the output matrix of a block comes first (`output_first`); in those
+    of distilgpt2 and of other families it comes last, as here. Within one shape the order is the
+    same, so scales and shifts keep theirs.
     """
     numbers = list(range(len(network.sites)))
-    if not all(site.transposed for site in network.sites):
+    if network.options.checkpoint_order != "output_first":
         return numbers
     return [n for pair in zip(numbers[1::2], numbers[::2], strict=True) for n in pair]
 
