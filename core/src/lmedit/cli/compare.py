@@ -94,8 +94,8 @@ regime_flags = flags(
         flag_value="own",
         multiple=True,
         type=click.Choice(["own", "retrieve"]),
-        help="Add a baseline that changes no weight. own: it puts the new fact as a sentence "
-        "before each prompt. retrieve: it puts the facts of all cases that fit the prompt best "
+        help="Add a baseline that changes no weight; own: it puts the new fact as a sentence "
+        "before each prompt; retrieve: it puts the facts of all cases that fit the prompt best "
         "(BM25).  [own if no value follows]",
     ),
     click.option(
@@ -108,8 +108,8 @@ regime_flags = flags(
         type=click.Choice(["single", "batch", "sequential", "batched"]),
         default="single",
         show_default=True,
-        help="single: one edit at a time. batch: compute many edits on the base model. "
-        "sequential: compute each edit on the edited model. batched: compute --batch facts at a "
+        help="single: one edit at a time; batch: compute many edits on the base model; "
+        "sequential: compute each edit on the edited model; batched: compute --batch facts at a "
         "time on the edited model. Methods with a joint update make one change of them.",
     ),
     click.option("--batch", type=click.IntRange(1), help="With --regime batched: facts at a time."),
