@@ -23,7 +23,12 @@ def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
     Raises `OptionError` if matplotlib is not installed.
     """
     buffer = io.BytesIO()
-    _figure(charts).savefig(buffer, format=kind, dpi=150)
+    written_by = {"png": {"Software": "lmedit"}, "svg": {"Creator": "lmedit"}}[kind]
+    pyplot()
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "svg.fonttype": "path"}):
+        _figure(charts).savefig(buffer, format=kind, dpi=150, metadata=written_by)
     return buffer.getvalue()
 
 
