@@ -177,6 +177,6 @@ def test_a_chart_reads_no_formulas(tmp_path: Path) -> None:
     from lmedit.charts import Bars
     from lmedit.charts.files import draw
 
-    chart = Bars("$\\frac{", ("$x^", EVIL), {"$_{": (1.0, 2.0)}, "$a", "$b")
+    chart = Bars("$\\frac{", "$a", "$b", ("$x^", EVIL), {"$_{": (1.0, 2.0)})
     draw([chart], tmp_path / "a.svg")
     assert "<img" not in (tmp_path / "a.svg").read_text()

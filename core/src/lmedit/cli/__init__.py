@@ -42,7 +42,7 @@ class Cli(click.Group):
         return super().parse_args(ctx, _with_files(args))
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run the program. Whatever ends it, the user reads one line and gets an exit code."""
+        """Run the program. It always ends with an exit code, and an error is one line."""
         if not standalone_mode:
             return super().main(*args, **{**extra, "standalone_mode": False})
         open_streams()

@@ -60,7 +60,7 @@ def apply(
     edit again, in any order. The model of -m can be the base or a folder with other edits; it is
     not changed. The written weights are compared with the model, bit for bit, before they are kept.
     """
-    from lmedit.edits.model_folders import add_edits, check_folder, open_folder, write_folder
+    from lmedit.edits.model_folders import add_edits, check_model_place, open_folder, write_folder
     from lmedit.edits.model_folders import read_patches as read
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
@@ -75,7 +75,7 @@ def apply(
     else:
         model = base_for(model, patches)
     quiet_hub()
-    check_folder(out)
+    check_model_place(out)
     with being_changed(out):
         edited = open_folder(model, device=device, dtype=dtype, download=download)
         tell_notes(edited.lm)
@@ -110,7 +110,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
     remaining edits.
     """
     from lmedit.edits.model_folders import (
-        check_folder,
+        check_model_place,
         count_dependents,
         find_edits,
         open_folder,
@@ -122,7 +122,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 
     quiet_hub()
     log_of(folder)
-    check_folder(out or folder)
+    check_model_place(out or folder)
     with being_changed(out or folder):
         edited = open_folder(str(folder), device="cpu")
         gone = find_edits(edited, edits)

@@ -145,7 +145,7 @@ method_flags = flags(
         expose_value=False,
         callback=lambda _, __, value: _limit(value),
         metavar="SECONDS",
-        help="End a hook of an edit after so many seconds; the edit counts as failed.  "
+        help="The longest time of one hook of an edit. After it the edit counts as failed.  "
         "[default: no limit]",
     ),
     click.option("--seed", type=NUMBER, help="Random seed.  [default: 0]"),

@@ -1,4 +1,4 @@
-"""Every end of the program is one line and an exit code, whatever ends it."""
+"""Every end of the program is one line and an exit code."""
 
 from __future__ import annotations
 

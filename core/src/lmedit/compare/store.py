@@ -63,7 +63,7 @@ def _check_version(database: sqlite3.Connection) -> None:
         database.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _stored(row: tuple[Any, ...]) -> Stored:
+def _read_row(row: tuple[Any, ...]) -> Stored:
     """The result in *row*; raises `sqlite3.DatabaseError` if it has other kinds of values."""
     texts, numbers = row[:4], row[4:]
     if not all(isinstance(value, str) for value in texts) or not all(
@@ -93,7 +93,7 @@ def read_results(folder: Path) -> list[Stored]:
             if found > VERSION:
                 what = f"it has schema {found}, and this lmedit knows {VERSION}"
                 raise sqlite3.DatabaseError(what)
-            return [_stored(row) for row in database.execute(ALL)]
+            return [_read_row(row) for row in database.execute(ALL)]
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise RunError(f"cannot open the run in {folder}: {error}; run compare again") from error
 
@@ -165,7 +165,7 @@ class RunStore:
         """The result of the task *key*; None if the task is not finished."""
         with self._guarded("read"):
             row = self._database.execute(ONE, (key,)).fetchone()
-            return _stored(row) if row else None
+            return _read_row(row) if row else None
 
     def claim(self, key: str) -> bool:
         """Claim the task *key* for this process; False if it is done or another process has it.
@@ -203,7 +203,7 @@ class RunStore:
     def all(self) -> list[Stored]:
         """All finished tasks, sorted by key."""
         with self._guarded("read"):
-            return [_stored(row) for row in self._database.execute(ALL)]
+            return [_read_row(row) for row in self._database.execute(ALL)]
 
     def _one(self, query: str, key: str) -> str | None:
         row = self._database.execute(query, (key,)).fetchone()

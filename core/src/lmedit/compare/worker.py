@@ -128,7 +128,7 @@ class Worker:
         """
         candidate, lm = group[0].candidate, self.lm
         if candidate.editor_of is None:
-            return self._unedited(claimed)
+            return self._score_unedited(claimed)
         known = self._compute_together(group)
         found: dict[str, Result] = {}
         for task in claimed:
@@ -147,7 +147,7 @@ class Worker:
                 found[task.key] = self._result(task, known[task.key], scored.get(task.key))
         return found
 
-    def _unedited(self, tasks: Sequence[Task]) -> dict[str, Result]:
+    def _score_unedited(self, tasks: Sequence[Task]) -> dict[str, Result]:
         """The scores of *tasks* without an edit. A record that cannot be scored is a failure."""
         lm = self.lm
         try:
@@ -157,7 +157,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001  (one text may be too long, for example)
             if len(tasks) == 1:
                 return {tasks[0].key: Result(failure=failure_of(error))}
-            return {key: each for task in tasks for key, each in self._unedited([task]).items()}
+            return {
+                key: each for task in tasks for key, each in self._score_unedited([task]).items()
+            }
         return {task.key: each for task, each in zip(tasks, results, strict=True)}
 
     def _compute_together(self, group: Sequence[Task]) -> dict[str, Computed]:

@@ -128,15 +128,15 @@ class LedgerState:
 def _own(update: Update) -> Update:
     """*update* with copies of its tensors, which no caller can change."""
 
-    def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def copy_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     kinds = {kind: name for name, kind in DELTAS.items()}
     deltas = {
-        site: DELTAS[kinds[type(delta)]](**copied(delta.tensors()))
+        site: DELTAS[kinds[type(delta)]](**copy_all(delta.tensors()))
         for site, delta in update.deltas.items()
     }
-    return Update(deltas, deepcopy(dict(update.notes)), copied(update.carry))
+    return Update(deltas, deepcopy(dict(update.notes)), copy_all(update.carry))
 
 
 def _values_digest(base: Mapping[Site, Tensor]) -> str:

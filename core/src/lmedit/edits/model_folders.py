@@ -241,7 +241,7 @@ def digest_in_base(model: EditedModel, update: Update) -> str:
     return digest_tensors(before.items())
 
 
-def check_folder(folder: Path) -> None:
+def check_model_place(folder: Path) -> None:
     """Raise `ArtifactError` if a model cannot be written to *folder*; call it before long work."""
     if os.path.lexists(folder) and not os.path.isfile(folder / LEDGER):
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
@@ -252,7 +252,7 @@ def write_folder(model: EditedModel, folder: Path) -> None:
 
     Raises `ArtifactError` if something else is there, or if the files hold other weights.
     """
-    check_folder(folder)
+    check_model_place(folder)
     with replacing_folder(folder) as place:
         model.lm.model.save_pretrained(place)
         model.lm.tokenizer.save_pretrained(place)

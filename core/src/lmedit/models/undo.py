@@ -1,7 +1,7 @@
 """Blocks in which the weights differ, and the values that they had before.
 
-The values are noted before a weight changes. So the weights can be restored from the notes,
-whatever line an interrupt hits. A block holds the model's lock: other threads wait.
+The values are noted before a weight changes. So the weights can be restored from the notes
+after an interrupt at any line. A block holds the model's lock: other threads wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OpenBlock:
 
 @contextmanager
 def restored_after(lm: Lm, sites: Iterable[Site]) -> Iterator[OpenBlock]:
-    """Restore the parameters of *sites* after the block, to the bit, whatever happens in it.
+    """Restore the parameters of *sites* after the block, to the bit, also after an error.
 
     Raises `LedgerError` if a block that began later is still open. Then this block and all later
     ones are closed, and their parameters are restored.

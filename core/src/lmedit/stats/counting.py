@@ -36,9 +36,9 @@ SAVE_SECONDS = 30.0
 
 
 CHARACTERS = 64
-"""So many characters for each wanted token are encoded at first."""
+"""How many characters are encoded at first, for each wanted token."""
 MARGIN = 16
-"""So many tokens at a cut may differ from those of the whole text."""
+"""How many tokens at a cut may differ from those of the whole text."""
 
 
 def first_tokens(lm: Lm, text: str, count: int) -> list[int]:

@@ -106,7 +106,7 @@ def _is_options(path: Path, head: bytes) -> bool:
 
 
 def list_files(folder: Path) -> None:
-    """Write the list of what is in *folder* now, which lmedit is about to put in its place."""
+    """Write the list of the files in *folder*, which lmedit puts in its place next."""
     names = sorted(entry.name for entry in folder.iterdir())
     (folder / FILES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
