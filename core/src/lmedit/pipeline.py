@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit import defaults
-from lmedit.errors import ArtifactError, BrokenPluginError, RequestError
+from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.guards.carried import check_carried
 from lmedit.guards.hooks import implements
 from lmedit.guards.results import Returned
 from lmedit.guards.untouched import check_types, left_alone, model_changed
@@ -195,7 +196,7 @@ class Editor:
         if not requests:
             raise RequestError(f"{self.name}: there is no fact to edit; give at least one")
         for each in carried:
-            self._check_carried(each)
+            check_carried(self.name, self.lm, self.options, each)
         requests = self._formulate(requests)
         with self._working():
             locations = [self._locate(request) for request in requests]
@@ -209,27 +210,6 @@ class Editor:
             )
         sites = dict.fromkeys(site for each in locations for site in each.sites)
         return self._returned.update(update, Location(tuple(sites)), "edit_compute_joint")
-
-    def _check_carried(self, carried: Carried) -> None:
-        """Raise `ArtifactError` if *carried* cannot be the memory of this editor."""
-        options = self.options.prepared_from()
-        names = sorted({*options, *carried.options})
-        other = [n for n in names if options.get(n) != carried.options.get(n)]
-        if carried.method != self.name:
-            what = f"was made by {carried.method}, not by {self.name}"
-        elif carried.base != self.lm.digest:
-            bases = f"{carried.base[:12]}, not on {self.lm.name} ({self.lm.digest[:12]})"
-            what = f"was made on base {bases}"
-        elif other:
-            name = other[0]
-            values = f"{carried.options.get(name)!r}, not {options.get(name)!r}"
-            what = f"was made with {name} {values}"
-        else:
-            return
-        raise ArtifactError(
-            f"{self.name}: the memory of an earlier edit {what}; use the same, or start from the "
-            "base"
-        )
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
