@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
 from lmedit.errors import ArtifactError
 from lmedit.storage.locks import FolderLock, folder_locked, lock_folder
 from lmedit.storage.ours import list_files, others_in, place_of
@@ -195,6 +193,8 @@ def write_whole(path: Path) -> Iterator[Path]:
     link. Raises `ArtifactError` if the folder is not writable or something else than a file is
     there.
     """
+    from safetensors import SafetensorError
+
     place = place_of(path)
     with part_of(place) as part:
         try:
