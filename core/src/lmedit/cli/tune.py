@@ -83,7 +83,7 @@ def tune(
     so tune tries the layers.
     """
     from lmedit.actions.tune import set_up_tuning, take_part
-    from lmedit.options import read_tuned
+    from lmedit.options import MODEL_KEY, parts_of, read_tuned
     from lmedit.storage.json_files import write_json
 
     given["methods"] = (method,)
@@ -94,7 +94,9 @@ def tune(
     tuning = set_up_tuning(plan, note).within(budget, workers, note)
     with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
         entry = tuning(folder)
-    write_json(path, {**others, method: entry})
+    parts = parts_of(plan.options)
+    named = {MODEL_KEY: {"options": parts}} if parts else {}
+    write_json(path, {**others, **named, method: entry})
     click.echo(json.dumps(entry, indent=1) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
 

@@ -80,6 +80,9 @@ def exchange_answer(
         "negative_activations": int((signs < 0).sum()),
         "largest_share_of_stream": max(shares),
     }
+    factors = [mlp.factor for mlp in mlps.values() if mlp.factor != 1.0]
+    if factors:
+        notes["smallest_factor_to_stream"] = min(factors, key=abs)
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)
