@@ -94,6 +94,7 @@ ALSO_NONE = ("head_dim", "num_key_value_heads")
 DEFAULT = object()
 """In the special settings: leave this name at its default."""
 _CUT_FROM = {"encoder_layers": LAYERS, "is_encoder_decoder": False, "is_decoder": True}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1}
 _GEMMA4 = {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "head_dim": HEAD}
 _MROPE = {
@@ -133,11 +134,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
     },
-    "gemma3n_text": {
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "gemma3n_text": {  # a change at the subject must come before the blocks that share keys
+        "num_hidden_layers": 6,
+        "layer_types": [*(_SLIDING, _FULL, _FULL, _FULL), *(_SLIDING, _FULL)],
         "num_kv_shared_layers": 2,
         "intermediate_size": INNER,
-        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
     },
     "gemma4_text": _GEMMA4 | {"global_head_dim": 16, "final_logit_softcapping": 30.0},
     "gemma4_unified_text": _GEMMA4 | {"global_head_dim": 16, "final_logit_softcapping": 30.0},
@@ -163,9 +165,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
         _MROPE,
     ),
     "roc_bert": {"pronunciation_vocab_size": 40, "shape_vocab_size": 40},
+    "prophetnet": {"num_encoder_layers": LAYERS, "is_decoder": True},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local"] * LAYERS},
     "xlm": {"causal": True},
-    "xlstm": {"hidden_size": 64, "num_heads": 2, "qk_dim_factor": 0.5},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "xmod": {"default_language": "en_XX"},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 2, "chunk_size": 16},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": DEFAULT,
+        "attention_head_dim": DEFAULT,
+    },
 }
 
 
