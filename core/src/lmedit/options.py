@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationError
 
 from lmedit.errors import OptionError, UnknownNameError
-from lmedit.models.families import PARTS
 from lmedit.types import Frozen, first_complaint
 
 if TYPE_CHECKING:
@@ -129,8 +128,10 @@ FILE_KEY = "@"
 """The key of a pair whose value is an options file (``-o @FILE``)."""
 
 
+PARTS = ("blocks", "mlp_out", "norm")
+"""The parts of a model that a user can name (``-o mlp_out PATH``)."""
 MODEL_KEY = "model"
-"""The entry of an options file that names parts of the model (`families.PARTS`)."""
+"""The entry of an options file that names such parts."""
 
 
 def parts_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -68,8 +68,6 @@ class Family:
         return dict(self.others).get(layer, self.mlp_out)
 
 
-PARTS = ("blocks", "mlp_out", "norm")
-"""The parts that a user can name (``-o mlp_out PATH``)."""
 PLACE = "{}"
 """In a named path: the place of the block's number."""
 REMEDY = "name it: -o mlp_out 'PATH.OF.BLOCKS.{}.PATH.IN.BLOCK'"
@@ -91,7 +89,7 @@ KNOWN: dict[str, Family] = {
 
 
 def family_of(model: PreTrainedModel, named: Mapping[str, str] | None = None) -> Family:
-    """The family of *model*; *named* are the parts that the user named (`PARTS`).
+    """The family of *model*; *named* are the parts that the user named (``-o mlp_out``).
 
     Raises `UnknownArchitectureError`, which names the missing part and the candidates.
     """

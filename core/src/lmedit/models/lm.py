@@ -53,7 +53,7 @@ class Lm(Asked, Identified, Parts):
 
         Without a *tokenizer* it is an outline, which reads no text. *text* is its own corpus,
         *training* its own cases for training editors. *again* loads the model again. *parts* names
-        parts that are not found (`families.PARTS`).
+        parts that are not found (`options.PARTS`).
 
         Raises `UnknownArchitectureError` if a part of the model is not found.
         """

@@ -70,7 +70,7 @@ class _Place:
 
     @property
     def parts(self) -> dict[str, str]:
-        """Parts of the model that the tuned options name (`families.PARTS`)."""
+        """Parts of the model that the tuned options name (`options.PARTS`)."""
         return dict(self.tuned.get("model", {}).get("options", {}))
 
     @property
@@ -95,7 +95,7 @@ def load_lm(
 
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
     that torch knows, or ``map``: spread over all devices by accelerate. Only with *download* is a
-    model downloaded from the hub. *parts* names parts that are not found (`families.PARTS`). Raises
+    model downloaded from the hub. *parts* names parts that are not found (`options.PARTS`). Raises
     `ModelError` with culprit and remedy, also if tensors are missing or cannot be edited in place.
     Code of the checkpoint never runs.
 
