@@ -279,7 +279,7 @@ def arrives(lm: Lm, editor: Editor, location: Any, update: Update) -> None:
     d = _exchange(lm, REQUEST, location, editor.options)[1].detach()
     mlp = mlps_at_prompt(lm, REQUEST.text, [layer])[layer]
     share = update.notes["share"]
-    wanted = share * mlp.size(places) * mlp.limited(d, places, editor.options.limit).double()
+    wanted = share * mlp.size(places) * mlp.limit_length(d, places, editor.options.limit).double()
     site = lm.mlp_out(layer)
     before = _stream(lm, layer, ids)
     with editor.applied(Update({site: update.deltas[site]})):
