@@ -259,16 +259,17 @@ def write_folder(model: EditedModel, folder: Path) -> None:
     with replacing_folder(folder) as place:
         model.lm.model.save_pretrained(place)
         model.lm.tokenizer.save_pretrained(place)
-        if model.lm.named_parts:  # else nobody could read the folder without naming them again
-            write_json(place / TUNED_FILE, {"model": {"options": dict(model.lm.named_parts)}})
         entries = model.ledger.entries
         for entry in entries:
             save_patch(place / EDITS / f"{entry.id}.safetensors", entry.update, entry.facts)
         if entries:
             originals = {site.name: t for site, t in model.ledger.base.items()}
             save_tensors(place / EDITS / ORIGINALS, BASE, originals, {"base": dict(model.base)})
-        if model.lm.tuned:
-            write_json(place / TUNED_FILE, dict(model.lm.tuned))
+        tuned = dict(model.lm.tuned)
+        if model.lm.named_parts:  # else nobody could read the folder without naming them again
+            tuned["model"] = {"options": dict(model.lm.named_parts)}
+        if tuned:
+            write_json(place / TUNED_FILE, tuned)
         write_json(place / LEDGER, model.head)
         check_written(model.lm, place)
 
