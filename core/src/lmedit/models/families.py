@@ -106,7 +106,7 @@ def _check_decoder(model: PreTrainedModel) -> None:
 
     config = model.config
     two_way = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
-        config.is_decoder or getattr(config, "causal", False)
+        getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     )
     if two_way or config.is_encoder_decoder:
         raise UnknownArchitectureError(
