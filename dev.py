@@ -190,6 +190,12 @@ def isolated(asked: argparse.Namespace) -> None:
     run("python", "tests/together/isolated.py", *asked.rest)
 
 
+def attack(asked: argparse.Namespace) -> None:
+    """Attack with damaged files, kills, interrupts and bad plugins. After --: --minutes N."""
+    path = str(ROOT / "tests" / "together")
+    run("python", "tests/attack/attack.py", *asked.rest, OMP_NUM_THREADS="1", PYTHONPATH=path)
+
+
 def rooms(asked: argparse.Namespace) -> None:
     """Count the rooms, floors, imports and circles of the core. After --: --types."""
     run("python", "tests/architecture/count_rooms.py", *asked.rest)
@@ -202,7 +208,7 @@ def families(asked: argparse.Namespace) -> None:
 
 TASKS = {
     task.__name__: task
-    for task in (test, check, demo, real, bench, docs, isolated, rooms, families)
+    for task in (test, check, demo, real, bench, docs, isolated, attack, rooms, families)
 }
 
 

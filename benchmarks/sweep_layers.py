@@ -82,8 +82,8 @@ SWEEPS = {
         (5e-4, 2e-3, 5e-3),
         (2e-3, 1e-2),
         "Nobody prepared this model for edits. To save time, ROME uses six sampled contexts here\n"
-        "in place of twenty: its last losses are the same (see\n"
-        "[the real model](real-model.md)).",
+        "in place of twenty. Its last losses are the same\n"
+        "([the real model](real-model.md)).",
     ),
 }
 
@@ -112,8 +112,9 @@ def page(world: str, rows: list[dict[str, Any]]) -> str:
         f"```console\n{_commands(world, rows)}\n```\n\n"
         "A command measures every setting of its methods on the last records of the world.\n"
         f"Then it measures the {FINALISTS} best settings of each method again, on {RUN_OFF} times\n"
-        "as many records (the last lines of the table; n is the number of records). The world's\n"
-        "`lmedit-tuned.json` holds the best of these.\n\n"
+        "as many records. These are the last lines of the table. "
+        "The column n is the number of records.\n"
+        "The world's `lmedit-tuned.json` holds the best of these.\n\n"
         f"{SWEEPS[world].told}\n\n"
         "RelS is relation specificity: the share of the subject's other facts that are still\n"
         "right.\n\n"

@@ -27,7 +27,7 @@ PARTICIPLE = re.compile(
 NOT_ACTS = {"need", "seed", "speed", "feed", "embed"}
 SAME_INTERFACE = {"case_from", "take_part"}
 """Each case format has the first, and each command with workers the second."""
-DOCUMENTED = {"resolved", "prepared_from"}
+DOCUMENTED = {"resolved", "prepared_from", "prepared_on"}
 """Methods of `Options` that plugins override; another name would not be called any more."""
 
 

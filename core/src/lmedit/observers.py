@@ -28,9 +28,18 @@ import pluggy
 
 from lmedit import hookspecs
 from lmedit.errors import BrokenPluginError, UnknownNameError
-from lmedit.guards.hooks import HOOKS, last_line, plugin_of, prints_aside
+from lmedit.guards.hooks import (
+    HOOKS,
+    IMPORT_SECONDS,
+    at_most,
+    last_line,
+    plugin_of,
+    prints_aside,
+    time_limit,
+)
 from lmedit.hookspecs import hookimpl
 from lmedit.registry import BUILT_IN, module_of
+from lmedit.storage.escapes import for_terminal
 from lmedit.types import Applied, Prepared, Update
 
 if TYPE_CHECKING:
@@ -53,9 +62,11 @@ def observer(name: str) -> object:
     if name not in found:
         raise UnknownNameError("observer", name, found)
     try:
-        with prints_aside():
+        with prints_aside(), at_most(IMPORT_SECONDS):
             return found[name].load()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BrokenPluginError(f"observer {name!r}: {last_line(error)}") from error
 
 
@@ -92,16 +103,21 @@ def _watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     def safely(step: Callable[..., Any], *arguments: Any, ends: bool) -> None:
         try:
-            step(*arguments)
+            with time_limit(hook):
+                step(*arguments)
             complaint = "it must yield once" if ends else ""
         except StopIteration:
             complaint = "" if ends else "it must yield once"
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (an observer may raise anything)
+        except KeyboardInterrupt as error:
+            if error not in arguments:
+                raise
+            complaint = ""
+        except BaseException as error:  # noqa: BLE001  (an observer may raise anything)
             complaint = "" if error in arguments else last_line(error)
         if complaint and not complained:
             complained.append(complaint)
             text = f"observer {name!r}, {hook}: {complaint}; the edit continues\n"
-            sys.stderr.write(text)
+            sys.stderr.write(for_terminal(text))
             sys.stderr.flush()
 
     @hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationError
 
 from lmedit.errors import OptionError, UnknownNameError
+from lmedit.storage.json_files import NotTunedError, parse_json, read_tuned_file
 from lmedit.types import Frozen, first_complaint
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def parse_value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 
@@ -151,18 +151,13 @@ def read_tuned(path: Path) -> dict[str, Any]:
     Raises `OptionError` for any other file.
     """
     try:
-        tuned = json.loads(path.read_text(encoding="utf-8"))
+        return read_tuned_file(path)
+    except NotTunedError as error:
+        raise OptionError(f"{path} is not an options file: {error}") from error
     except OSError as error:
         raise OptionError(f"cannot read options file {path}: {error.strerror}") from error
     except ValueError as error:
         raise OptionError(f"{path} is not JSON ({error}); run lmedit tune again") from error
-    entries = tuned.values() if isinstance(tuned, dict) else [None]
-    if not all(isinstance(e, dict) and isinstance(e.get("options"), dict) for e in entries):
-        raise OptionError(
-            f"{path} is not an options file: it must hold an object of methods, each with "
-            '"options"; lmedit tune writes one'
-        )
-    return dict(tuned)
 
 
 def for_methods(

@@ -13,17 +13,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmedit import defaults
-from lmedit.errors import ArtifactError, BrokenPluginError, RequestError
+from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.guards.carried import check_carried
 from lmedit.guards.hooks import implements
 from lmedit.guards.results import Returned
-from lmedit.guards.untouched import left_alone, model_changed
+from lmedit.guards.untouched import check_types, left_alone, model_changed
+from lmedit.models.undo import restored_after
 from lmedit.preparation import (
     chosen_options,
     find_prepared,
@@ -55,6 +57,11 @@ class Editor:
     prepared: Prepared
     prepare_seconds: float | None = None
     """How long the preparation took when it was made; None if the method needs none."""
+    number_types: tuple[torch.dtype, ...] = field(init=False, repr=False)
+    """The number types of the model's parameters when the editor was made."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "number_types", self.lm.number_types)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -75,7 +82,7 @@ class Editor:
         """The parameters that *request* would change, and the evidence for them."""
         (request,) = self._formulate([request])
         with self._working():
-            return self._locate(request)
+            return self._locate(request.model_copy(deep=True))
 
     @property
     def _returned(self) -> Returned:
@@ -84,14 +91,21 @@ class Editor:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Enable gradients in the block, and check at its end that the model did not change."""
-        with left_alone(self.loaded.culprit, self.lm), torch.enable_grad():
+        check_types(self.name, self.lm, self.number_types)
+        with (
+            self.lm.evaluating(),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            left_alone(self.loaded.culprit, self.lm),
+        ):
             yield
 
     def _formulate(self, requests: Sequence[Request]) -> list[Request]:
         """*requests* as the model is asked: through its chat, and with their joints settled."""
-        return [self.lm.formulate(request) for request in requests]
+        return [self.lm.formulate(request.model_copy(deep=True)) for request in requests]
 
     def _locate(self, request: Request) -> Location:
+        """Call `edit_locate`. *request* is a copy, so the method cannot change its caller's."""
         check_subject(self.loaded, request)
         hook = self.loaded.manager.hook.edit_locate
         found = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
@@ -100,7 +114,7 @@ class Editor:
     def probe(self, request: Request, location: Location) -> Probed:
         """The measurements at *location*. Raises `RequestError` if the method has no probe."""
         (request,) = self._formulate([request])
-        with left_alone(self.loaded.culprit, self.lm):
+        with self.lm.evaluating(), left_alone(self.loaded.culprit, self.lm):
             found = self.loaded.manager.hook.edit_probe(
                 lm=self.lm,
                 request=request,
@@ -183,7 +197,7 @@ class Editor:
         if not requests:
             raise RequestError(f"{self.name}: there is no fact to edit; give at least one")
         for each in carried:
-            self._check_carried(each)
+            check_carried(self.name, self.lm, self.options, each)
         requests = self._formulate(requests)
         with self._working():
             locations = [self._locate(request) for request in requests]
@@ -198,27 +212,6 @@ class Editor:
         sites = dict.fromkeys(site for each in locations for site in each.sites)
         return self._returned.update(update, Location(tuple(sites)), "edit_compute_joint")
 
-    def _check_carried(self, carried: Carried) -> None:
-        """Raise `ArtifactError` if *carried* cannot be the memory of this editor."""
-        options = self.options.prepared_from()
-        names = sorted({*options, *carried.options})
-        other = [n for n in names if options.get(n) != carried.options.get(n)]
-        if carried.method != self.name:
-            what = f"was made by {carried.method}, not by {self.name}"
-        elif carried.base != self.lm.digest:
-            bases = f"{carried.base[:12]}, not on {self.lm.name} ({self.lm.digest[:12]})"
-            what = f"was made on base {bases}"
-        elif other:
-            name = other[0]
-            values = f"{carried.options.get(name)!r}, not {options.get(name)!r}"
-            what = f"was made with {name} {values}"
-        else:
-            return
-        raise ArtifactError(
-            f"{self.name}: the memory of an earlier edit {what}; use the same, or start from the "
-            "base"
-        )
-
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
         """Put *update* into the model during the block, then restore the weights to the bit.
@@ -226,7 +219,17 @@ class Editor:
         They are restored also after an error in the block. Raises `ModelChangedError` if the
         method's own hooks do not restore them.
         """
-        before = self.lm.weights_digest(update.deltas)
+        with restored_after(self.lm, update.deltas) as block:
+            before = self.lm.weights_digest(update.deltas)
+            applied = self._apply(update, before)
+            try:
+                yield applied
+            finally:
+                if self.lm.open_blocks[-1:] == (block,):
+                    self._revert(update, applied, before)
+
+    def _apply(self, update: Update, before: str) -> Applied:
+        """Call `edit_apply`; *before* is the digest of the parameters of *update*."""
         try:
             applied = self.loaded.manager.hook.edit_apply(lm=self.lm, update=update)
             self._returned.kind(applied, Applied, "edit_apply")
@@ -236,15 +239,16 @@ class Editor:
                     self.loaded.culprit, f"edit_apply failed half-way ({error})"
                 ) from error
             raise
+        return applied
+
+    def _revert(self, update: Update, applied: Applied, before: str) -> None:
+        """Call `edit_revert`, and check that the digest of the parameters is *before* again."""
         try:
-            yield applied
-        finally:
-            try:
-                done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
-            except BrokenPluginError as error:
-                raise model_changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
-            if done is not True or self.lm.weights_digest(update.deltas) != before:
-                raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
+            done = self.loaded.manager.hook.edit_revert(lm=self.lm, applied=applied)
+        except BrokenPluginError as error:
+            raise model_changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
+        if done is not True or self.lm.weights_digest(update.deltas) != before:
+            raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
 
 
 def check_joins(loaded: LoadedMethod) -> None:

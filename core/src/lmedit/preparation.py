@@ -114,6 +114,10 @@ def load_prepared(path: Path, lm: Lm, options: Options | None = None) -> Prepare
     The base is the model's weights, or what *options* say that a preparation depends on.
     """
     tensors, facts = load_tensors(path, PREPARED)
+    if not isinstance(facts, dict) or not isinstance(facts.get("base"), str):
+        raise ArtifactError(f"{path} names no base model; prepare again")
+    if not isinstance(facts.get("facts"), dict):
+        raise ArtifactError(f"{path} has no facts; prepare again")
     fits = {lm.digest, lm.identity if options is None else options.prepared_on(lm)}
     if facts["base"] not in fits:
         raise ArtifactError(_of_another(path, facts, lm))

@@ -20,8 +20,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
-from lmedit.guards.hooks import guard_of, implements, last_line, one_of_many, prints_aside
+from lmedit.guards.hooks import (
+    IMPORT_SECONDS,
+    at_most,
+    guard_of,
+    implements,
+    last_line,
+    one_of_many,
+    prints_aside,
+)
 from lmedit.storage.code import code_digest, place_of
+from lmedit.storage.escapes import is_name
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ BLOCK_VARIABLE = "LMEDIT_PLUGINS"
 """Unset: all methods. Empty: no method. A list with commas: only these methods."""
 RESERVED = ("base", "in-context", "retrieve")
 """Names of other rows in a comparison; a method must not use them."""
+NAMES = "a name has letters, digits, hyphens and dots, at most 64"
 BUILT_IN = "lmedit:"
 """The prefix of the core's own plugins in a plugin manager."""
 
@@ -94,6 +104,8 @@ def _entry(
     urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
     papers = [parts[-1].strip() for parts in urls if parts[0].strip().lower() == "paper"]
     reason, state = _why_broken(point.value) or _why_unfit(distribution), "ok"
+    if not is_name(point.name):
+        reason = f"{point.name!r:.80} is no name; {NAMES}"
     if reason:
         state = "broken"
     elif not _allowed(point.name):
@@ -156,9 +168,11 @@ def load(name: str) -> LoadedMethod:
         whose = f" of {entry.distribution} {entry.version}" if entry.state == "broken" else ""
         raise BrokenPluginError(f"method {name!r}{whose} is {entry.state}: {entry.reason}")
     try:
-        with prints_aside():
+        with prints_aside(), at_most(IMPORT_SECONDS):
             module = importlib.metadata.EntryPoint(name, entry.module, GROUP).load()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
     place = place_of(entry.module.partition(":")[0].partition(".")[0])
     return register(
@@ -198,9 +212,11 @@ def module_of(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pydantic look names up there
     try:
-        with prints_aside():
+        with prints_aside(), at_most(IMPORT_SECONDS):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[name]
         raise BrokenPluginError(f"plugin file {path.name!r}: {last_line(error)}") from error
     return module
@@ -230,9 +246,11 @@ def register(
     try:
         manager.register(module, name or distribution)
         manager.check_pending()
-        with prints_aside():
+        with prints_aside(), at_most(IMPORT_SECONDS):
             method = manager.hook.edit_describe()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BrokenPluginError(f"{culprit}: {last_line(error)}") from error
     _check_method(method, name, culprit)
     if implements(manager, "edit_compute_joint") and not implements(manager, "edit_compute"):
@@ -253,6 +271,8 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
         raise BrokenPluginError(
             f"{culprit}: it calls itself {method.name!r}; it must have its entry point's name"
         )
+    if not isinstance(method.name, str) or not is_name(method.name):
+        raise BrokenPluginError(f"{culprit}: {method.name!r:.80} is no name; {NAMES}")
     if method.name in RESERVED:
         raise BrokenPluginError(f"{culprit}: the name {method.name!r} is reserved for the core")
     try:

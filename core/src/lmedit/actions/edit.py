@@ -16,6 +16,8 @@ from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
 from lmedit.metrics.weights import relative_norms, survival, worst
 from lmedit.pipeline import check_subject
+from lmedit.storage.cache import key_of
+from lmedit.storage.ours import check_place
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def edit_one(
     """
     lm = editor.lm
     check_subject(editor.loaded, request)
+    patch = out or Path(f"{_slug(editor, request)}.safetensors")
+    check_place(patch)
     looking = _Looking(lm, request, near)
     before, verdict = looking.look()
     if verdict == "took":
@@ -68,9 +72,8 @@ def edit_one(
     before, after = _finite(before), _finite(after)
     told = {"verdict": verdict, **looking.told(update), "survives": left}
     facts = {**_facts(editor, request, update), "asking": looking.asking, "seconds": seconds}
-    patch = None
-    if force or refused is None:
-        patch = out or Path(f"{_slug(editor.name, request)}.safetensors")
+    kept = force or refused is None
+    if kept:
         metrics = {"before": _measure(before), "after": _measure(after), **told}
         save_patch(patch, update, {**facts, "metrics": metrics})
     return {
@@ -80,7 +83,7 @@ def edit_one(
         "after": after,
         "refused": refused,
         "remarks": list(looking.remarks),
-        "patch": None if patch is None else str(patch),
+        "patch": str(patch) if kept else None,
     }
 
 
@@ -229,7 +232,13 @@ def top_tokens(lm: Lm, prompt: str, count: int = TOP) -> list[dict[str, Any]]:
     ]
 
 
-def _slug(method: str, request: Request) -> str:
+def _slug(editor: Editor, request: Request) -> str:
+    """The name of a patch: readable words, and digits that differ with the fact and the options."""
     text = f"{request.subject or request.prompt[:30]} {request.target_new}".lower()
-    words = re.sub(r"\W+", "-", text).strip("-")
-    return f"{method}-{words[:60]}"
+    words = re.sub(r"[^\w]+", "-", text, flags=re.ASCII).strip("-")
+    key = key_of(
+        request=request.model_dump(),
+        options=editor.options.model_dump(mode="json"),
+        model=editor.lm.digest,
+    )
+    return f"{editor.name}-{words[:60]}-{key[:8]}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import RequestError
+from lmedit.storage.json_files import parse_json
 from lmedit.types import Request, request_from
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _of_json(text: str) -> dict[str, Any]:
     if not text.strip():
         raise RequestError("--fact is empty; give a JSON object, see lmedit edit --help")
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise RequestError(f"--fact is not JSON ({error}); see lmedit edit --help") from error
     if not isinstance(values, dict):

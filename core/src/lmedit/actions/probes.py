@@ -5,7 +5,6 @@ They come from the user's file, from the model's world, or from the model itself
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from lmedit.errors import CasesError
 from lmedit.metrics.generate import greedy
 from lmedit.metrics.locality import next_log_probabilities
 from lmedit.models import worlds
+from lmedit.storage.json_files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -156,7 +156,7 @@ def _plain_prompts(near: str) -> list[str]:
     if not text.lstrip().startswith(("{", "[")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        listed = json.loads(text)
+        listed = parse_json(text)
     except ValueError:
         return []
     texts = listed if isinstance(listed, list) else []

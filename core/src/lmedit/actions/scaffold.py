@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-import uuid
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
 from lmedit.errors import ArtifactError, OptionError
 from lmedit.registry import RESERVED, entries
+from lmedit.storage.atomic import writing_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,22 +27,16 @@ def write_project(name: str, folder: Path) -> list[str]:
     not writable. Then no file remains.
     """
     _check(name)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ArtifactError(f"{folder} exists; give another folder with -O")
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with as_file(files("lmedit.actions") / "template") as template:
-            for file in _files_of(template):
-                place = part / _rename(file.relative_to(template).as_posix(), name)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(_rename(file.read_text(encoding="utf-8"), name), encoding="utf-8")
-        part.rename(folder)
-    except OSError as error:
-        what = f"cannot write {folder}: {error.strerror}; choose another place"
-        raise ArtifactError(what) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with (
+        writing_folder(folder) as part,
+        as_file(files("lmedit.actions") / "template") as template,
+    ):
+        for file in _files_of(template):
+            place = part / _rename(file.relative_to(template).as_posix(), name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(_rename(file.read_text(encoding="utf-8"), name), encoding="utf-8")
     return [file.relative_to(folder).as_posix() for file in _files_of(folder)]
 
 

@@ -18,6 +18,7 @@ from lmedit.report.read import RESULTS, FinishedRun, read_run
 from lmedit.report.tables import as_html, as_table
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.json_files import write_json
+from lmedit.storage.ours import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Comparison:
 
     def page(self, path: str | Path) -> None:
         """Write the report to *path*: one HTML file that needs no network."""
+        check_place(Path(path))
         with write_whole(Path(path)) as part:
             part.write_text(page(self.run), encoding="utf-8", errors="replace")
 

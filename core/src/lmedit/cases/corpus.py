@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.cases.fields import need
 from lmedit.errors import CasesError
 from lmedit.models import worlds
+from lmedit.storage.json_files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ class FileCorpus:
         if file.suffix != ".jsonl":
             return line
         try:
-            return need(json.loads(line), "text", str)
+            return need(parse_json(line), "text", str)
         except ValueError as error:
             what = f"{file}, line {number}: give a JSON object with the field text ({error})"
             raise CasesError(what) from error

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
-from lmedit.cases.records import BrokenCase, is_list, read, records_of
+from lmedit.cases.records import LONGEST_ID, BrokenCase, is_list, read, records_of, unsound
 from lmedit.cases.sources import SOURCES, pulled_file
 from lmedit.errors import CasesError
 from lmedit.models import worlds
 from lmedit.storage.cache import key_of
+from lmedit.storage.json_files import check_value, whole_text
 from lmedit.types import Case, Request, first_complaint
 
 if TYPE_CHECKING:
@@ -163,10 +164,16 @@ def _items(
 
 
 def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCase:
-    if isinstance(record, BrokenCase | Case):
+    if isinstance(record, BrokenCase):
         return record
     if isinstance(record, Request):
-        return Case(id=str(index), request=record)
+        record = Case(id=str(index), request=record)
+    if isinstance(record, Case):
+        try:
+            check_value(record.model_dump(mode="json"))
+        except ValueError as error:
+            return BrokenCase(whole_text(record.id), line, unsound(error))
+        return record
     if not isinstance(record, dict):
         return BrokenCase("?", line, f"a {type(record).__name__}; a record was expected")
     try:
@@ -174,6 +181,7 @@ def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCa
     except ValidationError as error:
         reason = first_complaint(error)
     except ValueError as error:
-        reason = str(error)
+        reason = unsound(error)
     nameless = "?" if layout.name == "counterfact" else index
-    return BrokenCase(str(record.get("case_id", record.get("id", nameless))), line, reason)
+    known = record.get("case_id", record.get("id", nameless))
+    return BrokenCase(whole_text(str(known)[:LONGEST_ID]), line, whole_text(reason))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import CasesError
+from lmedit.storage.json_files import check_value, parse_json, whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,14 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
         except ValueError as error:
             yield line, _report_broken(line, str(error))
             return
-        yield line, record
+        except RecursionError:
+            yield line, _report_broken(line, "it is nested too deep")
+            return
+        try:
+            yield line, check_value(record)
+        except ValueError as error:
+            reason = f"field '{_unsound_field(record)}': {unsound(error)}"
+            yield line, BrokenCase(_id_of(record), line, reason)
         at = _skip(text, at)
         if (ended := text[at : at + 1] == "]") or text[at : at + 1] == ",":
             at = _skip(text, at + 1)
@@ -94,10 +102,43 @@ def _of_lines(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError as error:
-                reason = f"not JSON ({error}); correct or remove the line"
+                reason = f"not JSON ({unsound(error)}); correct or remove the line"
                 yield number, BrokenCase("?", number, reason)
+
+
+def _id_of(record: Any) -> str:
+    """The id of *record* as text that can be stored; a question mark if it has none."""
+    known = record.get("case_id", record.get("id")) if isinstance(record, dict) else None
+    return whole_text(str(known)[:LONGEST_ID]) if isinstance(known, str | int) else "?"
+
+
+LONGEST_ID = 200
+
+
+def _unsound_field(record: Any) -> str:
+    """The innermost field of *record* that holds an unsound value; its own text is sound."""
+    waiting: list[tuple[str, Any]] = [("?", record)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(whole_text(str(key)), part) for key, part in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, part) for part in value]
+        else:
+            try:
+                check_value(value)
+            except ValueError:
+                return name
+    return "?"
+
+
+def unsound(error: ValueError) -> str:
+    """The reason of *error*, with a plain word for half a character."""
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half a character (a lone surrogate)"
+    return str(error)
 
 
 def _skip(text: str, at: int) -> int:

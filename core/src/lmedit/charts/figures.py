@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmedit.charts import Bars, Heat
 from lmedit.errors import OptionError
+from lmedit.storage.escapes import for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +26,28 @@ def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
     Raises `OptionError` if matplotlib is not installed.
     """
     buffer = io.BytesIO()
-    _figure(charts).savefig(buffer, format=kind, dpi=150)
+    written_by = {"png": {"Software": "lmedit"}, "svg": {"Creator": "lmedit"}}[kind]
+    pyplot()
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "svg.fonttype": "path"}):
+        _figure([_escape(chart) for chart in charts]).savefig(
+            buffer, format=kind, dpi=150, metadata=written_by
+        )
     return buffer.getvalue()
+
+
+def _escape(value: Any) -> Any:
+    """*value*, a chart or a part of one, with signs written out that no font shows."""
+    if isinstance(value, str):
+        return for_terminal(value)
+    if isinstance(value, tuple | list):
+        return tuple(map(_escape, value))
+    if isinstance(value, Mapping):
+        return {_escape(name): _escape(part) for name, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{name: _escape(part) for name, part in vars(value).items()})
+    return value
 
 
 def inline(charts: Sequence[Chart]) -> str:

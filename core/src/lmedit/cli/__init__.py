@@ -6,6 +6,7 @@ user can fix, 2 wrong usage. A traceback is a bug. Commands import heavy modules
 
 from __future__ import annotations
 
+import sys
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmedit.cli.check import check
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
+from lmedit.cli.endings import open_streams, signals_end, tell_end
 from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
@@ -38,6 +40,18 @@ class Cli(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept ``-o @FILE`` beside ``-o KEY VALUE``; click expects two values after ``-o``."""
         return super().parse_args(ctx, _with_files(args))
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the program. It always ends with an exit code, and an error is one line."""
+        if not standalone_mode:
+            return super().main(*args, **{**extra, "standalone_mode": False})
+        open_streams()
+        try:
+            with signals_end():
+                code = super().main(*args, **{**extra, "standalone_mode": False})
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (raised again if a bug)
+            code = tell_end(error)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. An `LmeditError` becomes a click error."""

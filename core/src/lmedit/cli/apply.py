@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import base_for, fact_line, json_flag, model_flags, note, tell_notes
+from lmedit.cli.common import (
+    PLACE,
+    as_json_text,
+    base_for,
+    fact_line,
+    json_flag,
+    model_flags,
+    note,
+    say,
+    tell_notes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lmedit.edits.model_folders import EditedModel
     from lmedit.edits.recipes import Recipe
     from lmedit.types import Update
 
-FOLDER = click.Path(path_type=Path)
+FOLDER = PLACE
 TELLING, LEAST = 0.99, 0.5
 """If rounding keeps less than these shares of an edit, `apply` prints a note, or refuses."""
 
@@ -50,9 +60,10 @@ def apply(
     edit again, in any order. The model of -m can be the base or a folder with other edits; it is
     not changed. The written weights are compared with the model, bit for bit, before they are kept.
     """
-    from lmedit.edits.model_folders import add_edits, open_folder, write_folder
+    from lmedit.edits.model_folders import add_edits, check_model_place, open_folder, write_folder
     from lmedit.edits.model_folders import read_patches as read
     from lmedit.plan import quiet_hub
+    from lmedit.storage.locks import being_changed
 
     chosen = _recipe(recipe)
     if bool(patches) == bool(chosen):
@@ -64,19 +75,21 @@ def apply(
     else:
         model = base_for(model, patches)
     quiet_hub()
-    edited = open_folder(model, device=device, dtype=dtype, download=download)
-    tell_notes(edited.lm)
-    if chosen:
-        chosen.check_base(edited)
-    found = read(edited, patches)
-    if chosen:
-        chosen.check_edits([update for update, _ in found])
-    _check_rounding(edited, patches, [update for update, _ in found], force=force)
-    _tell_missing(edited, patches, found)
-    add_edits(edited, found)
-    if chosen:
-        chosen.check_result(edited)
-    write_folder(edited, out)
+    check_model_place(out)
+    with being_changed(out):
+        edited = open_folder(model, device=device, dtype=dtype, download=download)
+        tell_notes(edited.lm)
+        if chosen:
+            chosen.check_base(edited)
+        found = read(edited, patches)
+        if chosen:
+            chosen.check_edits([update for update, _ in found])
+        _check_rounding(edited, patches, [update for update, _ in found], force=force)
+        _tell_missing(edited, patches, found)
+        add_edits(edited, found)
+        if chosen:
+            chosen.check_result(edited)
+        write_folder(edited, out)
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
 
 
@@ -96,17 +109,26 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
     EDIT is the patch file or the id of an edit. The result is, bit for bit, the base with the
     remaining edits.
     """
-    from lmedit.edits.model_folders import count_dependents, find_edits, open_folder, write_folder
+    from lmedit.edits.model_folders import (
+        check_model_place,
+        count_dependents,
+        find_edits,
+        open_folder,
+        write_folder,
+    )
     from lmedit.edits.model_folders import read_log as log_of
     from lmedit.plan import quiet_hub
+    from lmedit.storage.locks import being_changed
 
     quiet_hub()
     log_of(folder)
-    edited = open_folder(str(folder), device="cpu")
-    gone = find_edits(edited, edits)
-    resting = count_dependents(edited, gone)
-    edited.ledger.take_out(*gone)
-    write_folder(edited, out or folder)
+    check_model_place(out or folder)
+    with being_changed(out or folder):
+        edited = open_folder(str(folder), device="cpu")
+        gone = find_edits(edited, edits)
+        resting = count_dependents(edited, gone)
+        edited.ledger.take_out(*gone)
+        write_folder(edited, out or folder)
     left = len(edited.ledger.entries)
     what = f"{left} edit(s) are left" if left else f"it is {edited.base['name']} again, to the bit"
     note(f"{out or folder}: {what}")
@@ -126,13 +148,13 @@ def log(folder: Path, *, facts: bool, as_json: bool) -> None:
 
     head = log_of(folder)
     if as_json:
-        click.echo(json.dumps(head, indent=1, ensure_ascii=False))
+        say(as_json_text(head))
         return
-    click.echo(f"base  {head['base']['name']} {head['base']['digest'][:12]}, {head['number_type']}")
+    say(f"base  {head['base']['name']} {head['base']['digest'][:12]}, {head['number_type']}")
     for edit in head["edits"]:
-        click.echo(f"{edit['id'][:12]}  {edit.get('method')}: {fact_line(edit)}")
+        say(f"{edit['id'][:12]}  {edit.get('method')}: {fact_line(edit)}")
         for request in edit.get("requests", []) if facts else []:
-            click.echo(f"  {fact_line({'request': request})}")
+            say(f"  {fact_line({'request': request})}")
 
 
 @click.command()
@@ -158,7 +180,7 @@ def verify(folder: Path, recipe: Path | None) -> None:
         chosen.check_result(edited)
     count = len(edited.ledger.entries)
     digest = verify_folder(edited)
-    click.echo(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
+    say(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
 
 
 def _tell_missing(

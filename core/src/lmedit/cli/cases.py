@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from lmedit.cli.common import json_flag, note
+from lmedit.cli.common import as_json_text, json_flag, note, say
 
 
 @click.group()
@@ -23,12 +21,12 @@ def list_(*, as_json: bool) -> None:
     sources = [(source, pulled_file(source.name).is_file()) for source in SOURCES.values()]
     if as_json:
         found = [{**source.__dict__, "present": present} for source, present in sources]
-        click.echo(json.dumps(found, indent=1))
+        say(as_json_text(found))
         return
     for source, present in sources:
         state = "present" if present else "-"
         size = "size unknown" if source.size is None else f"{source.size / 1e6:.1f} MB"
-        click.echo(f"{source.name:<18} {state:<8} {size:>12}  {source.url}")
+        say(f"{source.name:<18} {state:<8} {size:>12}  {source.url}")
 
 
 @cases.command("pull")
@@ -43,8 +41,8 @@ def pull(name: str, *, as_json: bool) -> None:
 
     pulled = pull_cases(name)
     if as_json:
-        click.echo(json.dumps({**pulled.__dict__, "path": str(pulled.path)}, indent=1))
+        say(as_json_text({**pulled.__dict__, "path": str(pulled.path)}))
     else:
-        click.echo(pulled.path)
+        say(pulled.path)
     state = "verified" if pulled.verified else "not verified, because its digest is not known"
     note(f"{name}: {pulled.size} bytes, SHA-256 {pulled.sha256}: {state}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import as_json_text, json_flag, method_flags, model_flags, note, plan_of, say
 
 if TYPE_CHECKING:
     from lmedit.laws import Trial
@@ -43,9 +42,9 @@ def check(method: str, *, as_json: bool, **given: Any) -> None:
     for verdict in verdicts(_trial(setup)):
         found.append(verdict)
         if not as_json:
-            click.echo(_text(verdict))
+            say(_text(verdict))
     if as_json:
-        click.echo(json.dumps([asdict(verdict) for verdict in found], indent=1))
+        say(as_json_text([asdict(verdict) for verdict in found]))
     broken = [str(verdict.law) for verdict in found if verdict.state != "pass"]
     if loaded.method.prepares_on == "cases":
         note(f"{loaded.name} was prepared before; check did not test its training")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lmedit.guards.hooks import EDIT_VARIABLE
+from lmedit.storage.escapes import for_json, for_terminal
+from lmedit.storage.json_files import dump_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +21,35 @@ if TYPE_CHECKING:
     from lmedit.types import Request
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class PlaceType(click.Path):
+    """The path of a file or folder: not empty; ``~`` is the user's home."""
+
+    def __init__(self) -> None:
+        """Paths are `pathlib.Path` values."""
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path in *value*; wrong usage if it is empty or no path can be like it."""
+        text = str(value)
+        if not text or "\0" in text:
+            self.fail("the name of a file or folder must not be empty", param, ctx)
+        if len(os.path.basename(text).encode(errors="replace")) > LONGEST_NAME:
+            self.fail(f"{text[:40]}... has more than {LONGEST_NAME} bytes", param, ctx)
+        try:
+            return super().convert(Path(text).expanduser(), param, ctx)
+        except RuntimeError:
+            return super().convert(text, param, ctx)  # the user has no home
+
+
+LONGEST_NAME = 255
+"""The longest name of a file in bytes, on the usual file systems."""
+PLACE = PlaceType()
+COUNT = click.IntRange(1, 2**31 - 1)
+"""A number of things, at least one."""
+NUMBER = click.IntRange(0, 2**31 - 1)
+"""A whole number that may be 0, as a seed."""
 
 
 def flags(*decorators: Decorator) -> Decorator:
@@ -59,7 +94,7 @@ plugin_flag = click.option(
     "plugins",
     multiple=True,
     metavar="FILE.py",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Load a method from this file; repeatable.",
 )
 
@@ -103,7 +138,17 @@ method_flags = flags(
         help="Number type of products with frozen matrices, for methods that have this option. "
         "auto: bfloat16 if the device has units for it.  [default: float32]",
     ),
-    click.option("--seed", type=click.IntRange(0), help="Random seed.  [default: 0]"),
+    click.option(
+        "--edit-timeout",
+        type=click.FloatRange(min=0),
+        envvar=EDIT_VARIABLE,
+        expose_value=False,
+        callback=lambda _, __, value: _limit(value),
+        metavar="SECONDS",
+        help="The longest time of one hook of an edit. After it the edit counts as failed.  "
+        "[default: no limit]",
+    ),
+    click.option("--seed", type=NUMBER, help="Random seed.  [default: 0]"),
     click.option(
         "--corpus",
         "corpora",
@@ -135,9 +180,26 @@ fact_flags = flags(
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
+def _limit(seconds: float | None) -> None:
+    """Set the time limit of hooks for this process and its workers."""
+    if seconds is not None:
+        os.environ[EDIT_VARIABLE] = str(seconds)
+
+
+def say(text: object) -> None:
+    """Print *text* on stdout; the signs that a terminal obeys are written out."""
+    click.echo(for_terminal(str(text)))
+
+
 def note(text: str) -> None:
     """Print *text* on stderr: a note for the person at the terminal."""
-    click.echo(text, err=True)
+    click.echo(for_terminal(text), err=True)
+
+
+def as_json_text(value: Any) -> str:
+    """*value* as indented JSON, which stdout can show and every program can read."""
+    encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return for_json(dump_json(value, ascii_only=encoding != "utf8"))
 
 
 def fact_line(facts: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 import click
 
 from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    as_json_text,
     asking_flags,
     flags,
     json_flag,
@@ -18,6 +20,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    say,
 )
 from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
@@ -33,18 +36,16 @@ case_flags = flags(
         help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
         "[default: demo]",
     ),
-    click.option(
-        "--limit", type=click.IntRange(1), help=f"Use only the first N cases.  [default: {LIMIT}]"
-    ),
+    click.option("--limit", type=COUNT, help=f"Use only the first N cases.  [default: {LIMIT}]"),
     click.option(
         "--run",
         "folder",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
     click.option(
         "--workers",
-        type=click.IntRange(1),
+        type=COUNT,
         default=1,
         show_default=True,
         help="How many processes share the work. Each loads its own model.",
@@ -68,20 +69,20 @@ metric_flags = flags(
     ),
     click.option(
         "--heldout",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         help="A text file for the health metrics, one document per line; default: the "
         "model's text.",
     ),
     click.option(
         "--heldout-lines",
-        type=click.IntRange(1),
+        type=COUNT,
         default=HELDOUT_LINES,
         show_default=True,
         help="How many lines of --heldout to use.",
     ),
     click.option(
         "--references",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         help="A folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, for RS "
         "and essence.",
     ),
@@ -94,8 +95,8 @@ regime_flags = flags(
         flag_value="own",
         multiple=True,
         type=click.Choice(["own", "retrieve"]),
-        help="Add a baseline that changes no weight. own: it puts the new fact as a sentence "
-        "before each prompt. retrieve: it puts the facts of all cases that fit the prompt best "
+        help="Add a baseline that changes no weight; own: it puts the new fact as a sentence "
+        "before each prompt; retrieve: it puts the facts of all cases that fit the prompt best "
         "(BM25).  [own if no value follows]",
     ),
     click.option(
@@ -108,11 +109,11 @@ regime_flags = flags(
         type=click.Choice(["single", "batch", "sequential", "batched"]),
         default="single",
         show_default=True,
-        help="single: one edit at a time. batch: compute many edits on the base model. "
-        "sequential: compute each edit on the edited model. batched: compute --batch facts at a "
+        help="single: one edit at a time; batch: compute many edits on the base model; "
+        "sequential: compute each edit on the edited model; batched: compute --batch facts at a "
         "time on the edited model. Methods with a joint update make one change of them.",
     ),
-    click.option("--batch", type=click.IntRange(1), help="With --regime batched: facts at a time."),
+    click.option("--batch", type=COUNT, help="With --regime batched: facts at a time."),
     click.option(
         "--sizes",
         help="For the other regimes than single: measure after these numbers of edits, for "
@@ -152,13 +153,14 @@ def compare(
     Each case is edited, scored and reverted on its own. Hashes prove that the weights are restored.
     """
     from lmedit.actions.compare import Measuring, set_up_comparison, take_part
+    from lmedit.storage.atomic import new_folder
     from lmedit.storage.json_files import write_json
 
     given["methods"] = names
     plan = plan_of(given)
     measuring = Measuring(**given)
-    folder = folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     comparing = set_up_comparison(plan, measuring, note)
+    folder = folder or new_folder(Path("runs"), datetime.now().strftime("%Y%m%d-%H%M%S"))
     with worker_processes(workers, partial(take_part, plan, measuring, folder)):
         results = comparing(folder)
     write_json(folder / "results.json", results)
@@ -177,7 +179,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
     )
 
     if as_json:
-        click.echo(json.dumps(results, indent=1, ensure_ascii=False))
+        say(as_json_text(results))
     else:
         parts = [
             [table(with_paper_rows(results))],
@@ -185,7 +187,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
             collapse_lines(results.get("collapse_points", {})),
             difference_lines(results["differences"]),
         ]
-        click.echo("\n\n".join("\n".join(part) for part in parts if part))
+        say("\n\n".join("\n".join(part) for part in parts if part))
     for line in failures(results["rows"]):
         note(line)
     for name, count in results["trained_on"].items():

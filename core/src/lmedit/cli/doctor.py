@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
-from lmedit.cli.common import json_flag
+from lmedit.cli.common import as_json_text, json_flag, say
 
 LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "pluggy", "pydantic")
 
@@ -20,12 +19,12 @@ def doctor(*, as_json: bool) -> None:
     """Print the facts for a bug report: versions, devices, the cache, worlds, broken methods."""
     found = findings()
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        say(as_json_text(found))
         return
     for title, values in found.items():
-        click.echo(f"{title}:")
+        say(f"{title}:")
         for name, value in values.items():
-            click.echo(f"  {name:<16} {value}")
+            say(f"  {name:<16} {value}")
 
 
 def findings() -> dict[str, dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    as_json_text,
     asking_flags,
     fact_flags,
     fact_of,
@@ -18,13 +19,17 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    say,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
 @click.argument("method")
 @fact_flags
-@click.option("-O", "--out", type=click.Path(path_type=Path), help="The patch file to write.")
+@click.option("-O", "--out", type=PLACE, help="The patch file to write.")
 @click.option(
     "--force",
     is_flag=True,
@@ -42,7 +47,7 @@ from lmedit.cli.common import (
     metavar="NAME|FILE",
     help="Edit all these facts with one change: cases, see docs/reference/cases.md.",
 )
-@click.option("--limit", type=click.IntRange(1), help="With --facts: use the first N facts.")
+@click.option("--limit", type=COUNT, help="With --facts: use the first N facts.")
 @asking_flags
 @model_flags
 @method_flags
@@ -85,9 +90,9 @@ def edit(
     (editor,) = setup.editors()
     result = edit_one(editor, request, out, force=force, near=near)
     if as_json:
-        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        say(as_json_text(result))
     else:
-        click.echo(edit_text(result))
+        say(edit_text(result))
     if result["patch"] is None:
         raise RequestError(f"{result['refused']}; no patch is written without --force")
     if not as_json:
@@ -117,8 +122,8 @@ def _edit_many(
     earlier = earlier_edits(setup.lm, note)
     (editor,) = setup.editors()
     result = edit_many(editor, requests, out, earlier, force=force)
-    text = json.dumps(result, indent=1, ensure_ascii=False) if as_json else many_text(result)
-    click.echo(text)
+    text = as_json_text(result) if as_json else many_text(result)
+    say(text)
     if result["patch"] is None:
         raise RequestError(f"{result['refused']}; no patch is written without --force")
     if not as_json:

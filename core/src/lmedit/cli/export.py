@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import base_for, model_flags, note, tell_notes
+from lmedit.cli.common import COUNT, PLACE, base_for, model_flags, note, say, tell_notes
 
-FOLDER = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = PLACE
 
 
 @click.command()
 @click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
 @click.option("-O", "--out", type=FOLDER, required=True, help="The adapter folder to write.")
-@click.option("--rank", type=click.IntRange(1), help="Approximate dense changes with this rank.")
+@click.option("--rank", type=COUNT, help="Approximate dense changes with this rank.")
 @model_flags
 def export(
     patches: tuple[Path, ...],
@@ -52,7 +55,7 @@ def export(
     if done.adapter.lost:
         note(f"{100 * done.adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
     what = f"rank {done.adapter.rank}, largest difference of logits {done.difference:.2g}"
-    click.echo(f"{out}: {what}")
+    say(f"{out}: {what}")
 
 
 @click.command(name="import")

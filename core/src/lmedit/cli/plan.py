@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import as_json_text, json_flag, method_flags, model_flags, note, plan_of, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,9 +48,9 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
             "device": str(where),
             **found.as_json(),
         }
-        click.echo(json.dumps(told, indent=1))
+        say(as_json_text(told))
     else:
-        click.echo(_text(found, f"{method} on {lm.name}, {lm.dtype_name}, {where}", lm.dtype_name))
+        say(_text(found, f"{method} on {lm.name}, {lm.dtype_name}, {where}", lm.dtype_name))
     if found.fits is False:
         raise click.exceptions.Exit(1)
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import asking_flags, json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    as_json_text,
+    asking_flags,
+    json_flag,
+    method_flags,
+    model_flags,
+    note,
+    plan_of,
+    say,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 if TYPE_CHECKING:
     from lmedit.plan import Plan
@@ -19,13 +31,13 @@ if TYPE_CHECKING:
 @asking_flags
 @model_flags
 @method_flags
-@click.option("--limit", type=click.IntRange(1), help="Train on at most this many cases.")
+@click.option("--limit", type=COUNT, help="Train on at most this many cases.")
 @click.option(
     "--layers", help="Prepare each of these layers, for example 3,4,5; in one pass if possible."
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="FILE",
     help="Draw the training curves into a .png, .svg or .html file.",
 )
@@ -69,9 +81,9 @@ def prepare(
     if plot is not None:
         _draw(found[0]["facts"], plot)
     if as_json:
-        click.echo(json.dumps(found if layers else found[0], indent=1))
+        say(as_json_text(found if layers else found[0]))
         return
-    click.echo("\n\n".join(_text(**one) for one in found if one["facts"]))
+    say("\n\n".join(_text(**one) for one in found if one["facts"]))
 
 
 def _check_flags(plan: Plan, plot: Path | None) -> None:

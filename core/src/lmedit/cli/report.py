@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import note
+from lmedit.cli.common import PLACE, note, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Also write one HTML page here.")
+@click.argument("run", type=PLACE)
+@click.option("--html", type=PLACE, help="Also write one HTML page here.")
 @click.option(
     "--format",
     "format_",
@@ -27,9 +30,12 @@ def report(run: Path, html: Path | None, format_: str) -> None:
     """
     from lmedit.api.comparisons import Comparison
     from lmedit.report.tables import FORMATS
+    from lmedit.storage.ours import check_place
 
+    if html is not None:
+        check_place(html)
     found = Comparison.read(run)
     if html is not None:
         found.page(html)
         note(f"the page is in {html}")
-    click.echo(FORMATS[format_](found.run))
+    say(FORMATS[format_](found.run))

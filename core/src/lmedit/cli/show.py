@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import fact_line, json_flag, note, plugin_flag
+from lmedit.cli.common import as_json_text, fact_line, json_flag, note, plugin_flag, say
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
@@ -27,13 +27,13 @@ def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
         if plugins:
             raise click.UsageError("--plugin is for methods; remove it to show a patch")
         told = describe_patch(Path(method))
-        click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else _patch_text(told))
+        say(as_json_text(told) if as_json else _patch_text(told))
         return
     from lmedit.plan import Plan
 
     (loaded,) = Plan(methods=(method,), plugins=plugins).load_methods(note)
     description = describe_method(loaded)
-    click.echo(json.dumps(description, indent=1) if as_json else _text(description))
+    say(as_json_text(description) if as_json else _text(description))
 
 
 def describe_patch(path: Path) -> dict[str, Any]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import json_flag, model_flags, note, tell_notes
+from lmedit.cli.common import (
+    NUMBER,
+    PLACE,
+    as_json_text,
+    json_flag,
+    model_flags,
+    note,
+    say,
+    tell_notes,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lmedit.stats import Statistics
 
 COLUMNS = ("id", "model", "layer", "dimensions", "tokens", "documents", "corpus", "MB")
@@ -26,17 +35,19 @@ def stats() -> None:
 def list_(*, as_json: bool) -> None:
     """List the stored statistics. To prepare a method on one of them, give --corpus stats:ID."""
     from lmedit.compare.table import align
-    from lmedit.stats import list_statistics
+    from lmedit.stats import damaged_statistics, list_statistics
 
+    for error in damaged_statistics():
+        note(f"left out: {error}")
     found = [_row(one) for one in list_statistics()]
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        say(as_json_text(found))
         return
     if not found:
         note("no statistics are stored; lmedit prepare rome computes them")
         return
     lines = [COLUMNS, *([str(one[name]) for name in COLUMNS] for one in found)]
-    click.echo("\n".join(align(lines)))
+    say("\n".join(align(lines)))
 
 
 @stats.command()
@@ -45,9 +56,13 @@ def list_(*, as_json: bool) -> None:
 def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Verify checksum, symmetry and condition number. Without ID, verify all stored statistics."""
     from lmedit.errors import ArtifactError
-    from lmedit.stats import list_statistics, statistics_named
+    from lmedit.stats import damaged_statistics, list_statistics, statistics_named
 
-    results = []
+    results: list[dict[str, Any]] = []
+    if not ids:
+        for error in damaged_statistics():
+            results.append({"id": None, "condition": None, "error": str(error)})
+            note(str(error))
     for one in [statistics_named(name) for name in ids] if ids else list_statistics():
         told = {"id": _row(one)["id"], "condition": None, "error": None}
         try:
@@ -56,11 +71,9 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
             told["error"] = str(error)
         results.append(told)
         if not as_json:
-            click.echo(
-                f"{told['id']}  " + (told["error"] or f"ok, condition {told['condition']:.3g}")
-            )
+            say(f"{told['id']}  " + (told["error"] or f"ok, condition {told['condition']:.3g}"))
     if as_json:
-        click.echo(json.dumps(results, indent=1))
+        say(as_json_text(results))
     if any(told["error"] for told in results):
         raise click.exceptions.Exit(1)
 
@@ -70,7 +83,7 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
 @click.option(
     "-O",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     required=True,
     help="A .safetensors file, or a .npz file in the format of the released ROME code.",
 )
@@ -83,8 +96,8 @@ def export(name: str, out: Path) -> None:
 
 
 @stats.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--layer", type=click.IntRange(0), help="The layer of a .npz file.")
+@click.argument("file", type=PLACE)
+@click.option("--layer", type=NUMBER, help="The layer of a .npz file.")
 @model_flags
 @json_flag
 def import_(
@@ -108,7 +121,7 @@ def import_(
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
         tell_notes(lm)
     one = import_statistics(file, lm, layer)
-    click.echo(json.dumps(_row(one), indent=1) if as_json else one.name)
+    say(as_json_text(_row(one)) if as_json else one.name)
     note(f"to prepare a method on it, give --corpus {one.name}")
 
 

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import asking_flags, json_flag, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    as_json_text,
+    asking_flags,
+    json_flag,
+    method_flags,
+    model_flags,
+    note,
+    plan_of,
+    say,
+)
 from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=COUNT,
     default=36,
     show_default=True,
     help="How many cases to use. tune takes the last ones; compare takes the first.",
@@ -37,13 +48,13 @@ if TYPE_CHECKING:
 @click.option(
     "--run",
     "folder",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="The folder for single results; a second call continues there.  "
     "[default: runs/tune-DATE-TIME]",
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=COUNT,
     default=1,
     show_default=True,
     help="How many processes share the work. Each loads its own model.",
@@ -51,7 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "-O",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="The options file. Entries of other methods stay in it.  [default: METHOD-tuned.json]",
 )
 @click.option(
@@ -84,20 +95,26 @@ def tune(
     """
     from lmedit.actions.tune import set_up_tuning, take_part
     from lmedit.options import MODEL_KEY, parts_of, read_tuned
+    from lmedit.storage.atomic import new_folder
     from lmedit.storage.json_files import write_json
+    from lmedit.storage.locks import being_changed
+    from lmedit.storage.ours import check_place
 
     given["methods"] = (method,)
     plan = plan_of(given)
     path = out or Path(f"{method}-tuned.json")
-    others = read_tuned(path) if path.exists() else {}
-    folder = folder or Path("runs") / f"tune-{datetime.now():%Y%m%d-%H%M%S}"
+    check_place(path)
     tuning = set_up_tuning(plan, note).within(budget, workers, note)
+    folder = folder or new_folder(Path("runs"), f"tune-{datetime.now():%Y%m%d-%H%M%S}")
     with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
         entry = tuning(folder)
     parts = parts_of(plan.options)
     named = {MODEL_KEY: {"options": parts}} if parts else {}
-    write_json(path, {**others, **named, method: entry})
-    click.echo(json.dumps(entry, indent=1) if as_json else _text(entry))
+    with being_changed(path):
+        check_place(path)
+        others = read_tuned(path) if path.exists() else {}
+        write_json(path, {**others, **named, method: entry})
+    say(as_json_text(entry) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
 
 

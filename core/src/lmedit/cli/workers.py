@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from lmedit.cli.common import note
@@ -41,11 +42,24 @@ def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]
             other.join()
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as its parent ends, however that ended."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _help(work: Callable[[], object], threads: int) -> None:
     """Run *work* in a worker process. On an error, print one line; the others continue."""
     import torch
     from transformers.utils import logging
 
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # run the cleanup handlers
     os.environ["TQDM_DISABLE"] = "1"

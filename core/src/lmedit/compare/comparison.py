@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from lmedit.compare.asking import as_asked, asking_of
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.measures import protocol
+from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.worker import Task, Worker, group_size
+from lmedit.errors import RunError
 from lmedit.memory import MEBIBYTE, in_use
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.metrics.contamination import trained_on
@@ -21,7 +22,7 @@ from lmedit.pipeline import work_of
 from lmedit.replay.unmerged import States
 from lmedit.storage.cache import key_of
 from lmedit.storage.code import core_code
-from lmedit.storage.json_files import write_json
+from lmedit.storage.json_files import parse_json, write_json
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -158,7 +159,13 @@ def editor_facts(editor: Editor) -> dict[str, Any]:
 
 def read_outcome(stored: Stored, method: str) -> Outcome:
     """Read the outcome of a stored task."""
-    payload = json.loads(stored.payload)
+    try:
+        payload = sound_payload(parse_json(stored.payload, nan_is_none=True))
+    except ValueError as error:
+        raise RunError(
+            f"the stored result of {stored.method} on case {stored.case_id} is damaged; give "
+            "another --run"
+        ) from error
     extras = {"patch_bytes": payload.get("bytes"), "peak_mebibytes": stored.mebibytes}
     return Outcome(
         method,

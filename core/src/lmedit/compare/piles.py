@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    Before = Tensor | str | None
+    """What the base model gives on a case, None if it is not asked, or why it failed."""
+
     from lmedit.compare.candidates import Candidate
     from lmedit.compare.case_scores import Scoring
     from lmedit.compare.store import RunStore, Stored
@@ -115,6 +118,19 @@ class Pile:
             self.parts, self.carried = [], []
             return self._heights()
 
+    def _before(self) -> list[Before]:
+        """What the base model gives on each case, or the reason why it cannot be measured."""
+        try:
+            return [*self.scoring.before(self.lm, self.cases)]
+        except Exception:  # noqa: BLE001  (one text may be too long, for example)
+            return [self._before_one(case) for case in self.cases]
+
+    def _before_one(self, case: Case) -> Before:
+        try:
+            return self.scoring.before(self.lm, [case])[0]
+        except Exception as error:  # noqa: BLE001  (it is told as the failure of this case)
+            return failure_of(error)
+
     @property
     def _joins(self) -> bool:
         return self.candidate.editor is not None and self.candidate.editor.joins
@@ -127,7 +143,7 @@ class Pile:
 
     def _base_heights(self) -> list[Height]:
         """The base; or, for a baseline that changes the prompts, a height for each size."""
-        before = self.scoring.before(self.lm, self.cases)
+        before = self._before()
         asks = self.candidate.asks
         sizes = self.regime.sizes if asks else (len(self.cases),)
         return [self._score_pile(size, before, {}) for size in sizes]
@@ -135,7 +151,7 @@ class Pile:
     def _heights(self) -> list[Height]:
         assert self.candidate.editor_of is not None
         editors = [self.candidate.editor_of(case) for case in self.cases]
-        before = self.scoring.before(self.lm, self.cases)
+        before = self._before()
         with self._bar() as bar:
             if self.regime.kind != "batch":
                 return self._pile_up(editors, before, self._spans(), bar)
@@ -159,7 +175,7 @@ class Pile:
     def _pile_up(
         self,
         editors: Sequence[Editor],
-        before: Sequence[Tensor | None],
+        before: Sequence[Before],
         spans: Sequence[tuple[int, int]],
         bar: tqdm[Any],
     ) -> list[Height]:
@@ -271,7 +287,7 @@ class Pile:
         }
         return state | ({"among": size} if self.candidate.asks else {})
 
-    def _outcome(self, number: int, size: int, before: Sequence[Tensor | None]) -> Outcome:
+    def _outcome(self, number: int, size: int, before: Sequence[Before]) -> Outcome:
         """The scores of one case on the present pile, which holds *size* edits."""
         scoring, case = replace(self.scoring, heldout=None), self.cases[number]
         if self.candidate.asks:
@@ -281,7 +297,7 @@ class Pile:
         return self._join_outcome(self._get_result(key, self.cases[number].id, work), number)
 
     def _score_pile(
-        self, size: int, before: Sequence[Tensor | None], untouched: dict[Site, Tensor]
+        self, size: int, before: Sequence[Before], untouched: dict[Site, Tensor]
     ) -> Height:
         """Score the first *size* cases on the present model, and the model itself."""
         heldout = self.scoring.heldout
@@ -309,11 +325,17 @@ class Pile:
         seconds = None if edit.seconds is None else edit.seconds / count
         size = edit.extras.get("patch_bytes")
         extras = {**edit.extras, "patch_bytes": None if size is None else size / count}
-        return replace(found, seconds=seconds, failure=edit.failure, extras=extras)
+        return replace(found, seconds=seconds, failure=edit.failure or found.failure, extras=extras)
 
 
-def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Tensor | None) -> Result:
-    result = scoring.score(lm, [case], [before])[0]
+def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Before) -> Result:
+    """The scores of *case* on the present model; a record that cannot be scored is a failure."""
+    if isinstance(before, str):
+        return Result(failure=before)
+    try:
+        result = scoring.score(lm, [case], [before])[0]
+    except Exception as error:  # noqa: BLE001  (one text may be too long, for example)
+        return Result(failure=failure_of(error))
     return replace(result, scores=_finite(result.scores or {}))
 
 

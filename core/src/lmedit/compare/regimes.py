@@ -18,6 +18,7 @@ from lmedit.compare.comparison import Outcome, differences, results_head
 from lmedit.compare.piles import PATCHES, Height, Kind, Pile, Regime
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore
+from lmedit.errors import CasesError
 from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.storage.json_files import write_json
 
@@ -51,7 +52,10 @@ def pile_up(
     *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
     `comparison.compare`.
     """
-    good = (cases := as_asked(lm, cases)).good[: max(regime.sizes)]
+    cases = as_asked(lm, cases)
+    good = cases.good[: max(regime.sizes)]
+    if not good:
+        raise CasesError(f"{cases.name} holds no case that can be run; correct its records")
     candidates = [*map(of_editor, editors), *baselines]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])

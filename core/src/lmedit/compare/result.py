@@ -32,3 +32,22 @@ class Result:
         if self.generated:
             found["generated"] = dict(self.generated)
         return found
+
+
+def sound_payload(found: Any) -> dict[str, Any]:
+    """*found*, a payload that was read, if its parts have the right kinds; else `ValueError`."""
+
+    def number(value: Any) -> bool:
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+    good = (
+        isinstance(found, dict)
+        and isinstance(found.get("failure"), str | None)
+        and isinstance(scores := found.get("scores"), dict | None)
+        and all(number(value) for value in (scores or {}).values())
+        and number(found.get("bytes"))
+        and (found.get("failure") is not None or scores is not None or "bytes" in found)
+    )
+    if not good:
+        raise ValueError("it is no result of a task")
+    return dict(found)

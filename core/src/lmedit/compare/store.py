@@ -7,11 +7,15 @@ operating system releases the lock when the process ends, even if it crashes.
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import sqlite3
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -44,6 +48,67 @@ class Stored:
     mebibytes: float | None = None
 
 
+VERSION = 1
+"""The number of `SCHEMA`, in the database's user_version; databases before it have 0."""
+ALL = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results ORDER BY key"
+ONE = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results WHERE key = ?"
+
+
+def _check_version(database: sqlite3.Connection) -> None:
+    """Raise `sqlite3.DatabaseError` if a newer lmedit wrote *database*; else note its version."""
+    (found,) = database.execute("PRAGMA user_version").fetchone()
+    if found > VERSION:
+        raise sqlite3.DatabaseError(f"it has schema {found}, and this lmedit knows {VERSION}")
+    if found < VERSION:
+        database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _read_row(row: tuple[Any, ...]) -> Stored:
+    """The result in *row*; raises `sqlite3.DatabaseError` if it has other kinds of values."""
+    texts, numbers = row[:4], row[4:]
+    if not all(isinstance(value, str) for value in texts) or not all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value))
+        for value in numbers
+    ):
+        raise sqlite3.DatabaseError(f"the result {str(row[0])[:SHORT_KEY]!r} is damaged")
+    return Stored(*row)
+
+
+SHORT_KEY = 12
+
+
+def read_results(folder: Path) -> list[Stored]:
+    """All results of the run in *folder*, sorted by key. Nothing is written, not even a lock.
+
+    Raises `RunError` if the database cannot be read.
+    """
+    path = (folder / FILE).resolve()
+    place = quote(str(path))
+    beside = path.with_name(f"{FILE}-wal")
+    # Without a journal beside it nobody writes, and a folder without write access can be read.
+    how = "mode=ro" if beside.exists() else "mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(f"file:{place}?{how}", uri=True)) as database:
+            (found,) = database.execute("PRAGMA user_version").fetchone()
+            if found > VERSION:
+                what = f"it has schema {found}, and this lmedit knows {VERSION}"
+                raise sqlite3.DatabaseError(what)
+            return [_read_row(row) for row in database.execute(ALL)]
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot open the run in {folder}: {error}; run compare again") from error
+
+
+WORKER = re.compile("[0-9a-f]{32}")
+"""The name of a worker."""
+RUN_FILES = ("results.json", "cases.json", "workers")
+"""What a run writes beside its database."""
+
+
+def _files_of_others(folder: Path) -> str | None:
+    """The first of `RUN_FILES` in *folder*; None if there is none."""
+    return next((name for name in RUN_FILES if os.path.lexists(folder / name)), None)
+
+
 class RunStore:
     """The results of a run in its folder; use it in a ``with`` statement."""
 
@@ -52,6 +117,11 @@ class RunStore:
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
         self._locks = folder / "workers"
+        if not self.path.exists() and (other := _files_of_others(folder)):
+            raise RunError(
+                f"{folder} is no run of lmedit and holds {other}, which would be replaced; give "
+                "another --run"
+            )
         with self._guarded("open"):
             self._locks.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._locks / f"{self.worker}.lock")
@@ -60,13 +130,28 @@ class RunStore:
             self._database.execute("PRAGMA journal_mode=WAL")
             if self._database.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the database fails its own check")
+            _check_version(self._database)
+            self._file = os.stat(self.path).st_ino
             self._database.executescript(SCHEMA)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if kind is None:
+            self._check_there()
+
+    def _check_there(self) -> None:
+        """Raise `RunError` if somebody deleted or replaced the database meanwhile."""
+        try:
+            there = os.stat(self.path).st_ino == self._file
+        except OSError:
+            there = False
+        if not there:
+            raise RunError(
+                f"the run folder {self.path.parent} was deleted meanwhile; run compare again"
+            )
 
     def close(self) -> None:
         """Release the claims of this process, and close the database."""
@@ -79,8 +164,8 @@ class RunStore:
     def get(self, key: str) -> Stored | None:
         """The result of the task *key*; None if the task is not finished."""
         with self._guarded("read"):
-            row = self._database.execute("SELECT * FROM results WHERE key = ?", (key,)).fetchone()
-        return Stored(*row) if row else None
+            row = self._database.execute(ONE, (key,)).fetchone()
+            return _read_row(row) if row else None
 
     def claim(self, key: str) -> bool:
         """Claim the task *key* for this process; False if it is done or another process has it.
@@ -100,6 +185,7 @@ class RunStore:
 
     def put(self, result: Stored) -> None:
         """Store *result* and release its claim in one transaction; the first result stays."""
+        self._check_there()
         with self._transaction():
             self._database.execute(
                 "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)",
@@ -117,8 +203,7 @@ class RunStore:
     def all(self) -> list[Stored]:
         """All finished tasks, sorted by key."""
         with self._guarded("read"):
-            rows = self._database.execute("SELECT * FROM results ORDER BY key").fetchall()
-        return [Stored(*row) for row in rows]
+            return [_read_row(row) for row in self._database.execute(ALL)]
 
     def _one(self, query: str, key: str) -> str | None:
         row = self._database.execute(query, (key,)).fetchone()
@@ -126,6 +211,8 @@ class RunStore:
 
     def _alive(self, worker: str) -> bool:
         """Whether the process *worker* still holds its lock file."""
+        if not WORKER.fullmatch(worker):
+            return False  # no process of lmedit wrote this claim; no path is made of it
         path = self._locks / f"{worker}.lock"
         try:
             with FileLock(path, timeout=0):
@@ -150,7 +237,7 @@ class RunStore:
     def _guarded(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:
             raise RunError(
                 f"cannot {verb} the run in {self.path.parent}: {error}; finished results are kept; "
                 "repair the folder or give another --run"

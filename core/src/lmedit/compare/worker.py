@@ -25,6 +25,7 @@ from lmedit.errors import LmeditError, ModelChangedError, RequestError
 from lmedit.memory import peak_memory
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 from lmedit.replay.unmerged import States, UnmergedEdits
+from lmedit.storage.json_files import whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,10 +128,7 @@ class Worker:
         """
         candidate, lm = group[0].candidate, self.lm
         if candidate.editor_of is None:
-            before = self.scoring.before(lm, [task.case for task in claimed])
-            asked = [candidate.asked(task.case) for task in claimed]
-            results = self.scoring.score(lm, asked, before, edited=False)
-            return {task.key: each for task, each in zip(claimed, results, strict=True)}
+            return self._score_unedited(claimed)
         known = self._compute_together(group)
         found: dict[str, Result] = {}
         for task in claimed:
@@ -148,6 +146,21 @@ class Worker:
             if task.key in known:
                 found[task.key] = self._result(task, known[task.key], scored.get(task.key))
         return found
+
+    def _score_unedited(self, tasks: Sequence[Task]) -> dict[str, Result]:
+        """The scores of *tasks* without an edit. A record that cannot be scored is a failure."""
+        lm = self.lm
+        try:
+            before = self.scoring.before(lm, [task.case for task in tasks])
+            asked = [task.candidate.asked(task.case) for task in tasks]
+            results = self.scoring.score(lm, asked, before, edited=False)
+        except Exception as error:  # noqa: BLE001  (one text may be too long, for example)
+            if len(tasks) == 1:
+                return {tasks[0].key: Result(failure=failure_of(error))}
+            return {
+                key: each for task in tasks for key, each in self._score_unedited([task]).items()
+            }
+        return {task.key: each for task, each in zip(tasks, results, strict=True)}
 
     def _compute_together(self, group: Sequence[Task]) -> dict[str, Computed]:
         """The updates of a group by key; empty if one of them fails: then each is tried alone."""
@@ -239,13 +252,19 @@ def load_again(lm: Lm, error: ModelChangedError) -> None:
 
 def store_result(store: RunStore, key: str, method: str, case_id: str, result: Result) -> None:
     """Put the result of a finished task into the store."""
-    text = json.dumps(result.payload(), sort_keys=True, ensure_ascii=False)
+    text = whole_text(json.dumps(result.payload(), sort_keys=True, ensure_ascii=False))
+    case_id = whole_text(case_id)
     store.put(Stored(key, method, case_id, text, result.seconds, result.mebibytes))
+
+
+LONGEST_REASON = 2000
+"""The longest reason of a failure, in characters."""
 
 
 def failure_of(error: Exception) -> str:
     """The reason why an edit failed, in one line."""
-    return str(error) if isinstance(error, LmeditError) else repr(error)
+    told = str(error) if isinstance(error, LmeditError) else repr(error)
+    return whole_text(" ".join(told.split()))[:LONGEST_REASON]
 
 
 def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:

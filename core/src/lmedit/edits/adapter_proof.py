@@ -34,7 +34,7 @@ TEXTS = ("The", "In the morning, nobody in the city knew", "1, 2, 3")
 TOLERANCE = 1e-3
 """Largest difference of logits, as a share of the largest logit (or of 1, if that is more)."""
 ROUNDINGS = 16
-"""In half precision: so many roundings of the largest logit, if that is more than `TOLERANCE`."""
+"""In half precision: the tolerance in roundings of the largest logit, if more than `TOLERANCE`."""
 SAME = 1e-3
 """Largest relative difference (Frobenius) of a matrix's change in peft from the adapter's."""
 

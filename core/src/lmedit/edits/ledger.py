@@ -8,13 +8,15 @@ Subtraction would leave rounding errors.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmedit.defaults import edit_apply, edit_revert
 from lmedit.errors import ArtifactError, LedgerError
+from lmedit.models.undo import restored_after
 from lmedit.storage.digests import digest_tensors
-from lmedit.types import LowRank
+from lmedit.storage.shield import signals_later
+from lmedit.types import DELTAS, LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.types import Site, Update
+    from lmedit.types import Site
 
 SHORT = 12
 """How many digits of an id are shown."""
@@ -92,11 +94,10 @@ def check_fits(lm: Lm, update: Update) -> None:
 def applied(lm: Lm, update: Update) -> Iterator[None]:
     """Put *update* into the model during the block; restore the weights after it, to the bit."""
     check_fits(lm, update)
-    before = edit_apply(lm, update)
-    try:
+    with restored_after(lm, update.deltas):
+        for site, delta in update.deltas.items():
+            lm.add(site, delta.dense())
         yield
-    finally:
-        edit_revert(lm, before)
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,40 @@ class LedgerEntry:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LedgerState:
+    """All that a ledger knows. It changes in one step, so an interrupt leaves the old or the new.
+
+    `base` holds the touched parameters without edits, `known` the digest of their present weights,
+    and `values` the digest of `base`.
+    """
+
+    entries: tuple[LedgerEntry, ...]
+    base: Mapping[Site, Tensor]
+    known: str
+    values: str
+
+
+def _own(update: Update) -> Update:
+    """*update* with copies of its tensors, which no caller can change."""
+
+    def copy_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    kinds = {kind: name for name, kind in DELTAS.items()}
+    deltas = {
+        site: DELTAS[kinds[type(delta)]](**copy_all(delta.tensors()))
+        for site, delta in update.deltas.items()
+    }
+    return Update(deltas, deepcopy(dict(update.notes)), copy_all(update.carry))
+
+
+def _values_digest(base: Mapping[Site, Tensor]) -> str:
+    return digest_tensors((site.parameter, base[site]) for site in sorted(base))
+
+
 class Ledger:
-    """The edits that are kept in a model, the oldest first."""
+    """The edits that are kept in a model, the oldest first. Threads take turns."""
 
     def __init__(
         self,
@@ -119,9 +152,18 @@ class Ledger:
     ) -> None:
         """*lm* already contains *entries*; *base* holds the touched parameters without edits."""
         self.lm = lm
-        self.entries = entries
-        self.base: dict[Site, Tensor] = dict(base or {})
-        self._known = lm.weights_digest(self.base)
+        mine = {site: values.clone() for site, values in (base or {}).items()}
+        self._state = LedgerState(entries, mine, lm.weights_digest(mine), _values_digest(mine))
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """The kept edits, the oldest first."""
+        return self._state.entries
+
+    @property
+    def base(self) -> dict[Site, Tensor]:
+        """The touched parameters without edits, in storage layout."""
+        return dict(self._state.base)
 
     @property
     def touched(self) -> tuple[Site, ...]:
@@ -140,31 +182,46 @@ class Ledger:
     def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> LedgerEntry:
         """Add *update* to the model until it is taken out.
 
-        Raises `LedgerError` if the model already contains it or if others changed the weights, and
-        `ArtifactError` if it does not fit. Then nothing is changed.
+        The ledger keeps copies of its tensors. Raises `LedgerError` if the model already contains
+        it or if others changed the weights, and `ArtifactError` if it does not fit. Then nothing is
+        changed.
         """
-        check_fits(self.lm, update)
-        entry = LedgerEntry(update_digest(update), update, dict(facts or {}))
-        if any(entry.id == other.id for other in self.entries):
-            raise LedgerError(f"edit {entry.id[:SHORT]} is already in the model")
-        self._check_untouched()
-        new = {site: self.lm.snapshot(site) for site in update.deltas if site not in self.base}
-        self._become((*self.entries, entry), tuple(update.deltas), {**self.base, **new})
+        with self.lm.lock:
+            check_fits(self.lm, update)
+            own = _own(update)
+            entry = LedgerEntry(update_digest(own), own, deepcopy(dict(facts or {})))
+            if any(entry.id == other.id for other in self.entries):
+                raise LedgerError(f"edit {entry.id[:SHORT]} is already in the model")
+            self._check_untouched()
+            base = self._state.base
+            new = {site: self.lm.snapshot(site) for site in own.deltas if site not in base}
+            self._become((*self.entries, entry), tuple(own.deltas), {**base, **new})
         return entry
 
     def take_out(self, *ids: str) -> None:
         """Take out the edits with these ids (or beginnings of ids), all of them or none."""
-        gone = [self.find(start) for start in ids]
-        self._check_untouched()
-        left = tuple(entry for entry in self.entries if entry not in gone)
-        self._become(left, tuple({s for entry in gone for s in entry.update.deltas}), self.base)
+        with self.lm.lock:
+            gone = [self.find(start) for start in ids]
+            self._check_untouched()
+            left = tuple(entry for entry in self.entries if entry not in gone)
+            sites = dict.fromkeys(site for entry in gone for site in entry.update.deltas)
+            self._become(left, tuple(sites), self._state.base)
 
     def _check_untouched(self) -> None:
-        if self.lm.weights_digest(self.base) != self._known:
+        """Raise `LedgerError` if the weights, the kept edits or the base's values were changed."""
+        if self.lm.open_blocks:
+            raise LedgerError(
+                f"an edit is applied to {self.lm.name} for the time of a block; leave it first"
+            )
+        if self.lm.weights_digest(self._state.base) != self._state.known:
             raise LedgerError(
                 f"the weights of {self.lm.name} were changed from outside since the last edit; "
                 "load the model again"
             )
+        changed = [e.id[:SHORT] for e in self.entries if update_digest(e.update) != e.id]
+        if changed or _values_digest(self._state.base) != self._state.values:
+            what = f"edit {changed[0]}" if changed else "the ledger's copy of the base"
+            raise LedgerError(f"{what} was written to in memory; load the model again")
 
     def _become(
         self, entries: tuple[LedgerEntry, ...], sites: Sequence[Site], base: Mapping[Site, Tensor]
@@ -173,18 +230,22 @@ class Ledger:
 
         After an interruption, the ledger and the weights are as before.
         """
+        state = self._state
         before = {site: self.lm.snapshot(site) for site in sites}
         try:
-            for site in sites:
-                self.lm.restore(site, base[site])
-                for entry in entries:
-                    if site in entry.update.deltas:
-                        self.lm.add(site, entry.update.deltas[site].dense())
+            with signals_later():
+                for site in sites:
+                    self.lm.restore(site, base[site])
+                    for entry in entries:
+                        if site in entry.update.deltas:
+                            self.lm.add(site, entry.update.deltas[site].dense())
+                touched = {site for entry in entries for site in entry.update.deltas}
+                left = {site: values for site, values in base.items() if site in touched}
+                known = self.lm.weights_digest(left)
+                self._state = LedgerState(entries, left, known, _values_digest(left))
         except BaseException:
-            for site, values in before.items():
-                self.lm.restore(site, values)
+            with signals_later():
+                for site, values in before.items():
+                    self.lm.restore(site, values)
+                self._state = state
             raise
-        self.entries = entries
-        touched = set(self.touched)
-        self.base = {site: values for site, values in base.items() if site in touched}
-        self._known = self.lm.weights_digest(self.base)

@@ -20,7 +20,7 @@ from lmedit.edits.ledger import check_fits
 from lmedit.edits.patches import NUMBERS
 from lmedit.errors import ArtifactError
 from lmedit.storage.atomic import replacing_folder
-from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.json_files import read_json, write_json
 from lmedit.types import LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class _Config(BaseModel):
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """The configuration, and the shapes of the tensors."""
     try:
-        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         _Config.model_validate(config)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -22,7 +22,8 @@ from lmedit.models import LEDGER, TUNED_FILE, Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.json_files import read_json, write_json
+from lmedit.storage.locks import folder_locked
 from lmedit.storage.tensors import BASE, load_tensors, save_tensors
 from lmedit.types import Frozen, Site, first_complaint
 
@@ -98,7 +99,8 @@ def open_folder(name: str, **how: Any) -> EditedModel:
 
     Raises `ArtifactError` if the folder's edits are damaged or do not belong to its weights.
     """
-    return with_ledger(load_lm(name, **how), name)
+    with folder_locked(Path(name), shared=True):
+        return with_ledger(load_lm(name, **how), name)
 
 
 def with_ledger(lm: Lm, name: str) -> EditedModel:
@@ -151,7 +153,7 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        head = parse_json(path.read_text(encoding="utf-8"))
+        head = read_json(path)
         _Head.model_validate(head)
     except ValidationError as error:
         what = f"{path} is damaged ({first_complaint(error)}); apply the patches again"
@@ -249,13 +251,18 @@ def digest_in_base(model: EditedModel, update: Update) -> str:
     return digest_tensors(before.items())
 
 
+def check_model_place(folder: Path) -> None:
+    """Raise `ArtifactError` if a model cannot be written to *folder*; call it before long work."""
+    if os.path.lexists(folder) and not os.path.isfile(folder / LEDGER):
+        raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
+
+
 def write_folder(model: EditedModel, folder: Path) -> None:
     """Write *model* to *folder*, whole or not at all. The folder is new or was written by lmedit.
 
     Raises `ArtifactError` if something else is there, or if the files hold other weights.
     """
-    if folder.exists() and not (folder / LEDGER).is_file():
-        raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
+    check_model_place(folder)
     with replacing_folder(folder) as place:
         model.lm.model.save_pretrained(place)
         model.lm.tokenizer.save_pretrained(place)

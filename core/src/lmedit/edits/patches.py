@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmedit.errors import ArtifactError
+from lmedit.storage.ours import check_place
 from lmedit.storage.tensors import PATCH, load_tensors, read_facts, save_tensors
 from lmedit.types import DELTAS, Dense, LowRank, Site, Update, first_complaint
 
@@ -134,6 +135,7 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
     tensors |= {f"{CARRY}{name}": tensor for name, tensor in update.carry.items()}
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
     _validate(path, told)
+    check_place(path)
     save_tensors(path, PATCH, tensors, told)
 
 

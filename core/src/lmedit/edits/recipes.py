@@ -12,12 +12,13 @@ id = "77d1..."                    # or its beginning; optional
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
 from lmedit.edits.ledger import SHORT, update_digest
 from lmedit.errors import ArtifactError
+from lmedit.storage.json_files import read_toml
 from lmedit.types import Frozen, first_complaint
 
 if TYPE_CHECKING:
@@ -76,13 +77,12 @@ def _check(what: str, found: str, wanted: str) -> None:
 def read_recipe(path: Path) -> Recipe:
     """Read the recipe in *path*; raises `ArtifactError` that names the fault."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(read_toml(path))
     except OSError as error:
         raise ArtifactError(f"cannot read recipe {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ArtifactError(f"{path} is not TOML ({error})") from error
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_complaint(error)}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path} is not the text of a recipe ({error})") from error

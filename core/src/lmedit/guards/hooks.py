@@ -6,7 +6,10 @@ it is an error of ours, becomes a `HookError` that names the method, the hook an
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from traceback import extract_tb
@@ -35,6 +38,62 @@ def prints_aside() -> Iterator[None]:
             sys.stderr.flush()
 
 
+EDIT_VARIABLE = "LMEDIT_EDIT_TIMEOUT"
+"""The seconds that a hook of one edit may take; unset or 0: no limit."""
+IMPORT_SECONDS = 120.0
+"""The seconds that the import of a plugin may take."""
+LIMITED = frozenset({"edit_locate", "edit_compute", "edit_probe", "edit_apply", "edit_revert"})
+
+
+class TimeUpError(BaseException):
+    """A hook or an import took longer than it may. A bare `except Exception` does not hide it."""
+
+
+@contextmanager
+def time_limit(hook: str) -> Iterator[None]:
+    """Raise `TimeUpError` in the block if *hook* of an edit takes longer than the user allows."""
+    text = os.environ.get(EDIT_VARIABLE, "") if hook in LIMITED else ""
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = 0.0
+    with at_most(seconds):
+        yield
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeUpError` in the block after *seconds*, again and again until it ends.
+
+    Zero is no limit. Only the main thread of a system with interval timers has limits.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not 0 < seconds < FOREVER or not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    over = False
+
+    def ring(*_: object) -> None:
+        if over:
+            return
+        raise TimeUpError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    rest, again = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if rest:
+            signal.setitimer(signal.ITIMER_REAL, rest, again)
+
+
+FOREVER, AGAIN = 1e8, 1.0
+
+
 def implements(manager: pluggy.PluginManager, hook: str) -> bool:
     """Whether a plugin of *manager* implements *hook*; wrappers do not count."""
     found = getattr(manager.hook, hook).get_hookimpls()
@@ -47,12 +106,12 @@ def guard_of(culprit: str, plugin: object) -> ModuleType:
     def around(hook: str) -> Callable[[], Generator[None, Any, Any]]:
         @hookimpl(wrapper=True, tryfirst=True)
         def wrapper() -> Generator[None, Any, Any]:
-            with prints_aside():
+            with prints_aside(), time_limit(hook):
                 try:
                     return (yield)
-                except LmeditError:
+                except (LmeditError, KeyboardInterrupt):
                     raise
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     what = f"{hook} raised {last_line(error)}{_place(error, plugin)}"
                     raise HookError(f"{culprit}: {what}") from error
 

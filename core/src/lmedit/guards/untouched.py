@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import BrokenPluginError, ModelChangedError
+from lmedit.errors import BrokenPluginError, ModelChangedError, NotPreparedError
+from lmedit.guards.surroundings import note_surroundings, put_surroundings_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import torch
     from torch import nn
 
     from lmedit.models import Lm
@@ -119,17 +121,21 @@ def _refill(table: dict[Any, Any], values: Mapping[Any, Any]) -> None:
 def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
     """Run hooks of *culprit* in the block, and check that they leave *lm* unchanged (law 2).
 
-    Everything that they leave behind is removed, except changed weights; also after an error. Then
-    the method is wrong. Raises `ModelChangedError` if they wrote to a weight.
+    Everything that they leave behind on the model or around it is removed, except changed weights;
+    also after an error. Then the method is wrong. Raises `ModelChangedError` if they wrote to a
+    weight.
     """
+    around = note_surroundings(lm.model, lm.tokenizer)
     before, state = marks_of(lm.model), lm.state()
     failure: Exception | None = None
+    left: list[str] = []
     try:
         yield
     except Exception as error:  # noqa: BLE001  (raised again below)
         failure = error
     finally:
-        left = put_back(lm.model, before)
+        left += put_back(lm.model, before)
+        left += put_surroundings_back(lm.model, lm.tokenizer, around)
     if lm.state() != state:
         raise model_changed(culprit) from failure
     if failure is not None:
@@ -137,6 +143,22 @@ def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
     if left:
         what = f"it left behind {', '.join(left)} (law 2)"
         raise BrokenPluginError(f"{culprit}: {what}")
+
+
+def check_types(name: str, lm: Lm, types: tuple[torch.dtype, ...]) -> None:
+    """Raise `NotPreparedError` if *lm* was converted since the editor *name* was made.
+
+    *types* are the number types of the parameters at that time.
+    """
+    if lm.number_types != types:
+        made, now = (
+            ", ".join(sorted({str(kind).removeprefix("torch.") for kind in kinds}))
+            for kinds in (types, lm.number_types)
+        )
+        raise NotPreparedError(
+            f"{name} was set up for {lm.name} in {made}, and the model is {now} now; make the "
+            "editor again"
+        )
 
 
 def model_changed(culprit: str, how: str = OUTSIDE) -> ModelChangedError:

@@ -6,7 +6,6 @@ docs/explanation/comparing.md has the protocols.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -19,7 +18,9 @@ import numpy as np
 from lmedit.errors import CasesError
 from lmedit.metrics.words import treebank_words
 from lmedit.replay.batches import log_probabilities, read_rows
+from lmedit.storage.arrays import read_npy
 from lmedit.storage.cache import key_of
+from lmedit.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,8 +130,8 @@ def load_tfidf(vocabulary: Path, idf: Path) -> TfIdf:
     Raises `CasesError` if a file cannot be read or if the two files do not fit together.
     """
     try:
-        columns = json.loads(vocabulary.read_text(encoding="utf-8"))
-        values = np.load(idf, allow_pickle=False).astype(np.float64)
+        columns = read_json(vocabulary)
+        values = read_npy(idf, 1).astype(np.float64)
         places = sorted(columns.values())
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CasesError(f"cannot read {vocabulary} with {idf}: {error}") from error
@@ -169,7 +170,7 @@ def load_references(folder: Path) -> References:
             (entry["relation_id"], entry["target_id"]): [
                 (sample["name"], sample["text"]) for sample in entry["samples"]
             ]
-            for entry in json.loads(path.read_text(encoding="utf-8"))
+            for entry in read_json(path)
         }
     except (OSError, ValueError) as error:
         raise CasesError(f"cannot read {path}: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from lmedit.models.refusals import check_class, first_line
 from lmedit.models.sources import MODELS, models_folder, pulled_folder
 from lmedit.models.written import compare_written
 from lmedit.storage.atomic import replacing_folder
-from lmedit.storage.json_files import write_json
+from lmedit.storage.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +69,9 @@ def record_of(folder: Path) -> dict[str, Any]:
     """Read the facts stored with a converted model. Raises `ModelError` if they are damaged."""
     path = folder / RECORD
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("an object was expected")
     except (OSError, ValueError) as error:
         what = f"{path} is damaged ({first_line(error)})"
         raise ModelError(f"{what}; delete the folder {folder}, lmedit makes it again") from error

@@ -131,14 +131,23 @@ class Identified(ABC):
         """Note the buffers of a new model; a forward pass may change some."""
         self._buffers = buffers_digest(self.model)
 
-    @cached_property
+    _base: tuple[Any, str] | None = None
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the weights at the first call. See `identity` for the whole model."""
-        return self.weights_digest()
+        """SHA-256 of the weights at the first call. See `identity` for the whole model.
+
+        It is computed again if the model was converted to another number type since.
+        """
+        types = tuple(parameter.dtype for parameter in self.model.parameters())
+        if self._base is None or self._base[0] != types:
+            self.__dict__.pop("identity", None)
+            self._base = types, self.weights_digest()
+        return self._base[1]
 
     def forget_digest(self) -> str:
         """Take the present weights as the base model; return their digest."""
-        self.__dict__.pop("digest", None)
+        self._base = None
         self.__dict__.pop("identity", None)
         return self.digest
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lmedit.errors import ModelError, RequestError
 from lmedit.models import families, offload, tokens
 from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
@@ -16,20 +19,21 @@ from lmedit.models.parts import Parts
 from lmedit.storage.digests import KnownTensors, digest_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lmedit.models.undo import OpenBlock
     from lmedit.types import Site
 
 
 class Lm(Asked, Identified, Parts):
     """A decoder language model with named parts.
 
-    The model is in evaluation mode. Only `add` and `restore` change its weights, and only the apply
-    and revert hooks call these. Device and dtype are the model's own.
+    The model computes in evaluation mode. Only `add` and `restore` change its weights, and only the
+    apply and revert hooks call these. Device and dtype are the model's own.
     """
 
     prepared: Path | None = None
@@ -57,6 +61,9 @@ class Lm(Asked, Identified, Parts):
 
         Raises `UnknownArchitectureError` if a part of the model is not found.
         """
+        model = getattr(model, "_orig_mod", model)  # of torch.compile, which shares the weights
+        if any(module._compiled_call_impl is not None for module in model.modules()):
+            raise ModelError("the model is compiled, so it does not see edits; give it uncompiled")
         self.model = model.eval()
         drop_remainder(model)
         self.tokenizer: Any = tokenizer
@@ -71,7 +78,29 @@ class Lm(Asked, Identified, Parts):
         self.named_parts = parts
         self.family = families.family_of(model, parts)
         self._chosen = {}
+        self.lock = threading.RLock()
+        """Held by the thread that computes with the model or changes it."""
+        self.open_blocks: tuple[OpenBlock, ...] = ()
+        """The blocks in which an edit is applied, the oldest first."""
         self._note_buffers()
+
+    @property
+    def number_types(self) -> tuple[torch.dtype, ...]:
+        """The number type of every parameter, in the model's order."""
+        return tuple(parameter.dtype for parameter in self.model.parameters())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the model's lock and its evaluation mode in the block; then restore the modes."""
+        with self.lock:
+            training = [module for module in self.model.modules() if module.training]
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
         """SHA-256 of the present weights: of all parameters, or of the parameters of *sites*."""
@@ -190,7 +219,15 @@ class Lm(Asked, Identified, Parts):
         _part(offload.fetch_to_memory(self.model, site.parameter), site).copy_(values)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
-        """Rows of ids as one right-padded batch on the model's device."""
+        """Rows of ids as one right-padded batch on the model's device.
+
+        Raises `RequestError` for an empty row, and for one that is longer than the model reads.
+        """
+        for row in rows:
+            if not 0 < len(row) <= self.max_positions:
+                raise RequestError(
+                    f"a text has {len(row)} tokens; {self.name} reads 1 to {self.max_positions}"
+                )
         return tokens.pad(rows, self.device)
 
     def logits(self, batch: tokens.Batch) -> Tensor:
@@ -200,7 +237,8 @@ class Lm(Asked, Identified, Parts):
         position without anything to look at gives NaN in some attention functions.
         """
         everything = torch.ones_like(batch.ids)
-        out = self.model(input_ids=batch.ids, attention_mask=everything, use_cache=False)
+        with self.evaluating():
+            out = self.model(input_ids=batch.ids, attention_mask=everything, use_cache=False)
         logits: Tensor = out.logits
         return logits
 

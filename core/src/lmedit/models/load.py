@@ -5,7 +5,7 @@ lmedit downloads only if the user asks for it, and never runs code of a checkpoi
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -33,6 +33,8 @@ from lmedit.models.refusals import (
     not_here,
 )
 from lmedit.models.sources import MODELS, pulled_folder
+from lmedit.storage.json_files import NotTunedError, read_json, read_tuned_file
+from lmedit.storage.locks import folder_locked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,14 +105,32 @@ def load_lm(
     template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
     weights are read if there is no template.
     """
+    with (
+        folder_locked(Path(name), shared=True),  # nobody exchanges the folder meanwhile
+        torch.inference_mode(mode=False),  # its tensors could not be written to
+    ):
+        lm = _load_lm(name, device, dtype, (chat, system), parts, download=download)
+    lm.join = join
+    return lm
+
+
+def _load_lm(
+    name: str,
+    device: str,
+    dtype: str,
+    asked_by: tuple[bool, str | None],
+    parts: Mapping[str, str],
+    *,
+    download: bool,
+) -> Lm:
     place = _place_of(name)
     notes = [place.note] if place.note else []
     again = partial(
         _place_on_device, place, dtype, device, local=place.folder.exists() or not download
     )
     asked = None
-    if chat:
-        asked = chat_of(_tokenizer(place, local=again.keywords["local"]), system, name)
+    if asked_by[0]:
+        asked = chat_of(_tokenizer(place, local=again.keywords["local"]), asked_by[1], name)
     model, tokenizer = again(notes=notes)
     world = place.world
     lm = Lm(
@@ -125,7 +145,7 @@ def load_lm(
         parts={**place.parts, **parts},
     )
     lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
-    lm.join, lm.chat = join, asked
+    lm.chat = asked
     lm.base_name = _base_name(place.folder) or None
     return lm
 
@@ -174,6 +194,9 @@ def _place_of(name: str) -> _Place:
         remedy = "delete that folder, lmedit makes it again"
         return _Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
     folder = Path(name)
+    if name.startswith("~"):
+        folder = Path(os.path.expanduser(name))
+        name = str(folder)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
     return _Place(name, folder, worlds().get(_base_name(folder)))
@@ -182,7 +205,7 @@ def _place_of(name: str) -> _Place:
 def _base_name(folder: Path) -> str:
     """The name of the model that the edited model in *folder* was made of; empty if it is none."""
     try:
-        head = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        head = read_json(folder / LEDGER)
         return str(head["base"]["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""  # no ledger, or a damaged one: who opens it says so
@@ -299,8 +322,11 @@ def device_of(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device != "auto":
         try:
-            return str(torch.empty(0, device=device).device)
-        except (RuntimeError, AssertionError) as error:
+            found = torch.zeros(1, device=device)
+            if found.is_meta:
+                raise RuntimeError("it holds no values")
+            return str(found.device)
+        except Exception as error:
             raise ModelError(f"no device {device!r} here; use cpu, or cuda or mps") from error
     if torch.cuda.is_available():
         return "cuda"
@@ -311,10 +337,11 @@ def _read_tuned(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        tuned: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_tuned_file(file)
+    except NotTunedError as error:
+        raise ModelError(f"{file} is no options file: {error}; delete it") from error
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not JSON ({error}); delete it or tune again") from error
-    return tuned
 
 
 def world(name: str) -> World:

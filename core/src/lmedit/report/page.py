@@ -137,7 +137,7 @@ def _differences(run: FinishedRun) -> str:
         tag(
             "tr",
             tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row")
-            + tag("td", d.score)
+            + tag("td", escape(d.score))
             + tag("td", f"{d.estimate:+.1f}")
             + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
             class_="clear" if d.low > 0 or d.high < 0 else None,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lmedit.compare.measures import sort_columns
-from lmedit.compare.store import FILE, RunStore, Stored
+from lmedit.compare.store import FILE, Stored, read_results
 from lmedit.compare.table import method_title
 from lmedit.errors import RunError
+from lmedit.storage.json_files import parse_json, read_json
 from lmedit.types import first_complaint
 
 if TYPE_CHECKING:
@@ -234,8 +235,7 @@ def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]
         return {}
     if not (folder / FILE).is_file():
         raise RunError(f"{folder / FILE} is missing; run compare again")
-    with RunStore(folder) as store:
-        stored = {result.key: result for result in store.all()}
+    stored = {result.key: result for result in read_results(folder)}
     lost = sum(key not in stored for keys in named.values() for key in keys)
     if lost:
         raise RunError(
@@ -249,7 +249,7 @@ def _entries(folder: Path, results: Results) -> dict[str, tuple[StoredCase, ...]
 
 def _entry(folder: Path, stored: Stored) -> StoredCase:
     try:
-        found = json.loads(stored.payload, parse_constant=_none_for)
+        found = parse_json(stored.payload, nan_is_none=True)
     except ValueError as error:
         raise RunError(f"{folder / FILE}, {stored.key}: {error}; run compare again") from error
     payload = _validate(f"{folder / FILE}, {stored.key}", Payload.model_validate, found)
@@ -270,14 +270,9 @@ def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_none_for)
+        return read_json(path, nan_is_none=True)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}; run compare again") from error
-
-
-def _none_for(constant: str) -> None:
-    """Replace NaN and infinity by None; a report cannot show them."""
-    del constant
 
 
 def _validate(where: object, validate: Callable[[Any], Value], found: Any) -> Value:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
 from lmedit.report.columns import best, cell, columns, complete_rows, format_number
 from lmedit.report.svg import tag
+from lmedit.storage.escapes import for_csv, for_json, for_markdown
+from lmedit.storage.json_files import dump_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ def _cells(run: FinishedRun) -> tuple[list[str], list[list[tuple[str, bool]]]]:
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+    return "| " + " | ".join(map(for_markdown, cells)) + " |"
 
 
 def as_csv(run: FinishedRun) -> str:
@@ -80,14 +81,14 @@ def as_csv(run: FinishedRun) -> str:
             names.append(f"{column.name}{HALF_WIDTH}")
     written = io.StringIO()
     writer = csv.DictWriter(written, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: for_csv(name) for name in names})
+    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
     return written.getvalue().rstrip("\n")
 
 
 def as_json(run: FinishedRun) -> str:
     """`results.json` with every column in every row, without the keys of the run's store."""
-    return json.dumps({**run.raw, "rows": complete_rows(run)}, indent=1, ensure_ascii=False)
+    return for_json(dump_json({**run.raw, "rows": complete_rows(run)}))
 
 
 FORMATS: Mapping[str, Callable[[FinishedRun], str]] = MappingProxyType(

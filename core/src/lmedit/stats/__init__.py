@@ -13,6 +13,7 @@ from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
     PREFIX,
     Statistics,
+    damaged_statistics,
     export_statistics,
     import_statistics,
     list_statistics,
@@ -31,6 +32,7 @@ __all__ = [
     "Statistics",
     "cholesky",
     "condition",
+    "damaged_statistics",
     "export_statistics",
     "import_statistics",
     "list_statistics",

@@ -36,6 +36,23 @@ BATCH_TOKENS = 4096
 SAVE_SECONDS = 30.0
 
 
+CHARACTERS = 64
+"""How many characters are encoded at first, for each wanted token."""
+MARGIN = 16
+"""How many tokens at a cut may differ from those of the whole text."""
+
+
+def first_tokens(lm: Lm, text: str, count: int) -> list[int]:
+    """The first *count* tokens of *text*. Of a long text only a part is encoded."""
+    characters = CHARACTERS * (count + MARGIN)
+    while characters < len(text):
+        ids = lm.encode(text[:characters])
+        if len(ids) >= count + MARGIN:
+            return ids[:count]
+        characters *= 4
+    return lm.encode(text)[:count]
+
+
 @dataclass(frozen=True)
 class Counting:
     """How many keys to sum, and when to stop early."""
@@ -161,7 +178,7 @@ class _Work:
     def add(self, texts: Sequence[str]) -> None:
         """Add the keys of a group of documents to the sums."""
         limit = self.counting.limit(self.lm)
-        rows = sorted((self.lm.encode(text)[:limit] for text in texts), key=len)
+        rows = sorted((first_tokens(self.lm, text, limit) for text in texts), key=len)
         if self.counting.unit == "tokens":
             rows = _first_tokens(rows, self.counting.samples - self.tokens)
         for batch in pack([row for row in rows if row]):

@@ -18,7 +18,7 @@ from lmedit.replay.products import faster_type, products
 from lmedit.replay.sampling import sample_rows, start_token
 from lmedit.stats.counting import Counting
 from lmedit.storage.cache import cache_folder, key_of
-from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ class SelfWritten:
 def _read(path: Path) -> list[str] | None:
     """The texts of a stored batch; None if the file is damaged, because it can be written again."""
     try:
-        texts: Any = parse_json(path.read_text(encoding="utf-8"))
+        texts: Any = read_json(path)
     except (OSError, ValueError, ArtifactError, json.JSONDecodeError):
         return None
     good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from lmedit.errors import ArtifactError, CasesError
 from lmedit.stats.counting import Counting, Moment, Place, places_of, second_moments
 from lmedit.stats.self_written import SelfWritten
 from lmedit.stats.solving import condition, positive_factor
+from lmedit.storage.arrays import OtherShapeError, read_npz
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.cache import cache_folder, key_of
+from lmedit.storage.ours import MARK, check_place
 from lmedit.storage.tensors import STATISTICS, Checkpoint, load_tensors, read_facts, save_tensors
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ PREFIX = "stats:"
 AT_ONCE = 4e9
 """The largest size in bytes of the sums of one pass."""
 SHORT = 12
+MOST = 1e15
+"""Numbers of keys and documents are smaller than this."""
 """How many digits of an id are shown."""
 NEGATIVE = 1e-5
 """Rounding in float32 gives eigenvalues down to minus this share of the largest one."""
@@ -101,8 +106,11 @@ class Statistics:
             raise ArtifactError(f"{self.path} holds no finite square matrix; delete it")
         if not torch.allclose(S, S.T, rtol=1e-5, atol=1e-6 * float(S.abs().max())):
             raise ArtifactError(f"{self.path} holds a matrix that is not symmetric; delete it")
-        if moment.tokens < 1 or moment.documents < 0 or not S.trace() > 0:
+        if not 0 < moment.tokens < MOST or not 0 <= moment.documents < MOST or not S.trace() > 0:
             raise ArtifactError(f"{self.path} holds no sum of keys; delete it")
+        slack = 1e-6 * float(S.abs().max()) * torch.eye(len(S), dtype=torch.float64)
+        if int(torch.linalg.cholesky_ex(S.double() + slack).info):
+            raise ArtifactError(f"{self.path} holds a matrix that is not positive; delete it")
         L = positive_factor(S, moment.tokens)
         if L is not None:
             return condition(L)
@@ -119,12 +127,42 @@ def _folder() -> Path:
 
 
 def list_statistics() -> list[Statistics]:
-    """All stored statistics, sorted by id."""
-    return [_open_stored(path) for path in sorted(_folder().glob("*.safetensors"))]
+    """All stored statistics that can be read, sorted by id."""
+    return [one for one in _all_stored() if isinstance(one, Statistics)]
+
+
+def damaged_statistics() -> list[ArtifactError]:
+    """The error of each stored file that cannot be read."""
+    return [one for one in _all_stored() if isinstance(one, ArtifactError)]
+
+
+def _all_stored() -> Iterator[Statistics | ArtifactError]:
+    for path in sorted(_folder().glob("*.safetensors")):
+        try:
+            yield _open_stored(path)
+        except ArtifactError as error:
+            yield error
 
 
 def _open_stored(path: Path) -> Statistics:
-    return Statistics(path.stem, path, read_facts(path, STATISTICS))
+    return Statistics(path.stem, path, _sound(path, read_facts(path, STATISTICS)))
+
+
+TEXTS = ("base", "base_name", "parameter", "corpus", "corpus_digest")
+NUMBERS = ("layer", "dimensions", "tokens", "documents")
+
+
+def _sound(path: Path, facts: Any) -> dict[str, Any]:
+    """*facts* of statistics, if they have the right names and kinds; else `ArtifactError`."""
+    good = (
+        isinstance(facts, dict)
+        and all(isinstance(facts.get(name), str) for name in TEXTS)
+        and all(type(facts.get(name)) is int for name in NUMBERS)
+        and isinstance(facts.get("counting"), dict | None)
+    )
+    if not good:
+        raise ArtifactError(f"{path} has other facts than statistics of lmedit; delete it")
+    return dict(facts)
 
 
 def statistics_named(name: str) -> Statistics:
@@ -219,6 +257,7 @@ NPZ = ("mom2.mom2", "mom2.count")
 
 def export_statistics(one: Statistics, path: Path) -> None:
     """Write *one* to *path*: a .npz file in the format of the released codes, or else a copy."""
+    check_place(path)
     if path.suffix != ".npz":
         with write_whole(path) as part:
             shutil.copyfile(one.path, part)
@@ -230,8 +269,10 @@ def export_statistics(one: Statistics, path: Path) -> None:
         "mom2.constructor": np.array("util.runningstats.SecondMoment()"),
         "sample_size": np.array(moment.documents),
     }
-    with write_whole(path) as part, part.open("wb") as file:
+    with write_whole(path) as part, part.open("w+b") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = MARK.encode()
 
 
 def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None) -> Statistics:
@@ -241,23 +282,21 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     """
     if path.suffix != ".npz":
         tensors, facts = load_tensors(path, STATISTICS)
+        place = _path(_sound(path, facts))
+        if set(tensors) != {"sum"}:
+            raise ArtifactError(f"{path} holds no sum of keys; export it again")
         try:
             Statistics(path.stem, path, facts).verify()
         except ArtifactError as error:
             raise ArtifactError(f"{path} was not imported: {error}") from error
-        save_tensors(_path(facts), STATISTICS, tensors, facts)
-        return _open_stored(_path(facts))
+        save_tensors(place, STATISTICS, tensors, facts)
+        return _open_stored(place)
     if lm is None or layer is None:
         raise ArtifactError(f"{path} names no model; give -m MODEL and --layer N")
     if not 0 <= layer < lm.n_layers:
         raise ArtifactError(f"{lm.name} has layers 0 to {lm.n_layers - 1}, not {layer}")
-    S, tokens, documents = _from_npz(path)
     size = lm.mlp_width(layer)
-    if tuple(S.shape) != (size, size):
-        raise ArtifactError(
-            f"{path} holds {tuple(S.shape)}, the keys of layer {layer} of {lm.name} have {size} "
-            "dimensions; the file belongs to another model"
-        )
+    S, tokens, documents = _from_npz(path, size)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = _facts(lm, layer, f"imported from {path.name}", digest, None)
     one = _store(facts, Moment(S, tokens, documents))
@@ -269,15 +308,28 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
     return one
 
 
-def _from_npz(path: Path) -> tuple[torch.Tensor, int, int]:
+def _whole(count: Any) -> int:
+    """*count* as a whole number; raises `ValueError` if it is none."""
+    if not 0 <= float(count) < MOST or float(count) != int(count):
+        raise ValueError(f"{count} is no number of keys or documents")
+    return int(count)
+
+
+def _from_npz(path: Path, size: int) -> tuple[torch.Tensor, int, int]:
     """The sum in float64, and the numbers of keys and documents; nothing is unpickled."""
     try:
-        with path.open("rb") as bytes_, np.load(bytes_, allow_pickle=False) as file:
-            S, count = (file[name] for name in NPZ)
-            documents = int(file["sample_size"]) if "sample_size" in file else 0
-        return torch.from_numpy(S.astype(np.float64)), int(count), documents
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        S, count, documents = read_npz(path, (*NPZ, "sample_size"), ((size, size), (), ()))
+        if S is None or count is None:
+            raise ValueError("an array is missing")
+        counts = [_whole(each) for each in (count, 0 if documents is None else documents)]
+        return torch.from_numpy(S.astype(np.float64)), counts[0], counts[1]
+    except OtherShapeError as error:
         raise ArtifactError(
-            f"{path} is not a .npz file of the released statistics ({error}); it must hold "
-            f"{' and '.join(NPZ)}"
+            f"{path} holds {error.shape}, the keys of this layer have {size} dimensions; the file "
+            "belongs to another model"
+        ) from error
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise ArtifactError(
+            f"{path} is not a .npz file of the released statistics ({error}); "
+            f"it must hold {' and '.join(NPZ)}"
         ) from error

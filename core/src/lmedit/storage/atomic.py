@@ -1,8 +1,8 @@
 """Write files and folders beside their place, then rename them; remove the rest of dead writers.
 
-A part is in a hidden folder beside its place. Its writer holds a lock in that folder. The system
+A part is in a hidden folder beside its place. Its writer holds that folder's lock. The system
 releases the lock when the process ends, even if it crashes. So a folder with a free lock has no
-writer; the next write in the same place removes it.
+writer; the next write in the same place removes it. Data reach the disk before the rename.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import shutil
 import sys
 import tempfile
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from lmedit.errors import ArtifactError
+from lmedit.storage.locks import FolderLock, folder_locked, lock_folder
+from lmedit.storage.ours import list_files, others_in, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PREFIX, LOCK = ".lmedit-part-", "lock"
+PREFIX = ".lmedit-part-"
 CURRENT, EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux' renameat2."""
 
@@ -51,49 +52,119 @@ def part_of(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_locked_folder(place: Path) -> tuple[Path, BaseFileLock]:
+def _make_locked_folder(place: Path) -> tuple[Path, FolderLock]:
     """Make a new folder in *place* and hold its lock.
 
     Another process may remove the folder before its lock is held; then it is made again.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        lock = FileLock(folder / LOCK)
-        with suppress(FileNotFoundError):  # removed between two steps of acquire
-            lock.acquire()  # this also makes the folder again
-            if (folder / LOCK).exists():
+        try:
+            folder.mkdir(exist_ok=True)
+            if (lock := lock_folder(folder)) is not None:
                 return folder, lock
-            lock.release()
+        except FileNotFoundError:
+            continue
 
 
 def _sweep(place: Path) -> None:
     """Delete parts of killed writers in *place*. Parts with a running writer stay."""
     for folder in place.glob(f"{PREFIX}*"):
         try:
-            with FileLock(folder / LOCK, timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-        except (Timeout, OSError, NotImplementedError):
-            continue  # it has a writer, or we may not delete it
+            lock = lock_folder(folder, wait=False)
+        except OSError:
+            continue  # it is gone, or we may not delete it
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def _to_disk(path: Path) -> None:
+    """Let the system write *path* to the disk: a file, or a folder with all that is in it."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            _to_disk(entry)
+        if os.name == "nt":
+            return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _names_to_disk(folder: Path) -> None:
+    """Let the system write the names in *folder* to the disk, after a rename."""
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside *folder*; renamed to *folder* if the block succeeds, else removed.
+
+    Nothing is replaced. Raises `ArtifactError` if *folder* exists or cannot be written.
+    """
+    with part_of(folder) as part:
+        try:
+            part.mkdir()
+            yield part
+            _to_disk(part)
+            part.rename(folder)
+            _names_to_disk(folder.parent)
+        except OSError as error:
+            what = f"cannot write {folder}: {error.strerror}; choose another place"
+            raise ArtifactError(what) from error
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder that replaces *folder* if the block succeeds; else it is removed.
 
-    The old folder is deleted; the caller has checked that lmedit wrote it. Raises `ArtifactError`.
+    The caller has checked that lmedit wrote the old folder. Files in it that lmedit did not write
+    come into the new one. A link stays a link. Readers that hold the folder's lock are waited for.
+    Raises `ArtifactError`.
     """
-    with part_of(folder) as part:
+    try:
+        place = folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"cannot write {str(folder)!r}: {error}; choose another") from error
+    with part_of(place) as part:
         try:
             part.mkdir()
             yield part
-            try:
-                part.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                _exchange(part, folder)
+            list_files(part)
+            _to_disk(part)
+            with folder_locked(place):
+                _put(part, place)
+            _names_to_disk(place.parent)
         except OSError as error:
             raise ArtifactError(f"cannot write {folder}: {error}; nothing was kept") from error
+
+
+def _put(part: Path, place: Path) -> None:
+    """Rename *part* to *place*; keep the files of others that are there now."""
+    try:
+        part.rename(place)
+        return
+    except OSError:
+        if not place.is_dir():
+            raise
+    others = others_in(place)
+    for entry in others:
+        if (part / entry.name).exists():
+            raise ArtifactError(
+                f"{entry} was not written by lmedit and would be replaced; move it away"
+            )
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, part / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, part / entry.name, follow_symlinks=False)
+    _exchange(part, place)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -120,14 +191,36 @@ def _exchange(new: Path, old: Path) -> None:
 def write_whole(path: Path) -> Iterator[Path]:
     """A path beside *path* for a file; renamed to *path* if the block succeeds, else removed.
 
-    Raises `ArtifactError` if the folder is not writable.
+    The caller has checked that lmedit wrote a file that is there (`check_place`). A link stays a
+    link. Raises `ArtifactError` if the folder is not writable or something else than a file is
+    there.
     """
-    with part_of(path) as part:
+    place = place_of(path)
+    with part_of(place) as part:
         try:
             part.touch(exist_ok=False)
             mode = part.stat().st_mode
             yield part
             part.chmod(mode)  # safetensors makes files that only the owner can read
-            part.replace(path)
+            _to_disk(part)
+            part.replace(place)
+            _names_to_disk(place.parent)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make the folder *name* in *parent*; if it exists, *name*-2 and so on."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            what = f"cannot make {folder}: {error.strerror}; choose another place"
+            raise ArtifactError(what) from error
+        else:
+            return folder

@@ -16,7 +16,7 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else user_cache_path("lmedit")
+    return Path(chosen).expanduser() if chosen else user_cache_path("lmedit")
 
 
 def key_of(**parts: Any) -> str:

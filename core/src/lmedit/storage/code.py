@@ -44,7 +44,7 @@ def code_digest(start: Path | None, *, versioned: bool = True) -> str:
             data = file.read_bytes()
             files[f"{at.name}/{name}"] = hashlib.sha256(data).hexdigest()
             if file.suffix == ".py":
-                waiting += [found for top in _imported(data) if (found := place_of(top))]
+                waiting += [found for top in _imported_modules(data) if (found := place_of(top))]
     if not files:
         return ""
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
@@ -92,7 +92,7 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
             yield inside.as_posix(), file
 
 
-def _imported(source: bytes) -> set[str]:
+def _imported_modules(source: bytes) -> set[str]:
     """The top-level names that *source* imports, anywhere in it; empty if it cannot be parsed."""
     try:
         tree = ast.parse(source)

@@ -1,8 +1,14 @@
-"""JSON files: read without trust, written whole."""
+"""The one reader of JSON and TOML, which trusts no file; JSON is written whole.
+
+A value is refused if it is nested too deep, has a number that no other program reads, or holds
+half a character. A file is refused before it is read if it is too large.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 from lmedit.storage.atomic import write_whole
@@ -10,19 +16,148 @@ from lmedit.storage.atomic import write_whole
 if TYPE_CHECKING:
     from pathlib import Path
 
+DEEPEST = 100
+"""How deep lists and objects may be nested."""
+LARGEST = 1 << 64
+"""Whole numbers must be smaller than this, without their sign."""
+MOST_BYTES = 1 << 28
+"""The largest JSON or TOML file that is read at once (256 MiB)."""
 
-def parse_json(text: str) -> Any:
-    """Parse *text*; raises `ValueError`, also if it is nested too deep or is not valid text."""
+
+def parse_json(text: str | bytes, *, nan_is_none: bool = False) -> Any:
+    """Parse *text*; raises `ValueError` for anything but sound JSON.
+
+    Python's own reader also accepts NaN and infinity. With *nan_is_none* they become None, else
+    they are refused.
+    """
     try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half characters (surrogates) fail here
+        value = json.loads(text, parse_constant=_none if nan_is_none else _refuse)
     except RecursionError:
         raise ValueError("the JSON is nested too deep") from None
-    return value
+    return check_value(value, nan_is_none=nan_is_none)
+
+
+def check_value(value: Any, *, nan_is_none: bool = False) -> Any:
+    """Return *value*, which a reader made, if it is sound; else raise `ValueError`."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.keys()
+                inner += each.values()
+                if nan_is_none:
+                    each.update({k: None for k, v in each.items() if _is_infinite(v)})
+            elif isinstance(each, list):
+                inner += each
+                if nan_is_none:
+                    each[:] = [None if _is_infinite(part) else part for part in each]
+            else:
+                _check_plain(each, nan_is_none=nan_is_none)
+        if not inner:
+            return value
+        level = inner
+    raise ValueError("the JSON is nested too deep")
+
+
+def _check_plain(value: Any, *, nan_is_none: bool) -> None:
+    if isinstance(value, str):
+        value.encode()  # half characters (surrogates) fail here, with a ValueError
+    elif isinstance(value, int) and abs(value) >= LARGEST:
+        raise ValueError(f"a whole number is too large (it must be below {LARGEST})")
+    elif _is_infinite(value) and not nan_is_none:
+        raise ValueError("a number is not finite")
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _none(constant: str) -> None:
+    """Read NaN and infinity as None."""
+    del constant
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of the file *path*; raises `OSError`, or `ValueError` if it is too large."""
+    if not path.is_file() and path.exists():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return data
+
+
+def read_json(path: Path, *, nan_is_none: bool = False) -> Any:
+    """The value in the JSON file *path* (UTF-8); raises `OSError` or `ValueError`."""
+    return parse_json(read_bytes(path).decode("utf-8"), nan_is_none=nan_is_none)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in the TOML file *path* (UTF-8); raises `OSError` or `ValueError`."""
+    try:
+        table = tomllib.loads(read_bytes(path).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("the TOML is nested too deep") from None
+    check_value(table)
+    return table
+
+
+def read_tuned_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Tuned options by method, each with `options` and, if given, `evidence`; both are objects.
+
+    Raises `OSError` or `ValueError`.
+    """
+    found = read_json(path)
+    for entry in found.values() if isinstance(found, dict) else [None]:
+        parts = (
+            [entry.get("options"), entry.get("evidence", {})] if isinstance(entry, dict) else [None]
+        )
+        if not all(isinstance(part, dict) for part in parts):
+            raise NotTunedError(
+                'it must hold an object of methods, each with "options"; lmedit tune writes one'
+            )
+    return dict(found)
+
+
+class NotTunedError(ValueError):
+    """A JSON file has another layout than a file of tuned options."""
+
+
+def dump_json(value: Any, *, indent: int | None = 1, ascii_only: bool = False) -> str:
+    """*value* as JSON that every program reads: numbers that are not finite become null."""
+    how: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii_only, "allow_nan": False}
+    try:
+        text = json.dumps(value, **how)
+        text.encode()
+    except ValueError:
+        return json.dumps(_storable(value), **how)
+    return text
+
+
+def _storable(value: Any) -> Any:
+    """*value* with None for numbers that are not finite, and with whole texts."""
+    if isinstance(value, dict):
+        return {_storable(name): _storable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(part) for part in value]
+    if isinstance(value, str):
+        return whole_text(value)
+    return None if _is_infinite(value) else value
+
+
+def whole_text(text: str) -> str:
+    """*text* with half characters (surrogates) written out as escapes, so that it can be stored."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write *value* as indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    text = dump_json(value) + "\n"
     with write_whole(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -49,7 +49,7 @@ def _order_header(path: Path) -> None:
     """Sort the metadata: safetensors writes it in any order, but the bytes should not vary."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = parse_json(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) <= size:

@@ -1,0 +1,105 @@
+"""Every end of the program is one line and an exit code."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from lmedit.storage.escapes import for_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the program to end. Blocks clean up behind themselves, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        """*number* is that of the signal."""
+        super().__init__(number)
+        self.number = number
+
+
+ENDING = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
+
+
+@contextmanager
+def signals_end() -> Iterator[None]:
+    """Raise `Stopped` in the block at SIGTERM and SIGHUP, unless the caller ignores these."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDING}
+    mine = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not stop the cleaning up
+    raise Stopped(number)
+
+
+def open_streams() -> None:
+    """Let every stream exist and take every text: a closed one becomes the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def tell_end(error: BaseException) -> int:
+    """Print the line of *error* on stderr, if it is one that a user can cause; return the code.
+
+    Raises *error* again if it is a bug.
+    """
+    if isinstance(error, click.ClickException):
+        told = io.StringIO()
+        error.show(file=told)
+        click.echo(for_terminal(told.getvalue()), err=True, nl=False)
+        return error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        cause = error if isinstance(error, Stopped) else error.__cause__
+        if isinstance(cause, Stopped):
+            _line(f"stopped by {signal.Signals(cause.number).name}")
+            return 128 + cause.number
+        _line("stopped by Ctrl-C")
+        return 1
+    if isinstance(error, OSError):
+        _mute_stdout()
+        where = f": {error.filename}" if error.filename else ""
+        _line(f"Error: {error.strerror or error}{where}; make room, or give another place")
+        return 1
+    if isinstance(error, MemoryError):
+        _line("Error: the memory does not suffice; give a smaller model, --dtype or --limit")
+        return 1
+    raise error
+
+
+def _line(text: str) -> None:
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{for_terminal(' '.join(text.split()))}\n")
+        sys.stderr.flush()
+
+
+def _mute_stdout() -> None:
+    """Drop what stdout still holds, so that the program's end does not try to write it again."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,125 @@
+"""Tell what lmedit wrote: only that is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmedit.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MARK = "lmedit"
+"""The word by which a page, a picture or a .npz file tells who wrote it."""
+MARKS = (
+    b"<meta name='generator' content='lmedit'>",
+    b"Software\0lmedit",
+    b"<dc:title>lmedit</dc:title>",
+)
+HEAD = 1 << 16
+"""How many bytes of a file are searched for a mark."""
+KINDS = frozenset({"prepared", "patch", "checkpoint", "statistics", "base"})
+"""The kinds of `lmedit.storage.tensors`."""
+FILES = ".lmedit-files"
+"""The list of the files that lmedit wrote into a folder, one per line."""
+OURS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""The endings of lmedit's own files in folders without such a list, from before version 0.2."""
+
+
+def place_of(path: Path) -> Path:
+    """The place to write a file for *path*: itself, or the file that a link names.
+
+    Raises `ArtifactError` if something is there that is no file.
+    """
+    if not path.name and path == Path():
+        raise ArtifactError("the name of the file to write is empty; give a name")
+    try:
+        place = path.resolve()
+        exists, regular = os.path.lexists(place), place.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+    if exists and not regular:
+        raise ArtifactError(f"cannot write {path}: it exists and is no file; choose another place")
+    return place
+
+
+def check_place(path: Path) -> None:
+    """Raise `ArtifactError` if a file that the user named as output cannot be written to *path*.
+
+    Call it before long work, and before writing. Only a file that lmedit wrote is replaced.
+    """
+    place = place_of(path)
+    try:
+        other = place.is_file() and place.stat().st_size > 0 and not wrote_file(place)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; choose another") from error
+    if other:
+        raise ArtifactError(
+            f"{path} exists and lmedit did not write it; choose another place, or delete it"
+        )
+
+
+def wrote_file(path: Path) -> bool:
+    """Whether lmedit wrote the file at *path*; it is told by the content."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if any(mark in head for mark in MARKS):
+        return True
+    return _is_ours_by_header(path, head) or _is_npz(path) or _is_options(path, head)
+
+
+def _is_ours_by_header(path: Path, head: bytes) -> bool:
+    """Whether it is a safetensors file of one of our kinds."""
+    size = int.from_bytes(head[:8], "little")
+    if not 2 <= size <= min(path.stat().st_size, 1 << 26):
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(size))
+        return header["__metadata__"]["kind"] in KINDS
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment == MARK.encode()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _is_options(path: Path, head: bytes) -> bool:
+    """Whether it is a file of tuned options: an object of entries with options and evidence."""
+    if not head.lstrip().startswith(b"{") or path.stat().st_size > 1 << 26:
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+        return bool(found) and all({"options", "evidence"} <= set(one) for one in found.values())
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def list_files(folder: Path) -> None:
+    """Write the list of the files in *folder*, which lmedit puts in its place next."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    (folder / FILES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def others_in(folder: Path) -> list[Path]:
+    """The files and folders at the top of *folder* that lmedit did not write."""
+    entries: Iterable[Path] = sorted(folder.iterdir())
+    try:
+        listed = set((folder / FILES).read_text(encoding="utf-8").splitlines()) | {FILES}
+        return [entry for entry in entries if entry.name not in listed]
+    except (OSError, UnicodeDecodeError):
+        return [e for e in entries if not (e.is_dir() and e.name == "lmedit-edits") and not _old(e)]
+
+
+def _old(entry: Path) -> bool:
+    return entry.is_file() and entry.suffix in OURS
