@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Request
+    from lmedit.types import Request, Update
 
 GROWTH = 2.0
 """If perplexity grows by more than this factor, the edit is refused."""
@@ -65,6 +65,12 @@ def damage(
             "token"
         )
     return None
+
+
+def unsound(update: Update) -> str | None:
+    """Describe why the method itself calls *update* unsound (its note `unsound`); None if not."""
+    reason = update.notes.get("unsound")
+    return None if reason is None else f"the edit is unsound: {reason}"
 
 
 def way_out(loaded: LoadedMethod, request: Request) -> str:

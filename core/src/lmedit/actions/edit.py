@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import damage, sample_held_out, way_out
+from lmedit.actions.damage import damage, sample_held_out, unsound, way_out
 from lmedit.actions.probes import ask_through_chat, probes_of
 from lmedit.actions.verdict import chances_of, continue_greedily, sentence_of, verdict_of, why_not
 from lmedit.edits.ledger import base_of
@@ -66,8 +66,8 @@ def edit_one(
     left = _survival(lm, update, force=force)
     with editor.applied(update):
         after, verdict = looking.look()
-    refused = why_not(verdict, after["writes"], request, _ways(editor))
-    if harm := damage(before, after, looking.text):
+    refused = why_not(verdict, after["writes"], request, _ways(editor, update))
+    if harm := damage(before, after, looking.text) or unsound(update):
         refused = f"{harm}; {way_out(editor.loaded, request)}"
     before, after = _finite(before), _finite(after)
     told = {"verdict": verdict, **looking.told(update), "survives": left}
@@ -82,7 +82,7 @@ def edit_one(
         "before": before,
         "after": after,
         "refused": refused,
-        "remarks": list(looking.remarks),
+        "remarks": [*update.notes.get("remarks", []), *looking.remarks],
         "patch": str(patch) if kept else None,
     }
 
@@ -121,8 +121,10 @@ def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
     }
 
 
-def _ways(editor: Editor) -> str:
-    """Options of the method to try if its edit did not take, as text."""
+def _ways(editor: Editor, update: Update) -> str:
+    """What to try if *update* did not take, as text: another prompt, or options of the method."""
+    if update.notes.get("key") == "contexts":
+        return "try a prompt with words before the subject, another layer, or another method"
     tries = editor.loaded.method.options.tries(editor.lm)
     name = editor.name
     if not tries:

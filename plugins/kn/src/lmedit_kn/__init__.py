@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
 from lmedit_kn.equations import exchange, level
-from lmedit_kn.exchanging import exchange_answer, weaken
+from lmedit_kn.exchanging import exchange_answer, reach, weaken
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
@@ -72,11 +72,13 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
     old, d = _exchange(lm, request, location, options)
-    deltas, notes = exchange_answer(lm, request.text, neurons, d, options)
+    deltas, notes, aim = exchange_answer(lm, request.text, neurons, d, options)
     own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
     if options.enough is not None:
         new = tokens_of(lm, request.text, request.target_new, options)[1][0]
         deltas, own["share"] = weaken(lm, request.text, new, deltas, options.enough)
+    if aim is not None:
+        own["stream_cosine"] = reach(lm, request.text, deltas, aim)
     return Update(deltas, own | notes)
 
 

@@ -104,6 +104,11 @@ class RomeOptions(ValueOptions):
         "mean or prompt: one key for both. mean_denominator: the mean key for u and the "
         "denominator.",
     )
+    at_start: Literal["contexts", "published"] = Field(
+        default="contexts",
+        description="Keys of a subject that is the first token of a prompt without BOS, if its key "
+        "would break the model. contexts: of the sampled contexts. published: as elsewhere.",
+    )
     insertion_max: float | None = Field(
         default=None, description="Largest length of Lambda. null: no limit."
     )
