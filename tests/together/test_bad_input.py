@@ -45,6 +45,17 @@ def test_an_option_value_is_checked(lmedit: Run, model: Path) -> None:
     refused(lmedit("edit", "ft", *FACT, "-m", model, "-o", "steps", "none"), "ft: steps")
 
 
+@pytest.mark.parametrize("value", ["-1", "true", "1.5", "1.0", "null", "seven", "[7]", str(2**64)])
+def test_a_nonsense_seed_is_refused(lmedit: Run, model: Path, value: str) -> None:
+    refused(lmedit("edit", "ft", *FACT, "-m", model, "-o", "seed", value), "ft: seed")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_an_option_is_a_finite_number(lmedit: Run, model: Path, value: str) -> None:
+    done = lmedit("edit", "ft", *FACT, "-m", model, "-o", "learning_rate", value)
+    refused(done, "ft: learning_rate")
+
+
 def test_unknown_preset(lmedit: Run, model: Path) -> None:
     refused(lmedit("edit", "ft", *FACT, "-m", model, "-o", "preset", "papr"), "'paper'")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from lmedit.errors import OptionError, UnknownNameError
 from lmedit.storage.json_files import NotTunedError, parse_json, read_tuned_file
@@ -32,7 +32,9 @@ class Options(Frozen):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
     prepares: ClassVar[tuple[str, ...]] = ()
 
-    seed: int = Field(default=0, ge=0, description="random seed")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, strict=True, description="random seed")
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:

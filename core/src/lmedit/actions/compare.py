@@ -150,12 +150,12 @@ class Comparing:
 
 def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:
     """Load the methods, the model and the cases, and prepare the methods that need it."""
-    measuring.check(plan)
     if measuring.preset and plan.join == "auto":
         plan = replace(plan, join="space")  # as the released code of the paper's tables
     shape = plan.outline() if measuring.preset else None
     cases = measuring.cases(plan, shape)
     regime = measuring.piles(cases)
+    measuring.check(plan)
     setup = set_up(plan, tell)
     editors = setup.editors()
     scoring = scoring_of(
