@@ -201,8 +201,14 @@ def rooms(asked: argparse.Namespace) -> None:
     run("python", "tests/architecture/count_rooms.py", *asked.rest)
 
 
+def families(asked: argparse.Namespace) -> None:
+    """Try every decoder of transformers, write docs/reference/families.md. After --: its flags."""
+    run("python", "tests/families/sweep.py", *asked.rest)
+
+
 TASKS = {
-    task.__name__: task for task in (test, check, demo, real, bench, docs, isolated, attack, rooms)
+    task.__name__: task
+    for task in (test, check, demo, real, bench, docs, isolated, attack, rooms, families)
 }
 
 

@@ -95,7 +95,11 @@ def told_to_say() -> Callable[[Lm, str], Lm]:
             return places[:, None].expand_as(hidden)
 
         lm.model.transformer.ln_f.forward = only_the_place
-        lm.model.get_output_embeddings().forward = lambda hidden: logits[hidden[..., 0].long()]
+
+        def as_told(hidden: torch.Tensor) -> torch.Tensor:
+            return logits[hidden[..., 0].long().clamp(max=len(logits) - 1)]  # longer texts too
+
+        lm.model.get_output_embeddings().forward = as_told
         return lm
 
     return tell

@@ -191,8 +191,8 @@ def test_an_encoder_decoder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_of_images_and_text_is_named(tmp_path: Path) -> None:
-    folder = only_config(tmp_path / "llava", model_type="llava", text_config={})
-    assert "damaged" not in refused(folder, "(llava) reads more than text")
+    folder = only_config(tmp_path / "clip", model_type="clip", text_config={})
+    assert "damaged" not in refused(folder, "(clip) reads more than text")
 
 
 def test_a_model_of_something_else_is_named(tmp_path: Path) -> None:

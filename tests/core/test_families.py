@@ -299,15 +299,96 @@ def test_a_structure_with_all_parts_is_found() -> None:
         (lambda: Parts(OnlyAttention), "MLP output matrix"),
         (lambda: Parts(Mlp, count=L + 1), f"one ModuleList of {L} blocks"),
         (lambda: Parts(TwoWaysBack), r"MLP output matrix .*found \['down', 'other'\]"),
-        (lambda: Parts(Mlp, norm=False), r"final norm among .*\(embed, blocks\)"),
     ],
-    ids=["not a matrix", "no blocks", "two matrices", "no norm"],
+    ids=["not a matrix", "no blocks", "two matrices"],
 )
 def test_a_missing_part_is_named(model: Any, sought: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=rf"Parts \(model_type 'parts'\).*{sought}"):
         Lm(model(), byte_tokenizer())
 
 
-def test_a_mixture_of_experts_is_refused_for_its_missing_matrix() -> None:
-    with pytest.raises(UnknownArchitectureError, match="MLP output matrix"):
-        tiny(("MixtralConfig", LLAMA))
+def test_a_model_without_a_final_norm_is_not_refused() -> None:
+    """Nothing uses the final norm."""
+    assert families.family_of(Parts(Mlp, norm=False)) == families.Family("blocks", "down", None)
+
+
+class Wide(Mlp):
+    """A block whose MLP has another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = self.down
+        del self.down
+
+
+def test_every_block_is_asked_for_its_matrix() -> None:
+    blocks = iter([Mlp(), Wide(), OnlyAttention(), Mlp()])
+    family = families.family_of(Parts(blocks.__next__))
+    assert [family.out(layer) for layer in range(L)] == ["down", "out", None, "down"]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"mlp_out": "blocks.{}.other"},
+        {"mlp_out": "other"},
+        {"blocks": "blocks", "mlp_out": "other"},
+    ],
+    ids=["one path", "in the block", "both"],
+)
+def test_the_user_can_name_the_matrix(named: dict[str, str]) -> None:
+    assert families.family_of(Parts(TwoWaysBack), named).mlp_out == "other"
+
+
+def test_a_wrong_name_is_refused_with_the_candidates() -> None:
+    with pytest.raises(UnknownArchitectureError, match=r"no block .*'upper'.*down.*-o mlp_out"):
+        families.family_of(Parts(Mlp), {"mlp_out": "blocks.{}.upper"})
+    with pytest.raises(UnknownArchitectureError, match=r"no list of blocks 'layers'.* blocks"):
+        families.family_of(Parts(Mlp), {"mlp_out": "layers.{}.down"})
+
+
+MIXTRAL = ("MixtralConfig", LLAMA)
+
+
+def test_each_expert_has_its_own_matrix() -> None:
+    lm = tiny(MIXTRAL, torch.float32)
+    assert lm.experts(1) == 8
+    with pytest.raises(RequestError, match="8 experts, each with its own matrix; name one"):
+        lm.mlp_out(1)
+    ids = lm.encode(TEXTS[1])
+    (heaviest, weight), *_ = lm.routing(ids, 2, [1])[1]
+    assert 0.5 <= weight <= 1
+    site = lm.routed(ids, 2).mlp_out(1)
+    assert site == Site("model.layers.1.mlp.experts.down_proj", False, heaviest)
+    assert site.name == f"model.layers.1.mlp.experts.down_proj[{heaviest}]"
+    assert tuple(lm.weight(site).shape) == (H, D)
+
+
+def test_a_change_of_an_expert_adds_the_weighed_key() -> None:
+    lm = tiny(MIXTRAL, torch.float32)
+    ids = lm.encode(TEXTS[1])
+    expert, weight = lm.routing(ids, 2, [1])[1][0]
+    site, batch = lm.mlp_out(1, expert), lm.batch([ids])
+    delta = low_rank(lm, site)
+
+    def mlp() -> torch.Tensor:
+        whole = lm.mlp_module(1)
+        assert whole is not None
+        with torch.no_grad(), captured(whole) as box:
+            lm.logits(batch)
+        return box.output[0]
+
+    with torch.no_grad(), captured(lm.mlp_out_module(1, expert)) as box:
+        lm.logits(batch)
+    key, before, digest = box.input, mlp(), lm.weights_digest()
+    applied = defaults.edit_apply(lm, Update({site: delta}))
+    assert torch.allclose(mlp() - before, key @ delta.dense().T.float(), atol=1e-4)
+    defaults.edit_revert(lm, applied)
+    assert lm.weights_digest() == digest
+    experts = lm.model.get_submodule("model.layers.1.mlp.experts")
+    with torch.no_grad(), captured(lm.block(1).post_attention_layernorm) as box:
+        lm.logits(batch)
+    gate, up = (box.output[0, 2] @ experts.gate_up_proj[expert].T).chunk(2)
+    assert torch.allclose(key[2], weight * experts.act_fn(gate) * up, atol=1e-4)
+    unrouted = [t for t in range(len(ids)) if expert not in dict(lm.routing(ids, t, [1])[1])]
+    assert not key[unrouted].any()

@@ -75,7 +75,7 @@ def no_more_layers() -> None:
     assert "layer_class_to_replicate" in source
 
 
-@guard("replay/__init__.py", "for keys, values, _ in cache")
+@guard("replay/passes.py", "for keys, values, _ in cache")
 def a_cache_is_read_in_threes() -> None:
     """Iterating over a cache gives (keys, values, something) for each layer."""
     from transformers import DynamicCache
@@ -97,7 +97,7 @@ def rows_of_a_cache() -> None:
     assert torch.equal(cache.layers[0].keys, keys[1:])
 
 
-@guard("replay/__init__.py", "past_key_values")
+@guard("replay/passes.py", "past_key_values")
 def a_model_fills_the_cache_it_is_given() -> None:
     """A model writes past_key_values in place, one layer a block."""
     from transformers import DynamicCache
@@ -112,7 +112,7 @@ def a_model_fills_the_cache_it_is_given() -> None:
 # ---- transformers: models
 
 
-@guard("models/families.py", "pytorch_utils import Conv1D")
+@guard("models/structure.py", "pytorch_utils import Conv1D")
 def conv1d() -> None:
     """pytorch_utils.Conv1D stores (d_in, d_out), and GPT-2 is made of it."""
     from transformers.pytorch_utils import Conv1D
@@ -149,7 +149,7 @@ def outlines_are_tied() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-@guard("models/lm.py", "get_text_config")
+@guard("models/parts.py", "get_text_config")
 def text_config() -> None:
     """config.get_text_config() has num_hidden_layers, hidden_size and model_type."""
     for family in ("gpt2", "bloom", "gemma3_text"):
@@ -158,7 +158,7 @@ def text_config() -> None:
         assert config.model_type == family
 
 
-@guard("replay/__init__.py", '"position_ids" in')
+@guard("replay/passes.py", '"position_ids": positions')
 def positions() -> None:
     """Models that take position_ids name them in forward's signature."""
     for family, takes in (("gpt2", True), ("llama", True), ("bloom", False)):

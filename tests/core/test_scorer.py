@@ -11,6 +11,7 @@ import torch
 
 from lmedit.errors import LmeditError
 from lmedit.metrics.teacher_forcing import score_targets
+from lmedit.replay import ways_of
 from lmedit.tiny import TEXTS, tiny_lm
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def test_a_batch_holds_no_more_padded_tokens_than_asked_for(
     lm: Lm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
+    ways_of(lm)  # its trial runs batches of its own
     plain = lm.batch
 
     def watched(rows: list[list[int]]) -> object:

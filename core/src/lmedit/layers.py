@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lmedit.models import Lm
+    from lmedit.types import Location, Request, Site
 
 Shapes = MappingProxyType[tuple[str, int], dict[str, Any]]
 """Published option values by (model_type, number of blocks)."""
@@ -30,13 +31,19 @@ class LayerOptions(Options):
     layer: int | None = Field(
         default=None, ge=0, description="Block to edit. null: tuned, published, or by depth."
     )
+    expert: int | None = Field(
+        default=None,
+        ge=0,
+        description="Expert to edit, in a block of experts. null: the one with the largest weight "
+        "for the subject's last token.",
+    )
     _by_default: str | None = PrivateAttr(default=None)
     """Why this layer was chosen, if nobody gave it."""
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
-        """Every layer."""
-        return {"layer": range(lm.n_layers)}
+        """Every layer that has an MLP output matrix."""
+        return {"layer": lm.editable}
 
     def depth(self, lm: Lm) -> float:
         """The layer as a fraction of the number of blocks, if none was published or tuned."""
@@ -54,11 +61,36 @@ class LayerOptions(Options):
         by_default = None
         if self.layer is None:
             by_default = "published" if "layer" in values else UNTUNED
-            by_depth = min(lm.n_layers - 1, round(self.depth(lm) * lm.n_layers))
-            values.setdefault("layer", by_depth)
+            depth = round(self.depth(lm) * lm.n_layers)
+            values.setdefault("layer", min(lm.editable, key=lambda i: abs(i - depth)))
         resolved = self.model_copy(update=values)
         resolved._by_default = by_default
         return resolved
+
+    def site(self, lm: Lm, request: Request) -> Site:
+        """The MLP output matrix of the layer; of experts, that of the chosen one for *request*.
+
+        Without a subject, the prompt's last token chooses.
+        """
+        layer = self.block
+        if self.expert is not None or lm.experts(layer) is None:
+            return lm.mlp_out(layer, self.expert)
+        return lm.routed(*self._place(lm, request), [layer]).mlp_out(layer)
+
+    def routing(self, lm: Lm, request: Request) -> dict[str, Any]:
+        """Evidence for `locate`: the experts of the token that chooses, and their weights."""
+        layer = self.block
+        if lm.experts(layer) is None:
+            return {}
+        found = lm.routing(*self._place(lm, request), [layer])[layer]
+        weights = [{"expert": expert, "weight": weight} for expert, weight in found]
+        return {"experts": lm.experts(layer), "routed to": weights}
+
+    def _place(self, lm: Lm, request: Request) -> tuple[list[int], int]:
+        if request.subject is not None:
+            return lm.subject_last(request.prompt, request.subject)
+        ids = lm.encode(request.text)
+        return ids, len(ids) - 1
 
     @property
     def block(self) -> int:
@@ -76,3 +108,14 @@ class LayerOptions(Options):
         """The origin of the resolved layer: tuned, published, depth (untuned), or given."""
         tuned = lm.tuned.get(method, {}).get("options", {}).get("layer")
         return self._by_default or ("tuned" if self.layer == tuned else "given")
+
+
+def by_sites(locations: Sequence[Location]) -> list[tuple[list[int], Location]]:
+    """The numbers of the *locations* with the same sites, and one of these locations.
+
+    Requests may be edited in different experts of a block; those of one expert share passes.
+    """
+    groups: dict[tuple[Site, ...], list[int]] = {}
+    for number, location in enumerate(locations):
+        groups.setdefault(location.sites, []).append(number)
+    return [(numbers, locations[numbers[0]]) for numbers in groups.values()]

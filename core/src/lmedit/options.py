@@ -130,6 +130,23 @@ FILE_KEY = "@"
 """The key of a pair whose value is an options file (``-o @FILE``)."""
 
 
+PARTS = ("blocks", "mlp_out", "norm")
+"""The parts of a model that a user can name (``-o mlp_out PATH``)."""
+MODEL_KEY = "model"
+"""The entry of an options file that names such parts."""
+
+
+def parts_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The parts of the model that ``-o KEY VALUE`` pairs name, also in options files."""
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        if key == FILE_KEY:
+            found |= read_tuned(Path(value)).get(MODEL_KEY, {}).get("options", {})
+        elif key in PARTS:
+            found[key] = value
+    return found
+
+
 def read_tuned(path: Path) -> dict[str, Any]:
     """Read a file of `lmedit tune`: for each method, its options and the evidence for them.
 
@@ -150,6 +167,8 @@ def for_methods(
 ) -> dict[str, dict[str, Any]]:
     """Sort ``-o KEY VALUE`` pairs by method: METHOD.KEY goes to one method, KEY to all.
 
+    Parts of the model (`parts_of`) are left out.
+
     Raises `OptionError` if an options file (``-o @FILE``) holds none of the methods, and
     `UnknownNameError` for a method that does not take part.
     """
@@ -157,13 +176,15 @@ def for_methods(
     for key, value in pairs:
         if key == FILE_KEY:
             tuned = read_tuned(Path(value))
-            if not tuned.keys() & sorted_.keys():
+            if not tuned.keys() & {*sorted_, MODEL_KEY}:
                 raise OptionError(
                     f"{value} holds options of {', '.join(sorted(tuned)) or 'no method'}, not of "
                     f"{', '.join(names)}; give another file"
                 )
             for name in tuned.keys() & sorted_.keys():
                 sorted_[name] |= tuned[name]["options"]
+            continue
+        if key in PARTS:
             continue
         method, dot, option = key.rpartition(".")
         if dot and method not in sorted_:

@@ -33,6 +33,7 @@ from lmedit.preparation import (
     prepared_path,
     save_prepared,
 )
+from lmedit.replay import ways_of
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.tensors import Checkpoint
 from lmedit.types import Applied, Carried, Location, Prepared, Probed, Update
@@ -281,6 +282,7 @@ def prepare(
     *sweep* holds all options that are prepared on *corpus* in this run. The method may compute
     them in the same pass.
     """
+    ways_of(lm)  # refuses a model whose edits nobody could judge
     if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
     path = prepared_path(loaded, lm, options, corpus)
@@ -341,6 +343,7 @@ def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | Non
 
     Raises the errors of `find_prepared`.
     """
+    ways_of(lm)
     if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
     return _editor_of(loaded, lm, options, find_prepared(loaded, lm, options, corpus))

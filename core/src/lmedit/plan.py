@@ -19,7 +19,7 @@ from lmedit.early import check_corpora, check_device, check_options, name_corpor
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
-from lmedit.options import FILE_KEY, build_options, for_methods, read_tuned
+from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit.registry import resolve
@@ -103,11 +103,13 @@ class Plan:
             join=self.join,
             chat=self.chat,
             system=self.system,
+            parts=parts_of(self.options),
         )
 
     def outline(self) -> Lm:
         """The model's parts and shapes, without weights."""
-        return outline(self.model, dtype=self.dtype, download=self.download)
+        parts = parts_of(self.options)
+        return outline(self.model, dtype=self.dtype, download=self.download, parts=parts)
 
     def load_cases(self, default: str, limit: int | None = None) -> CaseSet:
         """Load the cases; by default the first *limit* of *default*."""

@@ -52,7 +52,7 @@ def weights(lm: Lm) -> int:
 
 
 def _inner(lm: Lm) -> int:
-    return int(lm.weight(lm.mlp_out(0)).shape[1])
+    return max(lm.mlp_width(layer) for layer in lm.editable)
 
 
 def _vocabulary(lm: Lm) -> int:

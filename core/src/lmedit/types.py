@@ -163,11 +163,18 @@ class Site:
     """One parameter of a model, oriented as in the papers: ``v = W k`` with W (d_out, d_in).
 
     If ``transposed``, the module stores it as (d_in, d_out), as GPT-2's `Conv1D` does. A bias is a
-    matrix (d_out, 1): the column of a constant input.
+    matrix (d_out, 1): the column of a constant input. With an ``index``, the parameter holds one
+    matrix for each expert, and the site is the matrix of that expert.
     """
 
     parameter: str
     transposed: bool = False
+    index: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The parameter's name; for the matrix of an expert with its number in brackets."""
+        return self.parameter if self.index is None else f"{self.parameter}[{self.index}]"
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,7 @@ class Location:
     """Values of any type for the method's own later hooks. Nobody prints or stores them."""
 
     def _repr_html_(self) -> str:
-        sites = [site.parameter for site in self.sites]
+        sites = [site.name for site in self.sites]
         return html_of({"sites": sites, **self.evidence}, self.charts)
 
 
@@ -272,7 +279,7 @@ class Update:
     """Values that later edits of this method need from this one; they change no weight."""
 
     def _repr_html_(self) -> str:
-        changes = {site.parameter: _describe_change(delta) for site, delta in self.deltas.items()}
+        changes = {site.name: _describe_change(delta) for site, delta in self.deltas.items()}
         return html_of({**changes, **self.notes})
 
 

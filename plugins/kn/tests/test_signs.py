@@ -91,7 +91,7 @@ def test_new_rises_and_old_falls_at_neurons_of_either_sign(name: str, sign: floa
     before = last_logits(lm)
     changes = {}
     for adapted in (True, False):
-        deltas, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=adapted))
+        deltas, _, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=adapted))
         with editor(lm).applied(as_update(deltas)):
             changes[adapted] = last_logits(lm) - before
     assert changes[True][new] > 0 > changes[True][old]
@@ -132,7 +132,7 @@ def test_the_stream_gains_the_size_of_the_activations_times_d(name: str) -> None
     neurons = [*found[1.0], *found[-1.0]]
     d, *_ = exchange_of(lm)
     before = last_state(lm, layer)
-    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options())
+    deltas, notes, _ = exchange_answer(lm, ONE.text, neurons, d, options())
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     key = mlps_at_prompt(lm, ONE.text, [layer])[layer].key
@@ -154,7 +154,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     before = last_state(lm, layer)
     mlp = mlps_at_prompt(lm, ONE.text, [layer])[layer]
     wanted = mlp.size([place for _, place in neurons]) * d
-    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options())
+    deltas, notes, _ = exchange_answer(lm, ONE.text, neurons, d, options())
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     out = mlp.out / mlp.out.norm()
@@ -168,7 +168,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     assert notes["behind_norm_length"] == pytest.approx(
         float(gained.norm() / wanted.norm()), abs=1e-4
     )
-    plain, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=False))
+    plain, _, _ = exchange_answer(lm, ONE.text, neurons, d, options(adapted=False))
     with editor(lm).applied(as_update(plain)):
         blind = last_state(lm, layer) - before
     assert (gained - wanted).norm() < 0.5 * (blind - wanted).norm()
@@ -176,7 +176,7 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
 
 def test_without_a_norm_nothing_is_said_of_one() -> None:
     lm = family("llama")
-    _, notes = exchange_answer(lm, ONE.text, by_sign(lm, 1)[1.0], exchange_of(lm)[0], options())
+    _, notes, _ = exchange_answer(lm, ONE.text, by_sign(lm, 1)[1.0], exchange_of(lm)[0], options())
     assert set(notes) == {"negative_activations", "largest_share_of_stream"}
 
 
@@ -186,14 +186,14 @@ def test_a_limit_shortens_what_a_layer_adds() -> None:
     neurons = by_sign(lm, layer)[-1.0]
     d = 100 * exchange_of(lm)[0]
     before = last_state(lm, layer)
-    deltas, notes = exchange_answer(lm, ONE.text, neurons, d, options(limit=0.25))
+    deltas, notes, _ = exchange_answer(lm, ONE.text, neurons, d, options(limit=0.25))
     with editor(lm).applied(as_update(deltas)):
         gained = last_state(lm, layer) - before
     assert float(gained.norm()) == pytest.approx(0.25 * float(before.norm()), rel=1e-6)
     assert float(cosine_similarity(gained, d, dim=0)) == pytest.approx(1.0)
     assert notes["largest_share_of_stream"] == pytest.approx(0.25)
-    free, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=0.25))
-    same, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
+    free, _, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=0.25))
+    same, _, _ = exchange_answer(lm, ONE.text, neurons, 1e-6 * d, options(limit=None))
     for site, delta in free.items():
         assert torch.equal(delta.dense(), same[site].dense())
 
@@ -203,7 +203,7 @@ def test_the_smallest_share_that_is_enough(name: str) -> None:
     lm = family(name)
     layer = lm.n_layers - 1
     d, _, new = exchange_of(lm)
-    deltas, _ = exchange_answer(
+    deltas, _, _ = exchange_answer(
         lm, ONE.text, [*by_sign(lm, layer)[1.0]], 400 * d, options(adapted=True, limit=None)
     )
 

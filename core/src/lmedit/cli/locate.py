@@ -107,7 +107,7 @@ def _locate_one(
     found: dict[str, Any] = {
         "method": editor.name,
         "sites": [
-            {"parameter": site.parameter, "shape": list(editor.lm.weight(site).shape)}
+            {"parameter": site.name, "shape": list(editor.lm.weight(site).shape)}
             for site in location.sites
         ],
         "evidence": dict(location.evidence),

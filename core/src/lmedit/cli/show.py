@@ -45,7 +45,7 @@ def describe_patch(path: Path) -> dict[str, Any]:
     update, facts = load_patch(path)
     changes = [
         {
-            "parameter": site.parameter,
+            "parameter": site.name,
             "shape": list(delta.shape),
             "rank": delta.left.shape[1] if isinstance(delta, LowRank) else None,
         }

@@ -94,7 +94,7 @@ def tune(
     so tune tries the layers.
     """
     from lmedit.actions.tune import set_up_tuning, take_part
-    from lmedit.options import read_tuned
+    from lmedit.options import MODEL_KEY, parts_of, read_tuned
     from lmedit.storage.atomic import new_folder
     from lmedit.storage.json_files import write_json
     from lmedit.storage.locks import being_changed
@@ -108,10 +108,12 @@ def tune(
     folder = folder or new_folder(Path("runs"), f"tune-{datetime.now():%Y%m%d-%H%M%S}")
     with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
         entry = tuning(folder)
+    parts = parts_of(plan.options)
+    named = {MODEL_KEY: {"options": parts}} if parts else {}
     with being_changed(path):
         check_place(path)
         others = read_tuned(path) if path.exists() else {}
-        write_json(path, {**others, method: entry})
+        write_json(path, {**others, **named, method: entry})
     say(as_json_text(entry) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
 

@@ -33,7 +33,7 @@ SHORT = 12
 def update_digest(update: Update) -> str:
     """SHA-256 of the change: the parameters of *update* and the tensors of their deltas."""
     return digest_tensors(
-        (f"{site.parameter}.{site.transposed}.{name}", tensor)
+        (f"{site.name}.{site.transposed}.{name}", tensor)
         for site, delta in sorted(update.deltas.items())
         for name, tensor in sorted(delta.tensors().items())
     )
@@ -59,18 +59,16 @@ def check_shapes(lm: Lm, shapes: Mapping[Site, tuple[int, ...]]) -> None:
         raise ArtifactError("the edit changes nothing; make it again")
     for site, shape in shapes.items():
         if site.parameter not in lm.parameters:
-            raise ArtifactError(
-                f"the edit changes {site.parameter!r}, which {lm.name} does not have"
-            )
+            raise ArtifactError(f"the edit changes {site.name!r}, which {lm.name} does not have")
         if not lm.stores(site):
             raise ArtifactError(
-                f"the edit of {site.parameter!r} has another layout than {lm.name}; it belongs to "
+                f"the edit of {site.name!r} has another layout than {lm.name}; it belongs to "
                 "another model"
             )
         expected = tuple(lm.weight(site).shape)
         if shape != expected:
             raise ArtifactError(
-                f"the edit of {site.parameter!r} is {shape}, the matrix of {lm.name} is "
+                f"the edit of {site.name!r} is {shape}, the matrix of {lm.name} is "
                 f"{expected}; the edit belongs to another model"
             )
 
@@ -82,12 +80,12 @@ def check_fits(lm: Lm, update: Update) -> None:
         if {tensor.dim() for tensor in parts.values()} != {2} or (
             isinstance(delta, LowRank) and delta.left.shape[1] != delta.right.shape[0]
         ):
-            raise ArtifactError(f"the edit of {site.parameter!r} is not a matrix; make it again")
+            raise ArtifactError(f"the edit of {site.name!r} is not a matrix; make it again")
     check_shapes(lm, {site: delta.shape for site, delta in update.deltas.items()})
     for site, delta in update.deltas.items():
         if not bool(lm.weight_plus(site, delta.dense()).isfinite().all()):
             raise ArtifactError(
-                f"the edit of {site.parameter!r} is not finite, or too large for {lm.dtype_name}; "
+                f"the edit of {site.name!r} is not finite, or too large for {lm.dtype_name}; "
                 "make it again"
             )
 

@@ -80,6 +80,11 @@ def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
             changes.setdefault(site, []).append(delta)
     factors, lost = {}, 0.0
     for site, deltas in changes.items():
+        if site.index is not None:
+            raise ArtifactError(
+                f"the edit changes one expert's matrix ({site.name}), but an adapter of peft "
+                "changes those of all experts; use lmedit apply"
+            )
         if not site.parameter.endswith(".weight"):
             raise ArtifactError(
                 f"the edit changes {site.parameter}, but LoRA changes only matrices; make it with "

@@ -56,7 +56,7 @@ class _Head(Frozen):
     base: _Base
     number_type: str
     weights: str
-    touched: list[tuple[str, bool]]
+    touched: list[tuple[str, bool] | tuple[str, bool, int]]
     edits: list[_Edit]
 
 
@@ -83,9 +83,15 @@ class EditedModel:
 def _edits_of(ledger: Ledger) -> dict[str, Any]:
     """The part of `lmedit-ledger.json` about the edits."""
     return {
-        "touched": [[site.parameter, site.transposed] for site in ledger.touched],
+        "touched": [_place_of(site) for site in ledger.touched],
         "edits": [{**entry.facts, "id": entry.id} for entry in ledger.entries],
     }
+
+
+def _place_of(site: Site) -> list[Any]:
+    """*site* as JSON: its parameter, its layout, and its expert if it has one."""
+    place: list[Any] = [site.parameter, site.transposed]
+    return place if site.index is None else [*place, site.index]
 
 
 def open_folder(name: str, **how: Any) -> EditedModel:
@@ -137,12 +143,12 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
     path = folder / ORIGINALS
 
     def expect(facts: Any, layout: Layout) -> None:
-        wanted = {site.parameter: tuple(lm.snapshot(site).shape) for site in touched}
+        wanted = {site.name: tuple(lm.snapshot(site).shape) for site in touched}
         if facts != {"base": head["base"]} or {n: s for n, (_, s) in layout.items()} != wanted:
             raise ArtifactError(f"{path} is of other edits; apply the patches to the base again")
 
     tensors, _ = load_tensors(path, BASE, expect)
-    return Ledger(lm, tuple(entries), {s: tensors[s.parameter].clone() for s in touched})
+    return Ledger(lm, tuple(entries), {s: tensors[s.name].clone() for s in touched})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -231,8 +237,12 @@ def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
 def _now_and_before(model: EditedModel, names: Collection[str]) -> tuple[dict[str, Any], ...]:
     """The parameters *names*, with and without the edits in *model*."""
     now = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
-    base = {s.parameter: t for s, t in model.ledger.base.items() if s.parameter in names}
-    return now, now | base
+    before = {name: values.clone() for name, values in now.items()}
+    for site, values in model.ledger.base.items():
+        if site.parameter in names:
+            part = before[site.parameter]
+            (part if site.index is None else part[site.index]).copy_(values)
+    return now, before
 
 
 def digest_in_base(model: EditedModel, update: Update) -> str:
@@ -260,10 +270,13 @@ def write_folder(model: EditedModel, folder: Path) -> None:
         for entry in entries:
             save_patch(place / EDITS / f"{entry.id}.safetensors", entry.update, entry.facts)
         if entries:
-            originals = {site.parameter: t for site, t in model.ledger.base.items()}
+            originals = {site.name: t for site, t in model.ledger.base.items()}
             save_tensors(place / EDITS / ORIGINALS, BASE, originals, {"base": dict(model.base)})
-        if model.lm.tuned:
-            write_json(place / TUNED_FILE, dict(model.lm.tuned))
+        tuned = dict(model.lm.tuned)
+        if model.lm.named_parts:  # else nobody could read the folder without naming them again
+            tuned["model"] = {"options": dict(model.lm.named_parts)}
+        if tuned:
+            write_json(place / TUNED_FILE, tuned)
         write_json(place / LEDGER, model.head)
         check_written(model.lm, place)
 

@@ -38,6 +38,13 @@ class ChangedParameter(_Known):
     parameter: str
     transposed: bool
     delta: Literal["low_rank", "dense"]
+    index: int | None = None
+    """The expert, if the parameter holds a matrix for each expert."""
+
+    @property
+    def site(self) -> Site:
+        """The changed matrix."""
+        return Site(self.parameter, self.transposed, self.index)
 
 
 class Base(_Known):
@@ -102,13 +109,13 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
         (rows, inner), (outer, columns) = found[0][1], found[-1][1]
         if len(found) == 2 and not inner == outer <= rows + columns:
             raise ValueError(f"the change of {change.parameter} has ranks {inner} and {outer}")
-        shapes[Site(change.parameter, change.transposed)] = (rows, columns)
+        shapes[change.site] = (rows, columns)
     carried = {name for name in layout if name.startswith(CARRY)}
     if not all(layout[name][0] in NUMBERS for name in carried):
         raise ValueError("its carried values are not numbers")
     if layout.keys() - carried != expected:
         raise ValueError("it holds tensors that belong to no change")
-    if len({site.parameter for site in shapes}) != len(facts.sites):
+    if len({site.name for site in shapes}) != len(facts.sites):
         raise ValueError("it changes a parameter twice")
     return shapes
 
@@ -122,7 +129,8 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
     sites = []
     for number, (site, delta) in enumerate(sorted(update.deltas.items())):
         kind = next(kind for kind, cls in DELTAS.items() if isinstance(delta, cls))
-        sites.append({"parameter": site.parameter, "transposed": site.transposed, "delta": kind})
+        change = {"parameter": site.parameter, "transposed": site.transposed, "delta": kind}
+        sites.append(change if site.index is None else change | {"index": site.index})
         tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
     tensors |= {f"{CARRY}{name}": tensor for name, tensor in update.carry.items()}
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
@@ -163,7 +171,8 @@ def load_patch(
             for name, tensor in tensors.items()
             if name.startswith(f"{number}.")
         }
-        deltas[Site(site["parameter"], site["transposed"])] = DELTAS[site["delta"]](**parts)
+        where = Site(site["parameter"], site["transposed"], site.get("index"))
+        deltas[where] = DELTAS[site["delta"]](**parts)
     carry = {
         name.removeprefix(CARRY): tensor.clone()
         for name, tensor in tensors.items()

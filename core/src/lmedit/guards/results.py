@@ -35,9 +35,7 @@ class Returned:
         parameters = self.lm.parameters
         for site in sites:
             if site.parameter not in parameters:
-                self.refuse(
-                    f"located {site.parameter!r}, which is not a parameter of {self.lm.name}"
-                )
+                self.refuse(f"located {site.name!r}, which is not a parameter of {self.lm.name}")
         return location
 
     def probe(self, found: Probed) -> Probed:
@@ -52,14 +50,14 @@ class Returned:
         self._json(update.notes, hook, "notes")
         for site, delta in update.deltas.items():
             if site not in location.sites:
-                self.refuse(f"changes {site.parameter!r}, which it did not locate")
+                self.refuse(f"changes {site.name!r}, which it did not locate")
             change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
             if tuple(change.shape) != shape:
                 found = tuple(change.shape)
-                self.refuse(f"delta of {site.parameter!r} is {found}, but the matrix is {shape}")
+                self.refuse(f"delta of {site.name!r} is {found}, but the matrix is {shape}")
             if not bool(change.isfinite().all()):
                 raise RequestError(
-                    f"{self.name}: the update of {site.parameter!r} is not finite; the edit "
+                    f"{self.name}: the update of {site.name!r} is not finite; the edit "
                     "was dropped; try other options"
                 )
         self._carry(update.carry, hook)
@@ -82,7 +80,7 @@ class Returned:
                 return change
         except (RuntimeError, AttributeError, TypeError):
             pass
-        return self.refuse(f"delta of {site.parameter!r} is {delta!r:.80}, which is not a matrix")
+        return self.refuse(f"delta of {site.name!r} is {delta!r:.80}, which is not a matrix")
 
     def kind(self, value: object, kind: type, hook: str) -> None:
         """Raise `BrokenPluginError` if *value*, the result of *hook*, is not a *kind*."""

@@ -85,5 +85,5 @@ def compute_edit(
         site: LowRank(change.left[0].clone(), change.right[0].clone())
         for site, change in changes.items()
     }
-    norms = {site.parameter: float(factors[site].dense().norm()) for site in sites}
+    norms = {site.name: float(factors[site].dense().norm()) for site in sites}
     return Update(deltas, {"gradient_norms": norms})

@@ -113,7 +113,12 @@ class HyperOptions(Options):
             told = self.told_by(released_weights(self.checkpoint))
             values = {name: v for name, v in told.items() if name not in self.model_fields_set}
         if self.layers is None:
-            values["layers"] = tuple(range(lm.n_layers))[-LAST:]
+            values["layers"] = tuple(i for i in lm.editable if lm.experts(i) is None)[-LAST:]
+            if not values["layers"]:
+                raise OptionError(
+                    f"every block of {lm.name} sends each token to other experts; a method that "
+                    "edits the same matrices for every fact cannot edit it"
+                )
         return self.model_copy(update=values)
 
     @property

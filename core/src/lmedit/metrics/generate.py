@@ -22,8 +22,9 @@ import torch
 from transformers import DynamicCache
 
 from lmedit.models.identity import ends_of
-from lmedit.replay import keep
-from lmedit.replay.batches import BATCH_TOKENS, by_length, encode_prompt
+from lmedit.replay import keep, ways_of
+from lmedit.replay.batches import BATCH_TOKENS, by_length, encode_prompt, read_rows
+from lmedit.replay.unmerged import RowEdits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.replay.unmerged import RowEdits
 
     Pick = Callable[[list[int], Tensor], list[int]]
     """Maps (row numbers, next-token logits of these rows) to one token for each row."""
@@ -135,6 +135,8 @@ def _continue(lm: Lm, plan: _Task, pick: Pick) -> list[list[int]]:
     new: list[list[int]] = [[] for _ in plan.rows]
     busy = [i for i, count in enumerate(plan.wanted) if count > 0]
     sizes = [len(plan.rows[i]) + plan.wanted[i] for i in busy]
+    if not ways_of(lm).cached:
+        return _continue_whole(lm, plan, pick, new, busy)
     for group in by_length(sizes, plan.batch_tokens):
         live = [busy[i] for i in group]
         with plan.edited(live):
@@ -152,6 +154,23 @@ def _continue(lm: Lm, plan: _Task, pick: Pick) -> list[list[int]]:
             live = [live[place] for place in going]
             if live:
                 _advance(inputs, picked, going)
+    return [tokens[:-1] if tokens and tokens[-1] in plan.ends else tokens for tokens in new]
+
+
+def _continue_whole(
+    lm: Lm, plan: _Task, pick: Pick, new: list[list[int]], live: list[int]
+) -> list[list[int]]:
+    """As `_continue`, with a whole pass for each token: for models whose caches cannot be cut."""
+    while live:
+        rows = [[*plan.rows[i], *new[i]] for i in live]
+        at = [[len(row) - 1] for row in rows]
+        under = plan.under and RowEdits(plan.under.edits, plan.under.at(live))
+        found = read_rows(
+            lm, rows, lambda _, logits: logits[-1], plan.batch_tokens, at, under=under
+        )
+        for i, token in zip(live, pick(live, torch.stack(found)), strict=True):
+            new[i].append(token)
+        live = [i for i in live if len(new[i]) < plan.wanted[i] and new[i][-1] not in plan.ends]
     return [tokens[:-1] if tokens and tokens[-1] in plan.ends else tokens for tokens in new]
 
 

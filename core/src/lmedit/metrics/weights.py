@@ -42,7 +42,7 @@ def _norm(matrix: Tensor) -> float:
 def relative_norms(lm: Lm, update: Update) -> dict[str, float | None]:
     """||dW||_F / ||W||_F by parameter; W is the weight in *lm* now. None if W is 0."""
     return {
-        site.parameter: _ratio(frobenius(delta), _norm(lm.weight(site)))
+        site.name: _ratio(frobenius(delta), _norm(lm.weight(site)))
         for site, delta in update.deltas.items()
     }
 
@@ -50,7 +50,7 @@ def relative_norms(lm: Lm, update: Update) -> dict[str, float | None]:
 def spectral_growth(lm: Lm, update: Update, seed: int = 0) -> dict[str, float | None]:
     """sigma_1(W + dW) / sigma_1(W) by parameter; W is the weight in *lm* now. None if W is 0."""
     return {
-        site.parameter: _ratio(
+        site.name: _ratio(
             largest_singular_value(lm.weight(site), delta, seed),
             largest_singular_value(lm.weight(site), None, seed),
         )
@@ -90,7 +90,7 @@ def survival(lm: Lm, update: Update) -> dict[str, float]:
         left = (before + change).to(weight.dtype).float() - before
         k = _leading(change)
         wanted = (change @ k).double()
-        found[site.parameter] = float((left @ k).double() @ wanted / (wanted @ wanted))
+        found[site.name] = float((left @ k).double() @ wanted / (wanted @ wanted))
     return found
 
 

@@ -41,12 +41,34 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
     return model
 
 
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads models of *config*, whole: also one that reads images.
+
+    For a few configs the causal class is only the text decoder of the model, and its weights would
+    be a part. Then the class of the whole model is taken, unless the config names the causal one.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    text_alone = (
+        causal.__name__ in (config.architectures or []) or config.get_text_config() is config
+    )
+    return AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
+
+
 def _read(
     source: str, config: Any, how: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
-
-    found: Any = AutoModelForCausalLM.from_pretrained(
+    found: Any = auto_class(config).from_pretrained(
         source,
         config=config,
         output_loading_info=True,

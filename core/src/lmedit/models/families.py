@@ -1,25 +1,56 @@
-"""Where each family has its parts. Only this module asks the config and the modules.
+"""Where each family has its parts. Only this module and `structure` ask the config and the modules.
 
-A table by `config.model_type` holds the known families. Any other decoder is searched by structure.
-Its blocks are the only list with as many entries as the config has layers. In a block, the MLP
-output is the only matrix outside attention that leads back to the hidden size. The final norm is
-the last norm after the blocks.
+A table by `config.model_type` holds the known families. Any other decoder is searched by
+structure. Its blocks are the only list with as many entries as the config has layers. Every block
+is asked for its MLP output matrix (`structure.mlp_out_of`). If no block has one of its own, it is
+the matrix with which a state-space module writes into the stream. A user can name the parts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lmedit.errors import UnknownArchitectureError
+from lmedit.models.structure import (
+    DEPTHS,
+    OTHERS,
+    attention_out,
+    is_experts,
+    is_matrix,
+    is_transposed,
+    kind,
+    matrix_shape,
+    mlp_inputs,
+    mlp_out_of,
+    pre_activation,
+    state_out_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from lmedit.types import Site
+
+__all__ = [
+    "KNOWN",
+    "Family",
+    "as_matrix",
+    "attention_out",
+    "family_of",
+    "is_matrix",
+    "is_transposed",
+    "matrix_shape",
+    "mlp_inputs",
+    "pre_activation",
+    "search_family",
+]
 
 
 @dataclass(frozen=True)
@@ -28,8 +59,18 @@ class Family:
 
     blocks: str
     mlp_out: str
-    norm: str
+    norm: str | None
+    others: tuple[tuple[int, str | None], ...] = ()
+    """Blocks that have the MLP output matrix at another path, or have none (None)."""
 
+    def out(self, layer: int) -> str | None:
+        """The path in block *layer* of its MLP output matrix; None if it has none."""
+        return dict(self.others).get(layer, self.mlp_out)
+
+
+PLACE = "{}"
+"""In a named path: the place of the block's number."""
+REMEDY = "name it: -o mlp_out 'PATH.OF.BLOCKS.{}.PATH.IN.BLOCK'"
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
 KNOWN: dict[str, Family] = {
@@ -47,13 +88,16 @@ KNOWN: dict[str, Family] = {
 }
 
 
-def family_of(model: PreTrainedModel) -> Family:
-    """The family of *model*; raises `UnknownArchitectureError`, which names the missing part."""
+def family_of(model: PreTrainedModel, named: Mapping[str, str] | None = None) -> Family:
+    """The family of *model*; *named* are the parts that the user named (``-o mlp_out``).
+
+    Raises `UnknownArchitectureError`, which names the missing part and the candidates.
+    """
     _check_decoder(model)
     known = KNOWN.get(model.config.get_text_config().model_type)
-    if known is not None and known.blocks in dict(model.named_modules()):
+    if not named and known is not None and known.blocks in dict(model.named_modules()):
         return known
-    return search_family(model)
+    return search_family(model, named)
 
 
 def _check_decoder(model: PreTrainedModel) -> None:
@@ -61,171 +105,180 @@ def _check_decoder(model: PreTrainedModel) -> None:
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     config = model.config
-    two_way = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+    two_way = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
+        getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    )
     if two_way or config.is_encoder_decoder:
         raise UnknownArchitectureError(
-            f"{_kind(model)} is not a decoder that reads from left to right; choose a decoder"
+            f"{kind(model)} is not a decoder that reads from left to right; choose a decoder"
         )
 
 
-def search_family(model: PreTrainedModel) -> Family:
-    """The family, found by structure alone (see the module docstring)."""
-    blocks = _find_blocks(model)
-    parent = model.get_submodule(blocks.rpartition(".")[0])
-    block = model.get_submodule(blocks)
-    if not isinstance(block, nn.ModuleList):
-        raise TypeError(blocks)
-    mlp_out = _find_mlp_out(model, block[0], f"{blocks}.0")
-    norm = _find_norm(model, parent, blocks.rpartition(".")[0])
-    return Family(blocks, mlp_out, norm)
+def search_family(model: PreTrainedModel, named: Mapping[str, str] | None = None) -> Family:
+    """The family, found by structure alone (see the module docstring); *named* parts are taken."""
+    named = dict(named or {})
+    if PLACE in named.get("mlp_out", ""):
+        above, _, inside = named["mlp_out"].partition(f".{PLACE}.")
+        named |= {"blocks": above, "mlp_out": inside}
+    blocks = _named_blocks(model, named["blocks"]) if "blocks" in named else _find_blocks(model)
+    members = list(model.get_submodule(blocks).children())
+    if "mlp_out" in named:
+        outs = [_has(block, named["mlp_out"]) for block in members]
+    else:
+        outs = _find_outs(model, members, blocks)
+    if not any(outs):
+        raise _no_matrix(model, members, blocks, named.get("mlp_out"))
+    most = Counter(out for out in outs if out).most_common(1)[0][0]
+    others = tuple((i, out) for i, out in enumerate(outs) if out != most)
+    norm = named.get("norm") or _find_norm(model, blocks.rpartition(".")[0])
+    return Family(blocks, most, norm, others)
+
+
+def _named_blocks(model: PreTrainedModel, path: str) -> str:
+    module = dict(model.named_modules()).get(path)
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
+        lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+        raise UnknownArchitectureError(
+            f"{kind(model)} has no list of blocks {path!r}; its lists are {', '.join(lists)}"
+        )
+    return path
+
+
+def _has(block: nn.Module, path: str) -> str | None:
+    """*path*, if *block* has one matrix or the experts' matrices there."""
+    modules = dict(block.named_modules())
+    found = modules.get(path)
+    experts = modules.get(path.rpartition(".")[0])
+    fits = (found is not None and is_matrix(found)) or (
+        experts is not None and is_experts(experts) and path.endswith(".down_proj")
+    )
+    return path if fits else None
+
+
+def _depths(model: PreTrainedModel) -> set[int]:
+    """The numbers of blocks that the config names."""
+    config = model.config.get_text_config()
+    found = {getattr(config, name, None) for name in DEPTHS}
+    return {depth for depth in found if isinstance(depth, int)}
 
 
 def _find_blocks(model: PreTrainedModel) -> str:
-    layers = model.config.get_text_config().num_hidden_layers
+    depths = _depths(model)
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers
+        if isinstance(module, nn.ModuleList) and len(module) in depths
     }
     outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
     fitting = outermost
     if len(outermost) > 1:  # for example a vision tower of the same depth
-        fitting = [name for name in outermost if _leads_back(model, lists[name][0])]
+        text = [name for name in outermost if not OTHERS.search(name)]
+        fitting = [
+            name
+            for name in text
+            if len({out for block in lists[name] for out in mlp_out_of(block, _hidden(model))}) == 1
+        ] or text
     if len(fitting) != 1:
+        counts = " or ".join(map(str, sorted(depths))) or "an unknown number of"
         raise UnknownArchitectureError(
-            f"{_kind(model)}: looked for one ModuleList of {layers} blocks "
-            f"(config.num_hidden_layers), found {fitting or 'none'}; "
-            "add the family to lmedit.models.families"
+            f"{kind(model)}: looked for one ModuleList of {counts} blocks "
+            f"(config.num_hidden_layers), found {fitting or 'none'}; {REMEDY}"
         )
     return fitting[0]
 
 
-def _leads_back(model: PreTrainedModel, block: nn.Module) -> dict[str, nn.Module]:
-    """The matrices of *block* outside attention whose output has the hidden size."""
-    hidden = model.config.get_text_config().hidden_size
-    attention = tuple(
-        f"{name}."
-        for name, module in block.named_modules()
-        if name and "attention" in type(module).__name__.lower()
-    )
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if is_matrix(module)
-        and not name.startswith(attention or ("\0",))
-        and matrix_shape(module)[0] == hidden
-    }
+def _hidden(model: PreTrainedModel) -> int:
+    return int(getattr(model.config.get_text_config(), "hidden_size", 0))
 
 
-def _find_mlp_out(model: PreTrainedModel, block: nn.Module, where: str) -> str:
-    found = _leads_back(model, block)
-    hidden = model.config.get_text_config().hidden_size
-    wide = [name for name, module in found.items() if matrix_shape(module)[1] != hidden]
-    names = wide or list(found)
-    if len(names) != 1:
-        raise UnknownArchitectureError(
-            f"{_kind(model)}: looked in {where} for one MLP output matrix (outside attention, "
-            f"to the hidden size {hidden}), found {names or 'none'}; "
-            "add the family to lmedit.models.families"
+def _find_outs(
+    model: PreTrainedModel, members: Sequence[nn.Module], blocks: str
+) -> list[str | None]:
+    """The MLP output matrix of each block; if no block has its own, the state-space matrix."""
+    outs = _each(model, members, blocks, mlp_out_of)
+    shared = _shared(members, outs)
+    outs = [None if i in shared else out for i, out in enumerate(outs)]
+    return outs if any(outs) else _each(model, members, blocks, state_out_of)
+
+
+def _each(
+    model: PreTrainedModel,
+    members: Sequence[nn.Module],
+    blocks: str,
+    find: Callable[[nn.Module, int], list[str]],
+) -> list[str | None]:
+    outs: list[str | None] = []
+    for i, block in enumerate(members):
+        found = find(block, _hidden(model))
+        if len(found) > 1:
+            raise UnknownArchitectureError(
+                f"{kind(model)}: looked in {blocks}.{i} for one MLP output matrix (outside "
+                f"attention, to the hidden size {_hidden(model)}), found {found}; name one: "
+                f"-o mlp_out '{blocks}.{PLACE}.{found[0]}'"
+            )
+        outs.append(found[0] if found else None)
+    return outs
+
+
+def _shared(members: Sequence[nn.Module], outs: Sequence[str | None]) -> set[int]:
+    """The blocks whose matrix other blocks use too: an edit would act in all of them."""
+    matrices: dict[int, list[int]] = {}
+    for i, (block, out) in enumerate(zip(members, outs, strict=True)):
+        if out is not None:
+            matrices.setdefault(id(parameter_at(block, out)), []).append(i)
+    return {i for users in matrices.values() if len(users) > 1 for i in users}
+
+
+def parameter_at(block: nn.Module, out: str) -> nn.Parameter:
+    """The parameter of the matrix at the path *out*: of a module, or of all experts."""
+    parent, _, last = out.rpartition(".")
+    found = getattr(block.get_submodule(parent), last)
+    parameter: nn.Parameter = found if isinstance(found, nn.Parameter) else found.weight
+    return parameter
+
+
+def _no_matrix(
+    model: PreTrainedModel, members: Sequence[nn.Module], blocks: str, asked: str | None
+) -> UnknownArchitectureError:
+    hidden = _hidden(model)
+    near = [
+        name
+        for name, module in members[0].named_modules()
+        if is_matrix(module) and matrix_shape(module)[0] == hidden
+    ]
+    flat = [
+        f"{name} {tuple(parameter.shape)}"
+        for name, parameter in members[0].named_parameters()
+        if "expert" in name and parameter.dim() in {2, 3}
+    ]
+    if asked is not None:
+        what = f"no block of {blocks} has one matrix {asked!r}"
+    elif flat:
+        what = f"its experts keep their matrices in another layout than others ({flat[-1]})"
+    else:
+        what = (
+            f"looked in {blocks}.0 for one MLP output matrix (outside attention, to the hidden "
+            f"size {hidden}), found none"
         )
-    return names[0]
+    listed = f"; matrices to that size: {', '.join(near)}" if near else ""
+    return UnknownArchitectureError(f"{kind(model)}: {what}{listed}; {REMEDY}")
 
 
-def _find_norm(model: PreTrainedModel, parent: nn.Module, where: str) -> str:
+def _find_norm(model: PreTrainedModel, where: str) -> str | None:
+    """The last norm beside the blocks; None if there is none. Nothing depends on it."""
+    parent: Any = model.get_submodule(where)
     norms = [
         name for name, module in parent.named_children() if "norm" in type(module).__name__.lower()
     ]
     if not norms:
-        raise UnknownArchitectureError(
-            f"{_kind(model)}: looked for a final norm among the children of {where or 'the model'}"
-            f" ({', '.join(name for name, _ in parent.named_children())}), found none; "
-            "add the family to lmedit.models.families"
-        )
+        return None
     return f"{where}.{norms[-1]}" if where else norms[-1]
 
 
-def mlp_inputs(block: nn.Module, mlp_out: str) -> list[str]:
-    """Names of the matrices next to *mlp_out* that lead from the hidden size to the keys' size.
-
-    If gate and value are one matrix, its output has twice that size, and the gate comes first.
-    """
-    hidden, inner = matrix_shape(block.get_submodule(mlp_out))
-    parent = block.get_submodule(mlp_out.rpartition(".")[0])
-    return [
-        name
-        for name, module in parent.named_children()
-        if is_matrix(module) and matrix_shape(module) in {(inner, hidden), (2 * inner, hidden)}
-    ]
-
-
-def pre_activation(block: nn.Module, mlp_out: str) -> str:
-    """Path in *block* of the matrix whose output goes into the MLP's activation function.
-
-    If two matrices lead to the keys' size, it is the one whose name contains "gate".
-    """
-    parent, _, _ = mlp_out.rpartition(".")
-    found = mlp_inputs(block, mlp_out)
-    names = [name for name in found if "gate" in name] if len(found) > 1 else found
-    if len(names) != 1:
-        raise UnknownArchitectureError(
-            f"looked next to {mlp_out} for one matrix before the activation function, found "
-            f"{found or 'none'}; use the MLP's keys instead"
-        )
-    return f"{parent}.{names[0]}" if parent else names[0]
-
-
-ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
-"""Names of the matrix with which attention writes into the stream."""
-
-
-def attention_out(block: nn.Module) -> str:
-    """Path in *block* of the attention's output matrix: by name, in the attention module."""
-    found = [
-        name
-        for name, module in block.named_modules()
-        if is_matrix(module)
-        and name.rpartition(".")[2] in ATTENTION_OUT
-        and any("attention" in type(parent).__name__.lower() for parent in _above(block, name))
-    ]
-    if len(found) != 1:
-        raise UnknownArchitectureError(
-            f"looked in a block for one attention output matrix ({', '.join(ATTENTION_OUT)}), "
-            f"found {found or 'none'}; add its name to lmedit.models.families"
-        )
-    return found[0]
-
-
-def _above(block: nn.Module, name: str) -> list[nn.Module]:
-    """The modules inside *block* that contain the module *name*."""
-    parts = name.split(".")[:-1]
-    return [block.get_submodule(".".join(parts[:i])) for i in range(1, len(parts) + 1)]
-
-
-def is_matrix(module: nn.Module) -> bool:
-    """Whether *module* is one dense matrix: `Linear`, or GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Linear) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether *module* stores its weight (d_in, d_out); the type decides, never the shape."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Conv1D)
-
-
-def matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a matrix module."""
-    weight = module.get_parameter("weight")
-    rows, columns = weight.shape
-    return (columns, rows) if is_transposed(module) else (rows, columns)
-
-
-def _kind(model: PreTrainedModel) -> str:
-    return f"{type(model).__name__} (model_type {model.config.model_type!r})"
-
-
 def as_matrix(parameter: Tensor, site: Site) -> Tensor:
-    """A view (d_out, d_in) of *parameter*; a bias is one column."""
+    """A view (d_out, d_in) of *parameter*; a bias is one column, of experts the site's matrix."""
+    if site.index is not None:
+        parameter = parameter[site.index]
     if parameter.dim() == 1:
         return parameter.unsqueeze(1)
     return parameter.T if site.transposed else parameter

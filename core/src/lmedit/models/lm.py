@@ -15,20 +15,21 @@ from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
 from lmedit.models.identity import Identified
 from lmedit.models.joints import Joints
+from lmedit.models.parts import Parts
 from lmedit.storage.digests import KnownTensors, digest_tensors
-from lmedit.types import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmedit.models.undo import OpenBlock
+    from lmedit.types import Site
 
 
-class Lm(Asked, Identified):
+class Lm(Asked, Identified, Parts):
     """A decoder language model with named parts.
 
     The model computes in evaluation mode. Only `add` and `restore` change its weights, and only the
@@ -39,7 +40,7 @@ class Lm(Asked, Identified):
     notes: Sequence[str] = ()
     """A folder of preparations besides its own; notes for its user on how it was loaded."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
@@ -50,11 +51,13 @@ class Lm(Asked, Identified):
         training: Path | None = None,
         folder: Path | None = None,
         again: Callable[[], PreTrainedModel] | None = None,
+        parts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Wrap *model*. *tuned* are its tuned options by method; *folder* contains its files.
 
         Without a *tokenizer* it is an outline, which reads no text. *text* is its own corpus,
-        *training* its own cases for training editors. *again* loads the model again.
+        *training* its own cases for training editors. *again* loads the model again. *parts* names
+        parts that are not found (`options.PARTS`).
 
         Raises `UnknownArchitectureError` if a part of the model is not found.
         """
@@ -72,11 +75,13 @@ class Lm(Asked, Identified):
         self._again = again
         self._known = KnownTensors()
         self.joints = Joints()
+        self.named_parts = parts
+        self.family = families.family_of(model, parts)
+        self._chosen = {}
         self.lock = threading.RLock()
         """Held by the thread that computes with the model or changes it."""
         self.open_blocks: tuple[OpenBlock, ...] = ()
         """The blocks in which an edit is applied, the oldest first."""
-        self.family = families.family_of(model)
         self._note_buffers()
 
     @property
@@ -140,7 +145,7 @@ class Lm(Asked, Identified):
 
     def device_of(self, site: Site) -> torch.device:
         """The device that multiplies with the matrix of *site*; its values may be elsewhere."""
-        return offload.runs_on(self.module_of(site))
+        return offload.runs_on(self.model.get_submodule(site.parameter.rpartition(".")[0]))
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -166,96 +171,16 @@ class Lm(Asked, Identified):
         """The dtype of the weights by name, for example float32."""
         return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
-    @property
-    def n_layers(self) -> int:
-        """The number of blocks; layers count from 0."""
-        return int(self.model.config.get_text_config().num_hidden_layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """H, the width of the residual stream."""
-        return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def model_type(self) -> str:
-        """The family's name in the config, for example gpt2."""
-        return str(self.model.config.get_text_config().model_type)
-
-    @property
-    def max_positions(self) -> int:
-        """The longest text in tokens that the config allows."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
-
-    def block(self, layer: int) -> nn.Module:
-        """The block of *layer*."""
-        return self.model.get_submodule(f"{self.family.blocks}.{self._check_layer(layer)}")
-
-    def mlp_out_module(self, layer: int) -> nn.Module:
-        """The module of a block's MLP output matrix: its input are keys, its output are values."""
-        return self.block(layer).get_submodule(self.family.mlp_out)
-
-    def mlp_module(self, layer: int) -> nn.Module | None:
-        """The module of a block's whole MLP; None if its parts are children of the block."""
-        path = self.family.mlp_out.rpartition(".")[0]
-        return self.block(layer).get_submodule(path) if path else None
-
-    def attention_out_module(self, layer: int) -> nn.Module:
-        """The module of a block's attention output matrix.
-
-        Raises `UnknownArchitectureError` if it is not found.
-        """
-        block = self.block(layer)
-        return block.get_submodule(families.attention_out(block))
-
-    def pre_activation_module(self, layer: int) -> nn.Module:
-        """The module whose output goes into the activation function of a block's MLP.
-
-        If gate and value are one matrix, the gate is the first half of that output. Raises
-        `UnknownArchitectureError` if it is not found.
-        """
-        block = self.block(layer)
-        return block.get_submodule(families.pre_activation(block, self.family.mlp_out))
-
-    def mlp_out(self, layer: int) -> Site:
-        """The MLP output matrix of *layer*, as a site."""
-        return self.site_of(
-            f"{self.family.blocks}.{self._check_layer(layer)}.{self.family.mlp_out}"
-        )
-
-    def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
-        """All matrices of a block's MLP: those that read the stream, then the one that writes."""
-        path, _, last = self.family.mlp_out.rpartition(".")
-        names = families.mlp_inputs(self.block(layer), self.family.mlp_out)
-        where = f"{self.family.blocks}.{layer}.{path + '.' if path else ''}"
-        return tuple(self.site_of(f"{where}{name}") for name in (*names, last))
-
-    def site_of(self, module: str) -> Site:
-        """The weight matrix of the module at the path *module*, as a site."""
-        transposed = families.is_transposed(self.model.get_submodule(module))
-        return Site(f"{module}.weight", transposed)
-
-    def module_of(self, site: Site) -> nn.Module:
-        """The module that contains the parameter of *site*."""
-        return self.model.get_submodule(site.parameter.rpartition(".")[0])
-
-    def mlp_out_bias(self, layer: int) -> Site | None:
-        """The bias of the MLP output matrix; None if it has none."""
-        if getattr(self.mlp_out_module(layer), "bias", None) is None:
-            return None
-        return Site(f"{self.family.blocks}.{layer}.{self.family.mlp_out}.bias")
-
-    def _check_layer(self, layer: int) -> int:
-        if not 0 <= layer < self.n_layers:
-            raise RequestError(
-                f"{self.name} has no layer {layer}; layers are 0 to {self.n_layers - 1}"
-            )
-        return layer
-
     def stores(self, site: Site) -> bool:
         """Whether the model stores the parameter of *site* in the orientation of *site*."""
-        if self._values(site.parameter).dim() == 1:
+        values = self._values(site.parameter)
+        if values.dim() == 1:
             return not site.transposed
-        return site.transposed == families.is_transposed(self.module_of(site))
+        if (site.index is None) == (values.dim() == EXPERTS):
+            return False
+        module = self.model.get_submodule(site.parameter.rpartition(".")[0])
+        fits = site.index is None or 0 <= site.index < len(values)
+        return fits and site.transposed == families.is_transposed(module)
 
     def weight(self, site: Site) -> Tensor:
         """The parameter of *site* as a view (d_out, d_in), in either storage layout."""
@@ -271,8 +196,8 @@ class Lm(Asked, Identified):
         return self._values(f"{path}.weight").to(offload.runs_on(module))
 
     def snapshot(self, site: Site) -> Tensor:
-        """A copy of the parameter of *site*, in its storage layout."""
-        return self._values(site.parameter).clone()
+        """A copy of the parameter of *site*, or of one expert's part, in its storage layout."""
+        return _part(self._values(site.parameter), site).clone()
 
     def weight_plus(self, site: Site, change: Tensor) -> Tensor:
         """The matrix of *site* plus *change* (d_out, d_in), as `add` would store it."""
@@ -291,7 +216,7 @@ class Lm(Asked, Identified):
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:
         """Copy *values*, which `snapshot` returned, back into the parameter of *site*."""
-        offload.fetch_to_memory(self.model, site.parameter).copy_(values)
+        _part(offload.fetch_to_memory(self.model, site.parameter), site).copy_(values)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
         """Rows of ids as one right-padded batch on the model's device.
@@ -317,6 +242,9 @@ class Lm(Asked, Identified):
         logits: Tensor = out.logits
         return logits
 
+    def _running(self, ids: Sequence[int]) -> Callable[[], object]:
+        return lambda: self.logits(self.batch([ids]))
+
     @torch.no_grad()
     def _next(self, ids: Sequence[int]) -> Tensor:
         return self.logits(self.batch([ids]))[0, -1].float().softmax(-1)
@@ -324,3 +252,12 @@ class Lm(Asked, Identified):
     def next_probabilities(self, prompt: str) -> Tensor:
         """The probability of every token after *prompt*, (V,), in float32."""
         return self._next(self.encode(prompt))
+
+
+EXPERTS = 3
+"""Dimensions of a parameter with one matrix for each expert."""
+
+
+def _part(values: Tensor, site: Site) -> Tensor:
+    """The part of a parameter that belongs to *site*, as a view."""
+    return values if site.index is None else values[site.index]

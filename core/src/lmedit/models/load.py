@@ -11,6 +11,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
 from lmedit.models.chat import chat_of
-from lmedit.models.checkpoint import read_weights
+from lmedit.models.checkpoint import auto_class, read_weights
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
 from lmedit.models.refusals import (
@@ -70,6 +71,11 @@ class _Place:
     """A note for the user at every load."""
 
     @property
+    def parts(self) -> dict[str, str]:
+        """Parts of the model that the tuned options name (`options.PARTS`)."""
+        return dict(self.tuned.get("model", {}).get("options", {}))
+
+    @property
     def tuned(self) -> dict[str, Any]:
         """Tuned options by method. Those in the model's folder override the world's."""
         shared = self.world.tuned if self.world else None
@@ -85,13 +91,15 @@ def load_lm(
     join: Join = "auto",
     chat: bool = False,
     system: str | None = None,
+    parts: Mapping[str, str] = MappingProxyType({}),
 ) -> Lm:
     """Load the model *name*: a world, a pulled model, a folder, a GGUF file or a hub id.
 
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
     that torch knows, or ``map``: spread over all devices by accelerate. Only with *download* is a
-    model downloaded from the hub. Raises `ModelError` with culprit and remedy, also if tensors are
-    missing or cannot be edited in place. Code of the checkpoint never runs.
+    model downloaded from the hub. *parts* names parts that are not found (`options.PARTS`). Raises
+    `ModelError` with culprit and remedy, also if tensors are missing or cannot be edited in place.
+    Code of the checkpoint never runs.
 
     *join* is the joint of prompts and answers. With *chat*, prompts are asked through the chat
     template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
@@ -101,13 +109,19 @@ def load_lm(
         folder_locked(Path(name), shared=True),  # nobody exchanges the folder meanwhile
         torch.inference_mode(mode=False),  # its tensors could not be written to
     ):
-        lm = _load_lm(name, device, dtype, (chat, system), download=download)
+        lm = _load_lm(name, device, dtype, (chat, system), parts, download=download)
     lm.join = join
     return lm
 
 
 def _load_lm(
-    name: str, device: str, dtype: str, asked_by: tuple[bool, str | None], *, download: bool
+    name: str,
+    device: str,
+    dtype: str,
+    asked_by: tuple[bool, str | None],
+    parts: Mapping[str, str],
+    *,
+    download: bool,
 ) -> Lm:
     place = _place_of(name)
     notes = [place.note] if place.note else []
@@ -128,6 +142,7 @@ def _load_lm(
         text=world.text if world else None,
         training=world.training if world else None,
         again=lambda: again(notes=[])[0],
+        parts={**place.parts, **parts},
     )
     lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
     lm.chat = asked
@@ -135,13 +150,17 @@ def _load_lm(
     return lm
 
 
-def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
+def outline(
+    name: str,
+    *,
+    dtype: str = "auto",
+    download: bool = False,
+    parts: Mapping[str, str] = MappingProxyType({}),
+) -> Lm:
     """The model *name* without its weights: parts and shapes from the config alone.
 
     It is on the meta device and cannot be run. Raises `ModelError`.
     """
-    from transformers import AutoModelForCausalLM
-
     file = Path(name)
     if _is_gguf(name) and not gguf.converted_folder(file).is_dir():
         place, config = _Place(name, file.parent), gguf.config_of(file)
@@ -151,11 +170,12 @@ def outline(name: str, *, dtype: str = "auto", download: bool = False) -> Lm:
     try:
         chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
+            model = auto_class(config).from_config(config, dtype=chosen)
         model.tie_weights()
     except Exception as error:
         raise ModelError(_complaint(place, error)) from error
-    return Lm(model, None, name=name, tuned=place.tuned, folder=place.folder)
+    named = {**place.parts, **parts}
+    return Lm(model, None, name=name, tuned=place.tuned, folder=place.folder, parts=named)
 
 
 def _place_of(name: str) -> _Place:

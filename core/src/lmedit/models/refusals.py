@@ -84,15 +84,15 @@ def check_class(name: str, config: type, values: Mapping[str, Any]) -> None:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     )
 
-    if config in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if config in MODEL_FOR_CAUSAL_LM_MAPPING or config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return
     kind = values.get("model_type")
     if "AutoModelForCausalLM" in values.get("auto_map", {}):
         raise ModelError(own_code(name))
-    if config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "text_config" in values:
+    if "text_config" in values:
         raise ModelError(
-            f"{name!r} ({kind}) reads more than text; lmedit edits language models: write its "
-            "language model to a folder of its own, and give that"
+            f"{name!r} ({kind}) reads more than text, and transformers has no class that lets it "
+            "write text; write its language model to a folder of its own, and give that"
         )
     if config in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or values.get("is_encoder_decoder"):
         what = f"{name!r} ({kind}) has an encoder and a decoder"

@@ -8,7 +8,8 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.memory import in_parts
-from lmedit.replay import resume
+from lmedit.replay.passes import resume
+from lmedit.replay.ways import ways_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ def read_rows(
     same edit, it is not run on its own: two targets after one prompt share a pass. If the memory
     is full, a pass is halved.
     """
+    ways_of(lm)  # before an edit is in the passes
     answers: dict[int, T] = {}
     places = places or [range(len(row)) for row in rows]
     shared = _sharing([(edit, *row) for edit, row in zip(_edits(under, rows), rows, strict=True)])

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.replay.ways import ways_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,11 +32,14 @@ def sample_rows(
     """
     found = [list(row) for row in rows]
     new = torch.tensor(found, device=lm.device)
-    cache = None
+    cache, cached = None, ways_of(lm).cached
     for _ in range(new_tokens):
-        out = lm.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
-        drawn = _draw(out.logits[:, -1].float().cpu(), random, top_k)
+        if cached:
+            out = lm.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits
+        else:
+            logits = lm.logits(lm.batch(found))
+        drawn = _draw(logits[:, -1].float().cpu(), random, top_k)
         for row, token in zip(found, drawn.tolist(), strict=True):
             row.append(token)
         new = drawn[:, None].to(lm.device)

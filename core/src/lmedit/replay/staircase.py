@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.errors import RequestError
+from lmedit.replay.ways import ways_of
 from lmedit.trace import first, wrapped
 
 if TYPE_CHECKING:
@@ -33,7 +35,17 @@ def climbing(
 
     Rows that join at block b enter it with ``entering[b]`` (rows, S, H), by default with the first
     row's input. ``entering[L]``, with L blocks, joins before the last norm.
+
+    If that does not give the plain logits of a model, every block runs all rows (`ways`). Then
+    `RequestError` is raised if rows join with an input of their own.
     """
+    if not ways_of(lm).stairs:
+        if entering:
+            raise RequestError(
+                f"{lm.name}: its blocks cannot run on a part of the rows; causal tracing needs that"
+            )
+        yield
+        return
     with ExitStack() as stack:
         for layer, rows in enumerate(alive):
             below = alive[layer - 1] if layer else 0

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit.models.families import is_matrix
-from lmedit.replay import Entering, Kept, enter, resume
+from lmedit.replay.passes import Entering, Kept, enter, resume
+from lmedit.replay.ways import ways_of
 from lmedit.trace import add_low_rank, changed
 from lmedit.types import Dense, LowRank
 
@@ -62,6 +63,7 @@ class UnmergedEdits:
 
     def __init__(self, lm: Lm, updates: Sequence[Update], states: States | None = None) -> None:
         """`fits` must hold for all *updates*. *states* of *lm* save forward passes."""
+        ways_of(lm)  # before an edit is in the passes
         self.lm, self.states = lm, states or States(lm, 0.0)
         self.changes: dict[Site, dict[int, Delta]] = {}
         for number, update in enumerate(updates):

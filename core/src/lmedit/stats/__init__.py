@@ -1,6 +1,13 @@
 """Second moments of keys, S = sum k k^T: compute them over a corpus, store, verify and share."""
 
-from lmedit.stats.counting import BATCH_TOKENS, Counting, Moment, second_moments
+from lmedit.stats.counting import (
+    BATCH_TOKENS,
+    Counting,
+    Moment,
+    Place,
+    places_of,
+    second_moments,
+)
 from lmedit.stats.self_written import SELF, SelfWritten
 from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
@@ -20,6 +27,7 @@ __all__ = [
     "SELF",
     "Counting",
     "Moment",
+    "Place",
     "SelfWritten",
     "Statistics",
     "cholesky",
@@ -29,6 +37,7 @@ __all__ = [
     "import_statistics",
     "list_statistics",
     "moments_of",
+    "places_of",
     "positive_factor",
     "second_moments",
     "statistics_named",

@@ -1,7 +1,8 @@
 """S = sum_n k_n k_n^T of several layers in one pass: streamed and resumable, with early stopping.
 
 Keys are the inputs of a block's MLP output matrix (ROME, section 3.1 and appendix E.5), for all
-true tokens of the documents. Only the blocks up to the deepest layer are run.
+true tokens of the documents. Only the blocks up to the deepest layer are run. Each expert of a
+block has its own sum: of the tokens that are routed to it, with keys weighed by the gate.
 """
 
 from __future__ import annotations
@@ -79,15 +80,35 @@ class Moment:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+Place = int | tuple[int, int]
+"""A layer, or a layer and one of its experts."""
+
+
+def places_of(lm: Lm, layers: Sequence[int]) -> list[Place]:
+    """*layers*, ascending; a block of experts has a place for each expert."""
+    places: list[Place] = []
+    for layer in sorted(set(layers)):
+        count = lm.experts(layer)
+        places += [layer] if count is None else [(layer, expert) for expert in range(count)]
+    return places
+
+
+def name_of(place: Place) -> str:
+    """The place's name in files: the layer, and the expert behind a dot."""
+    return str(place) if isinstance(place, int) else f"{place[0]}.{place[1]}"
+
+
 def second_moments(
-    lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
-) -> dict[int, Moment]:
+    lm: Lm, layers: Sequence[Place], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
+) -> dict[Place, Moment]:
     """S of each of *layers* over the keys of *corpus*, up to the requested sample size.
+
+    Of a block of experts, name each expert (`places_of`).
 
     Documents are read in the order of the corpus. An interrupted call continues from *checkpoint*
     and gives the same bits. If the memory is full, batches are halved.
     """
-    work = _Work(lm, tuple(sorted(set(layers))), counting)
+    work = _Work(lm, tuple(sorted(set(layers), key=_order)), counting)
     work.load(checkpoint)
     saved = time.monotonic()
     bar = tqdm(
@@ -108,7 +129,7 @@ def second_moments(
                 work.save(checkpoint)
                 saved = time.monotonic()
     return {
-        layer: Moment(S, work.tokens, work.documents, tuple(work.watches[layer].seen))
+        layer: Moment(S, work.keys[layer], work.documents, tuple(work.watches[layer].seen))
         for layer, S in work.sums.items()
     }
 
@@ -116,12 +137,13 @@ def second_moments(
 class _Work:
     """The sums so far, and their numbers of tokens and documents."""
 
-    def __init__(self, lm: Lm, layers: tuple[int, ...], counting: Counting) -> None:
+    def __init__(self, lm: Lm, layers: tuple[Place, ...], counting: Counting) -> None:
         self.lm, self.layers, self.counting = lm, layers, counting
         self.tokens = self.documents = 0
+        self.keys: dict[Place, int] = dict.fromkeys(layers, 0)
         self.sums = {}
         for layer in layers:
-            size = lm.weight(lm.mlp_out(layer)).shape[1]
+            size = lm.mlp_width(_order(layer)[0])
             self.sums[layer] = torch.zeros(size, size, dtype=torch.float64)
         self.watches = {layer: Watch(counting.tolerance) for layer in layers}
 
@@ -137,17 +159,20 @@ class _Work:
         tensors, facts = state
         self.tokens, self.documents = facts["tokens"], facts["documents"]
         for layer in self.layers:
-            self.sums[layer] = tensors[f"sum.{layer}"]
-            self.watches[layer].restore(tensors, facts["seen"][str(layer)], str(layer))
+            name = name_of(layer)
+            self.keys[layer] = facts["keys"].get(name, 0)
+            self.sums[layer] = tensors[f"sum.{name}"]
+            self.watches[layer].restore(tensors, facts["seen"][name], name)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Save everything that `load` needs."""
-        tensors = {f"sum.{layer}": S for layer, S in self.sums.items()}
+        tensors = {f"sum.{name_of(layer)}": S for layer, S in self.sums.items()}
         seen = {}
         for layer, watch in self.watches.items():
-            tensors |= watch.tensors(str(layer))
-            seen[str(layer)] = [vars(each) for each in watch.seen]
-        facts = {"tokens": self.tokens, "documents": self.documents, "seen": seen}
+            tensors |= watch.tensors(name_of(layer))
+            seen[name_of(layer)] = [vars(each) for each in watch.seen]
+        keys = {name_of(layer): count for layer, count in self.keys.items()}
+        facts = {"tokens": self.tokens, "documents": self.documents, "seen": seen, "keys": keys}
         checkpoint.save(tensors, facts)
 
     def add(self, texts: Sequence[str]) -> None:
@@ -160,8 +185,9 @@ class _Work:
             for keys in in_parts(
                 lambda part: keys_of(self.lm, self.layers, part), batch, len(batch)
             ):
-                self.tokens += len(next(iter(keys.values())))
-                for layer, found in keys.items():
+                self.tokens += keys.tokens
+                for layer, found in keys.of.items():
+                    self.keys[layer] += len(found)
                     self.sums[layer] += (found.T @ found).double().cpu()
                     self.watches[layer].look(found)
         self.documents += len(texts)
@@ -169,7 +195,8 @@ class _Work:
     def enough(self) -> bool:
         """Whether every layer's solutions have converged; checked when the tokens have doubled."""
         settled = [
-            watch.settled(self.sums[layer], self.tokens) for layer, watch in self.watches.items()
+            watch.settled(self.sums[layer], self.keys[layer])
+            for layer, watch in self.watches.items()
         ]
         return all(settled)
 
@@ -198,20 +225,39 @@ def pack(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield [rows[i] for i in members]
 
 
-@torch.no_grad()
-def keys_of(lm: Lm, layers: Sequence[int], rows: Sequence[list[int]]) -> dict[int, Tensor]:
-    """The keys (tokens, D) of all true tokens of *rows*, by layer, in float32 or finer.
+def _order(place: Place) -> tuple[int, int]:
+    """The layer and the expert of *place*; -1 if it has none."""
+    return (place, -1) if isinstance(place, int) else place
 
-    *layers* must ascend. Only the blocks up to the last one are run.
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys (n, D) of some texts by place, and the number of tokens that were read."""
+
+    of: dict[Place, Tensor]
+    tokens: int
+
+
+@torch.no_grad()
+def keys_of(lm: Lm, layers: Sequence[Place], rows: Sequence[list[int]]) -> Keys:
+    """The keys of all true tokens of *rows*, by layer, in float32 or finer.
+
+    Of an expert, only those that are routed to it. *layers* must ascend. Only the blocks up to the
+    last one are run.
     """
     batch = lm.batch(rows)
     true = batch.mask.reshape(-1).bool()
+    boxes = {}
     with ExitStack() as stack:
-        last = stack.enter_context(captured(lm.mlp_out_module(layers[-1]), stop=True))
-        boxes = [stack.enter_context(captured(lm.mlp_out_module(n))) for n in layers[:-1]]
+        for place in layers:
+            where = (place,) if isinstance(place, int) else place
+            module = lm.mlp_out_module(*where)
+            boxes[place] = stack.enter_context(captured(module, stop=place == layers[-1]))
         lm.logits(batch)
     keys = {}
-    for layer, box in zip(layers, [*boxes, last], strict=True):
+    for place, box in boxes.items():
         found = box.input.reshape(len(true), -1)[true]
-        keys[layer] = found.to(torch.promote_types(found.dtype, torch.float32))
-    return keys
+        if not isinstance(place, int):
+            found = found[found.any(dim=-1)]
+        keys[place] = found.to(torch.promote_types(found.dtype, torch.float32))
+    return Keys(keys, int(true.sum()))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lmedit.errors import ArtifactError, CasesError
-from lmedit.stats.counting import Counting, Moment, second_moments
+from lmedit.stats.counting import Counting, Moment, Place, places_of, second_moments
 from lmedit.stats.self_written import SelfWritten
 from lmedit.stats.solving import condition, positive_factor
 from lmedit.storage.arrays import OtherShapeError, read_npz
@@ -77,7 +77,9 @@ class Statistics:
 
     def of(self, lm: Lm, layer: int) -> Moment:
         """The sum; raises `ArtifactError` if it belongs to another model or layer."""
-        if self.facts["layer"] != layer or not self._fits(lm, layer):
+        expert = self.facts.get("expert")
+        other = (expert is None) != (lm.experts(layer) is None)
+        if self.facts["layer"] != layer or other or not self._fits(lm, layer):
             raise ArtifactError(
                 f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
                 f"({self.facts['base'][:SHORT]}, {self.facts.get('number_type', 'no type told')}), "
@@ -181,20 +183,21 @@ def statistics_named(name: str) -> Statistics:
 
 
 def _facts(
-    lm: Lm, layer: int, corpus: str, digest: str, counting: Counting | None
+    lm: Lm, place: Place, corpus: str, digest: str, counting: Counting | None
 ) -> dict[str, Any]:
     """The facts of statistics: everything that determines the id, and names for the reader."""
+    where = (place,) if isinstance(place, int) else place
     return {
         "base": lm.digest,
-        "below": lm.identity_below(layer),
+        "below": lm.identity_below(where[0]),
         "base_name": lm.name,
         "number_type": lm.dtype_name,
-        "layer": layer,
-        "parameter": lm.mlp_out(layer).parameter,
+        "layer": where[0],
+        "parameter": lm.mlp_out(*where).name,
         "corpus": corpus,
         "corpus_digest": digest,
         "counting": asdict(counting) if counting else None,
-    }
+    } | ({"expert": where[1]} if len(where) > 1 else {})
 
 
 def _path(facts: Mapping[str, Any]) -> Path:
@@ -203,7 +206,8 @@ def _path(facts: Mapping[str, Any]) -> Path:
     The keys of a layer depend on the model below it only (`Lm.identity_below`), so a model that is
     edited further up finds the same file.
     """
-    parts = {name: facts[name] for name in ("layer", "corpus_digest", "counting")}
+    names = ("layer", "expert", "corpus_digest", "counting")
+    parts = {name: facts[name] for name in names if name in facts}
     key = key_of(base=facts.get("below", facts["base"]), **parts)
     return _folder() / f"{key[:32]}.safetensors"
 
@@ -223,19 +227,21 @@ def _store(facts: dict[str, Any], moment: Moment) -> Statistics:
 
 def moments_of(
     lm: Lm, layers: Sequence[int], corpus: Corpus, counting: Counting, checkpoint: Checkpoint
-) -> dict[int, Statistics]:
+) -> dict[Place, Statistics]:
     """The statistics of *layers*. Missing ones are computed in one pass and stored.
 
-    If their sums need more than 4 GB, there are several passes.
+    A block of experts has statistics of each expert (`places_of`). If the sums need more than
+    4 GB, there are several passes.
     """
     counting = replace(counting, max_length=counting.limit(lm))
     if isinstance(corpus, SelfWritten):
         counting = corpus.counting(counting)
-    of = {n: _facts(lm, n, corpus.name, corpus.digest, counting) for n in sorted(set(layers))}
+    of = {n: _facts(lm, n, corpus.name, corpus.digest, counting) for n in places_of(lm, layers)}
     found = {n: _open_stored(path) for n, facts in of.items() if (path := _path(facts)).is_file()}
     missing = [layer for layer in of if layer not in found]
     while missing:
-        size = 8 * lm.weight(lm.mlp_out(missing[0])).shape[1] ** 2
+        first = missing[0] if isinstance(missing[0], int) else missing[0][0]
+        size = 8 * lm.mlp_width(first) ** 2
         part = missing[: max(1, int(AT_ONCE / size))]
         del missing[: len(part)]
         state = Checkpoint(checkpoint.path.with_suffix(f".{key_of(layers=part)[:8]}"))
@@ -289,7 +295,7 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
         raise ArtifactError(f"{path} names no model; give -m MODEL and --layer N")
     if not 0 <= layer < lm.n_layers:
         raise ArtifactError(f"{lm.name} has layers 0 to {lm.n_layers - 1}, not {layer}")
-    size = lm.weight(lm.mlp_out(layer)).shape[1]
+    size = lm.mlp_width(layer)
     S, tokens, documents = _from_npz(path, size)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = _facts(lm, layer, f"imported from {path.name}", digest, None)

@@ -174,6 +174,14 @@ class LossRows:
         ]
 
 
+def add_at(states: Tensor, start: Tensor, more: Tensor) -> Tensor:
+    """Add *more* (B, 1, H) to *states* (B, S, H) at the tokens *start* (B,)."""
+    if not bool(start.any()):
+        return torch.cat([states[:, :1] + more, states[:, 1:]], dim=1)
+    here = torch.arange(states.shape[1], device=states.device) == start[:, None]  # (B, S)
+    return states + here[..., None] * more
+
+
 class _Chunk:
     """Some rows, run once up to their starts and the edited layer; a call runs the rest."""
 
@@ -208,8 +216,7 @@ class _Chunk:
 
         def add(out: Tensor) -> Tensor:
             rows = out.reshape(*self.kept.shape, -1)  # (B, S, H)
-            moved = rows[:, :1] + deltas[:, None].to(rows)
-            return torch.cat([moved, rows[:, 1:]], dim=1).reshape(out.shape)
+            return add_at(rows, self.kept.start, deltas[:, None].to(rows)).reshape(out.shape)
 
         return add
 

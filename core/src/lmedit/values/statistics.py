@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
-    from lmedit.stats import Moment
+    from lmedit.stats import Moment, Place
     from lmedit.storage.tensors import Checkpoint
     from lmedit.types import Corpus
     from lmedit.values.options import ValueOptions
@@ -25,8 +25,11 @@ def count_moments(
     options: ValueOptions,
     corpus: Corpus,
     checkpoint: Checkpoint,
-) -> dict[int, Moment]:
-    """S of each of *layers*, in one pass over *corpus*; or from stored statistics of one layer."""
+) -> dict[Place, Moment]:
+    """S of each of *layers*, in one pass over *corpus*; or from stored statistics of one layer.
+
+    A layer with experts has S of each expert, by (layer, expert).
+    """
     wanted = sorted(set(layers))
     if isinstance(corpus, Statistics):
         return {layer: corpus.of(lm, layer) for layer in wanted}

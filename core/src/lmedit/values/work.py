@@ -23,7 +23,7 @@ ADAM_PASSES = 3
 
 def width_of(lm: Lm, layer: int) -> int:
     """D, the number of inputs of the MLP output matrix of *layer*."""
-    return int(lm.weight(lm.mlp_out(layer)).shape[1])
+    return lm.mlp_width(layer)
 
 
 def counting_work(lm: Lm, options: ValueOptions, layers: Sequence[int]) -> Work:

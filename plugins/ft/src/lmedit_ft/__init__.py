@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
+from lmedit.layers import by_sites
 from lmedit.memory import in_parts
 from lmedit.replay import keep
 from lmedit.replay.products import products
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit import Lm, Request, Work
+    from lmedit import Lm, Request, Site, Work
 
 PAPER = "arXiv 2012.00363"
 
@@ -39,19 +41,20 @@ def edit_plan(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
 
 
 @hookimpl
-def edit_locate(lm: Lm, options: FtOptions) -> Location:
-    """The MLP output matrix of the layer, and its bias."""
-    layer = options.block
+def edit_locate(lm: Lm, request: Request, options: FtOptions) -> Location:
+    """The MLP output matrix of the layer (of one expert, if it has experts), and its bias."""
+    layer, site = options.block, options.site(lm, request)
     bias = lm.mlp_out_bias(layer) if options.bias else None
-    sites = (lm.mlp_out(layer),) if bias is None else (lm.mlp_out(layer), bias)
+    sites = (site,) if bias is None else (site, bias)
     origin = options.layer_origin(lm, "ft-l" if isinstance(options, FtLOptions) else "ft")
-    return Location(sites, {"layer": layer, "layer from": origin})
+    evidence = {"layer": layer, "layer from": origin, **options.routing(lm, request)}
+    return Location(sites, evidence)
 
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: FtOptions) -> Update:
     """Train the located matrix (and bias) with Adam until the new answer's loss is small."""
-    return _train_requests(lm, [request], location, options)[0]
+    return _train_requests(lm, location, options, [request])[0]
 
 
 @hookimpl
@@ -59,10 +62,13 @@ def edit_compute_many(
     lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: FtOptions
 ) -> list[Update]:
     """The same for several requests at once: as many as a gigabyte holds the Adam states of."""
-    location = locations[0]
     size = at_once(lm, options.block)
-    parts = in_parts(lambda part: _train_requests(lm, part, location, options), requests, size)
-    return [update for part in parts for update in part]
+    found: dict[int, Update] = {}
+    for numbers, location in by_sites(locations):
+        chosen = [requests[i] for i in numbers]
+        parts = in_parts(partial(_train_requests, lm, location, options), chosen, size)
+        found |= zip(numbers, (update for part in parts for update in part), strict=True)
+    return [found[i] for i in range(len(requests))]
 
 
 @dataclass
@@ -75,7 +81,7 @@ class _Training:
 
 
 def _train_requests(
-    lm: Lm, requests: Sequence[Request], location: Location, options: FtOptions
+    lm: Lm, location: Location, options: FtOptions, requests: Sequence[Request]
 ) -> list[Update]:
     """Train the Deltas of each request; the requests share the forward passes."""
     changes = [
@@ -90,7 +96,7 @@ def _train_requests(
         for _ in requests
     ]
     with products(lm, options.compute):
-        _train(_Losses(lm, requests, options.block, options), changes, options)
+        _train(_Losses(lm, requests, location.sites[0], options), changes, options)
     updates = []
     for change in changes:
         steps = sum(loss >= options.stop_loss for loss in change.losses)
@@ -132,12 +138,12 @@ class _Losses:
     behind those before it.
     """
 
-    def __init__(self, lm: Lm, requests: Sequence[Request], layer: int, options: FtOptions) -> None:
+    def __init__(self, lm: Lm, requests: Sequence[Request], site: Site, options: FtOptions) -> None:
         pairs = [lm.with_target(request.text, request.target_new) for request in requests]
         forced = options.objective == "target_new"
         rows = [prompt + target[:-1] if forced else prompt for prompt, target in pairs]
-        self.module, self.dtype = lm.mlp_out_module(layer), lm.working_dtype
-        self.kept = keep(lm, rows, [0] * len(rows), layer)
+        self.module, self.dtype = lm.module_of(site), lm.working_dtype
+        self.kept = keep(lm, rows, [0] * len(rows), options.block)
         self.lengths = [len(target) for _, target in pairs]
         places = [
             (i, len(prompt) - 1 + (place if forced else 0), token)

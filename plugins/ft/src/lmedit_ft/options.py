@@ -222,4 +222,4 @@ class LoraOptions(BreadthOptions):
 
 def width_of(lm: Lm) -> int:
     """D, the number of inputs of the model's MLP output matrices."""
-    return int(lm.weight(lm.mlp_out(0)).shape[1])
+    return lm.mlp_width(lm.editable[0])

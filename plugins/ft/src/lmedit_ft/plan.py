@@ -19,14 +19,14 @@ GIGABYTE = 2**30
 
 def at_once(lm: Lm, layer: int) -> int:
     """The number of requests to train together."""
-    return max(1, GIGABYTE // (AT_EACH_ENTRY * lm.weight(lm.mlp_out(layer)).numel()))
+    return max(1, GIGABYTE // (AT_EACH_ENTRY * lm.mlp_width(layer) * lm.hidden_size))
 
 
 def works(lm: Lm, options: FtOptions, requests: int) -> dict[str, Work]:
     """The work of an edit of *requests* requests."""
     layer = options.block
     rows, above = min(requests, at_once(lm, layer)), lm.n_layers - layer
-    entries = lm.weight(lm.mlp_out(layer)).numel()
+    entries = lm.mlp_width(layer) * lm.hidden_size
     memory = {
         "Adam, float32": float(AT_EACH_ENTRY * entries * rows),
         "the updates": 4.0 * entries * requests,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
 from lmedit_kn.equations import exchange, level
-from lmedit_kn.exchanging import exchange_answer, weaken
+from lmedit_kn.exchanging import exchange_answer, reach, weaken
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
 from lmedit_kn.plan import works
@@ -38,10 +38,18 @@ def edit_plan(lm: Lm, options: KnOptions, requests: int) -> dict[str, Work]:
 
 @hookimpl
 def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
-    """The MLP output matrices of the layers with the neurons of the fact."""
+    """The MLP output matrices of the layers with the neurons of the fact.
+
+    In a block of experts, the neurons are those of the expert with the largest weight for the
+    prompt's last token.
+    """
+    lm = _routed(lm, request)
     selection = select(lm, request, options)
     layers = sorted({layer for layer, _ in selection.neurons})
     evidence = selection.evidence()
+    sites = tuple(lm.mlp_out(layer) for layer in layers)
+    if any(site.index is not None for site in sites):
+        evidence["experts"] = {site.parameter: site.index for site in sites}
     left = Bars(
         "Neurons left by layer",
         "layer",
@@ -53,22 +61,24 @@ def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
         },
     )
     found = {"neurons": selection.neurons, "answer": selection.answer}
-    return Location(tuple(lm.mlp_out(layer) for layer in layers), evidence, (left,), found)
+    return Location(sites, evidence, (left,), found)
 
 
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: KnOptions) -> Update:
     """W' = W + d s_S^T in each layer: d from the answers' embeddings, s the activations' signs."""
-    neurons = location.found["neurons"]
+    neurons, lm = location.found["neurons"], _routed(lm, request)
     if options.operation in FACTORS:
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
     old, d = _exchange(lm, request, location, options)
-    deltas, notes = exchange_answer(lm, request.text, neurons, d, options)
+    deltas, notes, aim = exchange_answer(lm, request.text, neurons, d, options)
     own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
     if options.enough is not None:
         new = tokens_of(lm, request.text, request.target_new, options)[1][0]
         deltas, own["share"] = weaken(lm, request.text, new, deltas, options.enough)
+    if aim is not None:
+        own["stream_cosine"] = reach(lm, request.text, deltas, aim)
     return Update(deltas, own | notes)
 
 
@@ -76,8 +86,20 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
 def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions) -> Probed:
     """Measure the answer's probability with the neurons silenced and doubled."""
     return Probed(
-        probe_neurons(lm, request, location.found["neurons"], location.found["answer"], options)
+        probe_neurons(
+            _routed(lm, request),
+            request,
+            location.found["neurons"],
+            location.found["answer"],
+            options,
+        )
     )
+
+
+def _routed(lm: Lm, request: Request) -> Lm:
+    """The model with the experts to which it sends the last token of the request's prompt."""
+    ids = lm.encode(request.text)
+    return lm.routed(ids, len(ids) - 1)
 
 
 def _exchange(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
+from lmedit.errors import RequestError
 from lmedit.hyper.network import LowRankBatch, edited_rows
+from lmedit.trace import captured
 from lmedit.types import LowRank
 from lmedit_kn.neurons import by_layer, replacing
 from lmedit_kn.stream import mlps_at_prompt
@@ -52,7 +56,7 @@ def weaken(
 
 def exchange_answer(
     lm: Lm, text: str, neurons: Sequence[Neuron], d: Tensor, options: KnOptions
-) -> tuple[dict[Site, LowRank], dict[str, Any]]:
+) -> tuple[dict[Site, LowRank], dict[str, Any], Aim | None]:
     """The changes that make *neurons* say *d* (H,) at the last token of *text*, and notes.
 
     A value counts times its activation. So *d* enters with the activation's sign, limited to a
@@ -65,13 +69,14 @@ def exchange_answer(
             lm.mlp_out(layer): replacing(lm, layer, of, d, torch.ones(len(of)))
             for layer, of in places.items()
         }
-        return plain, {}
+        return plain, {}, None
     mlps = mlps_at_prompt(lm, text, list(places))
-    deltas, shares, arriving = {}, [], []
+    deltas, shares, arriving, aims = {}, [], [], []
     for layer, of in places.items():
         mlp = mlps[layer]
         limited = mlp.limit_length(d, of, options.limit)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
+        aims.append(Aim(layer, mlp.size(of) * limited))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):
             arriving.append(found)
@@ -80,7 +85,48 @@ def exchange_answer(
         "negative_activations": int((signs < 0).sum()),
         "largest_share_of_stream": max(shares),
     }
+    factors = [mlp.factor for mlp in mlps.values() if mlp.factor != 1.0]
+    if factors:
+        notes["smallest_factor_to_stream"] = min(factors, key=abs)
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)
-    return deltas, notes
+    return deltas, notes, min(aims, key=lambda aim: aim.layer)
+
+
+REACHES = 0.8
+"""The smallest cosine of what KN adds and what the stream gains."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the stream should gain behind a block at the prompt's last token."""
+
+    layer: int
+    gain: Tensor  # (H,)
+
+
+@torch.no_grad()
+def reach(lm: Lm, text: str, deltas: Mapping[Site, LowRank], aim: Aim) -> float:
+    """The cosine of *aim* and of what the stream gains behind its block.
+
+    Raises `RequestError` below `REACHES`: then a norm bends the change, and KN cannot edit.
+    """
+    site = lm.mlp_out(aim.layer)
+    delta, rows = deltas[site], lm.batch([lm.encode(text)])
+    one = LowRankBatch(delta.left[None], delta.right[None])
+    found = []
+    for changes in ({}, {site: one}):
+        with (
+            edited_rows(lm, changes, torch.arange(1, device=lm.device)),
+            captured(lm.block(aim.layer), stop=True) as box,
+        ):
+            lm.logits(rows)
+        found.append(box.output.reshape(-1, box.output.shape[-1])[-1].double())
+    cosine = float(F.cosine_similarity(found[1] - found[0], aim.gain.to(found[0]), dim=0))
+    if cosine < REACHES:
+        raise RequestError(
+            f"kn: a norm behind the MLP bends the change in layer {aim.layer} of {lm.name}: its "
+            f"cosine to the change in the stream is {cosine:.2f}; use rome or ft"
+        )
+    return cosine

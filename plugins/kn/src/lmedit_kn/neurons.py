@@ -37,7 +37,7 @@ def changed_activation(
     """
     if site == "key":
         return changed_input(lm.mlp_out_module(layer), change)
-    width = lm.weight(lm.mlp_out(layer)).shape[1]
+    width = lm.mlp_width(layer)
 
     def gate(_: Tensor, out: Tensor) -> Tensor:
         # If one matrix holds gate and value, the gate comes first.
@@ -105,6 +105,6 @@ def replacing(lm: Lm, layer: int, places: Sequence[int], d: Tensor, signs: Tenso
 
 def one_hot_rows(lm: Lm, layer: int, places: Sequence[int]) -> Tensor:
     """One row for each place, (n, D): 1 at the place, 0 elsewhere."""
-    width = lm.weight(lm.mlp_out(layer)).shape[1]
+    width = lm.mlp_width(layer)
     at = torch.tensor(list(places), device=lm.device)
     return torch.nn.functional.one_hot(at, width).to(lm.working_dtype)

@@ -50,8 +50,7 @@ def probe_neurons(
 def _random(lm: Lm, count: int, options: KnOptions) -> list[list[Neuron]]:
     """Sets of *count* neurons from all layers, drawn with the options' seed."""
     draw = random.Random(options.seed)  # noqa: S311  (no secret)
-    widths = [lm.weight(lm.mlp_out(layer)).shape[1] for layer in range(lm.n_layers)]
-    everything = [(layer, place) for layer, width in enumerate(widths) for place in range(width)]
+    everything = [(at, place) for at in lm.editable for place in range(lm.mlp_width(at))]
     return [draw.sample(everything, count) for _ in range(DRAWS)]
 
 

@@ -22,7 +22,7 @@ from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -44,21 +44,24 @@ def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> 
     """The attribution of each neuron at the last of *ids* to the probability of *token*."""
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
     t, w = path(options.rule, options.m)
-    stairs = [(layer, *at) for layer in range(lm.n_layers) for at in zip(t, w, strict=True)]
-    climb = _Climb(lm, kept.repeat, options.site, token)
+    stairs = [(layer, *at) for layer in lm.editable for at in zip(t, w, strict=True)]
+    climb = _Climb(lm, kept, options.site, token)
     scores: dict[int, Tensor] = {}
     for part in in_parts(climb, stairs, options.rows):
         for layer, score in part.items():
             scores[layer] = scores.get(layer, 0) + score
-    stacked = torch.stack([scores[layer] for layer in range(lm.n_layers)])
+    widest = max(len(score) for score in scores.values())
+    stacked = torch.zeros(lm.n_layers, widest, device=lm.device)
+    for layer, score in scores.items():  # blocks may differ in width, or have no MLP
+        stacked[layer, : len(score)] = score
     return Attributions(stacked, climb.probability)
 
 
 class _Climb:
     """One pass for some stairs: each is a layer, a point and its weight; lowest layers first."""
 
-    def __init__(self, lm: Lm, repeated: Callable[[int], Kept], site: str, token: int) -> None:
-        self.lm, self.repeated, self.site, self.token = lm, repeated, site, token
+    def __init__(self, lm: Lm, kept: Kept, site: str, token: int) -> None:
+        self.lm, self.kept, self.site, self.token = lm, kept, site, token
         self.probability = 0.0
 
     def __call__(self, stairs: Sequence[tuple[int, Tensor, Tensor]]) -> dict[int, Tensor]:
@@ -74,8 +77,9 @@ class _Climb:
         with ExitStack() as stack:
             stack.enter_context(climbing(self.lm, alive, total))
             for layer, at in points.items():
-                stack.enter_context(self._scaled(layer, at, steps))
-            logits = self.repeated(total).logits([0])[:, 0]
+                first = alive[layer] - len(at)
+                stack.enter_context(self._scaled(layer, at, first, steps))
+            logits = self.kept.repeat(total).logits([0])[:, 0]
         p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
         self.probability = float(p[0].detach())
         leaves = [leaf for _, leaf in steps.values()]
@@ -86,16 +90,22 @@ class _Climb:
         }
 
     def _scaled(
-        self, layer: int, points: list[Tensor], steps: dict[int, tuple[Tensor, Tensor]]
+        self, layer: int, points: list[Tensor], first: int, steps: dict[int, tuple[Tensor, Tensor]]
     ) -> AbstractContextManager[None]:
-        """Replace the activations of a block's last rows by t * a, with a from the clean row."""
+        """Replace activations at the prompt's last token by t * a, with a from the clean row.
+
+        The rows are those from *first* on, one for each of *points*.
+        """
+        place, length = int(self.kept.start[0]), self.kept.shape[1]
 
         def scale(x: Tensor) -> Tensor:
-            rows = x.reshape(-1, x.shape[-1])  # (n, D)
-            a = rows[0].detach()
+            rows = x.reshape(-1, length, x.shape[-1])  # (n, S, D)
+            a = rows[0, place].detach()
             t = torch.stack(points).to(a)
             leaf = (t[:, None] * a).requires_grad_()
             steps[layer] = a, leaf
-            return torch.cat([rows[: -len(points)], leaf]).reshape(x.shape)
+            changed = rows.clone()
+            changed[first : first + len(points), place] = leaf
+            return changed.reshape(x.shape)
 
         return changed_activation(self.lm, layer, self.site, scale)

@@ -2,19 +2,20 @@
 
 A block's MLP gives ``W k``, where the key k (D,) holds the activations. Neuron i adds k_i times
 its value to it. Most blocks add ``W k`` to the stream. OLMo 2, Gemma 2 and Gemma 3 add
-``norm(W k)``.
+``norm(W k)``. Some add ``f W k`` with a factor f: of the config (MiniCPM, Falcon H1), or of a gate
+(the shared expert of Qwen 2 MoE).
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
-from lmedit.trace import captured
+from lmedit.trace import captured, changed
 from lmedit_kn.equations import before_norm, shorten
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lmedit import Lm
+    from lmedit.trace import Captured
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class MlpAtPrompt:
     stream: Tensor  # (H,) the block's output
     norm: nn.Module | None
     """The norm between the MLP and the stream; None where the block has none."""
+    factor: float = 1.0
+    """What the stream gains for each unit at the MLP's output, or behind the norm."""
 
     def signs(self, places: Sequence[int]) -> Tensor:
         """-1 where the activation at one of *places* is negative, else 1; (n,)."""
@@ -55,6 +59,7 @@ class MlpAtPrompt:
 
     def value_for(self, d: Tensor) -> Tensor:
         """The vector to add to a value so that the stream gains *d* (H,) times the activation."""
+        d = d if self.factor == 1.0 else d / self.factor
         if self.norm is None:
             return d
         return before_norm(d, self.out.to(d), self._apply_norm(torch.ones_like(self.out)).to(d))
@@ -68,7 +73,7 @@ class MlpAtPrompt:
             return None
         wanted = self.size(places) * d
         after = self.out + (self.size(places) * self.value_for(d)).to(self.out)
-        gained = (self._apply_norm(after) - self._apply_norm(self.out)).to(d)
+        gained = self.factor * (self._apply_norm(after) - self._apply_norm(self.out)).to(d)
         return float(F.cosine_similarity(gained, wanted, dim=0)), float(
             gained.norm() / wanted.norm()
         )
@@ -92,12 +97,43 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
     found = {}
     for i in layers:
         out = _last(mlps[i].output)
-        # The norm whose input equals the MLP's output is the one that follows it.
-        after = (n for (at, n), box in norms.items() if at == i and _last(box.input).equal(out))
-        found[i] = MlpAtPrompt(
-            _last(mlps[i].input), out, _last(blocks[i].output), next(after, None)
-        )
+        # The norm that takes exactly what the MLP gives is the one that follows it.
+        after = (n for (at, n), box in norms.items() if at == i and _took(box, out))
+        mlp = MlpAtPrompt(_last(mlps[i].input), out, _last(blocks[i].output), next(after, None))
+        found[i] = replace(mlp, factor=_factor(lm, lm.encode(text), i, mlp))
     return found
+
+
+CLOSE = 1e-3
+"""A factor this near to 1 is 1, and a smaller one is not taken."""
+
+
+def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float:
+    """How much of a change at the MLP's output, behind its norm, the block's output gains.
+
+    The change tried has the direction of the MLP's output and the length of the stream. 1 if the
+    gain has another direction: then nothing is corrected.
+    """
+    more = mlp.out * (mlp.stream.norm() / mlp.out.norm().clamp(min=1e-30))
+    if mlp.norm is not None:
+        more = more.flip(0)  # a norm does not see a longer vector of the same direction
+
+    def add(_: Tensor, states: Tensor) -> Tensor:
+        rows = states.reshape(-1, states.shape[-1])
+        return torch.cat([rows[:-1], rows[-1:] + more]).reshape(states.shape)
+
+    with changed(lm.mlp_out_module(layer), add), captured(lm.block(layer), stop=True) as box:
+        lm.logits(lm.batch([ids]))
+    gained = _last(box.output).double() - mlp.stream.double()
+    wanted = (mlp._apply_norm(mlp.out + more) - mlp._apply_norm(mlp.out)).double()
+    factor = float(gained @ wanted / (wanted @ wanted).clamp(min=1e-30))
+    bent = float((gained - factor * wanted).norm()) > CLOSE * float(gained.norm())
+    return 1.0 if bent or abs(factor) < CLOSE or abs(factor - 1) < CLOSE else factor
+
+
+def _took(norm: Captured, out: Tensor) -> bool:
+    """Whether a norm has run, and took exactly *out* (H,) at the last token."""
+    return hasattr(norm, "input") and _last(norm.input).equal(out)
 
 
 def _last(states: Tensor) -> Tensor:

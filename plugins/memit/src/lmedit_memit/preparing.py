@@ -50,7 +50,10 @@ def _moments(
 ) -> dict[int, Moment]:
     if corpus is None:
         raise NotPreparedError(f"{method}: C needs text; give --corpus NAME|FILE")
-    return count_moments(lm, options.blocks, options, corpus, checkpoint)
+    for layer in options.blocks:
+        lm.mlp_out(layer)  # refuses a block without one matrix for all tokens
+    found = count_moments(lm, options.blocks, options, corpus, checkpoint)
+    return {layer: found[layer] for layer in options.blocks}
 
 
 def factors_of(

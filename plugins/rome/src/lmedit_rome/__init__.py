@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.nn import functional as F
 
 from lmedit import Location, LowRank, Method, Prepared, Probed, Update, hookimpl
 from lmedit.errors import NotPreparedError
+from lmedit.layers import by_sites
 from lmedit.memory import in_parts
 from lmedit.replay.products import products
 from lmedit.values import optimise_values, rows_of, sample_contexts
@@ -17,7 +19,7 @@ from lmedit_rome.equations import direction, insertion
 from lmedit_rome.keys import select_keys
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.plan import works
-from lmedit_rome.statistics import count_moments, describe_moment, factor
+from lmedit_rome.statistics import count_moments, factor_for, prepared_from
 from lmedit_rome.tracing import STATE, TraceSettings, subject_noise, trace
 
 if TYPE_CHECKING:
@@ -50,14 +52,12 @@ def edit_prepare(
     checkpoint: Checkpoint,
     sweep: Sequence[RomeOptions],
 ) -> Prepared:
-    """The Cholesky factor of C = E[k k^T] at the edited layer."""
+    """The Cholesky factor of C = E[k k^T] at the edited layer; of experts, one for each."""
     if not options.covariance:
         return Prepared()
     if corpus is None:
         raise NotPreparedError("rome: C needs text; give --corpus NAME|FILE")
-    moment = count_moments(lm, options, corpus, checkpoint, sweep)
-    L = factor(moment, options)
-    return Prepared({"cholesky": L}, describe_moment(moment, L, options))
+    return prepared_from(count_moments(lm, options, corpus, checkpoint, sweep), options)
 
 
 @hookimpl
@@ -66,12 +66,13 @@ def edit_locate(lm: Lm, request: Request, options: RomeOptions) -> Location:
     layer = options.block
     ids, index = lm.subject_last(request.prompt, request.subject)
     return Location(
-        (lm.mlp_out(layer),),
+        (options.site(lm, request),),
         {
             "layer": layer,
             "layer from": options.layer_origin(lm, "rome"),
             "tokens": [lm.decode([i]) for i in ids],
             "subject's last": index,
+            **options.routing(lm, request),
         },
     )
 
@@ -92,7 +93,7 @@ def edit_compute(
     lm: Lm, request: Request, location: Location, options: RomeOptions, prepared: Prepared
 ) -> Update:
     """W' = W + Lambda u^T with u from C^-1 k* (equation 2)."""
-    return _insert(lm, [request], location, options, prepared)[0]
+    return _insert(lm, location, options, prepared, [request])[0]
 
 
 @hookimpl
@@ -104,23 +105,25 @@ def edit_compute_many(
     prepared: Prepared,
 ) -> list[Update]:
     """The same for several requests at once, in smaller groups if memory is full."""
-    parts = in_parts(
-        lambda part: _insert(lm, part, locations[0], options, prepared), requests, len(requests)
-    )
-    return [update for part in parts for update in part]
+    found: dict[int, Update] = {}
+    for numbers, location in by_sites(locations):
+        work = partial(_insert, lm, location, options, prepared)
+        parts = in_parts(work, [requests[i] for i in numbers], len(numbers))
+        found |= zip(numbers, (update for part in parts for update in part), strict=True)
+    return [found[i] for i in range(len(requests))]
 
 
 def _insert(
     lm: Lm,
-    requests: Sequence[Request],
     location: Location,
     options: RomeOptions,
     prepared: Prepared,
+    requests: Sequence[Request],
 ) -> list[Update]:
-    layer = options.block
+    layer, (site,) = options.block, location.sites
     templates = sample_contexts(lm, options)
-    L = prepared.tensors.get("cholesky")
-    (site,) = location.sites
+    lm = lm.at_site(layer, site)
+    L = factor_for(site, prepared, options)
     L = L.to(lm.device_of(site)) if L is not None else None
     keys = [select_keys(lm, layer, request, templates, options) for request in requests]
     chosen = [_sounder(each, L, options) for each in keys]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Work
-from lmedit.values.work import DOUBLE, counting_work, search_work, width_of
+from lmedit.values.work import DOUBLE, counting_work, search_work
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -18,7 +18,7 @@ def works(lm: Lm, options: RomeOptions, requests: int) -> dict[str, Work]:
     edit = search_work(lm, options, requests, layer)
     if not options.covariance:
         return {"edit": edit}
-    factor = {"the factor of C, double": float(DOUBLE * width_of(lm, layer) ** 2)}
+    factor = {"the factor of C, double": float(DOUBLE * lm.mlp_width(layer) ** 2)}
     return {
         "prepare": counting_work(lm, options, [layer]),
         "edit": Work({**edit.memory, **factor}, edit.flops),

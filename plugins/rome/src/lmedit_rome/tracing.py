@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from lmedit.errors import RequestError
 from lmedit.memory import in_parts
-from lmedit.replay import Prefixed
+from lmedit.replay import Prefixed, ways_of
 from lmedit.replay.staircase import climbing
 from lmedit.trace import captured, changed
 
@@ -159,6 +160,11 @@ class _Disturbed:
     ) -> None:
         """Run the prompt *ids* and *answer*; without it, the answer is the top token."""
         self.lm, self.ids, self.setup = lm, ids, setup
+        if not (ways_of(lm).cached and ways_of(lm).stairs):
+            raise RequestError(
+                f"rome: causal tracing runs parts of a pass, and {lm.name} gives other logits "
+                "then; it can be edited, but not traced"
+            )
         start, end = subject
         whole = [*ids, *(answer or [])[:-1]]
         rows = [whole] * (1 + setup.samples)
@@ -286,4 +292,10 @@ def _noise(lm: Lm, start: int, end: int, setup: TraceSettings) -> Any:
 def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
     """The modules that write a part's output to the stream, by block."""
     for block in range(lm.n_layers):
-        yield lm.mlp_out_module(block) if part == MLP else lm.attention_out_module(block)
+        yield _mlp_of(lm, block) if part == MLP else lm.attention_out_module(block)
+
+
+def _mlp_of(lm: Lm, block: int) -> nn.Module:
+    """The module whose output is the MLP's; of experts, the whole MLP."""
+    whole = lm.mlp_module(block) if lm.experts(block) is not None else None
+    return whole or lm.mlp_out_module(block)
