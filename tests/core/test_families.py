@@ -358,7 +358,7 @@ def test_each_expert_has_its_own_matrix() -> None:
     ids = lm.encode(TEXTS[1])
     (heaviest, weight), *_ = lm.routing(ids, 2, [1])[1]
     assert 0.5 <= weight <= 1
-    site = lm.routed(ids, 2).mlp_out(1)
+    site = lm.route(ids, 2).mlp_out(1)
     assert site == Site("model.layers.1.mlp.experts.down_proj", False, heaviest)
     assert site.name == f"model.layers.1.mlp.experts.down_proj[{heaviest}]"
     assert tuple(lm.weight(site).shape) == (H, D)

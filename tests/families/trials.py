@@ -266,7 +266,7 @@ def exchanges(lm: Lm) -> None:
     each = [float(plain(lm, row)[-1].softmax(-1)[token]) for row, token in asked]
     _same_loss(location.evidence["p(answer)"], sum(each) / len(each), "KN's P(answer)")
     update = editor.compute(REQUEST)
-    arrives(lm.routed(ids, len(ids) - 1), editor, location, update)
+    arrives(lm.route(ids, len(ids) - 1), editor, location, update)
     with editor.applied(update):
         require(bool(plain(lm, ids).isfinite().all()), "KN's edit is not finite")
     unmerged(lm, update)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit.hookspecs import hookimpl
-from lmedit.models.undo import noted_values
 from lmedit.types import Applied, Prepared
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ def edit_prepare() -> Prepared:
 @hookimpl(trylast=True)
 def edit_apply(lm: Lm, update: Update) -> Applied:
     """Add every delta to its parameter. The sum is in float32 or finer and is rounded once."""
+    from lmedit.models.undo import noted_values  # torch is heavy, and this module is light
+
     before = {site: noted_values(lm, site) for site in update.deltas}
     try:
         for site, delta in update.deltas.items():

@@ -75,7 +75,7 @@ class LayerOptions(Options):
         layer = self.block
         if self.expert is not None or lm.experts(layer) is None:
             return lm.mlp_out(layer, self.expert)
-        return lm.routed(*self._place(lm, request), [layer]).mlp_out(layer)
+        return lm.route(*self._place(lm, request), [layer]).mlp_out(layer)
 
     def routing(self, lm: Lm, request: Request) -> dict[str, Any]:
         """Evidence for `locate`: the experts of the token that chooses, and their weights."""

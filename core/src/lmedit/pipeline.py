@@ -33,6 +33,7 @@ from lmedit.preparation import (
     prepared_path,
     save_prepared,
 )
+from lmedit.registry import check_joins, check_subject
 from lmedit.replay import ways_of
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.tensors import Checkpoint
@@ -249,24 +250,6 @@ class Editor:
             raise model_changed(self.loaded.culprit, f"edit_revert failed ({error})") from error
         if done is not True or self.lm.weights_digest(update.deltas) != before:
             raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
-
-
-def check_joins(loaded: LoadedMethod) -> None:
-    """Raise `RequestError` if *loaded* cannot compute one change for several facts."""
-    if not implements(loaded.manager, "edit_compute_joint"):
-        raise RequestError(
-            f"{loaded.name} edits one fact at a time; give one fact, or use a method with a joint "
-            "update, such as memit"
-        )
-
-
-def check_subject(loaded: LoadedMethod, request: Request) -> None:
-    """Raise `RequestError` if *loaded* needs a subject and *request* names none."""
-    if loaded.method.needs_subject and request.subject is None:
-        raise RequestError(
-            f"{loaded.name} edits at the place of the subject, and the fact names no subject; "
-            "give --subject NAME, or --subject auto"
-        )
 
 
 @torch.enable_grad()

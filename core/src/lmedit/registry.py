@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
+from lmedit.errors import BrokenPluginError, LmeditError, RequestError, UnknownNameError
 from lmedit.guards.hooks import (
     IMPORT_SECONDS,
     at_most,
@@ -29,7 +29,7 @@ from lmedit.guards.hooks import (
     one_of_many,
     prints_aside,
 )
-from lmedit.storage.code import code_digest, place_of
+from lmedit.storage.code import code_digest, file_of
 from lmedit.storage.escapes import is_name
 from lmedit.version import __version__
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pluggy
 
     from lmedit.options import Method
+    from lmedit.types import Request
 
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
@@ -174,7 +175,7 @@ def load(name: str) -> LoadedMethod:
         raise
     except BaseException as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
-    place = place_of(entry.module.partition(":")[0].partition(".")[0])
+    place = file_of(entry.module.partition(":")[0].partition(".")[0])
     return register(
         module,
         name=name,
@@ -324,3 +325,21 @@ def _cannot_load(entry: MethodEntry, error: BaseException) -> str:
         f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
         f"{last_line(error)}; fix or uninstall {entry.distribution}"
     )
+
+
+def check_joins(loaded: LoadedMethod) -> None:
+    """Raise `RequestError` if *loaded* cannot compute one change for several facts."""
+    if not implements(loaded.manager, "edit_compute_joint"):
+        raise RequestError(
+            f"{loaded.name} edits one fact at a time; give one fact, or use a method with a joint "
+            "update, such as memit"
+        )
+
+
+def check_subject(loaded: LoadedMethod, request: Request) -> None:
+    """Raise `RequestError` if *loaded* needs a subject and *request* names none."""
+    if loaded.method.needs_subject and request.subject is None:
+        raise RequestError(
+            f"{loaded.name} edits at the place of the subject, and the fact names no subject; "
+            "give --subject NAME, or --subject auto"
+        )

@@ -21,7 +21,7 @@ class StopForward(Exception):  # noqa: N818  (control flow, as StopIteration)
 
 def first(output: Any) -> Tensor:
     """The main output of a module: the tensor itself, or the first item of a tuple."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
 
@@ -84,7 +84,7 @@ def add_low_rank(x: Tensor, out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return out + more.to(out.dtype)
 
 
-class Parts(Protocol):
+class WithMatrices(Protocol):
     """A model whose modules can be found by the sites of their parameters."""
 
     def module_of(self, site: Any) -> Module:
@@ -99,7 +99,7 @@ class DeltaLike(Protocol):
 
 
 @contextmanager
-def as_if(lm: Parts, deltas: Mapping[Any, DeltaLike]) -> Iterator[None]:
+def as_if(lm: WithMatrices, deltas: Mapping[Any, DeltaLike]) -> Iterator[None]:
     """Run *lm* as if *deltas* were added to its weights in the block; no weight is written.
 
     Each changed module gives ``W x + dW x``. The sum has the type of *deltas* and is rounded to the

@@ -15,7 +15,7 @@ from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
 from lmedit.metrics.weights import relative_norms, survival, worst
-from lmedit.pipeline import check_subject
+from lmedit.registry import check_subject
 from lmedit.storage.cache import key_of
 from lmedit.storage.ours import check_place
 from lmedit.version import __version__

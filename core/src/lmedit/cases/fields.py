@@ -66,7 +66,7 @@ def optional_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else texts(record, name)
 
 
-def name_of(record: Mapping[str, Any], field: str, index: int) -> str:
+def id_of(record: Mapping[str, Any], field: str, index: int) -> str:
     """The record's own name in *field*; without one, its index in the file."""
     own = record.get(field)
     return str(index if own is None else own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_args
 
-from lmedit.cases.fields import name_of, need_text, optional_texts, template
+from lmedit.cases.fields import id_of, need_text, optional_texts, template
 from lmedit.types import Case, Join, Request
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     if join is not None and join not in JOINS:
         raise ValueError(f"field 'join' is {join!r}; one of {', '.join(JOINS)} was expected")
     return Case(
-        id=name_of(record, "id", index),
+        id=id_of(record, "id", index),
         request=Request(
             prompt=prompt,
             subject=subject,

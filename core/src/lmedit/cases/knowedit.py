@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.cases.fields import answers, name_of, need, need_text, optional_texts, probes, template
+from lmedit.cases.fields import answers, id_of, need, need_text, optional_texts, probes, template
 from lmedit.types import Case, Probe, Request
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     prompt, subject = template(_either(record, "prompt", "text"), subject, "prompt")
     true = answers(record.get("ground_truth"), "ground_truth")
     return Case(
-        id=name_of(record, "case_id", index),
+        id=id_of(record, "case_id", index),
         request=Request(
             prompt=prompt,
             subject=subject,

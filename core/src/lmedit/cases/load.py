@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
-from lmedit.cases.records import LONGEST_ID, BrokenCase, is_list, read, records_of, unsound
+from lmedit.cases.records import LONGEST_ID, BrokenCase, complaint_of, is_list, read, records_of
 from lmedit.cases.sources import SOURCES, pulled_file
 from lmedit.errors import CasesError
 from lmedit.models import worlds
@@ -172,7 +172,7 @@ def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCa
         try:
             check_value(record.model_dump(mode="json"))
         except ValueError as error:
-            return BrokenCase(whole_text(record.id), line, unsound(error))
+            return BrokenCase(whole_text(record.id), line, complaint_of(error))
         return record
     if not isinstance(record, dict):
         return BrokenCase("?", line, f"a {type(record).__name__}; a record was expected")
@@ -181,7 +181,7 @@ def _item(line: int, index: int, record: Any, layout: Layout) -> Case | BrokenCa
     except ValidationError as error:
         reason = first_complaint(error)
     except ValueError as error:
-        reason = unsound(error)
+        reason = complaint_of(error)
     nameless = "?" if layout.name == "counterfact" else index
     known = record.get("case_id", record.get("id", nameless))
     return BrokenCase(whole_text(str(known)[:LONGEST_ID]), line, whole_text(reason))

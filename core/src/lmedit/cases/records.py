@@ -77,7 +77,7 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
         try:
             yield line, check_value(record)
         except ValueError as error:
-            reason = f"field '{_unsound_field(record)}': {unsound(error)}"
+            reason = f"field '{_unsound_field(record)}': {complaint_of(error)}"
             yield line, BrokenCase(_id_of(record), line, reason)
         at = _skip(text, at)
         if (ended := text[at : at + 1] == "]") or text[at : at + 1] == ",":
@@ -104,7 +104,7 @@ def _of_lines(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, parse_json(line)
             except ValueError as error:
-                reason = f"not JSON ({unsound(error)}); correct or remove the line"
+                reason = f"not JSON ({complaint_of(error)}); correct or remove the line"
                 yield number, BrokenCase("?", number, reason)
 
 
@@ -118,7 +118,7 @@ LONGEST_ID = 200
 
 
 def _unsound_field(record: Any) -> str:
-    """The innermost field of *record* that holds an unsound value; its own text is sound."""
+    """The innermost field of *record* that holds an complaint_of value; its own text is sound."""
     waiting: list[tuple[str, Any]] = [("?", record)]
     while waiting:
         name, value = waiting.pop()
@@ -134,7 +134,7 @@ def _unsound_field(record: Any) -> str:
     return "?"
 
 
-def unsound(error: ValueError) -> str:
+def complaint_of(error: ValueError) -> str:
     """The reason of *error*, with a plain word for half a character."""
     if isinstance(error, UnicodeEncodeError):
         return "it holds half a character (a lone surrogate)"

@@ -60,8 +60,7 @@ def apply(
     edit again, in any order. The model of -m can be the base or a folder with other edits; it is
     not changed. The written weights are compared with the model, bit for bit, before they are kept.
     """
-    from lmedit.edits.model_folders import add_edits, check_model_place, open_folder, write_folder
-    from lmedit.edits.model_folders import read_patches as read
+    from lmedit.edits import model_folders
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
 
@@ -75,21 +74,21 @@ def apply(
     else:
         model = base_for(model, patches)
     quiet_hub()
-    check_model_place(out)
+    model_folders.check_model_place(out)
     with being_changed(out):
-        edited = open_folder(model, device=device, dtype=dtype, download=download)
+        edited = model_folders.open_folder(model, device=device, dtype=dtype, download=download)
         tell_notes(edited.lm)
         if chosen:
             chosen.check_base(edited)
-        found = read(edited, patches)
+        found = model_folders.read_patches(edited, patches)
         if chosen:
             chosen.check_edits([update for update, _ in found])
         _check_rounding(edited, patches, [update for update, _ in found], force=force)
         _tell_missing(edited, patches, found)
-        add_edits(edited, found)
+        model_folders.add_edits(edited, found)
         if chosen:
             chosen.check_result(edited)
-        write_folder(edited, out)
+        model_folders.write_folder(edited, out)
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
 
 

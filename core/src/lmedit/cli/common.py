@@ -284,7 +284,7 @@ def fact_of(setup: Setup, values: Mapping[str, Any]) -> Request:
     Raises `RequestError` if a method needs a subject and the fact has none.
     """
     from lmedit.actions.given_fact import request_from_fact
-    from lmedit.pipeline import check_subject
+    from lmedit.registry import check_subject
 
     request = request_from_fact(setup.lm, values, note)
     for loaded in setup.methods:

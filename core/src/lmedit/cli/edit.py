@@ -112,8 +112,8 @@ def _edit_many(
     from lmedit.actions.earlier import earlier_edits
     from lmedit.actions.edit_many import edit_many, many_text, requests_of
     from lmedit.errors import RequestError
-    from lmedit.pipeline import check_joins
     from lmedit.plan import set_up
+    from lmedit.registry import check_joins
 
     setup = set_up(plan, note)
     for loaded in setup.methods:

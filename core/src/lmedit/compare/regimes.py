@@ -72,9 +72,7 @@ def pile_up(
         for name, heights in piles.items()
         if heights[-1].size == len(good)
     }
-    curve = [
-        _point(candidate, height) for candidate in candidates for height in piles[candidate.name]
-    ]
+    curve = [_point(each, height) for each in candidates for height in piles[each.name]]
     return {
         **results_head(lm, cases, seed, scoring, candidates),
         "regime": asdict(regime),

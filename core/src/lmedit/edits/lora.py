@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -114,6 +115,21 @@ def _truncate(matrix: Tensor, rank: int) -> tuple[LowRank, float]:
     return kept, float(s[rank:].square().sum() / s.square().sum())
 
 
+PLAIN_LORA = MappingProxyType(
+    {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+)
+"""What peft's configuration says of every adapter that lmedit writes."""
+
+
 def write_adapter(
     lm: Lm,
     adapter: Adapter,
@@ -139,19 +155,12 @@ def write_adapter(
         tensors[f"{PREFIX}{module}{A}"] = torch.nn.functional.pad(change.right, (0, 0, 0, missing))
         tensors[f"{PREFIX}{module}{B}"] = torch.nn.functional.pad(change.left, (0, missing))
     config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        **PLAIN_LORA,
         "base_model_name_or_path": lm.name,
         "r": r,
         "lora_alpha": r,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
         "fan_in_fan_out": all(site.transposed for site in adapter.factors),
         "target_modules": sorted(modules),
-        "modules_to_save": None,
-        "use_rslora": False,
-        "use_dora": False,
     }
     with replacing_folder(folder) as place:
         save_file(

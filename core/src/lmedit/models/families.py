@@ -176,7 +176,7 @@ def _find_blocks(model: PreTrainedModel) -> str:
         fitting = [
             name
             for name in text
-            if len({out for block in lists[name] for out in mlp_out_of(block, _hidden(model))}) == 1
+            if len({out for block in lists[name] for out in mlp_out_of(block, _width(model))}) == 1
         ] or text
     if len(fitting) != 1:
         counts = " or ".join(map(str, sorted(depths))) or "an unknown number of"
@@ -187,7 +187,7 @@ def _find_blocks(model: PreTrainedModel) -> str:
     return fitting[0]
 
 
-def _hidden(model: PreTrainedModel) -> int:
+def _width(model: PreTrainedModel) -> int:
     return int(getattr(model.config.get_text_config(), "hidden_size", 0))
 
 
@@ -196,7 +196,7 @@ def _find_outs(
 ) -> list[str | None]:
     """The MLP output matrix of each block; if no block has its own, the state-space matrix."""
     outs = _each(model, members, blocks, mlp_out_of)
-    shared = _shared(members, outs)
+    shared = _find_shared(members, outs)
     outs = [None if i in shared else out for i, out in enumerate(outs)]
     return outs if any(outs) else _each(model, members, blocks, state_out_of)
 
@@ -209,18 +209,18 @@ def _each(
 ) -> list[str | None]:
     outs: list[str | None] = []
     for i, block in enumerate(members):
-        found = find(block, _hidden(model))
+        found = find(block, _width(model))
         if len(found) > 1:
             raise UnknownArchitectureError(
                 f"{kind(model)}: looked in {blocks}.{i} for one MLP output matrix (outside "
-                f"attention, to the hidden size {_hidden(model)}), found {found}; name one: "
+                f"attention, to the hidden size {_width(model)}), found {found}; name one: "
                 f"-o mlp_out '{blocks}.{PLACE}.{found[0]}'"
             )
         outs.append(found[0] if found else None)
     return outs
 
 
-def _shared(members: Sequence[nn.Module], outs: Sequence[str | None]) -> set[int]:
+def _find_shared(members: Sequence[nn.Module], outs: Sequence[str | None]) -> set[int]:
     """The blocks whose matrix other blocks use too: an edit would act in all of them."""
     matrices: dict[int, list[int]] = {}
     for i, (block, out) in enumerate(zip(members, outs, strict=True)):
@@ -240,7 +240,7 @@ def parameter_at(block: nn.Module, out: str) -> nn.Parameter:
 def _no_matrix(
     model: PreTrainedModel, members: Sequence[nn.Module], blocks: str, asked: str | None
 ) -> UnknownArchitectureError:
-    hidden = _hidden(model)
+    hidden = _width(model)
     near = [
         name
         for name, module in members[0].named_modules()

@@ -68,10 +68,8 @@ class Lm(Asked, Identified, Parts):
         drop_remainder(model)
         self.tokenizer: Any = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
-        self.tuned = tuned
-        self.text = text
-        self.training = training
-        self.folder = folder
+        self.tuned, self.folder = tuned, folder
+        self.text, self.training = text, training
         self._again = again
         self._known = KnownTensors()
         self.joints = Joints()

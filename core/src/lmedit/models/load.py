@@ -96,10 +96,9 @@ def load_lm(
     """Load the model *name*: a world, a pulled model, a folder, a GGUF file or a hub id.
 
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
-    that torch knows, or ``map``: spread over all devices by accelerate. Only with *download* is a
-    model downloaded from the hub. *parts* names parts that are not found (`options.PARTS`). Raises
-    `ModelError` with culprit and remedy, also if tensors are missing or cannot be edited in place.
-    Code of the checkpoint never runs.
+    that torch knows, or ``map``: spread over all devices by accelerate. *download* allows a
+    download. *parts* names parts that are not found (`options.PARTS`). Raises `ModelError`, also
+    if tensors are missing or cannot be edited in place. Code of the checkpoint never runs.
 
     *join* is the joint of prompts and answers. With *chat*, prompts are asked through the chat
     template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
@@ -157,10 +156,7 @@ def outline(
     download: bool = False,
     parts: Mapping[str, str] = MappingProxyType({}),
 ) -> Lm:
-    """The model *name* without its weights: parts and shapes from the config alone.
-
-    It is on the meta device and cannot be run. Raises `ModelError`.
-    """
+    """The model *name* without weights, on the meta device. Raises `ModelError`."""
     file = Path(name)
     if _is_gguf(name) and not gguf.converted_folder(file).is_dir():
         place, config = _Place(name, file.parent), gguf.config_of(file)

@@ -93,7 +93,7 @@ class Parts:
             what = "name one" if chosen is None else f"there is no expert {chosen}"
             raise RequestError(
                 f"block {layer} of {self.name} has {count} experts, each with its own matrix; "
-                f"{what}: mlp_out({layer}, expert=...), or let lm.routed choose"
+                f"{what}: mlp_out({layer}, expert=...), or let lm.route choose"
             )
         return chosen
 
@@ -196,7 +196,7 @@ class Parts:
         """A function that runs the model on *ids*."""
         raise NotImplementedError
 
-    def routed(self, ids: Sequence[int], at: int, layers: Sequence[int] | None = None) -> Self:
+    def route(self, ids: Sequence[int], at: int, layers: Sequence[int] | None = None) -> Self:
         """The same model, where each block of experts stands for one expert.
 
         That is the expert with the largest weight for token *at* of *ids*. *layers* are the blocks

@@ -31,7 +31,7 @@ LEAST = 1e-3
 """A smaller difference, in standard deviations of the logits, is never a fault."""
 
 
-def tried(lm: Lm, take: Callable[[Ways], object]) -> Ways:
+def try_ways(lm: Lm, take: Callable[[Ways], object]) -> Ways:
     """Try the short cuts one after another; each is tried with those that were right.
 
     ``take(ways)`` makes the passes of *lm* use *ways*.
@@ -53,7 +53,7 @@ def tried(lm: Lm, take: Callable[[Ways], object]) -> Ways:
     for name in (each.name for each in fields(Ways)):
         ways = replace(best, **{name: True})
         take(ways)
-        if _right(lm, getattr(trials, name)()):
+        if _right(lm, getattr(trials, f"try_{name}")()):
             best = ways
     take(best)
     return best
@@ -135,27 +135,27 @@ class _Trials:
         for logits, plain, start in zip(found, self.plain, starts, strict=True):
             yield logits, plain[start:]
 
-    def head(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def try_head(self) -> Iterator[tuple[Tensor, Tensor]]:
         kept = resume(self.lm, self.rows, 0, [])
         yield from self._pairs(kept)
         yield kept.logits([1, 3])[1], self.plain[1][[1, 3]]
 
-    def mlp(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def try_mlp(self) -> Iterator[tuple[Tensor, Tensor]]:
         kept = resume(self.lm, self.rows, 0, [])
         for row, plain in enumerate(self.plain):
             at = torch.arange(1, len(self.rows[row]), 2, device=self.lm.device)  # not neighbours
             yield kept.logits_at(torch.full_like(at, row), at, whole_mlp=False), plain[at]
 
-    def lower(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def try_lower(self) -> Iterator[tuple[Tensor, Tensor]]:
         for layer in sorted({1, self.middle, self.lm.n_layers - 1, self.lm.n_layers}):
             states = enter(self.lm, self.rows, layer)
             yield from self._pairs(resume(self.lm, self.rows, layer, states))
 
-    def cached(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def try_cached(self) -> Iterator[tuple[Tensor, Tensor]]:
         for layer in (0, self.middle):
             yield from self._pairs(keep(self.lm, self.rows, [3, 1], layer), [3, 1])
 
-    def stairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def try_stairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         ids, total = self.rows[1], 3
         kept = keep(self.lm, [ids], [len(ids) - 1], 0).repeat(total)
         alive = [min(1 + layer, total) for layer in range(self.lm.n_layers)]

@@ -57,12 +57,12 @@ def ways_of(lm: Lm) -> Ways:
     """
     model = lm.model
     if model not in _KNOWN:
-        from lmedit.replay.trials import tried
+        from lmedit.replay.trials import try_ways
 
         with _bare(model), torch.no_grad():
             _KNOWN[model] = Ways()
             try:
-                found = tried(lm, partial(_KNOWN.__setitem__, model))
+                found = try_ways(lm, partial(_KNOWN.__setitem__, model))
             except BaseException:
                 del _KNOWN[model]
                 raise

@@ -44,7 +44,7 @@ def code_digest(start: Path | None, *, versioned: bool = True) -> str:
             data = file.read_bytes()
             files[f"{at.name}/{name}"] = hashlib.sha256(data).hexdigest()
             if file.suffix == ".py":
-                waiting += [found for top in _imported_modules(data) if (found := place_of(top))]
+                waiting += [found for top in _imported_modules(data) if (found := file_of(top))]
     if not files:
         return ""
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
@@ -63,7 +63,7 @@ def core_code() -> str:
     return total.hexdigest()
 
 
-def place_of(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """The package folder or file of the top-level *module*; None if it has none, or is lmedit.
 
     The module is not imported.

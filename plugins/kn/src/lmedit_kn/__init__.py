@@ -43,7 +43,7 @@ def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
     In a block of experts, the neurons are those of the expert with the largest weight for the
     prompt's last token.
     """
-    lm = _routed(lm, request)
+    lm = _route(lm, request)
     selection = select(lm, request, options)
     layers = sorted({layer for layer, _ in selection.neurons})
     evidence = selection.evidence()
@@ -67,7 +67,7 @@ def edit_locate(lm: Lm, request: Request, options: KnOptions) -> Location:
 @hookimpl
 def edit_compute(lm: Lm, request: Request, location: Location, options: KnOptions) -> Update:
     """W' = W + d s_S^T in each layer: d from the answers' embeddings, s the activations' signs."""
-    neurons, lm = location.found["neurons"], _routed(lm, request)
+    neurons, lm = location.found["neurons"], _route(lm, request)
     if options.operation in FACTORS:
         update = rescaling(lm, neurons, FACTORS[options.operation])
         return Update(update.deltas, {"neurons": len(neurons), "operation": options.operation})
@@ -78,7 +78,8 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
         new = tokens_of(lm, request.text, request.target_new, options)[1][0]
         deltas, own["share"] = weaken(lm, request.text, new, deltas, options.enough)
     if aim is not None:
-        own["stream_cosine"] = reach(lm, request.text, deltas, aim)
+        share = own.get("share", 1.0)
+        own["stream_cosine"] = reach(lm, request.text, deltas, aim, share)
     return Update(deltas, own | notes)
 
 
@@ -87,7 +88,7 @@ def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions)
     """Measure the answer's probability with the neurons silenced and doubled."""
     return Probed(
         probe_neurons(
-            _routed(lm, request),
+            _route(lm, request),
             request,
             location.found["neurons"],
             location.found["answer"],
@@ -96,10 +97,10 @@ def edit_probe(lm: Lm, request: Request, location: Location, options: KnOptions)
     )
 
 
-def _routed(lm: Lm, request: Request) -> Lm:
+def _route(lm: Lm, request: Request) -> Lm:
     """The model with the experts to which it sends the last token of the request's prompt."""
     ids = lm.encode(request.text)
-    return lm.routed(ids, len(ids) - 1)
+    return lm.route(ids, len(ids) - 1)
 
 
 def _exchange(

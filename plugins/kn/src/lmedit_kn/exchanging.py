@@ -76,7 +76,7 @@ def exchange_answer(
         mlp = mlps[layer]
         limited = mlp.limit_length(d, of, options.limit)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
-        aims.append(Aim(layer, mlp.size(of) * limited))
+        aims.append(Aim(layer, mlp.size(of) * limited, exact=mlp.norm is None))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):
             arriving.append(found)
@@ -94,8 +94,9 @@ def exchange_answer(
     return deltas, notes, min(aims, key=lambda aim: aim.layer)
 
 
-REACHES = 0.8
-"""The smallest cosine of what KN adds and what the stream gains."""
+REACHES, LARGEST_ERROR = 0.8, 0.01
+"""The smallest cosine of what KN adds and what the stream gains; their largest difference, as a
+share, where nothing follows that bends the gain."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,21 @@ class Aim:
 
     layer: int
     gain: Tensor  # (H,)
+    exact: bool
+    """Whether nothing follows that bends the gain."""
 
 
 @torch.no_grad()
-def reach(lm: Lm, text: str, deltas: Mapping[Site, LowRank], aim: Aim) -> float:
+def reach(
+    lm: Lm, text: str, deltas: Mapping[Site, LowRank], aim: Aim, share: float
+) -> float | None:
     """The cosine of *aim* and of what the stream gains behind its block.
 
-    Raises `RequestError` below `REACHES`: then a norm bends the change, and KN cannot edit.
+    *share* of the aim is added. Raises `RequestError` if the gain differs too much: then a norm
+    changes it, and KN cannot edit. In half precision the gain is too coarse to judge.
     """
+    if lm.model.get_input_embeddings().weight.dtype not in {torch.float32, torch.float64}:
+        return None
     site = lm.mlp_out(aim.layer)
     delta, rows = deltas[site], lm.batch([lm.encode(text)])
     one = LowRankBatch(delta.left[None], delta.right[None])
@@ -123,10 +131,12 @@ def reach(lm: Lm, text: str, deltas: Mapping[Site, LowRank], aim: Aim) -> float:
         ):
             lm.logits(rows)
         found.append(box.output.reshape(-1, box.output.shape[-1])[-1].double())
-    cosine = float(F.cosine_similarity(found[1] - found[0], aim.gain.to(found[0]), dim=0))
-    if cosine < REACHES:
+    gained, wanted = found[1] - found[0], share * aim.gain.to(found[0])
+    cosine = float(F.cosine_similarity(gained, wanted, dim=0))
+    error = float((gained - wanted).norm() / wanted.norm())
+    if cosine < REACHES or (aim.exact and error > LARGEST_ERROR):
         raise RequestError(
-            f"kn: a norm behind the MLP bends the change in layer {aim.layer} of {lm.name}: its "
-            f"cosine to the change in the stream is {cosine:.2f}; use rome or ft"
+            f"kn: what it adds in layer {aim.layer} of {lm.name} is changed on its way to the "
+            f"residual stream (cosine {cosine:.2f}, difference {100 * error:.0f} %); use rome or ft"
         )
     return cosine

@@ -128,7 +128,7 @@ def _insert(
     keys = [select_keys(lm, layer, request, templates, options) for request in requests]
     chosen = [_sounder(each, L, options) for each in keys]
     texts = [
-        rows_of(lm, request, templates if one is None else _sampled(templates), options)
+        rows_of(lm, request, templates if one is None else _without_bare(templates), options)
         for request, one in zip(requests, chosen, strict=True)
     ]
     used = [one or each for each, one in zip(keys, chosen, strict=True)]
@@ -156,7 +156,7 @@ AT_START = (
 )
 
 
-def _sampled(templates: Sequence[str]) -> list[str]:
+def _without_bare(templates: Sequence[str]) -> list[str]:
     return [template for template in templates if template != BARE]
 
 
