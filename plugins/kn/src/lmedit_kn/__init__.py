@@ -74,11 +74,12 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: KnOption
     old, d = _exchange(lm, request, location, options)
     deltas, notes, aim = exchange_answer(lm, request.text, neurons, d, options)
     own = {"neurons": len(neurons), "old": lm.decode([old]), "d_norm": float(d.norm())}
+    share = 1.0
     if options.enough is not None:
         new = tokens_of(lm, request.text, request.target_new, options)[1][0]
-        deltas, own["share"] = weaken(lm, request.text, new, deltas, options.enough)
+        deltas, share = weaken(lm, request.text, new, deltas, options.enough)
+        own["share"] = share
     if aim is not None:
-        share = own.get("share", 1.0)
         own["stream_cosine"] = reach(lm, request.text, deltas, aim, share)
     return Update(deltas, own | notes)
 
