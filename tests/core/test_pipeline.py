@@ -31,6 +31,7 @@ from lmedit.errors import (
     LmeditError,
     NotPreparedError,
     RequestError,
+    UnknownNameError,
 )
 from lmedit.pipeline import ready
 from lmedit.plan import editor_for
@@ -418,6 +419,12 @@ def counted(plugin: Plugin) -> tuple[LoadedMethod, list[int]]:
 
 
 Counted = tuple[LoadedMethod, list[int]]
+
+
+@pytest.mark.parametrize("preset", [{"size": 9}, ["large"], 9, True, "small"], ids=repr)
+def test_a_preset_that_is_no_known_name_is_refused(counted: Counted, preset: object) -> None:
+    with pytest.raises(UnknownNameError, match=r"counted: no preset .* among large"):
+        build_options(counted[0].method, {"preset": preset})
 
 
 def test_preparing_happens_once(counted: Counted, lm: Lm, cache: Path) -> None:

@@ -294,6 +294,11 @@ def test_condition_is_that_of_the_matrix() -> None:
     assert condition(torch.linalg.cholesky(C)) == pytest.approx(1e4, rel=0.01)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 3.0, 1e9])
+def test_a_condition_is_never_below_one(scale: float) -> None:
+    assert condition(torch.linalg.cholesky(scale * torch.eye(7, dtype=torch.float64))) >= 1
+
+
 def test_no_factor_where_the_matrix_is_not_definite() -> None:
     assert positive_factor(torch.ones(4, 4), 3) is None
     assert cholesky(torch.ones(4, 4) / 3, ridge=0.1).isfinite().all()

@@ -95,8 +95,10 @@ def build_options(
     given = dict(given)
     preset = given.pop("preset", None)
     if preset is not None:
-        if preset not in method.options.presets:
-            raise UnknownNameError("preset", preset, method.options.presets, f"{method.name}: ")
+        if not isinstance(preset, str) or preset not in method.options.presets:
+            raise UnknownNameError(
+                "preset", str(preset), method.options.presets, f"{method.name}: "
+            )
         values |= method.options.presets[preset]
     for name in given:
         if name not in method.options.model_fields:

@@ -54,7 +54,7 @@ def condition(L: Tensor) -> float:
             norm = x.norm()
         return float(norm)
 
-    return largest(start, inverse=False) * largest(start, inverse=True)
+    return max(1.0, largest(start, inverse=False) * largest(start, inverse=True))
 
 
 @dataclass(frozen=True)
