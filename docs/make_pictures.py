@@ -24,6 +24,10 @@ TRAINING = "worlds/editors.py"
 COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
     "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),
+    "smollm2-traces.svg": (
+        *("locate", "rome", "-m", "smollm2", "--facts", "smollm2", "--limit", "50"),
+        *("--compute", "auto", "-o", "trace_samples", "3", "--plot"),
+    ),
 }
 """Pictures that one command draws; the path of the file is its last argument."""
 SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}

@@ -162,6 +162,7 @@ def test_a_continuation_at_the_last_position_ends() -> None:
             assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_models_are_unwrapped_or_refused() -> None:
     lm = tiny_lm()
     assert Lm(torch.compile(lm.model), lm.tokenizer).model is lm.model  # type: ignore[arg-type]

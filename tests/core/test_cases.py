@@ -309,7 +309,10 @@ def test_a_text_file_is_a_corpus_line_by_line(tmp_path: Path) -> None:
     found = corpus_of(str(file), None)
     assert list(found) == ["  One line. ", "北京\u2028 is one line", "last"]
     assert list(found) == list(found)
-    assert found.digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "same.txt").write_bytes(file.read_bytes())
+    assert found.digest == corpus_of(str(tmp_path / "same.txt"), None).digest
+    file.write_bytes(file.read_bytes() + b" ")
+    assert found.digest != corpus_of(str(file), None).digest
 
 
 def test_the_digest_follows_the_content_and_not_the_name(tmp_path: Path) -> None:

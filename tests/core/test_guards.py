@@ -210,7 +210,7 @@ def names_in_adapters() -> None:
     assert shapes == {f"{at}.lora_A.weight": (1, 64), f"{at}.lora_B.weight": (16, 1)}
 
 
-@guard("edits/lora.py", "wrapped.unload")
+@guard("edits/adapter_proof.py", "unload")
 def adapters_are_taken_off() -> None:
     """peft: unload() leaves the model with its own modules."""
     from peft import LoraConfig, get_peft_model

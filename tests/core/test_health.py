@@ -21,6 +21,7 @@ from lmedit.metrics.weights import (
     spectral_growth,
     survival,
 )
+from lmedit.replay import ways_of
 from lmedit.tiny import TEXTS, tiny_family, tiny_lm
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def test_identical_models_have_no_kl_and_one_perplexity(lm: Lm) -> None:
 
 
 def test_the_base_is_seen_once_and_no_pass_is_larger_than_allowed(lm: Lm) -> None:
+    ways_of(lm)  # the short cuts are tried at the first use
     sizes = []
     plain = lm.batch
 

@@ -161,7 +161,7 @@ def test_two_processes_share_a_sweep(lmedit: Run, model: Path, cases: Path) -> N
         (["ft", "-o", "@list.json"], "list.json is not an options file"),
         (["ft", "-o", "@broken.json"], "broken.json is not JSON"),
         (["ft", "-o", "@rome.json"], "holds options of rome, not of ft"),
-        (["ft", "-O", "list.json"], "list.json is not an options file"),
+        (["ft", "-O", "list.json"], "list.json exists and lmedit did not write it"),
     ],
 )
 def test_what_cannot_be_tuned_is_one_line(

@@ -164,7 +164,7 @@ def _sounder(keys: Keys, L: Tensor | None, options: RomeOptions) -> Keys | None:
     """The keys of the contexts, if the bare key is known to break the model; else None.
 
     That is a subject of one token at the start of a text without BOS: the model's first position
-    holds other, large states, whatever token is there.
+    holds other, large states for every token.
     """
     breaks = keys.first and keys.share(L) < LEAST_SHARE
     return keys.of_contexts() if breaks and options.at_start == "contexts" else None

@@ -147,6 +147,15 @@ class _Group:
         return self.layer + 1 if self.kind == STATE else self.window(layers, width).start
 
 
+def check_traceable(lm: Lm) -> None:
+    """Raise `RequestError` if parts of a pass of *lm* give other logits than the whole pass."""
+    if not (ways_of(lm).cached and ways_of(lm).stairs):
+        raise RequestError(
+            f"rome: causal tracing runs parts of a pass, and {lm.name} gives other logits then; "
+            "it can be edited, but not traced"
+        )
+
+
 class _Disturbed:
     """One clean run and `samples` disturbed runs, with the states that later runs need."""
 
@@ -160,11 +169,7 @@ class _Disturbed:
     ) -> None:
         """Run the prompt *ids* and *answer*; without it, the answer is the top token."""
         self.lm, self.ids, self.setup = lm, ids, setup
-        if not (ways_of(lm).cached and ways_of(lm).stairs):
-            raise RequestError(
-                f"rome: causal tracing runs parts of a pass, and {lm.name} gives other logits "
-                "then; it can be edited, but not traced"
-            )
+        check_traceable(lm)
         start, end = subject
         whole = [*ids, *(answer or [])[:-1]]
         rows = [whole] * (1 + setup.samples)
