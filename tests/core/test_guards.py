@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lmedit.guards.untouched import marks_of, put_back
 from lmedit.tiny import tiny_family, tiny_lm
 
 if TYPE_CHECKING:
@@ -210,15 +211,17 @@ def names_in_adapters() -> None:
     assert shapes == {f"{at}.lora_A.weight": (1, 64), f"{at}.lora_B.weight": (16, 1)}
 
 
-@guard("edits/adapter_proof.py", "unload")
+@guard("edits/adapter_proof.py", "put_back(lm.model")
 def adapters_are_taken_off() -> None:
-    """peft: unload() leaves the model with its own modules."""
+    """peft: it only exchanges modules, so they can be put back."""
     from peft import LoraConfig, get_peft_model
 
     lm = tiny_lm()
-    modules = list(dict(lm.model.named_modules()))
+    modules, before = list(dict(lm.model.named_modules())), marks_of(lm.model)
     config = LoraConfig(r=1, target_modules=["transformer.h.0.mlp.c_proj"], fan_in_fan_out=True)
-    get_peft_model(lm.model, config).unload()
+    get_peft_model(lm.model, config)
+    assert list(dict(lm.model.named_modules())) != modules
+    put_back(lm.model, before)
     assert list(dict(lm.model.named_modules())) == modules
 
 
