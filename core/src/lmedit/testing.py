@@ -40,8 +40,8 @@ WORDS = tuple("the tower stands in old city by river and boat came down to sea".
 """The words of `Documents`."""
 
 
-class Interrupted(BaseException):
-    """Ends the reading of `Documents`: `KeyboardInterrupt` would end the whole test run."""
+class Interrupted(KeyboardInterrupt):
+    """Ends the reading of `Documents` as Ctrl-C does; a test can tell it from the user's Ctrl-C."""
 
 
 class Documents:

@@ -164,9 +164,9 @@ def test_statistics_of_another_model_are_refused(
     lm: Lm, rome: LoadedMethod, options: Callable[..., RomeOptions]
 ) -> None:
     path = prepared_file(rome, lm, options())
-    assert load_prepared(path, lm).tensors
+    assert load_prepared(path, lm, options()).tensors
     with pytest.raises(ArtifactError, match="prepare again for this model"):
-        load_prepared(path, tiny_lm(4))
+        load_prepared(path, tiny_lm(4), options())
 
 
 @pytest.mark.parametrize("at", [0, 100, -1, -2000])
