@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,8 @@ def _make_locked_folder(place: Path) -> tuple[Path, FolderLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         try:
-            folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # it is there, or it vanished since: then try again
+                folder.mkdir()
             if (lock := lock_folder(folder)) is not None:
                 return folder, lock
         except FileNotFoundError:
