@@ -83,8 +83,9 @@ def edited_and_reverted(editor: Editor, request: Request) -> None:
     update = editor.compute(request)
     assert lm.weights_digest() == before
     if editor.name in OPTIMISED:
-        # Rounding to bfloat16 can hide what a small step gains.
-        slack = 1e-3 if lm.working_dtype != lm.model.dtype else 0.0
+        # On this model, rounding to bfloat16 hides what the few quick steps gain.
+        hidden = lm.model_type == "gemma3_text" and lm.model.dtype == torch.bfloat16
+        slack = 1e-4 if hidden and editor.name in {"memit", "emmet", "alphaedit"} else 0.0
         assert update.notes["loss_last"] < update.notes["loss_first"] * (1 + slack)
     with editor.applied(update):
         assert lm.weights_digest() != before

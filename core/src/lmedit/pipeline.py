@@ -287,7 +287,7 @@ def prepare(
         }
         save_prepared(path, Prepared(prepared.tensors, facts), options.prepared_on(lm))
         checkpoint.clear()
-    return _editor_of(loaded, lm, options, load_prepared(path, lm, options))
+    return editor_with(loaded, lm, options, load_prepared(path, lm, options))
 
 
 def _is_prepared(loaded: LoadedMethod, options: Options) -> bool:
@@ -329,10 +329,11 @@ def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | Non
     ways_of(lm)
     if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
-    return _editor_of(loaded, lm, options, find_prepared(loaded, lm, options, corpus))
+    return editor_with(loaded, lm, options, find_prepared(loaded, lm, options, corpus))
 
 
-def _editor_of(loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared) -> Editor:
+def editor_with(loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared) -> Editor:
+    """The editor with a preparation that was read; it knows how long the preparation took."""
     return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))
 
 

@@ -20,7 +20,7 @@ from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
-from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
+from lmedit.pipeline import Editor, editor_with, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
@@ -273,7 +273,7 @@ def editor_for(
         return ready(loaded, lm, options, material)
     if own and not train:
         for shipped in shipped_prepared(loaded, lm, options):
-            return Editor(loaded, lm, options, shipped, shipped.facts.get("seconds"))
+            return editor_with(loaded, lm, options, shipped)
         if isinstance(material, SelfWritten):
             with suppress(NotPreparedError):
                 return ready(loaded, lm, options)

@@ -22,7 +22,6 @@ from lmedit.cli.common import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-if TYPE_CHECKING:
     from lmedit.plan import Plan
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from lmedit.errors import RequestError
 from lmedit.hyper.network import LowRankBatch, edited_rows
-from lmedit.trace import captured
+from lmedit.trace import as_if, captured
 from lmedit.types import LowRank
 from lmedit_kn.neurons import by_layer, replacing
-from lmedit_kn.stream import mlps_at_prompt
+from lmedit_kn.stream import last_row, mlps_at_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def exchange_answer(
         mlp = mlps[layer]
         limited = mlp.limit_length(d, of, options.limit)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
-        aims.append(Aim(layer, mlp.size(of) * limited, exact=mlp.norm is None))
+        aims.append(Aim(layer, mlp.stream, mlp.size(of) * limited, exact=mlp.norm is None))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):
             arriving.append(found)
@@ -104,6 +104,7 @@ class Aim:
     """What the stream should gain behind a block at the prompt's last token."""
 
     layer: int
+    stream: Tensor  # (H,) without the change
     gain: Tensor  # (H,)
     exact: bool
     """Whether nothing follows that bends the gain."""
@@ -121,17 +122,10 @@ def reach(
     if lm.model.get_input_embeddings().weight.dtype not in {torch.float32, torch.float64}:
         return None
     site = lm.mlp_out(aim.layer)
-    delta, rows = deltas[site], lm.batch([lm.encode(text)])
-    one = LowRankBatch(delta.left[None], delta.right[None])
-    found = []
-    for changes in ({}, {site: one}):
-        with (
-            edited_rows(lm, changes, torch.arange(1, device=lm.device)),
-            captured(lm.block(aim.layer), stop=True) as box,
-        ):
-            lm.logits(rows)
-        found.append(box.output.reshape(-1, box.output.shape[-1])[-1].double())
-    gained, wanted = found[1] - found[0], share * aim.gain.to(found[0])
+    with as_if(lm, {site: deltas[site]}), captured(lm.block(aim.layer), stop=True) as box:
+        lm.logits(lm.batch([lm.encode(text)]))
+    gained = last_row(box.output).double() - aim.stream.double()
+    wanted = share * aim.gain.to(gained)
     cosine = float(F.cosine_similarity(gained, wanted, dim=0))
     error = float((gained - wanted).norm() / wanted.norm())
     if cosine < REACHES or (aim.exact and error > LARGEST_ERROR):

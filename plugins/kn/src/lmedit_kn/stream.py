@@ -96,10 +96,12 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
         lm.logits(lm.batch([lm.encode(text)]))
     found = {}
     for i in layers:
-        out = _last(mlps[i].output)
+        out = last_row(mlps[i].output)
         # The norm that takes exactly what the MLP gives is the one that follows it.
         after = (n for (at, n), box in norms.items() if at == i and _took(box, out))
-        mlp = MlpAtPrompt(_last(mlps[i].input), out, _last(blocks[i].output), next(after, None))
+        mlp = MlpAtPrompt(
+            last_row(mlps[i].input), out, last_row(blocks[i].output), next(after, None)
+        )
         found[i] = replace(mlp, factor=_factor(lm, lm.encode(text), i, mlp))
     return found
 
@@ -124,7 +126,7 @@ def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float:
 
     with changed(lm.mlp_out_module(layer), add), captured(lm.block(layer), stop=True) as box:
         lm.logits(lm.batch([ids]))
-    gained = _last(box.output).double() - mlp.stream.double()
+    gained = last_row(box.output).double() - mlp.stream.double()
     wanted = (mlp._apply_norm(mlp.out + more) - mlp._apply_norm(mlp.out)).double()
     factor = float(gained @ wanted / (wanted @ wanted).clamp(min=1e-30))
     bent = float((gained - factor * wanted).norm()) > CLOSE * float(gained.norm())
@@ -133,10 +135,10 @@ def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float:
 
 def _took(norm: Captured, out: Tensor) -> bool:
     """Whether a norm has run, and took exactly *out* (H,) at the last token."""
-    return hasattr(norm, "input") and _last(norm.input).equal(out)
+    return hasattr(norm, "input") and last_row(norm.input).equal(out)
 
 
-def _last(states: Tensor) -> Tensor:
+def last_row(states: Tensor) -> Tensor:
     """The last token's row of (1, T, n) or (T, n)."""
     return states.reshape(-1, states.shape[-1])[-1]
 
