@@ -43,7 +43,7 @@ TRAININGS = {
 
 def python(*arguments: str) -> None:
     """Run Python with *arguments* in the repository."""
-    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True)  # noqa: S603  (our own)
+    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=900)  # noqa: S603  (our own)
 
 
 def scores(methods: tuple[str, ...]) -> Bars:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import children  # noqa: F401  (a forked child gets its own lock of tqdm)
 import pytest
 from made_plugins import distribution_in
 from warm import interpreter
@@ -15,9 +17,27 @@ from warm import interpreter
 from lmedit.registry import BLOCK_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from made_plugins import Install
+
+
+LONGEST = 900
+"""The seconds after which a test hangs. The longest one takes two minutes."""
+STDERR = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """End a process that hangs: it prints where every thread is, and the test counts as failed.
+
+    A thread outside Python watches, so that a wait in foreign code ends too.
+    """
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=STDERR)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ class UnsureError(Exception):
 def git(*arguments: str, root: Path = ROOT) -> list[str]:
     """Return the parts, separated by NUL or by lines, of what git prints; none when it fails."""
     command = ["git", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, timeout=60
+    )
     return re.split(r"[\0\n]", done.stdout.strip("\0\n")) if done.stdout.strip("\0\n") else []
 
 

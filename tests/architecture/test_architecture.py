@@ -47,6 +47,7 @@ def python(code: str, folder: Path, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
     )
     assert done.returncode == 0, done.stderr

@@ -163,7 +163,8 @@ def test_changed_runs_what_the_script_chose(
 
 def test_the_script_answers_in_a_process_of_its_own() -> None:
     here = dev.Place(Path(sys.prefix))
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False)
+    command = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=60)
     if head.returncode:
         pytest.skip("this is no git checkout")
     found = dev.changed_tests(here, "HEAD")
@@ -267,7 +268,7 @@ def test_changes_are_counted_from_where_the_branch_left(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         command = ["git", *who, *words]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
 
     def write(name: str, text: str = "new") -> None:
         (tmp_path / name).write_text(text)

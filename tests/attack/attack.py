@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ import test_hooks
 import test_readers
 import test_undo
 import torch
+from children import ended, started
 from damage import bytes_changed, value_changed
 from interrupts import interrupted
 from test_places import count_up, edited, run_all
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 TUNED = {"ft": {"options": {"layer": 1}, "evidence": {"model_digest": "a", "heat": [1.5]}}}
 FACT = {"prompt": "{} is", "subject": "a", "target_new": "b", "target_true": "c", "id": "x"}
 VALUES: tuple[Any, ...] = (None, True, -1, 0, 1.5, 10**30, "", "x", "nan", "\ud800", [], {}, [[1]])
-FORK = multiprocessing.get_context("fork")
 
 
 def json_files(draw: Random, folder: Path) -> None:
@@ -135,12 +134,11 @@ def kills(draw: Random, folder: Path) -> None:
     model = edited(lm)
     write_folder(model, folder / "model")
     model.ledger.keep(test_undo.change(lm, 1))
-    child = FORK.Process(target=write_folder, args=(model, folder / "model"))
-    child.start()
+    child = started(write_folder, model, folder / "model")
     time.sleep(draw.random() * 0.3)
     with suppress(ProcessLookupError):
         os.kill(child.pid or 0, signal.SIGKILL)
-    child.join()
+    ended(child)
     assert len(open_folder(str(folder / "model")).ledger.entries) in (0, 1)
 
 

@@ -74,7 +74,59 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: int) -> None:
         assert wait_for(lambda: not alive(child))
     finally:
         parent.kill()
-        parent.wait()
+        parent.wait(60)
+
+
+IN_A_HOOK = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from lmedit.cli.workers import worker_processes
+
+def work(place):
+    from lmedit import editor, Method, hookimpl
+    from lmedit.registry import register
+    from lmedit.pipeline import ready
+    from lmedit.tiny import tiny_lm
+    from lmedit.types import Request
+
+    class Long:
+        @hookimpl
+        def edit_describe(self):
+            return Method("long", "none")
+
+        @hookimpl
+        def edit_locate(self):
+            Path(place, "child").write_text("here")
+            try:
+                time.sleep(500)
+            except KeyboardInterrupt:
+                Path(place, "told").write_text("stopped")
+                raise
+
+    loaded = register(Long(), name=None, distribution="long", version="1")
+    lm = tiny_lm()
+    try:
+        ready(loaded, lm, loaded.method.options()).compute(
+            Request(prompt="{} is", subject="a", target_new="b")
+        )
+    except Exception as error:
+        Path(place, "failure").write_text(repr(error))
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    with worker_processes(2, partial(work, place)):
+        while not (place / "child").exists():
+            time.sleep(0.02)
+"""
+
+
+def test_a_worker_that_is_stopped_inside_a_hook_ends_and_stores_no_failure(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IN_A_HOOK)
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=300)
+    assert (tmp_path / "told").read_text() == "stopped"
+    assert not (tmp_path / "failure").exists()
 
 
 def run(*command: str, shell: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
@@ -85,6 +137,7 @@ def run(*command: str, shell: str = "", **more: Any) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
         **more,
     )
 

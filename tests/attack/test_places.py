@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import all_ended, ended, started
 from click.testing import CliRunner
 
 from lmedit import LowRank, Update
@@ -31,8 +31,6 @@ from lmedit.types import Request
 
 if TYPE_CHECKING:
     from lmedit import Lm
-
-FORK = multiprocessing.get_context("fork")
 
 
 def edited(lm: Lm) -> EditedModel:
@@ -104,12 +102,7 @@ def count_up(path: Path, times: int) -> None:
 
 
 def run_all(target: Any, *arguments: Any, count: int = 4) -> list[int | None]:
-    processes = [FORK.Process(target=target, args=arguments) for _ in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [process.exitcode for process in processes]
+    return all_ended([started(target, *arguments) for _ in range(count)])
 
 
 def test_changes_of_one_file_by_four_processes_are_all_kept(tmp_path: Path) -> None:
@@ -139,15 +132,14 @@ def test_a_reader_never_sees_half_an_exchange(lm: Lm, tmp_path: Path) -> None:
 
     folder, end = tmp_path / "model", tmp_path / "end"
     write_folder(edited(lm), folder)
-    writer = FORK.Process(target=exchange_often, args=(lm, folder, end))
-    writer.start()
+    writer = started(exchange_often, lm, folder, end)
     try:
         for _ in range(4):
             assert open_folder(str(folder)).lm.weights_digest() == lm.digest
     finally:
         end.touch()
-        writer.join()
-    assert writer.exitcode == 0
+        code = ended(writer)
+    assert code == 0
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
@@ -185,10 +177,9 @@ def test_a_killed_new_leaves_nothing_that_stays(tmp_path: Path) -> None:
         scaffold._rename = lambda text, _: time.sleep(0.05) or text  # type: ignore[assignment]
         scaffold.write_project("later", folder)
 
-    process = FORK.Process(target=slowly, args=(tmp_path / "new",))
-    process.start()
+    process = started(slowly, tmp_path / "new")
     time.sleep(0.4)
     os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
+    ended(process)
     scaffold.write_project("later", tmp_path / "new")
     assert os.listdir(tmp_path) == ["new"]

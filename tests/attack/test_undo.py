@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from children import all_ended
 from interrupts import Interrupt, each_place
 
 from lmedit import Dense, Lm, LowRank, Update
@@ -167,8 +168,7 @@ def test_four_threads_with_one_editor_compute_what_one_thread_computes(lm: Lm) -
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    all_ended(threads)
     assert len(found) == 8
     for update in found:
         assert [d.dense().tolist() for d in update.deltas.values()] == [

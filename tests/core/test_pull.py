@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import all_ended, ended
 from click.testing import CliRunner
 
 from lmedit.cases import load_cases, pull_cases, pulled_file
@@ -84,7 +85,7 @@ def server() -> Iterator[Server]:
         thread.start()
         yield made
         made.shutdown()
-        thread.join()
+        ended(thread)
 
 
 @pytest.fixture
@@ -127,8 +128,7 @@ def test_two_pulls_at_once_fetch_once(server: Server, offer: Callable[..., Path]
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    all_ended(threads)
     assert found == [path] * 4
     assert server.asked == [None]
     assert path.read_bytes() == CONTENT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from children import all_ended, ended, started
 
 from lmedit import Case, Dense, Location, Method, Request, Update, hookimpl
 from lmedit.cases import CaseSet
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.models import Lm
-
-FORK = multiprocessing.get_context("fork")
 
 
 class Steady:
@@ -131,11 +129,10 @@ def test_fifty_kills_lose_and_double_nothing(lm: Lm, tmp_path: Path) -> None:
 
     kills = 0
     while kills < 50:
-        process = FORK.Process(target=work)
-        process.start()
+        process = started(work)
         time.sleep(draw.uniform(0.0, 0.12))
         os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
+        ended(process)
         kills += 1
     final = compare(lm, cases(60), [editor(lm, log)], folder, 0)
     undisturbed = compare(lm, cases(60), [editor(lm)], tmp_path / "plain", 0)
@@ -154,11 +151,7 @@ def test_two_processes_share_a_run_without_doing_anything_twice(lm: Lm, tmp_path
         (tmp_path / f"{number}.json").write_text(json.dumps(results))
         os._exit(0)
 
-    processes = [FORK.Process(target=work, args=(number,)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+    assert all_ended([started(work, number) for number in range(2)]) == [0, 0]
     done = Counter(log.read_text().splitlines())
     assert done == {f"The tower {i}": 1 for i in range(30)}
     one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
@@ -170,9 +163,7 @@ def test_a_dead_process_claim_is_taken_over_and_a_live_one_is_not(tmp_path: Path
         RunStore(tmp_path).claim("task")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    process = FORK.Process(target=die)
-    process.start()
-    process.join()
+    ended(started(die))
     with RunStore(tmp_path) as first, RunStore(tmp_path) as second:
         assert first.claim("task")
         assert not second.claim("task")

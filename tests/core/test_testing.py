@@ -51,6 +51,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory, warm: tuple[str, ...]) ->
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     return read_report(report)

@@ -96,6 +96,7 @@ def typed(author: tuple[Path, dict[str, str]]) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

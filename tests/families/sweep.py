@@ -76,14 +76,14 @@ class Worker:
         except queue.Empty:
             return f"takes more than {SECONDS} s"
         if not line:
-            return f"the process ended with code {self.process.wait()}"
+            return f"the process ended with code {self.process.wait(SECONDS)}"
         outcome: Outcome = json.loads(line)
         return outcome
 
     def stop(self) -> None:
         """End the process."""
         self.process.kill()
-        self.process.wait()
+        self.process.wait(SECONDS)
 
 
 def swept(asked: Iterable[str]) -> Iterator[tuple[str, Outcome]]:

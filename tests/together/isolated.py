@@ -65,6 +65,7 @@ def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
         env={**known, **environment},
         cwd=cwd,
         check=False,
+        timeout=1800,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout

@@ -126,6 +126,8 @@ def test_it_needs_no_pytest(tmp_path: Path, warm: tuple[str, ...]) -> None:
         "import sys; sys.modules['pytest'] = None\n"
         f"from lmedit.cli import main; main(['check', {str(NUDGE)!r}, '-m', {str(folder)!r}])"
     )
-    done = subprocess.run([*warm, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*warm, "-c", code], capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pass") == 14

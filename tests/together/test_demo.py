@@ -35,6 +35,7 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()

@@ -278,7 +278,7 @@ def at_once(warm: tuple[str, ...], *calls: list[object]) -> list[subprocess.Comp
     ]
     done = []
     for process in running:
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=600)
         done.append(subprocess.CompletedProcess([], process.returncode, out, err))
     return done
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from children import pid_ended
 from small_world import save_model
 from tqdm.auto import tqdm
 
@@ -44,7 +45,7 @@ def killed_while(work: Callable[[], object], after: float) -> None:
     assert os.read(ready, 1) == b"!"
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    status = pid_ended(child)
     os.close(ready)
     os.close(begun)
     assert os.WIFSIGNALED(status), "it ended by itself, so its work failed"
@@ -85,6 +86,20 @@ def two(tmp_path: Path) -> tuple[EditedModel, EditedModel]:
             model.ledger.keep(update, {"model": base_of(model.lm, update)})
         found.append(model)
     return found[0], found[1]
+
+
+def test_a_child_that_dies_with_the_lock_of_bars_stops_no_other_bar() -> None:
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        tqdm.get_lock().acquire(blocking=True)
+        os.write(begun, b"!")
+        time.sleep(60)
+    assert os.read(ready, 1) == b"!"
+    os.kill(child, signal.SIGKILL)
+    pid_ended(child)
+    assert tqdm.get_lock().acquire(blocking=False)
+    tqdm.get_lock().release()
 
 
 @pytest.mark.slow
@@ -157,7 +172,7 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
         assert (folder / "part").read_text() == "half"
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        pid_ended(child)
     with part_of(tmp_path / "c"):
         assert not folder.exists()
     assert hidden(tmp_path) == []
@@ -188,16 +203,15 @@ def test_a_folder_that_is_removed_while_its_lock_is_taken_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process may remove it at any step, because it looks like one without a writer."""
-    real, tried = parts.FileLock.acquire, []
+    real, tried = parts.lock_folder, []
 
-    def acquire(lock: Any, *arguments: Any, **options: Any) -> Any:
-        tried.append(lock.lock_file)
+    def lock(folder: Path, **options: Any) -> Any:
+        tried.append(folder)
         if len(tried) == 1:
-            shutil.rmtree(Path(lock.lock_file).parent)
-            raise FileNotFoundError(2, "No such file or directory", lock.lock_file)
-        return real(lock, *arguments, **options)
+            shutil.rmtree(folder)
+        return real(folder, **options)
 
-    monkeypatch.setattr(parts.FileLock, "acquire", acquire)
+    monkeypatch.setattr(parts, "lock_folder", lock)
     with part_of(tmp_path / "file") as part:
         part.write_text("whole")
         part.rename(tmp_path / "file")

@@ -29,6 +29,7 @@ def run(*command: object, folder: Path, path: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
         env={
             **os.environ,
             "PYTHONPATH": path,

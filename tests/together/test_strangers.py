@@ -228,6 +228,7 @@ def test_prints_go_to_stderr_and_json_stays_json(
             text=True,
             env={**os.environ, "PYTHONPATH": path, BLOCK_VARIABLE: "bad"},
             check=True,
+            timeout=600,
         )
         return json.loads(done.stdout), done.stderr
 

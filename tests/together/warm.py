@@ -34,6 +34,9 @@ STREAMS = 3
 SITES = "WARM_SITES"
 """A variable of a call: more folders of packages, as those of a virtual environment."""
 SECONDS_TO_START = 300
+SECONDS_TO_RUN = 1800
+"""The longest time of one call. What calls it has a shorter limit, and says what it waited for."""
+SECONDS_TO_ASK = 60
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def interpreter(python: Path, environment: Mapping[str, str]) -> Iterator[tuple[
             yield (sys.executable, "-I", "-S", __file__, "call", address)
         finally:
             server.terminate()
-            server.communicate()
+            server.communicate(timeout=SECONDS_TO_START)
 
 
 def call(address: str, *arguments: str) -> int:
@@ -65,6 +68,7 @@ def call(address: str, *arguments: str) -> int:
         if time.monotonic() > until:
             raise TimeoutError(f"no server at {address}")
         time.sleep(0.05)
+    line.settimeout(SECONDS_TO_RUN)
     with line:
         told = json.dumps(asked).encode()
         socket.send_fds(line, [len(told).to_bytes(8, "big")], list(range(STREAMS)))
@@ -85,8 +89,16 @@ def serve(address: str) -> list[str]:
         if sys.stdin in select.select([door, sys.stdin], [], [])[0]:
             sys.exit()  # whoever started the server is gone
         line, _ = door.accept()
-        head, streams, *_ = socket.recv_fds(line, 8, STREAMS)
-        told = line.makefile("rb").read(int.from_bytes(head, "big"))
+        streams: list[int] = []
+        line.settimeout(SECONDS_TO_ASK)  # a caller that died must not stop the others
+        try:
+            head, streams, *_ = socket.recv_fds(line, 8, STREAMS)
+            told = line.makefile("rb").read(int.from_bytes(head, "big"))
+        except OSError:
+            close_all(streams)
+            line.close()
+            continue
+        line.settimeout(None)
         if os.fork() == 0:
             door.close()
             child = os.fork()

@@ -23,6 +23,7 @@ def real_cache() -> Path:
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]

@@ -32,6 +32,7 @@ def lmedit(real_cache: Path, tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+import time
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from lmedit.cli.common import note
+from lmedit.cli.endings import Stopped, signals_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.process import BaseProcess
 
 
 @contextmanager
@@ -37,9 +39,24 @@ def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]
     try:
         yield
     finally:
-        for other in others:
-            other.terminate()
-            other.join()
+        _stop(others)
+
+
+SECONDS_TO_STOP = 20.0
+"""How long a worker may clean up; then the system ends it."""
+
+
+def _stop(others: Sequence[BaseProcess]) -> None:
+    """End the processes *others*, those too that do not listen."""
+    for other in others:
+        other.terminate()
+    until = time.monotonic() + SECONDS_TO_STOP
+    for other in others:
+        other.join(max(0.0, until - time.monotonic()))
+    for other in others:
+        if other.is_alive():
+            other.kill()
+            other.join(SECONDS_TO_STOP)
 
 
 def _end_with_parent() -> None:
@@ -61,11 +78,13 @@ def _help(work: Callable[[], object], threads: int) -> None:
 
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # run the cleanup handlers
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     try:
-        work()
+        with signals_end():  # not an exit: the guard of a hook would take that for its failure
+            work()
+    except Stopped:
+        pass
     except Exception as error:  # noqa: BLE001
         note(f"a worker stopped; the others continue: {' '.join(str(error).split())}")

