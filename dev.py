@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent
 EVERYTHING = ("tests", "plugins")
 TESTS_PER_PROCESS = 12
 """For so few test files a second process costs more than it saves."""
+SECONDS_PER_TEST = 600
+"""The limit of one test with its fixtures. The slowest ones take a tenth of it."""
 
 
 class Place(NamedTuple):
@@ -148,7 +150,9 @@ def test(asked: argparse.Namespace) -> None:
     if not paths and asked.place == NEWEST:
         check(asked)
     # One thread a process: two computing processes with two threads each stall one another.
-    command = ("python", "-m", "pytest", *processes(paths), *paths, *asked.rest)
+    # A test that hangs fails, and prints the stacks of all threads.
+    limit = f"--timeout={SECONDS_PER_TEST}"
+    command = ("python", "-m", "pytest", limit, *processes(paths), *paths, *asked.rest)
     run(*command, place=asked.place, OMP_NUM_THREADS="1")
 
 

@@ -30,6 +30,7 @@ def loaded() -> Any:
 
 
 dev = loaded()
+PYTEST = ["python", "-m", "pytest", "--timeout=600"]
 
 
 @pytest.fixture
@@ -99,13 +100,13 @@ def test_the_whole_test_checks_first_and_runs_in_parallel(
 ) -> None:
     *checks, tests = ran("test", "--", "-k", "rome")
     assert [check[0] for check in checks] == ["ruff", "ruff", "mypy", "lint-imports"]
-    assert tests[:5] == ["python", "-m", "pytest", "-n", "auto"]
+    assert tests[:6] == [*PYTEST, "-n", "auto"]
     assert tests[-2:] == ["-k", "rome"]
 
 
 @pytest.mark.parametrize("name", ["rome", "ft", "kn", "ke", "mend"])
 def test_only_a_plugin_runs_its_tests_alone(ran: Callable[..., list[list[str]]], name: str) -> None:
-    assert ran("test", "--only", name) == [["python", "-m", "pytest", f"plugins/{name}/tests"]]
+    assert ran("test", "--only", name) == [[*PYTEST, f"plugins/{name}/tests"]]
 
 
 def test_real_keeps_stdout_for_the_comparison(
@@ -131,7 +132,7 @@ def test_only_takes_folders_of_tests_and_several_names(
     assert {"core", "docs", "together", "architecture"} <= names
     assert names <= set(dev.suites())
     ((*start, first, second),) = ran("test", "--only", "docs", "core")
-    assert start == ["python", "-m", "pytest", "-n", "auto", "--dist", "worksteal"]
+    assert start == [*PYTEST, "-n", "auto", "--dist", "worksteal"]
     assert (first, second) == ("tests/docs", "tests/core")
     assert all((ROOT / folder).is_dir() for folder in dev.suites().values())
 
@@ -153,7 +154,7 @@ def test_changed_runs_what_the_script_chose(
         return ["tests/core/test_cases.py"] if since != "same" else []
 
     monkeypatch.setattr(dev, "changed_tests", chosen)
-    command = ["python", "-m", "pytest", "tests/core/test_cases.py"]
+    command = [*PYTEST, "tests/core/test_cases.py"]
     assert ran("test", "--changed") == [command]
     assert "tests/core/test_cases.py" in capsys.readouterr().err
     assert ran("test", "--changed", "main", "--", "-x") == [[*command, "-x"]]

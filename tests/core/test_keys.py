@@ -225,6 +225,23 @@ def test_releases_count_by_version_and_all_else_by_code(
     assert code_digest(package, versioned=False) != ""
 
 
+@pytest.mark.parametrize("place", ["other/lib/python3.11/site-packages", "target"])
+def test_releases_of_another_environment_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder, plugin = tmp_path / place, tmp_path / "toy.py"
+    (folder / "toy_release").mkdir(parents=True)
+    (folder / "toy_release" / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "toy_release-1.0.dist-info").mkdir()
+    (folder / "toy_release-1.0.dist-info" / "RECORD").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    plugin.write_text("import toy_release\n", encoding="utf-8")
+    before = code_digest(plugin)
+    (folder / "toy_release" / "__init__.py").write_text("X = 1\n", encoding="utf-8")
+    assert code_digest(plugin) == before
+    assert code_digest(folder / "toy_release") == ""
+
+
 def test_the_same_run_gives_a_changed_plugins_figures(folder: Path, tmp_path: Path) -> None:
     path, cases = tmp_path / "toy.py", tmp_path / "cases.json"
     cases.write_text(json.dumps([record(0), record(1, "A small boat")]), encoding="utf-8")

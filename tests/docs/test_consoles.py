@@ -180,7 +180,6 @@ def test_how_to_run_on_many_machines_runs() -> None:
             "wikitext --download": "notes.txt",
             "15,16,17": "1,2,3",
             "layer17": "layer2",
-            "--layer 17": "--layer 2",
         },
     )
     run(compare)

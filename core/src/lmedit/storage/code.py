@@ -1,6 +1,7 @@
 """Digests of Python code, for keys of results: code without a fixed version counts by its bytes.
 
 Code is fixed if it is Python's own or lies where pip installs releases; then its version tells it.
+That holds for folders of another environment too, which a `.pth` file or PYTHONPATH names.
 Single files, editable installs and modules on PYTHONPATH can change under one name.
 """
 
@@ -22,6 +23,8 @@ OWN = "lmedit"
 """The core's package: the digest of a plugin does not hold it."""
 LEFT_OUT = frozenset({"__pycache__", "tests"})
 """Folders of a package that do not decide what it computes."""
+RELEASES = frozenset({"site-packages", "dist-packages"})
+"""The names of folders that hold installed releases, in every interpreter and environment."""
 
 
 def code_digest(start: Path | None, *, versioned: bool = True) -> str:
@@ -108,7 +111,16 @@ def _imported_modules(source: bytes) -> set[str]:
 
 
 def _is_fixed(place: Path) -> bool:
-    return any(place.is_relative_to(folder) for folder in _fixed_folders())
+    """Whether *place* is Python's own or an installed release, of this or another interpreter."""
+    if any(place.is_relative_to(folder) for folder in _fixed_folders()):
+        return True
+    return not RELEASES.isdisjoint(place.parts) or _has_releases(place.parent)
+
+
+@cache
+def _has_releases(folder: Path) -> bool:
+    """Whether pip installed releases into *folder*, as ``pip install --target`` does."""
+    return next(folder.glob("*.dist-info/RECORD"), None) is not None
 
 
 @cache
