@@ -30,6 +30,7 @@ from lmedit.errors import (
     BrokenPluginError,
     LmeditError,
     NotPreparedError,
+    OptionError,
     RequestError,
     UnknownNameError,
 )
@@ -468,16 +469,50 @@ def test_the_models_own_preparation_comes_before_those_of_other_texts(
 ) -> None:
     loaded, calls = counted
     own, options = Text("own text", "d0"), PreparedOptions()
-    prepare(loaded, lm, options, own)
-    lm.prepared = tmp_path / "world"
-    lm.prepared.mkdir()
-    (stored,) = cache.rglob("*.safetensors")
-    stored.rename(lm.prepared / "counted.safetensors")
+    ship(loaded, lm, options, own, tmp_path)
     prepare(loaded, lm, options, Text("first", "d1"))
     prepare(loaded, lm, options, Text("second", "d2"))
     made = editor_for(loaded, lm, options, own, own=True)
     assert made.prepared.facts["corpus"] == "own text"
     assert len(calls) == 3
+
+
+def test_one_rule_chooses_a_preparation_of_text_and_of_cases(
+    plugin: Plugin, lm: Lm, cache: Path, tmp_path: Path
+) -> None:
+    for kind in ("text", "cases"):
+        loaded = plugin(
+            kind,
+            edit_prepare=lambda: Prepared({"M": torch.ones(1)}),
+            edit_describe=lambda kind=kind: Method(kind, "", PreparedOptions, prepares_on=kind),
+        )
+        options, own = PreparedOptions(), Text("own", "d0")
+        given = own if kind == "text" else None
+        with pytest.raises(NotPreparedError):
+            ready(loaded, lm, options)
+        first, second = Text("first", "d1"), Text("second", "d2")
+        prepare(loaded, lm, options, first)
+        assert ready(loaded, lm, options).prepared.facts["corpus"] == "first"
+        prepare(loaded, lm, options, second)
+        with pytest.raises(
+            OptionError, match=rf"(first|second), (first|second); choose: --corpus {kind}="
+        ):
+            ready(loaded, lm, options)
+        ship(loaded, lm, options, own, tmp_path / kind)
+        for made in (ready(loaded, lm, options), editor_for(loaded, lm, options, given, own=True)):
+            assert made.prepared.facts["corpus"] == "own"
+        for named in (first, second, own):
+            made = editor_for(loaded, lm, options, named)
+            assert made.prepared.facts["corpus"] == named.name
+
+
+def ship(loaded: LoadedMethod, lm: Lm, options: Options, own: Text, world: Path) -> None:
+    """Prepare on *own*, and move the file to where a world ships it."""
+    prepare(loaded, lm, options, own)
+    stored = prepared_path(loaded, lm, options, own)
+    lm.prepared = world
+    world.mkdir(exist_ok=True)
+    stored.rename(world / f"{loaded.name}.safetensors")
 
 
 def test_another_version_of_the_method_prepares_anew(counted: Counted, lm: Lm) -> None:

@@ -267,7 +267,7 @@ def prepare(
     """
     ways_of(lm)  # refuses a model whose edits nobody could judge
     if not _is_prepared(loaded, options):
-        return Editor(loaded, lm, options, Prepared())
+        return editor_with(loaded, lm, options)
     path = prepared_path(loaded, lm, options, corpus)
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
@@ -321,19 +321,32 @@ def call_prepare(
     return prepared
 
 
-def ready(loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None) -> Editor:
+def ready(
+    loaded: LoadedMethod,
+    lm: Lm,
+    options: Options,
+    corpus: Material | None = None,
+    *,
+    own: bool = False,
+) -> Editor:
     """Load an existing preparation and return the editor. Nothing is prepared.
 
-    Raises the errors of `find_prepared`.
+    `find_prepared` chooses the preparation; this function raises its errors.
     """
     ways_of(lm)
     if not _is_prepared(loaded, options):
-        return Editor(loaded, lm, options, Prepared())
-    return editor_with(loaded, lm, options, find_prepared(loaded, lm, options, corpus))
+        return editor_with(loaded, lm, options)
+    return editor_with(loaded, lm, options, find_prepared(loaded, lm, options, corpus, own=own))
 
 
-def editor_with(loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared) -> Editor:
-    """The editor with a preparation that was read; it knows how long the preparation took."""
+def editor_with(
+    loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared | None = None
+) -> Editor:
+    """The editor with a preparation that was read; without *prepared*, the method needs none.
+
+    It knows how long the preparation took.
+    """
+    prepared = prepared or Prepared()
     return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +19,16 @@ from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
-from lmedit.pipeline import Editor, editor_with, locates_unprepared, prepare, ready
-from lmedit.preparation import prepared_path, shipped_prepared
+from lmedit.pipeline import editor_with, locates_unprepared, prepare, ready
+from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
-from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.options import Options
+    from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
     from lmedit.types import Join, Material
 
@@ -186,7 +185,7 @@ class Setup:
         """An editor that can locate, and with *probe* probe; it is prepared only if needed."""
         options = self.options(loaded)
         if locates_unprepared(loaded, probe=probe):
-            return Editor(loaded, self.lm, options, Prepared())
+            return editor_with(loaded, self.lm, options)
         return self.editor(loaded, options)
 
     def editors(self) -> list[Editor]:
@@ -258,25 +257,24 @@ def editor_for(
     trained only with *train*, because training takes long; else its preparation must exist.
     *sweep* holds all options that are prepared on the same text in this run.
 
-    *own* says that the user named no *material*. Then a preparation that comes with the model is
-    used if its options fit. Any stored preparation is used before the model writes text itself.
+    *own* says that the user named no *material*. Then `find_prepared` may choose a preparation
+    that comes with the model. Any stored preparation is used before the model writes text itself.
 
     Raises `NotPreparedError` with the command to run, and `OptionError` if several
     preparations fit.
     """
     if not options.needs_preparation:
         return ready(loaded, lm, options)
-    trained = loaded.method.prepares_on == "cases"
     if takes_checkpoint(options):
         return prepare(loaded, lm, options, None)
-    if not train and (material is None or trained):
-        return ready(loaded, lm, options, material)
-    if own and not train:
-        for shipped in shipped_prepared(loaded, lm, options):
-            return editor_with(loaded, lm, options, shipped)
-        if isinstance(material, SelfWritten):
-            with suppress(NotPreparedError):
-                return ready(loaded, lm, options)
+    makes = train or (material is not None and loaded.method.prepares_on != "cases")
+    if not train and (own or not makes):
+        wanted = None if own and isinstance(material, SelfWritten) else material
+        try:
+            return ready(loaded, lm, options, wanted, own=own)
+        except NotPreparedError:
+            if not makes:
+                raise
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
         tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
     return prepare(loaded, lm, options, material, sweep)

@@ -42,21 +42,33 @@ def chosen_options(options: Options) -> dict[str, Any]:
 
 
 def find_prepared(
-    loaded: LoadedMethod, lm: Lm, options: Options, corpus: Material | None = None
+    loaded: LoadedMethod,
+    lm: Lm,
+    options: Options,
+    corpus: Material | None = None,
+    *,
+    own: bool = False,
 ) -> Prepared:
-    """Load the stored preparation for these options, from the cache or from the model's folder.
+    """Load the preparation to use for these options. This is the only rule that chooses one.
 
-    Without *corpus*, there must be exactly one. Raises `NotPreparedError` with the command to
-    run if there is none, and `OptionError` if there are several.
+    On a *corpus* that the user named, it is the one on that corpus. If the user named none (*own*,
+    or no *corpus*), it is the one that comes with the model; else the one on *corpus*, the model's
+    own; else, without *corpus*, the only stored one.
+
+    Raises `NotPreparedError` with the command to run if there is none, and `OptionError` if
+    several are stored.
     """
-    if corpus is not None:
-        paths = [prepared_path(loaded, lm, options, corpus)]
+    own = own or corpus is None
+    if own and (shipped := shipped_prepared(loaded, lm, options)):
+        return shipped[0]
+    if corpus is None:
+        paths = stored_paths(loaded, lm, options)
     else:
-        paths = sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
+        paths = [prepared_path(loaded, lm, options, corpus)]
     found = [load_prepared(path, lm, options) for path in paths if path.is_file()]
-    if not found:
+    if not found and corpus is not None and not own:
         shipped = shipped_prepared(loaded, lm, options)
-        found = [p for p in shipped if corpus is None or p.facts.get("corpus") == corpus.name]
+        found = [each for each in shipped if each.facts.get("corpus") == corpus.name]
     if not found:
         raise NotPreparedError(
             f"{loaded.name} is not prepared for this model with these options"
@@ -70,6 +82,11 @@ def find_prepared(
             f"{loaded.name} was prepared on {names}; choose: --corpus {loaded.name}=NAME"
         )
     return found[0]
+
+
+def stored_paths(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Path]:
+    """The cache files of all preparations with these options, one for each corpus."""
+    return sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
 
 
 def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
