@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.models import Lm
+    from lmedit.options import Options
     from lmedit.registry import LoadedMethod
 
 
@@ -30,20 +31,37 @@ def check_options(
     given: Mapping[str, Mapping[str, Any]],
     seed: int | None,
     outline: Callable[[], Lm],
+    *,
+    probing: bool = False,
 ) -> None:
-    """Raise `OptionError`, or `RequestError` for a layer that the model does not have.
+    """Raise `OptionError`, or `RequestError` for a layer or expert that the model does not have.
 
     *given* holds the user's options by method. *outline* reads the model's config; it is called
-    only if a layer is given.
+    only if a layer or an expert is given. Without *probing*, options of a probe are refused.
     """
     for loaded in methods:
-        options = build_options(loaded.method, given[loaded.name], None, seed)
-        layers = [getattr(options, name, None) for name in ("layer", "layers")]
-        named = [n for n in _numbers(layers) if n is not None]
-        if named:
-            lm = outline()
-            for layer in named:
-                lm.mlp_out(layer)
+        mine, options = given[loaded.name], build_options(loaded.method, given[loaded.name])
+        for name in loaded.method.options.probes if not probing else ():
+            if name in mine:
+                raise OptionError(
+                    f"{loaded.name}: {name} is used only by lmedit locate --probe; remove {name}"
+                )
+        build_options(loaded.method, mine, None, seed)
+        _check_blocks(options, outline)
+
+
+def _check_blocks(options: Options, outline: Callable[[], Lm]) -> None:
+    """Raise `RequestError` if the model lacks a layer or the expert that *options* name."""
+    layers = [getattr(options, name, None) for name in ("layer", "layers")]
+    named = [n for n in _numbers(layers) if n is not None]
+    expert = getattr(options, "expert", None)
+    if not named and expert is None:
+        return
+    lm = outline()
+    for layer in named:
+        lm.mlp_out_path(layer)
+    if expert is not None:
+        lm.mlp_out(named[0] if named else lm.editable[0], expert)
 
 
 def _numbers(values: Iterable[Any]) -> list[Any]:

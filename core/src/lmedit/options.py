@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+LARGEST = 10**9
+"""The largest size of a number in an option; `Options.seed` alone may be larger."""
 
 
 class Options(Frozen):
@@ -27,10 +29,15 @@ class Options(Frozen):
 
     A method subclasses this class. ``presets`` maps a preset's name to option values. ``prepares``
     names the options that `edit_prepare` depends on; they are part of the cache key.
+
+    A field states its bounds. `build_options` also refuses given numbers beyond `LARGEST`, and true
+    and false in the place of a number.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
     prepares: ClassVar[tuple[str, ...]] = ()
+    probes: ClassVar[tuple[str, ...]] = ()
+    """Options that only `edit_probe` uses; lmedit refuses them where nothing is probed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -40,6 +47,14 @@ class Options(Frozen):
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
         """The options that `lmedit tune` varies, with the values to try on *lm*; empty if none."""
         del lm
+        return {}
+
+    def find_unused(self) -> Mapping[str, str]:
+        """The options without effect beside the others' values, and the reason for each.
+
+        lmedit refuses such an option if the user gives it. A reason is a part of a sentence, for
+        example ``covariance is false``.
+        """
         return {}
 
     @property
@@ -69,6 +84,24 @@ class Options(Frozen):
         return self
 
 
+def _check_numbers(options: Options, name: str, value: Any) -> None:
+    """Raise `ValueError` if *value*, given for the option *name*, is too large or true or false."""
+    kind = str(type(options).model_fields[name].annotation)
+    for each in _leaves(value):
+        if isinstance(each, bool) and "bool" not in kind:
+            raise ValueError(f"{name}: {str(each).lower()} is not a value of this option")
+    for each in _leaves(getattr(options, name)) if name != "seed" else ():
+        if isinstance(each, int | float) and abs(each) > LARGEST:
+            raise ValueError(f"{name}: {each:.6g} is too large; at most {LARGEST:.0e}")
+
+
+def _leaves(value: Any) -> list[Any]:
+    """*value*, or the values in it if it is a list of lists."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [leaf for each in value for leaf in _leaves(each)]
+
+
 @dataclass(frozen=True)
 class Method:
     """A method's answer to `edit_describe`."""
@@ -80,6 +113,8 @@ class Method:
     """The data for `edit_prepare`: texts, or cases to train on. None: there is no preparation."""
     needs_subject: bool = False
     """Whether the method uses the subject's place in the prompt."""
+    locates_answer: bool | None = None
+    """Whether `edit_locate` reads the request's `target_true`; None: unknown."""
 
 
 def build_options(
@@ -113,9 +148,26 @@ def build_options(
         values["seed"] = seed
     try:
         options = method.options.model_validate(values)
+        _check_given(options, {name: values[name] for name in given})
     except ValidationError as error:
         raise OptionError(f"{method.name}: {first_complaint(error)}") from None
+    except ValueError as error:
+        raise OptionError(f"{method.name}: {error}") from None
     return options.resolved(lm) if lm else options
+
+
+def _check_given(options: Options, given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a value that the user gave is no fit number, or has no effect."""
+    for name, value in given.items():
+        _check_numbers(options, name, value)
+    for name, why in options.find_unused().items():
+        if given.get(name) is not None:
+            raise ValueError(f"{name} has no effect, because {why}; remove {name}")
+
+
+def name_unused(names: Sequence[str], why: str, *, when: bool) -> dict[str, str]:
+    """An entry of `Options.find_unused` for each of *names* if *when* is true; else nothing."""
+    return dict.fromkeys(names, why) if when else {}
 
 
 def parse_value(value: Any) -> Any:

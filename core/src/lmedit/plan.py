@@ -82,12 +82,15 @@ class Plan:
         """The seed that comparisons draw from: the user's, or 0."""
         return self.seed or 0
 
-    def load_methods(self, tell: Tell = silent) -> list[LoadedMethod]:
+    def load_methods(
+        self, tell: Tell = silent, used: Sequence[str | None] = ()
+    ) -> list[LoadedMethod]:
         """Load the methods and attach the observers.
 
         Without names, load all methods that work, and call *tell* for each method that does not.
+        *tell* also receives a note for each plugin file whose method is neither named nor *used*.
         """
-        methods = resolve(self.methods, self.plugins, lambda why: tell(f"left out: {why}"))
+        methods = resolve(self.methods, self.plugins, lambda why: tell(f"left out: {why}"), used)
         observe_all(methods, self.observers)
         return methods
 
@@ -218,17 +221,25 @@ def options_by_method(plan: Plan, methods: Sequence[LoadedMethod]) -> dict[str, 
     return given
 
 
-def set_up(plan: Plan, tell: Tell = silent, *, more: Iterable[Mapping[str, Any]] = ({},)) -> Setup:
+def set_up(
+    plan: Plan,
+    tell: Tell = silent,
+    *,
+    more: Iterable[Mapping[str, Any]] = ({},),
+    probing: bool = False,
+    used: Sequence[str | None] = (),
+) -> Setup:
     """Load the methods and the model of *plan*. Notes go to *tell*.
 
     Everything that needs no weights is checked before they are read: options (also with each of
-    *more* on top), layers, corpora, the device.
+    *more* on top), layers, corpora, the device. Without *probing*, options of a probe are refused.
+    *used* names methods that the caller needs beside those of *plan*.
     """
-    methods = tuple(plan.load_methods(tell))
+    methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
     for extra in more:
         given = {m: {**o, **extra} for m, o in options_by_method(plan, methods).items()}
-        check_options(methods, given, plan.seed, plan.outline)
+        check_options(methods, given, plan.seed, plan.outline, probing=probing)
     corpora = name_corpora(plan.corpora, methods)
     check_corpora(corpora, methods, download=plan.download)
     if plan.corpora and not corpora:

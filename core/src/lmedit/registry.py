@@ -286,10 +286,12 @@ def resolve(
     names: Sequence[str],
     files: Sequence[Path] = (),
     left_out: Callable[[str], object] = lambda _: None,
+    used: Sequence[str | None] = (),
 ) -> list[LoadedMethod]:
     """Load the methods *names*; a method from *files* wins over an installed one.
 
     Without names, load all methods that work, and call *left_out* with the reason for each other.
+    With names, *left_out* gets a line for each method of *files* that is neither named nor *used*.
     """
     extra: dict[str, LoadedMethod] = {}
     for loaded in map(load_file, files):
@@ -298,6 +300,8 @@ def resolve(
             raise BrokenPluginError(f"{both} claim the name {loaded.name!r}; give one of them")
         extra[loaded.name] = loaded
     if names:
+        for name in extra.keys() - {*names, *used}:
+            left_out(f"--plugin {extra[name].distribution}: its method {name!r} is not named")
         return [extra[name] if name in extra else load(name) for name in names]
     found = list(extra.values())
     for entry in entries():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import compare
-from lmedit.compare.measures import GROUPS, HELDOUT_LINES
+from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from lmedit.plan import Plan
 
 DEFAULT_CASES, LIMIT = "demo", 100
-COLLAPSE = 10.0
-"""A model has collapsed if its perplexity grew by this factor."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Measuring:
     """A table of the ROME paper: its cases, their number and its metrics."""
     metrics: tuple[str, ...] = ()
     heldout: Path | None = None
-    heldout_lines: int = HELDOUT_LINES
+    heldout_lines: int | None = None
+    """How many lines of the held-out text to use; None: `HELDOUT_LINES`."""
     references: Path | None = None
     in_context: tuple[str, ...] = ()
     """Baselines that change the prompts: own, retrieve."""
@@ -49,7 +48,8 @@ class Measuring:
     regime: str = "single"
     sizes: str | None = None
     batch: int | None = None
-    collapse: float = COLLAPSE
+    collapse: float | None = None
+    """The growth of perplexity of a collapsed model; None: `COLLAPSE`."""
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
@@ -64,11 +64,7 @@ class Measuring:
         health = "health" in self.groups
         unused = [
             ("--heldout", self.heldout is not None and not health, "--metrics health"),
-            (
-                "--heldout-lines",
-                self.heldout_lines != HELDOUT_LINES and not health,
-                "--metrics health",
-            ),
+            ("--heldout-lines", self.heldout_lines is not None and not health, "--metrics health"),
             (
                 "--references",
                 self.references is not None and "text" not in self.groups,
@@ -78,7 +74,7 @@ class Measuring:
         if self.regime == "single":
             unused += [
                 ("--sizes", self.sizes is not None, "another --regime"),
-                ("--collapse", self.collapse != COLLAPSE, "another --regime"),
+                ("--collapse", self.collapse is not None, "another --regime"),
                 ("--stop-on-collapse", self.stop_on_collapse, "another --regime"),
             ]
         for flag, given, needs in unused:
@@ -120,7 +116,7 @@ class Measuring:
         most, step = len(cases.good), self.batch or 1
         sizes = sizes_of(self.sizes, most, step)
         kind = cast("Kind", self.regime)
-        return Regime(kind, sizes, self.collapse, self.stop_on_collapse, step)
+        return Regime(kind, sizes, self.collapse or COLLAPSE, self.stop_on_collapse, step)
 
 
 @dataclass(frozen=True)
@@ -156,13 +152,13 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
     cases = measuring.cases(plan, shape)
     regime = measuring.piles(cases)
     measuring.check(plan)
-    setup = set_up(plan, tell)
+    setup = set_up(plan, tell, used=(measuring.random_layer,))
     editors = setup.editors()
     scoring = scoring_of(
         setup.lm,
         measuring.groups,
         measuring.heldout,
-        measuring.heldout_lines,
+        measuring.heldout_lines or HELDOUT_LINES,
         measuring.references,
         plan.drawn_from,
     )

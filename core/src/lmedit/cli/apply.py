@@ -15,6 +15,7 @@ from lmedit.cli.common import (
     json_flag,
     model_flags,
     note,
+    refuse_unused,
     say,
     tell_notes,
 )
@@ -68,6 +69,7 @@ def apply(
     if bool(patches) == bool(chosen):
         raise click.UsageError("name patches or give --recipe, not both")
     if chosen and recipe:
+        refuse_unused(f"is not used, since {recipe} names the base, {chosen.base}", "--model")
         if base_for(model, ()) != "demo":
             raise click.UsageError(f"{recipe} names the base, {chosen.base}; remove -m")
         model, patches = chosen.base, tuple(chosen.patches(recipe))

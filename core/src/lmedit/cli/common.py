@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ COUNT = click.IntRange(1, 2**31 - 1)
 """A number of things, at least one."""
 NUMBER = click.IntRange(0, 2**31 - 1)
 """A whole number that may be 0, as a seed."""
+WORKERS = click.IntRange(1, 256)
+"""A number of processes."""
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds, which NaN is not."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number in *value*; wrong usage if it is outside the bounds or no number."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return found
 
 
 def flags(*decorators: Decorator) -> Decorator:
@@ -140,7 +154,7 @@ method_flags = flags(
     ),
     click.option(
         "--edit-timeout",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(0, 1e9),
         envvar=EDIT_VARIABLE,
         expose_value=False,
         callback=lambda _, __, value: _limit(value),
@@ -184,6 +198,24 @@ def _limit(seconds: float | None) -> None:
     """Set the time limit of hooks for this process and its workers."""
     if seconds is not None:
         os.environ[EDIT_VARIABLE] = str(seconds)
+
+
+def find_typed(*flags: str) -> list[str]:
+    """Those of *flags* (as ``--seed``) that stand on the command line; defaults do not."""
+    context = click.get_current_context()
+    found = []
+    for parameter in context.command.params:
+        for flag in set(parameter.opts) & set(flags):
+            source = context.get_parameter_source(str(parameter.name))
+            if source is not None and source.name == "COMMANDLINE":
+                found.append(flag)
+    return sorted(found, key=flags.index)
+
+
+def refuse_unused(why: str, *flags: str) -> None:
+    """Raise `click.UsageError` if one of *flags* is typed; *why* says what it is for."""
+    for flag in find_typed(*flags):
+        raise click.UsageError(f"{flag} {why}; remove it")
 
 
 def say(text: object) -> None:

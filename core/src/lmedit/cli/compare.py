@@ -12,6 +12,8 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
+    WORKERS,
+    FiniteRange,
     as_json_text,
     asking_flags,
     flags,
@@ -23,7 +25,7 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.workers import worker_processes
-from lmedit.compare.measures import GROUPS, HELDOUT_LINES
+from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
 """The keys of `compare.paper_tables.PRESETS`; `--help` does not import that module."""
@@ -45,7 +47,7 @@ case_flags = flags(
     ),
     click.option(
         "--workers",
-        type=COUNT,
+        type=WORKERS,
         default=1,
         show_default=True,
         help="How many processes share the work. Each loads its own model.",
@@ -76,9 +78,7 @@ metric_flags = flags(
     click.option(
         "--heldout-lines",
         type=COUNT,
-        default=HELDOUT_LINES,
-        show_default=True,
-        help="How many lines of --heldout to use.",
+        help=f"How many lines of the held-out text to use.  [default: {HELDOUT_LINES}]",
     ),
     click.option(
         "--references",
@@ -121,11 +121,9 @@ regime_flags = flags(
     ),
     click.option(
         "--collapse",
-        type=click.FloatRange(min=1),
-        default=10.0,
-        show_default=True,
+        type=FiniteRange(1, 1e9),
         help="For the other regimes than single: a model has collapsed if its perplexity grew by "
-        "this factor.",
+        f"this factor.  [default: {COLLAPSE:g}]",
     ),
     click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),
 )

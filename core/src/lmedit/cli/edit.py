@@ -19,6 +19,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    refuse_unused,
     say,
 )
 
@@ -73,9 +74,12 @@ def edit(
     """
     given["methods"] = (method,)
     if facts is not None:
+        refuse_unused("is for one fact, and --facts names many", "--near")
         _edit_many(facts, given, out, force=force, as_json=as_json)
         return
-    plan, values = plan_of(given), fact_values(given)
+    refuse_unused("is for --facts", "--limit")
+    values = fact_values(given)
+    plan = plan_of(given)
     if near is not None:
         from lmedit.actions.probes import check_near
 

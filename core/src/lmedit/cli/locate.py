@@ -20,6 +20,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    refuse_unused,
     say,
 )
 
@@ -88,9 +89,12 @@ def locate(
     plan = plan_of(given)
     values = None if facts else fact_values(given)
     known = _read_facts(facts, limit or LIMIT, download=plan.download) if facts else []
-    setup = set_up(plan, note)
+    probing = probe or facts is not None
+    if not probing and plan.load_methods()[0].method.locates_answer is False:
+        refuse_unused("is used only with --probe", "--target-true")
+    setup = set_up(plan, note, probing=probing)
     request = None if values is None else fact_of(setup, values)
-    editor = setup.locator(setup.methods[0], probe=probe or facts is not None)
+    editor = setup.locator(setup.methods[0], probe=probing)
     if request is None:
         told, charts = _average_over(editor, str(facts), known, pooling or "facts")
         _print(told, charts, plot, as_json=as_json, method=method)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import as_json_text, json_flag, method_flags, model_flags, note, plan_of, say
+from lmedit.cli.common import (
+    as_json_text,
+    json_flag,
+    method_flags,
+    model_flags,
+    note,
+    plan_of,
+    refuse_unused,
+    say,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,10 +41,10 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
     from lmedit.models.load import device_of
     from lmedit.plan import Setup
 
+    flags = ("--corpus", "--observe", "--seed", "--edit-timeout")
+    refuse_unused("does not change the estimate", *flags)
     given["methods"] = (method,)
     plan = plan_of(given)
-    if plan.corpora:
-        raise click.UsageError("--corpus does not change the estimate; remove it")
     (loaded,) = plan.load_methods(note)
     lm = plan.outline()
     where = torch.device(device_of(plan.device))

@@ -16,6 +16,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    refuse_unused,
     say,
 )
 
@@ -55,10 +56,16 @@ def prepare(
     from lmedit.plan import set_up, takes_checkpoint
     from lmedit.preparation import prepared_path
 
+    refuse_unused("limits the hooks of an edit, and nothing is edited", "--edit-timeout")
     if plot is not None:
         files.check_ending(plot)
     given["methods"] = (method,)
     plan = plan_of(given)
+    keys = {key for key, _ in plan.options}
+    if layers is not None and keys & {"layer", f"{method}.layer"}:
+        raise click.UsageError("-o layer is not used beside --layers; remove one of them")
+    if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
+        raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
     once = {} if limit is None else {"limit": limit}
     each = [once | at for at in _each(layers)]
     _check_flags(plan, plot)

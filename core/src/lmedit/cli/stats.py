@@ -13,6 +13,7 @@ from lmedit.cli.common import (
     json_flag,
     model_flags,
     note,
+    refuse_unused,
     say,
     tell_notes,
 )
@@ -117,7 +118,10 @@ def import_(
     if layer is not None and file.suffix != ".npz":
         raise click.UsageError(f"--layer is for .npz files, and {file} is none; remove --layer")
     lm = None
-    if file.suffix == ".npz" and layer is not None:
+    if file.suffix != ".npz":
+        flags = ("--model", "--device", "--dtype", "--download")
+        refuse_unused("is for .npz files; this file names its model", *flags)
+    elif layer is not None:
         lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
         tell_notes(lm)
     one = import_statistics(file, lm, layer)

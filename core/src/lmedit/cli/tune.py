@@ -14,6 +14,7 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
+    WORKERS,
     as_json_text,
     asking_flags,
     json_flag,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--workers",
-    type=COUNT,
+    type=WORKERS,
     default=1,
     show_default=True,
     help="How many processes share the work. Each loads its own model.",
@@ -118,12 +119,19 @@ def tune(
     note(f"the options are in {path}; use them with -o @{path}")
 
 
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+"""The units of a time, in seconds."""
+LONGEST = 1e9
+"""The longest time, in seconds."""
+
+
 def _seconds(text: str) -> float:
     """A time such as 90s, 10m or 2h in seconds; a bare number is in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if found is None or not float(found[1]):
+    seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not 0 < seconds <= LONGEST:
         raise click.BadParameter(f"{text!r} is no time; write for example 90s, 10m or 2h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    return seconds
 
 
 def _text(entry: Mapping[str, Any]) -> str:

@@ -228,6 +228,8 @@ _COSTS = (
 _ALL = (*_SCORES, *_COSTS)
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _ALL})
 """All measures by name, in the order of the columns."""
+COLLAPSE = 10.0
+"""A model has collapsed if its perplexity grew by this factor."""
 HELDOUT_LINES = 40
 """How many lines of held-out text the health metrics read by default."""
 GROUPS: Mapping[str, str] = MappingProxyType(

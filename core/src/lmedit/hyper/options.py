@@ -10,7 +10,8 @@ from pydantic import Field
 
 from lmedit.errors import OptionError
 from lmedit.hyper.released import released_weights
-from lmedit.options import Options
+from lmedit.layers import Block
+from lmedit.options import Options, name_unused
 from lmedit.storage.digests import file_digest
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ PUBLISHED_TRAINING: Mapping[str, Any] = MappingProxyType(
 class HyperOptions(Options):
     """Base class of the options of hypernetwork editors."""
 
-    layers: tuple[int, ...] | None = Field(
+    layers: tuple[Block, ...] | None = Field(
         default=None,
         description="Blocks whose MLP matrices are edited. null: the last three.",
     )
@@ -100,6 +101,13 @@ class HyperOptions(Options):
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
             found["checkpoint"] = file_digest(Path(self.checkpoint))
         return found
+
+    def find_unused(self) -> Mapping[str, str]:
+        """The options of the training if a released editor is read."""
+        trains = tuple(name for name in TRAINING if name not in {"layers", "checkpoint"})
+        why = "checkpoint names an editor that is trained"
+        given = self.checkpoint is not None
+        return {**super().find_unused(), **name_unused(trains, why, when=given)}
 
     def told_by(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """The option values that a released editor's *weights* determine."""

@@ -139,6 +139,8 @@ class Parts:
         experts = self._experts(layer)
         if experts is not None:
             return Site(where, bool(experts.is_transposed), self._expert(layer, expert))
+        if expert is not None:
+            raise RequestError(f"block {layer} of {self.name} has no experts; remove expert")
         return self.site_of(where)
 
     def mlp_width(self, layer: int) -> int:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from lmedit.arithmetic import ArithmeticOptions
 from lmedit.layers import LayerOptions
+from lmedit.options import name_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Count = Annotated[int, Field(ge=1)]
+"""A number of things, at least one."""
 
 
 class ValueOptions(ArithmeticOptions, LayerOptions):
@@ -16,7 +23,7 @@ class ValueOptions(ArithmeticOptions, LayerOptions):
     The defaults are those of ROME's released code, except `tolerance`.
     """
 
-    prefixes: tuple[tuple[int, int], ...] = Field(
+    prefixes: tuple[tuple[Count, Count], ...] = Field(
         default=((5, 10), (10, 10)),
         description="Sampled contexts, as pairs [length in tokens, number]. []: none.",
     )
@@ -43,7 +50,9 @@ class ValueOptions(ArithmeticOptions, LayerOptions):
         "fewer than passes.",
     )
     learning_rate: float = Field(default=0.5, gt=0, description="Adam's learning rate for delta.")
-    stop_loss: float = Field(default=5e-2, description="Stop when the loss is below this value.")
+    stop_loss: float = Field(
+        default=5e-2, ge=-1, description="Stop when the loss is below this value. -1: never."
+    )
     stop_after_top: int | None = Field(
         default=None,
         ge=0,
@@ -62,7 +71,7 @@ class ValueOptions(ArithmeticOptions, LayerOptions):
         default="loss", description="loss: decay |delta|/|v0|^2 in the loss. adam: Adam's L2 decay."
     )
     clamp: float | None = Field(
-        default=4.0, description="Largest length of delta, in lengths of v0. null: no limit."
+        default=4.0, gt=0, description="Largest length of delta, in lengths of v0. null: no limit."
     )
     samples: int = Field(
         default=100_000, ge=1, description="Amount of text for C, in units of sample_unit."
@@ -79,3 +88,15 @@ class ValueOptions(ArithmeticOptions, LayerOptions):
     max_length: int | None = Field(
         default=None, ge=1, description="Tokens to read of a document. null: the model's limit."
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """The options of contexts without contexts, and of terms with the weight 0."""
+        contexts = ("length_counts_start", "prefix_start", "prefix_join")
+        return {
+            **super().find_unused(),
+            **name_unused(contexts, "prefixes is []", when=not self.prefixes),
+            **name_unused(
+                ("kl_reduction", "kl_position"), "kl_factor is 0", when=not self.kl_factor
+            ),
+            **name_unused(("decay_kind",), "decay is 0", when=not self.decay),
+        }

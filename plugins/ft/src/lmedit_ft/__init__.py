@@ -31,7 +31,7 @@ PAPER = "arXiv 2012.00363"
 @hookimpl
 def edit_describe() -> Method:
     """FT needs no preparation and no subject."""
-    return Method("ft", PAPER, FtOptions)
+    return Method("ft", PAPER, FtOptions, locates_answer=False)
 
 
 @hookimpl

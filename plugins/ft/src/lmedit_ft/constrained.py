@@ -12,4 +12,4 @@ __all__ = ["edit_compute", "edit_compute_many", "edit_describe", "edit_locate", 
 @hookimpl
 def edit_describe() -> Method:
     """FT-L needs no preparation."""
-    return Method("ft-l", PAPER, FtLOptions)
+    return Method("ft-l", PAPER, FtLOptions, locates_answer=False)

@@ -23,7 +23,7 @@ METHOD = "locft-bf"
 @hookimpl
 def edit_describe() -> Method:
     """LocFT-BF needs no preparation and no subject."""
-    return Method(METHOD, "arXiv 2509.22072", LocFtOptions)
+    return Method(METHOD, "arXiv 2509.22072", LocFtOptions, locates_answer=False)
 
 
 @hookimpl

@@ -25,7 +25,7 @@ METHOD = "lora"
 @hookimpl
 def edit_describe() -> Method:
     """LoRA needs no preparation and no subject."""
-    return Method(METHOD, "arXiv 2106.09685", LoraOptions)
+    return Method(METHOD, "arXiv 2106.09685", LoraOptions, locates_answer=False)
 
 
 @hookimpl

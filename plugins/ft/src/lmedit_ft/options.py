@@ -10,7 +10,8 @@ from pydantic import Field
 
 from lmedit.arithmetic import ArithmeticOptions
 from lmedit.errors import OptionError
-from lmedit.layers import LayerOptions, Shapes
+from lmedit.layers import Block, LayerOptions, Shapes
+from lmedit.options import name_unused
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -82,7 +83,9 @@ class FtOptions(ArithmeticOptions, LayerOptions):
         description="Adam's learning rate. Default: published, or by the matrix's width.",
     )
     steps: int = Field(default=25, ge=1, description="Largest number of updates.")
-    stop_loss: float = Field(default=1e-2, description="Stop when the loss (nats) is below this.")
+    stop_loss: float = Field(
+        default=1e-2, ge=-1, description="Stop when the loss (nats) is below this. -1: never."
+    )
     bias: bool = Field(default=True, description="Train the bias too, if there is one.")
     objective: Literal["prompt_last", "target_new"] = Field(
         default="prompt_last",
@@ -147,11 +150,16 @@ class BreadthOptions(LayerOptions):
     batch: int = Field(default=100, ge=1, description="Facts in a batch.")
     stop_loss: float = Field(
         default=1e-2,
-        description="Skip batches and stop after epochs with a loss (nats) below this.",
+        ge=-1,
+        description="Skip batches and stop after epochs with a loss (nats) below this. -1: never.",
     )
     end_token: bool = Field(
         default=True, description="The end-of-text token is a part of each target."
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """All facts share one change, so no expert is chosen for a fact."""
+        return {**super().find_unused(), "expert": "all facts change the same matrices"}
 
     def depth(self, lm: Lm) -> float:
         """As for FT: late in GPT-J, early elsewhere."""
@@ -195,7 +203,7 @@ class LoraOptions(BreadthOptions):
         }
     )
 
-    layers: tuple[int, ...] | None = Field(
+    layers: tuple[Block, ...] | None = Field(
         default=None, description="Blocks to change. null: all, or the one of layer."
     )
     modules: tuple[str, ...] = Field(
@@ -205,6 +213,14 @@ class LoraOptions(BreadthOptions):
     rank: int = Field(default=8, ge=1, description="r, the rank of each change.")
     alpha: float = Field(default=32.0, gt=0, description="The change is alpha / r times B A.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
+
+    def find_unused(self) -> Mapping[str, str]:
+        """As all of them, and layer beside layers."""
+        both = self.layers is not None and self.layer is not None
+        return {
+            **super().find_unused(),
+            **name_unused(("layer",), "layers names the blocks", when=both),
+        }
 
     def resolved(self, lm: Lm) -> Self:
         """The blocks: all of them unless layer or layers was given."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """KE is trained once per model, on cases. It does not use the subject's place."""
-    return Method("ke", "arXiv 2104.08164", KeOptions, prepares_on="cases")
+    return Method("ke", "arXiv 2104.08164", KeOptions, prepares_on="cases", locates_answer=False)
 
 
 @hookimpl

@@ -27,7 +27,7 @@ ROWS = 16_384
 @hookimpl
 def edit_describe() -> Method:
     """KN needs no preparation and no subject."""
-    return Method("kn", "arXiv 2104.08696", KnOptions)
+    return Method("kn", "arXiv 2104.08696", KnOptions, locates_answer=True)
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from lmedit.arithmetic import ArithmeticOptions
+from lmedit.options import name_unused
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -133,8 +134,12 @@ class KnOptions(ArithmeticOptions):
     old: Literal["predicted", "given"] = Field(
         default="predicted", description="The answer to remove: the model's own, or target_true."
     )
-    lambda_old: float = Field(default=2.0, description="Weight of the old answer's embedding.")
-    lambda_new: float = Field(default=2.0, description="Weight of the new answer's embeddings.")
+    lambda_old: float = Field(
+        default=2.0, ge=0, description="Weight of the old answer's embedding."
+    )
+    lambda_new: float = Field(
+        default=2.0, ge=0, description="Weight of the new answer's embeddings."
+    )
     adapted: bool = Field(
         default=True,
         description="Use the sign of each neuron's activation, and correct for a norm behind the "
@@ -176,6 +181,20 @@ class KnOptions(ArithmeticOptions):
                 if text.count("{}") != 1:
                     raise ValueError(f"{name}: {text!r} must hold {{}} exactly once")
         return self
+
+    def find_unused(self) -> Mapping[str, str]:
+        """Criteria and corrections that another option sets aside."""
+        others = self.threshold is not None or self.percentile is not None
+        change = ("lambda_old", "lambda_new", "adapted", "limit", "enough", "levelled", "embedding")
+        return {
+            **super().find_unused(),
+            **name_unused(
+                ("adaptive_threshold",), "threshold or percentile takes its place", when=others
+            ),
+            **name_unused(("share",), "refine is false", when=not self.refine),
+            **name_unused(("limit",), "adapted is false", when=not self.adapted),
+            **name_unused(change, f"operation is {self.operation}", when=self.operation != "edit"),
+        }
 
     @property
     def m(self) -> int:

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """MEMIT needs the second moments of the keys of its layers, and the subject of each fact."""
-    return Method("memit", "arXiv 2210.07229", MemitOptions, prepares_on="text", needs_subject=True)
+    return Method(
+        "memit",
+        "arXiv 2210.07229",
+        MemitOptions,
+        prepares_on="text",
+        needs_subject=True,
+        locates_answer=False,
+    )
 
 
 @hookimpl

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 def edit_describe() -> Method:
     """AlphaEdit needs the free directions of its layers, and the subject of each fact."""
     return Method(
-        "alphaedit", "arXiv 2410.02355", AlphaEditOptions, prepares_on="text", needs_subject=True
+        "alphaedit",
+        "arXiv 2410.02355",
+        AlphaEditOptions,
+        prepares_on="text",
+        needs_subject=True,
+        locates_answer=False,
     )
 
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """EMMET needs the second moment of the keys of its layer, and the subject of each fact."""
-    return Method("emmet", "arXiv 2403.14236", EmmetOptions, prepares_on="text", needs_subject=True)
+    return Method(
+        "emmet",
+        "arXiv 2403.14236",
+        EmmetOptions,
+        prepares_on="text",
+        needs_subject=True,
+        locates_answer=False,
+    )
 
 
 @hookimpl

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from lmedit.errors import OptionError
-from lmedit.layers import Shapes
+from lmedit.layers import Block, Shapes
+from lmedit.options import name_unused
 from lmedit.values import ValueOptions
+from lmedit.values.options import Count
 
 if TYPE_CHECKING:
     from lmedit import Lm
@@ -48,7 +50,7 @@ OLD_RATE = 0.5
 class JointOptions(ValueOptions):
     """What MEMIT, EMMET and AlphaEdit share: contexts, targets, the memory of earlier keys."""
 
-    prefixes: tuple[tuple[int, int], ...] = Field(
+    prefixes: tuple[tuple[Count, Count], ...] = Field(
         default=((10, 5),),
         description="Sampled contexts, as pairs [length in tokens, number]. []: none.",
     )
@@ -59,7 +61,7 @@ class JointOptions(ValueOptions):
     steps: int = Field(default=25, ge=1, description="Largest number of forward passes.")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam's learning rate for delta.")
     clamp: float | None = Field(
-        default=0.75, description="Largest length of delta, in lengths of v0. null: no limit."
+        default=0.75, gt=0, description="Largest length of delta, in lengths of v0. null: no limit."
     )
     target: Literal["block", "mlp", "mlp+attention"] = Field(
         default="block",
@@ -69,6 +71,10 @@ class JointOptions(ValueOptions):
     remember: bool = Field(
         default=False, description="Keep the answers of this method's earlier edits too."
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """All facts share one change, so no expert is chosen for a fact."""
+        return {**super().find_unused(), "expert": "all facts change the same matrices"}
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -85,7 +91,13 @@ class JointOptions(ValueOptions):
 
     def published_for(self, lm: Lm) -> Mapping[str, Any]:
         """The published values for the shape of *lm*, with the learning rate of its family."""
-        found = dict(super().published_for(lm))
+        given = self.model_fields_set
+        relative = {"threshold": "threshold_share", "ridge": "ridge_share"}
+        found = {
+            name: value
+            for name, value in super().published_for(lm).items()
+            if relative.get(name) not in given
+        }
         if found:
             found.setdefault("learning_rate", self.rate_of(lm))
         return found
@@ -104,7 +116,7 @@ class DampedOptions(JointOptions):
 class SpreadOptions(JointOptions):
     """Options of methods that edit several layers."""
 
-    layers: tuple[int, ...] | None = Field(
+    layers: tuple[Block, ...] | None = Field(
         default=None,
         description="Blocks to edit, ascending. null: published, or span blocks that end at layer.",
     )
@@ -113,6 +125,15 @@ class SpreadOptions(JointOptions):
         default="linear",
         description="A block's part of the residual if n are left: 1/n (MEMIT), 1/sqrt(n) (PMET).",
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """The width of a span beside named layers, and the shares of a single layer."""
+        alone = self.span == 1 if self.layers is None else len(self.layers) == 1
+        return {
+            **super().find_unused(),
+            **name_unused(("span",), "layers names the blocks", when=self.layers is not None),
+            **name_unused(("spread",), "there is one block", when=alone),
+        }
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -223,6 +244,14 @@ class EmmetOptions(DampedOptions):
         default=1.0, gt=0, description="The weight of C beside softness (mom2_update_weight)."
     )
 
+    def find_unused(self) -> Mapping[str, str]:
+        """The weight of C in the exact solution."""
+        exact = not self.softness
+        return {
+            **super().find_unused(),
+            **name_unused(("moment_weight",), "softness is 0", when=exact),
+        }
+
     @property
     def kappa(self) -> float:
         """The lambda of the joint solution."""
@@ -280,6 +309,15 @@ class AlphaEditOptions(SpreadOptions):
         ge=0,
         description="lambda: the weight of ordinary text within the free directions (BetaEdit).",
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """Relative values beside absolute ones."""
+        given, ridge = self.threshold is not None, self.ridge is not None
+        return {
+            **super().find_unused(),
+            **name_unused(("threshold_share",), "threshold is given", when=given),
+            **name_unused(("ridge_share",), "ridge is given", when=ridge),
+        }
 
     def prepared_from(self) -> dict[str, Any]:
         """The options of the preparation; with `weight` it holds all free directions."""

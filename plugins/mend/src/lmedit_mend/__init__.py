@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """MEND is trained once per model, on cases. It does not use the subject's place."""
-    return Method("mend", "arXiv 2110.11309", MendOptions, prepares_on="cases")
+    return Method(
+        "mend", "arXiv 2110.11309", MendOptions, prepares_on="cases", locates_answer=False
+    )
 
 
 @hookimpl

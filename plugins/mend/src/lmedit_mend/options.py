@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from lmedit.hyper.options import PUBLISHED_TRAINING, TRAINING, HyperOptions
+from lmedit.options import name_unused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,16 @@ class MendOptions(HyperOptions):
         first = all(site.transposed for site in found.sites(lm)) and lm.n_layers != DISTILLED
         order = "output_first" if first else "input_first"
         return found.model_copy(update={"checkpoint_order": order})
+
+    def find_unused(self) -> Mapping[str, str]:
+        """As of every editor; of step lengths before the training, and their order in a file."""
+        released = self.checkpoint is not None
+        why = "checkpoint names an editor that is trained"
+        return {
+            **super().find_unused(),
+            **name_unused(("edit_rate", "edit_rate_rate"), why, when=released),
+            **name_unused(("checkpoint_order",), "there is no checkpoint", when=not released),
+        }
 
     def prepared_from(self) -> dict[str, Any]:
         """The same, with the order of a checkpoint's matrices if there is a checkpoint."""

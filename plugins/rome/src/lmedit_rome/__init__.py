@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """ROME needs the second moment of its keys once per model, and the subject of each fact."""
-    return Method("rome", "arXiv 2202.05262", RomeOptions, prepares_on="text", needs_subject=True)
+    return Method(
+        "rome",
+        "arXiv 2202.05262",
+        RomeOptions,
+        prepares_on="text",
+        needs_subject=True,
+        locates_answer=False,
+    )
 
 
 @hookimpl

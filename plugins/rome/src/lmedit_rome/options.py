@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lmedit.options import name_unused
 from lmedit.values import ValueOptions
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class RomeOptions(ValueOptions):
         "tolerance",
     )
 
+    probes: ClassVar[tuple[str, ...]] = ("trace_samples", "trace_window", "trace_noise")
+
     release: Literal["head", "2022-02"] = Field(
         default="head", description="The release whose published values fill in missing options."
     )
@@ -110,7 +113,7 @@ class RomeOptions(ValueOptions):
         "would break the model. contexts: of the sampled contexts. published: as elsewhere.",
     )
     insertion_max: float | None = Field(
-        default=None, description="Largest length of Lambda. null: no limit."
+        default=None, gt=0, description="Largest length of Lambda. null: no limit."
     )
     covariance: bool = Field(
         default=True, description="Use the second moment C of the keys. false: C = I."
@@ -150,3 +153,12 @@ class RomeOptions(ValueOptions):
     def needs_preparation(self) -> bool:
         """Whether C is used."""
         return self.covariance
+
+    def find_unused(self) -> Mapping[str, str]:
+        """The options of C without C, and those of a mean key that is not used."""
+        counting = ("ridge", "samples", "sample_unit", "max_length", "tolerance")
+        return {
+            **super().find_unused(),
+            **name_unused(counting, "covariance is false", when=not self.covariance),
+            **name_unused(("key_text",), "key_mode is prompt", when=self.key_mode == "prompt"),
+        }

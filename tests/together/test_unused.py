@@ -1,0 +1,267 @@
+"""What is given is used, or refused, or a note says so: every flag of every command, every option.
+
+The walks fail for a new flag until a line here says where it is used or how it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+from click.testing import Result
+from test_early import no_model as no_model  # noqa: PLC0414  (a fixture)
+
+from lmedit.cli import main
+from lmedit.errors import OptionError
+from lmedit.options import Method, Options, build_options
+from lmedit.registry import resolve
+from lmedit.tiny import tiny_lm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Run = Callable[..., Result]
+FACT = ("--prompt", "{} is in", "--subject", "It", "--target", "Rome")
+
+USED = {
+    "--json": "the form of what is printed",
+    "--out": "the place of what is written",
+    "--model": "the model; see below for commands that need none",
+    "--device": "where the model is loaded",
+    "--dtype": "how the model is loaded",
+    "--download": "a permission",
+    "--force": "a permission",
+    "--option": "checked by name and value, see below",
+    "--plugin": "a method that is not named gives a note, see below",
+    "--observe": "watches every hook; plan calls none",
+    "--seed": "every method and every sample",
+    "--compute": "refused if no method has the option",
+    "--edit-timeout": "every hook of an edit",
+    "--corpus": "a method without preparation gives a note or an error",
+    "--join": "how the model is asked",
+    "--chat": "how the model is asked",
+    "--system": "refused without --chat",
+    "--prompt": "the fact",
+    "--subject": "the fact",
+    "--target": "the fact",
+    "--target-true": "its probability is reported; locate refuses it, see below",
+    "--fact": "the fact; flags win, as documented",
+    "--cases": "the cases",
+    "--run": "the folder of results",
+    "--workers": "the number of processes",
+    "--in-context": "a row of the table",
+    "--random-layer": "a row of the table",
+    "--regime": "how edits pile up",
+    "--preset": "the cases and metrics of a table",
+    "--metrics": "columns of the table",
+    "--recipe": "the description of a folder",
+    "--html": "a page",
+    "--format": "the form of what is printed",
+    "--from": "the file to pull from",
+    "--budget": "the number of settings",
+    "--check": "loads each method",
+    "--facts": "the facts",
+    "--plot": "refused without a picture",
+    "--probe": "measures; refused if the method has no probe",
+    "--version": "prints",
+    "--help": "prints",
+}
+"""Flags that every command uses that has them."""
+
+UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("edit", "--limit"): (("edit", "ft", *FACT, "--limit", "3"), "--limit is for --facts"),
+    ("edit", "--near"): (
+        ("edit", "memit", "--facts", "demo", "--near", "demo"),
+        "--near is for one fact",
+    ),
+    ("locate", "--limit"): (("locate", "rome", *FACT, "--limit", "3"), "--limit is for --facts"),
+    ("locate", "--pooling"): (
+        ("locate", "rome", *FACT, "--pooling", "facts"),
+        "--pooling is for --facts",
+    ),
+    ("compare", "--limit"): (("compare", "ft", "--limit", "0"), "--limit"),
+    ("tune", "--limit"): (("tune", "ft", "--limit", "0"), "--limit"),
+    ("compare", "--heldout"): (("compare", "ft", "--heldout", "a"), "only with --metrics health"),
+    ("compare", "--heldout-lines"): (
+        ("compare", "ft", "--heldout-lines", "40"),
+        "only with --metrics health",
+    ),
+    ("compare", "--references"): (
+        ("compare", "ft", "--references", "a"),
+        "only with --metrics text",
+    ),
+    ("compare", "--batch"): (("compare", "ft", "--batch", "3"), "--regime batched"),
+    ("compare", "--sizes"): (("compare", "ft", "--sizes", "1"), "only with another --regime"),
+    ("compare", "--collapse"): (("compare", "ft", "--collapse", "10"), "another --regime"),
+    ("compare", "--stop-on-collapse"): (
+        ("compare", "ft", "--stop-on-collapse"),
+        "only with another --regime",
+    ),
+    ("prepare", "--limit"): (("prepare", "rome", "--limit", "3"), "option 'limit'"),
+    ("prepare", "--layers"): (
+        ("prepare", "rome", "--layers", "1,2", "-o", "layer", "1"),
+        "-o layer is not used beside --layers",
+    ),
+    ("export", "--rank"): (("export", "none", "-O", "a", "--rank", "3"), "none"),
+    ("stats import", "--layer"): (
+        ("stats", "import", "a.safetensors", "--layer", "3"),
+        "is for .npz files",
+    ),
+}
+"""Flags that a command uses only beside others: a command line without the others."""
+
+ALSO = {
+    "plan: observe": (("plan", "rome", "--observe", "timer"), "does not change the estimate"),
+    "plan: seed": (("plan", "rome", "--seed", "0"), "does not change the estimate"),
+    "plan: time": (("plan", "rome", "--edit-timeout", "3"), "does not change the estimate"),
+    "prepare: time": (("prepare", "rome", "--edit-timeout", "3"), "nothing is edited"),
+    "prepare: corpus": (
+        ("prepare", "mend", "--corpus", "demo", "-o", "checkpoint", "a.pt"),
+        "--corpus is not used",
+    ),
+    "locate: answer": (
+        ("locate", "ft", *FACT, "--target-true", "Oslo"),
+        "--target-true is used only with --probe",
+    ),
+    "locate: answer of rome": (
+        ("locate", "rome", *FACT, "--target-true", "Oslo"),
+        "--target-true is used only with --probe",
+    ),
+    "edit: a probe's option": (
+        ("edit", "rome", *FACT, "-o", "trace_window", "3"),
+        "trace_window is used only by lmedit locate --probe",
+    ),
+    "compare: a probe's option": (
+        ("compare", "rome", "-o", "trace_noise", "3"),
+        "trace_noise is used only by lmedit locate --probe",
+    ),
+    "locate: a probe's option": (
+        ("locate", "rome", *FACT, "-o", "trace_samples", "3"),
+        "trace_samples is used only by lmedit locate --probe",
+    ),
+    "edit: no experts": (("edit", "ft", *FACT, "-o", "expert", "0"), "has no experts"),
+    "edit: no experts of a layer": (
+        ("edit", "ft", *FACT, "-o", "expert", "0", "-o", "layer", "1"),
+        "block 1 of demo has no experts",
+    ),
+    "stats import: a model": (
+        ("stats", "import", "a.safetensors", "-m", "demo"),
+        "--model is for .npz files",
+    ),
+    "stats import: a type": (
+        ("stats", "import", "a.safetensors", "--dtype", "float32"),
+        "--dtype is for .npz files",
+    ),
+    "show: a plugin": (("show", __file__, "--plugin", "a.py"), "--plugin is for methods"),
+}
+
+
+def _flags(command: click.Command = main, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every command with every flag of it."""
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from _flags(each, f"{path} {name}".strip())
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield path, max(parameter.opts, key=len)
+
+
+def test_every_flag_has_a_line_here() -> None:
+    flags = set(_flags())
+    assert not {pair for pair in flags if pair not in UNUSED and pair[1] not in USED}
+    assert set(UNUSED) <= flags
+    assert set(USED) <= {flag for _, flag in flags} | {"--help"}
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("case", [*UNUSED, *ALSO], ids=str)
+def test_a_flag_that_is_not_used_is_refused(
+    case: Any, lmedit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, words = ({**UNUSED, **ALSO})[case]
+    done = lmedit(*arguments)
+    assert done.exit_code in {1, 2}, done.output
+    assert not isinstance(done.exception, AssertionError)
+    assert words in " ".join(done.stderr.split())
+
+
+def test_a_plugin_whose_method_is_not_named_is_told(
+    lmedit: Run, model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from lmedit import Method, hookimpl\n\n\n"
+        "@hookimpl\ndef edit_describe():\n    return Method('mine', 'none')\n",
+        encoding="utf-8",
+    )
+    done = lmedit("locate", "ft", *FACT, "-m", model, "--plugin", file)
+    assert "its method 'mine' is not named" in done.stderr
+    assert done.exit_code == 0, done.stderr
+
+
+METHODS = {loaded.name: loaded.method for loaded in resolve((), (), lambda _: None)}
+CLASHES: list[tuple[str, dict[str, Any], str]] = [
+    ("rome", {"covariance": False, "ridge": 1}, "ridge"),
+    ("rome", {"covariance": "false", "samples": "10"}, "samples"),
+    ("rome", {"prefixes": "[]", "prefix_join": "x"}, "prefix_join"),
+    ("rome", {"kl_factor": 0, "kl_position": "prompt_last"}, "kl_position"),
+    ("rome", {"decay": 0, "decay_kind": "adam"}, "decay_kind"),
+    ("rome", {"key_mode": "prompt", "key_text": "subject"}, "key_text"),
+    ("memit", {"layers": [1, 2], "span": 2}, "span"),
+    ("memit", {"layers": [1], "spread": "sqrt"}, "spread"),
+    ("memit", {"expert": 1}, "expert"),
+    ("emmet", {"moment_weight": 3}, "moment_weight"),
+    ("alphaedit", {"threshold": 0.1, "threshold_share": 0.1}, "threshold_share"),
+    ("alphaedit", {"ridge": 0.1, "ridge_share": 0.1}, "ridge_share"),
+    ("locft-bf", {"expert": 0}, "expert"),
+    ("lora", {"layer": 1, "layers": [2]}, "layer"),
+    ("kn", {"threshold": 1, "adaptive_threshold": 0.1}, "adaptive_threshold"),
+    ("kn", {"percentile": 9, "adaptive_threshold": 0.1}, "adaptive_threshold"),
+    ("kn", {"refine": False, "share": 0.1}, "share"),
+    ("kn", {"adapted": False, "limit": 0.1}, "limit"),
+    ("kn", {"operation": "erase", "lambda_new": 3}, "lambda_new"),
+    ("mend", {"checkpoint": "a.pt", "steps": 3}, "steps"),
+    ("mend", {"checkpoint": "a.pt", "edit_rate": 3}, "edit_rate"),
+    ("mend", {"checkpoint_order": "input_first"}, "checkpoint_order"),
+    ("ke", {"checkpoint": "a.pt", "batch": 3}, "batch"),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "name"), CLASHES)
+def test_an_option_without_effect_is_refused(method: str, given: dict[str, Any], name: str) -> None:
+    with pytest.raises(OptionError, match=f"{method}: {name} has no effect, because .*; remove"):
+        build_options(METHODS[method], given)
+    build_options(METHODS[method], {key: value for key, value in given.items() if key != name})
+
+
+def test_presets_and_tuned_options_are_not_refused() -> None:
+    """Only what the user types is refused: a preset may set what another option sets aside."""
+    given = {"preset": "2022-02", "covariance": False}
+    assert build_options(METHODS["rome"], given).model_dump()["covariance"] is False
+
+    class Tuned(Options):
+        size: int = 1
+
+        def find_unused(self) -> dict[str, str]:
+            return {"size": "it is a test"}
+
+    lm = tiny_lm()
+    lm.tuned = {"tuned": {"options": {"size": 3}}}
+    assert build_options(Method("tuned", "none", Tuned), {}, lm).model_dump()["size"] == 3
+    with pytest.raises(OptionError, match="size has no effect, because it is a test"):
+        build_options(Method("tuned", "none", Tuned), {"size": 4}, lm)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_unused_names_are_options(name: str) -> None:
+    options = METHODS[name].options
+    values: list[dict[str, Any]] = [{}, {"checkpoint": "a"}, {"covariance": False, "prefixes": ()}]
+    values += [{"refine": False}, {"adapted": False}, {"operation": "erase"}, {"softness": 1.0}]
+    for given in values:
+        if given.keys() <= options.model_fields.keys():
+            assert options.model_validate(given).find_unused().keys() <= options.model_fields.keys()
+    assert set(options.probes) <= options.model_fields.keys()
