@@ -75,7 +75,7 @@ def _reasons(found: Mapping[str, Outcome]) -> list[str]:
     for kind, outcome in sorted(found.items()):
         for name, (state, what) in outcome.items():
             if state != "ok" and what:
-                reason = f"{name}: {what.rstrip('.')}"
+                reason = f"{name}: {what.strip().rstrip('.')}"
                 rows.setdefault(reason.replace("|", "/"), []).append(kind)
     return [f"- {', '.join(kinds)}: {reason}" for reason, kinds in rows.items()]
 
@@ -109,6 +109,22 @@ def read_page(text: str) -> dict[str, dict[str, str]]:
             named = zip(COLUMNS, cells[1:], strict=True)
             rows[cells[0]] = {name: cell for name, cell in named if cell}
     return rows
+
+
+def read_outcomes(text: str) -> dict[str, Outcome]:
+    """The outcomes that a page was made from; `page` makes the same page of them again."""
+    states = {word: state for state, word in WORDS.items()} | {"whole": "ok"}
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for kind, cells in read_page(text).items():
+        found[kind] = {
+            name: (states[cell], "whole" if cell == "whole" else "") for name, cell in cells.items()
+        }
+    for line in text.partition("## Reasons")[2].splitlines():
+        kinds, name, what = line.removeprefix("- ").split(": ", 2) if line else ("", "", "")
+        for kind in kinds.split(", ") if kinds else ():
+            state = found[kind][name][0] if name in found[kind] else "error"
+            found[kind][name] = (state, what)
+    return dict(found)
 
 
 def compared(found: Mapping[str, Outcome], table: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
     python3 dev.py families                          # all of them, about 15 minutes
     python3 dev.py families -- --only llama mixtral  # some of them; the table stays as it is
+    python3 dev.py families -- --only llama --write  # some of them; their rows are replaced
     python3 dev.py families -- --check               # compare with the table, write nothing
 
 A worker process tries one model type after another (`trials.tried`). It has a limit of memory, and
@@ -21,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families_page import PAGE, compared, page, read_page
+from families_page import PAGE, compared, page, read_outcomes, read_page
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def main() -> None:
     """Read the command line; sweep, then write or compare the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="try these model types alone")
+    parser.add_argument("--write", action="store_true", help="with --only: replace their rows")
     parser.add_argument("--check", action="store_true", help="compare with the table")
     parser.add_argument("--json", type=Path, help="write the outcomes to this file too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -136,7 +138,9 @@ def main() -> None:
     found: dict[str, Any] = dict(swept(asked.only or kinds()))
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
-    if asked.only or asked.check:
+    if asked.only and asked.write:
+        found = read_outcomes(PAGE.read_text(encoding="utf-8")) | found
+    elif asked.only or asked.check:
         differences = compared(found, read_page(PAGE.read_text(encoding="utf-8")))
         sys.stdout.write("\n".join([page(found) if asked.only else "", *differences, ""]))
         sys.exit(1 if differences else 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import transformers
-from families_page import MAY_REFUSE, PAGE, compared, read_page, verdict
+from families_page import MAY_REFUSE, PAGE, compared, page, read_outcomes, read_page, verdict
 from sweep import kinds, swept
 from trials import tried
 
@@ -22,10 +22,6 @@ NAMED = (
 """Rows that are tried in every run of the tests."""
 
 
-WITHOUT_KN = {"bart", "gemma4_text"}
-"""Rows of `NAMED` where a norm changes what KN adds; KN refuses them, as the table says."""
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
@@ -36,6 +32,14 @@ def test_the_table_has_every_decoder_of_transformers() -> None:
     if f"transformers {transformers.__version__} " in PAGE.read_text(encoding="utf-8"):
         assert set(TABLE) == known
     assert set(NAMED) <= set(TABLE)
+
+
+def test_the_page_is_made_of_the_outcomes_that_it_tells() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    made = page(read_outcomes(text))
+    if f"transformers {transformers.__version__} " in text:
+        assert made == text
+    assert read_page(made) == TABLE
 
 
 OPEN = {"mllama", "reformer", "rwkv", "xlstm"}
@@ -55,7 +59,7 @@ def test_a_family_is_as_the_table_says(kind: str) -> None:
         pytest.skip(f"this transformers has no {kind}")
     found = {kind: tried(kind)}
     assert not compared(found, TABLE)
-    assert verdict(found[kind]) == ("part" if kind in WITHOUT_KN else "all")
+    assert verdict(found[kind]) == "all"
 
 
 @pytest.mark.skipif(not os.environ.get("LMEDIT_ALL_FAMILIES"), reason="LMEDIT_ALL_FAMILIES=1")

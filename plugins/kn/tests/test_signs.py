@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm, tiny_model
 from lmedit.trace import captured
-from lmedit_kn.equations import before_norm, exchange, level, shorten
+from lmedit_kn.equations import before_norm, before_rest, exchange, level, shorten
 from lmedit_kn.exchanging import exchange_answer, weaken
 from lmedit_kn.neurons import by_layer, scaled
 from lmedit_kn.probe import probe_neurons
@@ -172,6 +172,64 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     with editor(lm).applied(as_update(plain)):
         blind = last_state(lm, layer) - before
     assert (gained - wanted).norm() < 0.5 * (blind - wanted).norm()
+
+
+def post_norm_of_the_sum() -> Lm:
+    """A block ends with a norm of stream and MLP together, as in BART and the first GPT."""
+    sizes = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 128, "hidden_size": 16}
+    lm = tiny_model("OpenAIGPTConfig", sizes)
+    for name, parameter in lm.model.named_parameters():
+        if parameter.dim() == 1 and name.split(".")[-2].startswith("ln_"):
+            parameter.data = float(name.endswith("weight")) + 0.2 * parameter.data.tanh()
+    return lm
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_behind_a_norm_of_the_sum_the_stream_gains_what_it_can(sign: float) -> None:
+    """The mean and the length are the norm's own; all the rest of d arrives."""
+    lm, layer = post_norm_of_the_sum(), 1
+    neurons = by_sign(lm, layer)[sign]
+    norm = lm.block(layer).get_submodule("ln_2")
+    with captured(norm) as box:
+        last_logits(lm)
+    gain = norm.get_parameter("weight")
+    place = box.input[0, -1]
+    unit = (place - place.mean()) / (place - place.mean()).norm()
+    fixed = torch.linalg.qr(torch.stack([1 / gain, unit / gain], dim=1)).Q  # (H, 2)
+    d = 0.01 * torch.randn(16, generator=torch.Generator().manual_seed(3)).double()
+    d -= fixed @ (fixed.T @ d)
+    before = last_state(lm, layer)
+    deltas, notes, _ = exchange_answer(lm, ONE.text, neurons, d, options())
+    with editor(lm).applied(as_update(deltas)):
+        gained = last_state(lm, layer) - before
+    wanted = mlps_at_prompt(lm, ONE.text, [layer])[layer].size([n for _, n in neurons]) * d
+    assert float((gained - wanted).norm()) < 0.05 * float(wanted.norm())
+    assert notes["smallest_reachable_share"] > 0.98
+    _, notes, _ = exchange_answer(lm, ONE.text, neurons, 0.01 * fixed[:, 0], options())
+    assert notes["smallest_reachable_share"] < 0.02
+
+
+def test_a_change_that_the_rest_of_a_block_bends_is_shortened() -> None:
+    lm, layer = post_norm_of_the_sum(), 1
+    neurons = by_sign(lm, layer)[1.0]
+    d, *_ = exchange_of(lm)
+    before = last_state(lm, layer)
+    deltas, _, aim = exchange_answer(lm, ONE.text, neurons, 1000 * d, options(limit=8.0))
+    assert aim is not None
+    with editor(lm).applied(as_update(deltas)):
+        gained = last_state(lm, layer) - before
+    assert float(cosine_similarity(gained, aim.gain, dim=0)) >= 0.85
+    assert float(aim.gain.norm()) < 4.0 * float(before.norm())
+
+
+def test_before_the_rest_of_a_block() -> None:
+    draw = torch.Generator().manual_seed(0)
+    J = torch.randn(8, 8, generator=draw).double()
+    d = torch.randn(8, generator=draw).double()
+    torch.testing.assert_close(J @ before_rest(d, J, ridge=1e-6), d)
+    J[3] = 0.0  # nothing arrives there
+    arrived = J @ before_rest(d, J, ridge=1e-6)
+    torch.testing.assert_close(arrived, torch.where(torch.arange(8) == 3, 0.0, d))
 
 
 def test_without_a_norm_nothing_is_said_of_one() -> None:

@@ -102,3 +102,16 @@ def before_norm(d: Tensor, out: Tensor, gain: Tensor) -> Tensor:
     least = 0.1 * gain.abs().mean()
     size = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp(min=least)
     return d / size * out.pow(2).mean().sqrt()
+
+
+def before_rest(d: Tensor, J: Tensor, ridge: float = 0.05) -> Tensor:
+    """The vector v to add before the rest of a block so that its output gains *d* (H,).
+
+    v = (J^T J + r I)^-1 J^T d, to first order; J (H, H) is the derivative of the rest. r is
+    *ridge* squared times the mean square of J's singular values. Without r, directions that hardly
+    arrive would be blown up. Directions that do not arrive at all get nothing.
+    """
+    J = J.double()
+    r = ridge**2 * J.pow(2).sum() / len(J)
+    A = J.T @ J + r * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
+    return torch.linalg.solve(A, J.T @ d.double()).to(d)

@@ -13,7 +13,7 @@ from lmedit.hyper.network import LowRankBatch, edited_rows
 from lmedit.trace import as_if, captured
 from lmedit.types import LowRank
 from lmedit_kn.neurons import by_layer, replacing
-from lmedit_kn.stream import last_row, mlps_at_prompt
+from lmedit_kn.stream import behind_block, last_row, mlps_at_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmedit.types import Site
     from lmedit_kn.neurons import Neuron
     from lmedit_kn.options import KnOptions
+    from lmedit_kn.stream import MlpAtPrompt
 
 
 SHARES = 16
@@ -74,9 +75,9 @@ def exchange_answer(
     deltas, shares, arriving, aims = {}, [], [], []
     for layer, of in places.items():
         mlp = mlps[layer]
-        limited = mlp.limit_length(d, of, options.limit)
+        limited = _straighten(lm, text, layer, mlp, mlp.limit_length(d, of, options.limit), of)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
-        aims.append(Aim(layer, mlp.stream, mlp.size(of) * limited, exact=mlp.norm is None))
+        aims.append(Aim(layer, mlp.stream, mlp.size(of) * mlp.reachable(limited), exact=mlp.exact))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):
             arriving.append(found)
@@ -88,20 +89,47 @@ def exchange_answer(
     factors = [mlp.factor for mlp in mlps.values() if mlp.factor != 1.0]
     if factors:
         notes["smallest_factor_to_stream"] = min(factors, key=abs)
+    if any(not mlp.exact for mlp in mlps.values()):
+        notes["smallest_reachable_share"] = min(
+            float(mlp.reachable(d).norm() / d.norm().clamp(min=1e-30)) for mlp in mlps.values()
+        )
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)
     return deltas, notes, min(aims, key=lambda aim: aim.layer)
 
 
-REACHES, LARGEST_ERROR = 0.8, 0.01
-"""The smallest cosine of what KN adds and what the stream gains; their largest difference, as a
-share, where nothing follows that bends the gain."""
+REACHES, LARGEST_ERROR = 0.85, 0.01
+"""The smallest cosine of what the stream can gain and what it gains; their largest difference, as
+a share, where nothing follows that bends the gain."""
+HALVINGS = 3
+"""How often a change is halved at most, if the rest of its block bends it."""
+
+
+@torch.no_grad()
+def _straighten(
+    lm: Lm, text: str, layer: int, mlp: MlpAtPrompt, d: Tensor, places: Sequence[int]
+) -> Tensor:
+    """*d* (H,), halved until the stream gains it in its direction: what follows bends less then."""
+    if mlp.exact:
+        return d
+    size, ids = mlp.size(places), lm.encode(text)
+    for _ in range(HALVINGS):
+        more = (size * mlp.value_for(d)).to(mlp.out)
+        gained = behind_block(lm, ids, layer, more).to(d) - mlp.stream.to(d)
+        if float(F.cosine_similarity(gained, mlp.reachable(d), dim=0)) >= STRAIGHT:
+            break
+        d = d / 2
+    return d
+
+
+STRAIGHT = 0.9
+"""A smaller cosine of what the stream can gain and what it gains makes a change shorter."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What the stream should gain behind a block at the prompt's last token."""
+    """What the stream can gain, and should, behind a block at the prompt's last token."""
 
     layer: int
     stream: Tensor  # (H,) without the change

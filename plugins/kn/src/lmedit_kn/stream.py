@@ -3,7 +3,9 @@
 A block's MLP gives ``W k``, where the key k (D,) holds the activations. Neuron i adds k_i times
 its value to it. Most blocks add ``W k`` to the stream. OLMo 2, Gemma 2 and Gemma 3 add
 ``norm(W k)``. Some add ``f W k`` with a factor f: of the config (MiniCPM, Falcon H1), or of a gate
-(the shared expert of Qwen 2 MoE).
+(the shared expert of Qwen 2 MoE). In others more follows in the block: a norm of the sum (BART), a
+gate for each place (RWKV), a small network (Gemma 4). There the derivative of the block's output
+tells what to add.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from lmedit.trace import captured, changed
-from lmedit_kn.equations import before_norm, shorten
+from lmedit_kn.equations import before_norm, before_rest, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +40,14 @@ class MlpAtPrompt:
     """The norm between the MLP and the stream; None where the block has none."""
     factor: float = 1.0
     """What the stream gains for each unit at the MLP's output, or behind the norm."""
+    J: Tensor | None = None
+    """(H, H): the derivative of the block's output by the MLP's output; None where the norm and the
+    factor say it all."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the stream gains exactly the aim: nothing bends it."""
+        return self.norm is None and self.J is None
 
     def signs(self, places: Sequence[int]) -> Tensor:
         """-1 where the activation at one of *places* is negative, else 1; (n,)."""
@@ -59,17 +69,31 @@ class MlpAtPrompt:
 
     def value_for(self, d: Tensor) -> Tensor:
         """The vector to add to a value so that the stream gains *d* (H,) times the activation."""
+        if self.J is not None:
+            return before_rest(d, self.J)
         d = d if self.factor == 1.0 else d / self.factor
         if self.norm is None:
             return d
         return before_norm(d, self.out.to(d), self._apply_norm(torch.ones_like(self.out)).to(d))
 
+    def reachable(self, d: Tensor) -> Tensor:
+        """What the stream gains of *d* (H,) to first order. A norm fixes some directions of it."""
+        v = self.value_for(d)
+        if self.J is not None:
+            return (self.J @ v.double()).to(d)
+        if self.norm is None:
+            return d
+        out = self.out.to(d)
+        gain = self.factor * self._apply_norm(torch.ones_like(self.out)).to(d)
+        return gain * (v - out * (out @ v) / (out @ out)) / out.pow(2).mean().sqrt()
+
     def arriving(self, d: Tensor, places: Sequence[int]) -> tuple[float, float] | None:
         """Cosine and relative length of the stream's gain if *places* should add *d*.
 
-        None if no norm follows: then it gains exactly the sum that they add.
+        None if no norm follows: then it gains exactly the sum that they add. None also where the
+        whole block has to be run to know (`exchanging.reach`).
         """
-        if self.norm is None:
+        if self.norm is None or self.J is not None:
             return None
         wanted = self.size(places) * d
         after = self.out + (self.size(places) * self.value_for(d)).to(self.out)
@@ -102,7 +126,10 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
         mlp = MlpAtPrompt(
             last_row(mlps[i].input), out, last_row(blocks[i].output), next(after, None)
         )
-        found[i] = replace(mlp, factor=_factor(lm, lm.encode(text), i, mlp))
+        ids = lm.encode(text)
+        factor = _factor(lm, ids, i, mlp)
+        J = _derivative(lm, ids, i) if factor is None else None
+        found[i] = replace(mlp, factor=1.0 if factor is None else factor, J=J)
     return found
 
 
@@ -110,15 +137,27 @@ CLOSE = 1e-3
 """A factor this near to 1 is 1, and a smaller one is not taken."""
 
 
-def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float:
+def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float | None:
     """How much of a change at the MLP's output, behind its norm, the block's output gains.
 
-    The change tried has the direction of the MLP's output and the length of the stream. 1 if the
-    gain has another direction: then nothing is corrected.
+    The change tried has the direction of the MLP's output and the length of the stream. None if
+    the gain has another direction, or if there is none: then no factor says it.
     """
     more = mlp.out * (mlp.stream.norm() / mlp.out.norm().clamp(min=1e-30))
     if mlp.norm is not None:
         more = more.flip(0)  # a norm does not see a longer vector of the same direction
+
+    gained = behind_block(lm, ids, layer, more).double() - mlp.stream.double()
+    wanted = (mlp._apply_norm(mlp.out + more) - mlp._apply_norm(mlp.out)).double()
+    factor = float(gained @ wanted / (wanted @ wanted).clamp(min=1e-30))
+    bent = float((gained - factor * wanted).norm()) > CLOSE * float(gained.norm())
+    if bent or abs(factor) < CLOSE:
+        return None
+    return 1.0 if abs(factor - 1) < CLOSE else factor
+
+
+def behind_block(lm: Lm, ids: Sequence[int], layer: int, more: Tensor) -> Tensor:
+    """The output (H,) of block *layer* at the last token, if its MLP gives *more* (H,) there."""
 
     def add(_: Tensor, states: Tensor) -> Tensor:
         rows = states.reshape(-1, states.shape[-1])
@@ -126,11 +165,21 @@ def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float:
 
     with changed(lm.mlp_out_module(layer), add), captured(lm.block(layer), stop=True) as box:
         lm.logits(lm.batch([ids]))
-    gained = last_row(box.output).double() - mlp.stream.double()
-    wanted = (mlp._apply_norm(mlp.out + more) - mlp._apply_norm(mlp.out)).double()
-    factor = float(gained @ wanted / (wanted @ wanted).clamp(min=1e-30))
-    bent = float((gained - factor * wanted).norm()) > CLOSE * float(gained.norm())
-    return 1.0 if bent or abs(factor) < CLOSE or abs(factor - 1) < CLOSE else factor
+    return last_row(box.output)
+
+
+@torch.enable_grad()
+def _derivative(lm: Lm, ids: Sequence[int], layer: int) -> Tensor | None:
+    """J (H, H): row i is the gradient of place i of the block's output, in float64.
+
+    None if the code of the model gives no gradient there.
+    """
+    more = torch.zeros(lm.hidden_size, device=lm.device, requires_grad=True)
+    out = behind_block(lm, ids, layer, more)
+    if not out.requires_grad:
+        return None
+    rows = [torch.autograd.grad(each, more, retain_graph=True)[0] for each in out.unbind()]
+    return torch.stack(rows).double()
 
 
 def _took(norm: Captured, out: Tensor) -> bool:
