@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from children import all_ended
+from children import run_at_once
 from interrupts import Interrupt, each_place
 
 from lmedit import Dense, Lm, LowRank, Update
@@ -165,10 +164,7 @@ def test_four_threads_with_one_editor_compute_what_one_thread_computes(lm: Lm) -
         except BaseException as error:  # noqa: BLE001  (it fails the test below)
             found.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    all_ended(threads)
+    run_at_once(work, 4)
     assert len(found) == 8
     for update in found:
         assert [d.dense().tolist() for d in update.deltas.values()] == [

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lmedit import Dense, Lm, Location, Method, Options, Request, Update, hookimpl
+from lmedit.models import load as loading
 from lmedit.pipeline import Editor
 from lmedit.registry import LoadedMethod, register
 from lmedit.tiny import tiny_lm
-from lmedit.types import Prepared
+from lmedit.types import Prepared, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,18 @@ def editor(lm: Lm, plugin: Callable[..., LoadedMethod]) -> Callable[..., Editor]
         return Editor(plugin(**hooks), lm, options or NudgeOptions(), Prepared())
 
     return make
+
+
+@pytest.fixture
+def install_world(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
+    """A function that makes a world, named "toy", the only installed one."""
+
+    def install(toy: World) -> World:
+        point = SimpleNamespace(name="toy", load=lambda: toy)
+        monkeypatch.setattr(loading, "entry_points", lambda group: [point] if group else [])
+        return toy
+
+    return install
 
 
 @pytest.fixture

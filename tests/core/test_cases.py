@@ -15,7 +15,6 @@ import pytest
 from lmedit import World
 from lmedit.cases import BrokenCase, CaseSet, corpus, corpus_of, load_cases
 from lmedit.errors import CasesError, UnknownNameError
-from lmedit.models import load as loading
 from lmedit.models import world
 
 # record 0 of CounterFact, its lists cut short, with the ids and fields the official file has
@@ -261,7 +260,7 @@ def test_other_facts_may_be_null(write: Write) -> None:
 
 
 @pytest.fixture
-def toy_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def toy_world(tmp_path: Path, install_world: Callable[[World], World]) -> World:
     """A world of its own beside the installed ones."""
     toy = World(
         model=tmp_path / "model",
@@ -271,16 +270,7 @@ def toy_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     )
     toy.cases.write_text(json.dumps([record(3)]))
     toy.text.write_text("One line.\n\nAnother line.\n", encoding="utf-8")
-
-    class Point:
-        name = "toy"
-
-        @staticmethod
-        def load() -> World:
-            return toy
-
-    monkeypatch.setattr(loading, "entry_points", lambda group: [Point] if group else [])
-    return toy
+    return install_world(toy)
 
 
 def test_a_worlds_cases_are_found_by_its_name(toy_world: World) -> None:

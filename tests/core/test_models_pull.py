@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from children import all_ended
+from children import run_at_once
 from click.testing import CliRunner
 from made_gguf import MEMBER, sha256, write_gguf, write_wheel
 from small_world import FACT, record
@@ -28,7 +28,6 @@ from small_world import FACT, record
 from lmedit.cli import main
 from lmedit.errors import ModelError, NotPreparedError, UnknownNameError
 from lmedit.models import gguf, load_lm, outline, pip_download, world
-from lmedit.models import load as loading
 from lmedit.models.pull import pull_model
 from lmedit.models.sources import MODELS, ModelSource, pulled_folder
 from lmedit.types import World
@@ -179,12 +178,7 @@ def test_a_damaged_model_is_pulled_again(toy: Toy) -> None:
 
 def test_two_pulls_at_once_fetch_once(toy: Toy) -> None:
     found: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(pull_model("toy").fresh)) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    all_ended(threads)
+    run_at_once(lambda: found.append(pull_model("toy").fresh), 3)
     assert sorted(found) == [False, False, True]
     assert toy.fetched == ["toy-model"]
 
@@ -397,30 +391,22 @@ def test_a_real_interrupt_stops_pip_too(toy: Toy, tmp_path: Path, own_cache: Pat
 
 
 @pytest.fixture
-def of_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+def of_toy(tmp_path: Path, install_world: Callable[[World], World]) -> Callable[..., World]:
     """Install a world named "toy" whose model is the pulled one."""
 
     def install(**more: Any) -> World:
         (tmp_path / "toy.json").write_text(json.dumps([record(3)]))
         (tmp_path / "toy.txt").write_text("The tower stands in the old city.\n" * 40)
-        found = World(
-            model="toy",
-            cases=tmp_path / "toy.json",
-            text=tmp_path / "toy.txt",
-            heldout=tmp_path / "toy.txt",
-            training=tmp_path / "toy.json",
-            **more,
+        return install_world(
+            World(
+                model="toy",
+                cases=tmp_path / "toy.json",
+                text=tmp_path / "toy.txt",
+                heldout=tmp_path / "toy.txt",
+                training=tmp_path / "toy.json",
+                **more,
+            )
         )
-
-        class Point:
-            name = "toy"
-
-            @staticmethod
-            def load() -> World:
-                return found
-
-        monkeypatch.setattr(loading, "entry_points", lambda group: [Point] if group else [])
-        return found
 
     return install
 

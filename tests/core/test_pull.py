@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from children import all_ended, ended
+from children import ended, run_at_once
 from click.testing import CliRunner
 
 from lmedit.cases import load_cases, pull_cases, pulled_file
@@ -123,12 +123,7 @@ def test_a_set_is_fetched_once_and_found_by_name(
 def test_two_pulls_at_once_fetch_once(server: Server, offer: Callable[..., Path]) -> None:
     path = offer()
     found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(pull_cases("set").path)) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    all_ended(threads)
+    run_at_once(lambda: found.append(pull_cases("set").path), 4)
     assert found == [path] * 4
     assert server.asked == [None]
     assert path.read_bytes() == CONTENT

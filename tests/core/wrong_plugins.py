@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from lmedit import (
     hookimpl,
 )
 from lmedit.testing import EditorContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class NudgeOptions(Options):
@@ -54,6 +57,18 @@ class Nudge:
     def edit_compute(lm: Lm, location: Location, options: NudgeOptions) -> Update:
         site = location.sites[0]
         return Update({site: Dense(options.step * torch.ones_like(lm.weight(site)))})
+
+
+def of_options(base: type, options: type[Options]) -> type:
+    """The method *base* with other options."""
+
+    class WithOptions(base):  # type: ignore[misc]
+        @staticmethod
+        @hookimpl
+        def edit_describe() -> Method:
+            return Method("nudge", "no paper", options)
+
+    return WithOptions
 
 
 class TestGood(EditorContract):
@@ -471,15 +486,8 @@ class NeedsALayer(Options):
     layer: int
 
 
-class NoDefault(Nudge):
-    @staticmethod
-    @hookimpl
-    def edit_describe() -> Method:
-        return Method("nudge", "no paper", NeedsALayer)
-
-
 class TestUnloadable(EditorContract):
-    method, plugin = "nudge", NoDefault
+    method, plugin = "nudge", of_options(Nudge, NeedsALayer)
 
 
 # ---- law 7: updates computed together equal updates computed alone
@@ -550,6 +558,21 @@ class OnlyJoint:
     edit_compute_joint = Joint.edit_compute_joint
 
 
+def wrong_joint(change: Callable[..., Update]) -> type:
+    """A joint method whose update is ``change(update, lm, requests, options, carried)``."""
+
+    class Wrong(OnlyJoint):
+        @staticmethod
+        @hookimpl
+        def edit_compute_joint(
+            lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
+        ) -> Update:
+            found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
+            return change(found, lm, requests, options, carried)
+
+    return Wrong
+
+
 class TestGoodJoint(EditorContract):
     method, plugin = "nudge", OnlyJoint
 
@@ -590,19 +613,12 @@ class TestLaw9FirstCounts(EditorContract):
 BATCHES: set[str] = set()
 
 
-class Remembers(OnlyJoint):
+def remember(found: Update, lm: Lm, requests: Any, options: NudgeOptions, carried: Any) -> Update:
     """It counts the batches that it has seen; a batch of one is as it should be."""
-
-    @staticmethod
-    @hookimpl
-    def edit_compute_joint(
-        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
-    ) -> Update:
-        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
-        if len(requests) == 2:
-            found = scaled(found, 1.0 + len(BATCHES))
-        BATCHES.add(str(sorted(request.text for request in requests)) + str(len(BATCHES)))
-        return found
+    if len(requests) == 2:
+        found = scaled(found, 1.0 + len(BATCHES))
+    BATCHES.add(str(sorted(request.text for request in requests)) + str(len(BATCHES)))
+    return found
 
 
 def scaled(update: Update, factor: float) -> Update:
@@ -615,23 +631,19 @@ def scaled(update: Update, factor: float) -> Update:
 
 
 class TestLaw10Remembers(EditorContract):
-    method, plugin = "nudge", Remembers
+    method, plugin = "nudge", wrong_joint(remember)
 
 
-class WritesIntoTheCarry(OnlyJoint):
-    @staticmethod
-    @hookimpl
-    def edit_compute_joint(
-        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
-    ) -> Update:
-        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
-        for each in carried if len(requests) == 2 else ():
-            each["seen"] += 1
-        return found
+def write_into_the_carry(
+    found: Update, lm: Lm, requests: Any, options: NudgeOptions, carried: Any
+) -> Update:
+    for each in carried if len(requests) == 2 else ():
+        each["seen"] += 1
+    return found
 
 
 class TestLaw10WritesIntoTheCarry(EditorContract):
-    method, plugin = "nudge", WritesIntoTheCarry
+    method, plugin = "nudge", wrong_joint(write_into_the_carry)
 
 
 class CarriesNaN(OnlyJoint):
@@ -672,15 +684,8 @@ class SaysNothing(NudgeOptions):
         return {}
 
 
-class OfAnyOptions(OnlyJoint):
-    @staticmethod
-    @hookimpl
-    def edit_describe() -> Method:
-        return Method("nudge", "no paper", SaysNothing)
-
-
 class TestLaw12OfAnyOptions(EditorContract):
-    method, plugin = "nudge", OfAnyOptions
+    method, plugin = "nudge", of_options(OnlyJoint, SaysNothing)
 
 
 class AppliesTheCarry(OnlyJoint):
@@ -697,39 +702,31 @@ class TestLaw13AppliesTheCarry(EditorContract):
     method, plugin = "nudge", AppliesTheCarry
 
 
-class HugeRank(OnlyJoint):
-    @staticmethod
-    @hookimpl
-    def edit_compute_joint(
-        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
-    ) -> Update:
-        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
-        if len(requests) < 3:
-            return found
-        deltas = {
-            site: LowRank(delta.left.expand(-1, 40), delta.right.expand(40, -1) / 40)
-            for site, delta in found.deltas.items()
-            if isinstance(delta, LowRank)
-        }
-        return Update(deltas, {}, found.carry)
+def inflate_the_rank(
+    found: Update, lm: Lm, requests: Any, options: NudgeOptions, carried: Any
+) -> Update:
+    if len(requests) < 3:
+        return found
+    deltas = {
+        site: LowRank(delta.left.expand(-1, 40), delta.right.expand(40, -1) / 40)
+        for site, delta in found.deltas.items()
+        if isinstance(delta, LowRank)
+    }
+    return Update(deltas, {}, found.carry)
 
 
 class TestLaw14HugeRank(EditorContract):
-    method, plugin = "nudge", HugeRank
+    method, plugin = "nudge", wrong_joint(inflate_the_rank)
 
 
-class Elsewhere(OnlyJoint):
-    @staticmethod
-    @hookimpl
-    def edit_compute_joint(
-        lm: Lm, requests: Any, locations: Any, options: NudgeOptions, carried: Any
-    ) -> Update:
-        found = Joint.edit_compute_joint(lm, requests, locations, options, carried)
-        if len(requests) < 3:
-            return found
-        (delta,) = found.deltas.values()
-        return Update({lm.mlp_out(options.layer + 1): delta}, {}, found.carry)
+def change_another_site(
+    found: Update, lm: Lm, requests: Any, options: NudgeOptions, carried: Any
+) -> Update:
+    if len(requests) < 3:
+        return found
+    (delta,) = found.deltas.values()
+    return Update({lm.mlp_out(options.layer + 1): delta}, {}, found.carry)
 
 
 class TestLaw14Elsewhere(EditorContract):
-    method, plugin = "nudge", Elsewhere
+    method, plugin = "nudge", wrong_joint(change_another_site)

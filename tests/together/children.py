@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 SECONDS = 300
 """The longest time that a process or a thread of a test may take."""
@@ -53,6 +53,14 @@ def ended(process: Any, seconds: float = SECONDS) -> int | None:
 def all_ended(processes: Iterable[Any], seconds: float = SECONDS) -> list[int | None]:
     """Wait until all *processes* or threads end; return the exit codes."""
     return [ended(process, seconds) for process in processes]
+
+
+def run_at_once(call: Callable[[], object], count: int) -> None:
+    """Run *call* in *count* threads at the same time, and wait until all end."""
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    all_ended(threads)
 
 
 def pid_ended(number: int, seconds: float = SECONDS) -> int:

@@ -118,43 +118,14 @@ def test_a_random_layer_needs_a_known_method(lmedit: Run, model: Path, cases: Pa
 def test_edits_that_pile_up_have_a_curve_and_a_page(
     lmedit: Run, model: Path, cases: Path, heldout: Path, regime: str
 ) -> None:
-    done = lmedit(
-        "compare",
-        "ft",
-        "-m",
-        model,
-        "--cases",
-        cases,
-        "--regime",
-        regime,
-        "--heldout",
-        heldout,
-        "--sizes",
-        "1,2",
-        "--run",
-        "run",
-        "--json",
-    )
+    piled = ("--regime", regime, "--heldout", heldout, "--sizes", "1,2", "--run", "run")
+    compare = ("compare", "ft", "-m", model, "--cases", cases, *piled)
+    done = lmedit(*compare, "--json")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert [(p["method"], p["size"]) for p in result["curve"]] == [("ft", 1), ("ft", 2)]
     assert {row["method"]: row["n"] for row in result["rows"]} == {"base": 2, "ft": 2}
-    shown = lmedit(
-        "compare",
-        "ft",
-        "-m",
-        model,
-        "--cases",
-        cases,
-        "--regime",
-        regime,
-        "--heldout",
-        heldout,
-        "--sizes",
-        "1,2",
-        "--run",
-        "run",
-    ).stdout
+    shown = lmedit(*compare).stdout
     assert "edits" in shown
     assert lmedit("report", "run", "--html", "page.html").exit_code == 0
     page = Path("page.html").read_text(encoding="utf-8")

@@ -176,20 +176,8 @@ def contradiction() -> Path:
 
 
 def test_memit_averages_a_contradiction_and_says_so(lmedit: Run, model: Path, text: Path) -> None:
-    done = lmedit(
-        "edit",
-        "memit",
-        "--facts",
-        contradiction(),
-        "-m",
-        model,
-        "--corpus",
-        text,
-        *SHORT,
-        "-O",
-        "x.safetensors",
-        "--force",
-    )
+    own = ("-m", model, "--corpus", text, "-O", "x.safetensors")
+    done = lmedit("edit", "memit", "--facts", contradiction(), *own, *SHORT, "--force")
     assert done.exit_code == 0, done.stderr
     assert "'The tower is in the city of' has several new answers (the river, the sea)" in (
         done.stdout
@@ -197,22 +185,8 @@ def test_memit_averages_a_contradiction_and_says_so(lmedit: Run, model: Path, te
 
 
 def test_emmet_refuses_a_contradiction_by_name(lmedit: Run, model: Path, text: Path) -> None:
-    done = lmedit(
-        "edit",
-        "emmet",
-        "--facts",
-        contradiction(),
-        "-m",
-        model,
-        "--corpus",
-        text,
-        "-o",
-        "layer",
-        "1",
-        *SHORT[3:],
-        "-O",
-        "x.safetensors",
-    )
+    own = ("-m", model, "--corpus", text, "-O", "x.safetensors")
+    done = lmedit("edit", "emmet", "--facts", contradiction(), *own, "-o", "layer", "1", *SHORT[3:])
     assert done.exit_code == 1
     first, second = (f"'The tower is in the city of -> the {word}'" for word in ("sea", "river"))
     assert f"{first} and {second} have the same key" in done.stderr

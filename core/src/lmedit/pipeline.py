@@ -56,8 +56,6 @@ class Editor:
     lm: Lm
     options: Options
     prepared: Prepared
-    prepare_seconds: float | None = None
-    """How long the preparation took when it was made; None if the method needs none."""
     number_types: tuple[torch.dtype, ...] = field(init=False, repr=False)
     """The number types of the model's parameters when the editor was made."""
 
@@ -78,6 +76,11 @@ class Editor:
     def name(self) -> str:
         """The method's name."""
         return self.loaded.name
+
+    @property
+    def prepare_seconds(self) -> float | None:
+        """How long the preparation took when it was made; None if the method needs none."""
+        return self.prepared.facts.get("seconds")
 
     def locate(self, request: Request) -> Location:
         """The parameters that *request* would change, and the evidence for them."""
@@ -267,7 +270,7 @@ def prepare(
     """
     ways_of(lm)  # refuses a model whose edits nobody could judge
     if not _is_prepared(loaded, options):
-        return editor_with(loaded, lm, options)
+        return Editor(loaded, lm, options, Prepared())
     path = prepared_path(loaded, lm, options, corpus)
     if not path.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
@@ -287,7 +290,7 @@ def prepare(
         }
         save_prepared(path, Prepared(prepared.tensors, facts), options.prepared_on(lm))
         checkpoint.clear()
-    return editor_with(loaded, lm, options, load_prepared(path, lm, options))
+    return Editor(loaded, lm, options, load_prepared(path, lm, options))
 
 
 def _is_prepared(loaded: LoadedMethod, options: Options) -> bool:
@@ -322,12 +325,7 @@ def call_prepare(
 
 
 def ready(
-    loaded: LoadedMethod,
-    lm: Lm,
-    options: Options,
-    corpus: Material | None = None,
-    *,
-    own: bool = False,
+    loaded: LoadedMethod, lm: Lm, options: Options, on: Material | None = None, *, own: bool = False
 ) -> Editor:
     """Load an existing preparation and return the editor. Nothing is prepared.
 
@@ -335,19 +333,8 @@ def ready(
     """
     ways_of(lm)
     if not _is_prepared(loaded, options):
-        return editor_with(loaded, lm, options)
-    return editor_with(loaded, lm, options, find_prepared(loaded, lm, options, corpus, own=own))
-
-
-def editor_with(
-    loaded: LoadedMethod, lm: Lm, options: Options, prepared: Prepared | None = None
-) -> Editor:
-    """The editor with a preparation that was read; without *prepared*, the method needs none.
-
-    It knows how long the preparation took.
-    """
-    prepared = prepared or Prepared()
-    return Editor(loaded, lm, options, prepared, prepared.facts.get("seconds"))
+        return Editor(loaded, lm, options, Prepared())
+    return Editor(loaded, lm, options, find_prepared(loaded, lm, options, on, own=own))
 
 
 def work_of(

@@ -19,16 +19,16 @@ from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
-from lmedit.pipeline import editor_with, locates_unprepared, prepare, ready
+from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
 from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
+from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.models import Lm
     from lmedit.options import Options
-    from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
     from lmedit.types import Join, Material
 
@@ -188,7 +188,7 @@ class Setup:
         """An editor that can locate, and with *probe* probe; it is prepared only if needed."""
         options = self.options(loaded)
         if locates_unprepared(loaded, probe=probe):
-            return editor_with(loaded, self.lm, options)
+            return Editor(loaded, self.lm, options, Prepared())
         return self.editor(loaded, options)
 
     def editors(self) -> list[Editor]:

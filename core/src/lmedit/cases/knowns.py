@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases.fields import need, need_text
-from lmedit.cases.records import BrokenCase, read, records_of
+from lmedit.cases.records import BrokenCase, RecordSet, read, records_of
 from lmedit.errors import CasesError
 
 if TYPE_CHECKING:
@@ -34,22 +34,8 @@ class Known:
 
 
 @dataclass(frozen=True)
-class KnownSet:
+class KnownSet(RecordSet[Known]):
     """Facts in the order of the file, with the file's name and SHA-256."""
-
-    name: str
-    digest: str
-    items: tuple[Known | BrokenCase, ...]
-
-    @property
-    def good(self) -> list[Known]:
-        """The records that can be traced."""
-        return [item for item in self.items if isinstance(item, Known)]
-
-    @property
-    def broken(self) -> list[BrokenCase]:
-        """The records that cannot be traced."""
-        return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
 def fact_from(record: Mapping[str, Any], index: int) -> Known:

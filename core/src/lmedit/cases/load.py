@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from lmedit.cases.hub import hub_rows, is_hub_id
 from lmedit.cases.knowns import KEYS, Known, KnownSet, knowns_from
 from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
-from lmedit.cases.records import LONGEST_ID, BrokenCase, complaint_of, is_list, read, records_of
+from lmedit.cases.records import (
+    LONGEST_ID,
+    BrokenCase,
+    RecordSet,
+    complaint_of,
+    is_list,
+    read,
+    records_of,
+)
 from lmedit.cases.sources import SOURCES, pulled_file
 from lmedit.errors import CasesError
 from lmedit.models import worlds
@@ -27,26 +35,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CaseSet:
+class CaseSet(RecordSet[Case]):
     """Cases in the order of the file, with the file's name and SHA-256."""
 
-    name: str
-    digest: str
-    items: tuple[Case | BrokenCase, ...]
-
     def __iter__(self) -> Iterator[Case]:
-        """Yield the records that can be run."""
+        """Yield the cases that can be run."""
         return iter(self.good)
-
-    @property
-    def good(self) -> list[Case]:
-        """The records that can be run."""
-        return [item for item in self.items if isinstance(item, Case)]
-
-    @property
-    def broken(self) -> list[BrokenCase]:
-        """The records that cannot be run."""
-        return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
 CasesGiven = str | Path | Iterable[Case | Request | Mapping[str, Any]]

@@ -17,10 +17,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from lmedit.cases.sources import SOURCES, CaseSource, pulled_file
 from lmedit.errors import CasesError, UnknownNameError
+from lmedit.storage.bars import byte_bar
 from lmedit.storage.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -119,15 +119,7 @@ def _fetch(source: CaseSource, part: Path) -> None:
             raise CasesError(f"{what}; nothing was kept; give a file of your own as --cases FILE")
         with (
             part.open("ab" if done else "wb") as file,
-            tqdm(
-                desc=source.name,
-                total=total,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                disable=None,
-                leave=False,
-            ) as bar,
+            byte_bar(source.name, total, done) as bar,
         ):
             for chunk in _chunks(response, source):
                 file.write(chunk)

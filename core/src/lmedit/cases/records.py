@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lmedit.errors import CasesError
 from lmedit.storage.json_files import check_value, parse_json, whole_text
@@ -25,6 +25,28 @@ class BrokenCase:
 
     def __str__(self) -> str:
         return f"line {self.line}, case {self.id}: {self.reason}"
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class RecordSet(Generic[Item]):
+    """Records in the order of the file, with the file's name and SHA-256."""
+
+    name: str
+    digest: str
+    items: tuple[Item | BrokenCase, ...]
+
+    @property
+    def good(self) -> list[Item]:
+        """The records that can be used."""
+        return [item for item in self.items if not isinstance(item, BrokenCase)]
+
+    @property
+    def broken(self) -> list[BrokenCase]:
+        """The records that cannot be used."""
+        return [item for item in self.items if isinstance(item, BrokenCase)]
 
 
 def read(path: Path) -> tuple[str, str]:

@@ -191,6 +191,14 @@ fact_flags = flags(
     ),
 )
 
+workers_flag = click.option(
+    "--workers",
+    type=WORKERS,
+    default=1,
+    show_default=True,
+    help="How many processes share the work. Each loads its own model.",
+)
+
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 

@@ -12,7 +12,6 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
-    WORKERS,
     FiniteRange,
     as_json_text,
     asking_flags,
@@ -23,6 +22,7 @@ from lmedit.cli.common import (
     note,
     plan_of,
     say,
+    workers_flag,
 )
 from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
@@ -45,13 +45,7 @@ case_flags = flags(
         type=PLACE,
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
-    click.option(
-        "--workers",
-        type=WORKERS,
-        default=1,
-        show_default=True,
-        help="How many processes share the work. Each loads its own model.",
-    ),
+    workers_flag,
     click.option(
         "--preset",
         type=click.Choice(PAPER_TABLES),

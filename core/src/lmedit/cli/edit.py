@@ -24,6 +24,7 @@ from lmedit.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
@@ -86,23 +87,13 @@ def edit(
         check_near(near)
     from lmedit.actions.edit import edit_one
     from lmedit.actions.edit_text import edit_text
-    from lmedit.errors import RequestError
     from lmedit.plan import set_up
 
     setup = set_up(plan, note)
     request = fact_of(setup, values)
     (editor,) = setup.editors()
     result = edit_one(editor, request, out, force=force, near=near)
-    if as_json:
-        say(as_json_text(result))
-    else:
-        say(edit_text(result))
-    if result["patch"] is None:
-        raise RequestError(f"{result['refused']}; no patch is written without --force")
-    if not as_json:
-        if result["refused"]:
-            note(f"--force: the patch is written, although {result['refused']}")
-        note(f"the model is BASE; the edit is in {result['patch']}")
+    _print(result, edit_text, as_json=as_json)
 
 
 def _edit_many(
@@ -115,7 +106,6 @@ def _edit_many(
     plan = plan_of(given | {"cases_name": facts})
     from lmedit.actions.earlier import earlier_edits
     from lmedit.actions.edit_many import edit_many, many_text, requests_of
-    from lmedit.errors import RequestError
     from lmedit.plan import set_up
     from lmedit.registry import check_joins
 
@@ -126,8 +116,14 @@ def _edit_many(
     earlier = earlier_edits(setup.lm, note)
     (editor,) = setup.editors()
     result = edit_many(editor, requests, out, earlier, force=force)
-    text = as_json_text(result) if as_json else many_text(result)
-    say(text)
+    _print(result, many_text, as_json=as_json)
+
+
+def _print(result: Mapping[str, Any], text: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print *result*, and where the patch is. Raises `RequestError` if no patch was written."""
+    from lmedit.errors import RequestError
+
+    say(as_json_text(result) if as_json else text(result))
     if result["patch"] is None:
         raise RequestError(f"{result['refused']}; no patch is written without --force")
     if not as_json:

@@ -14,7 +14,6 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
-    WORKERS,
     as_json_text,
     asking_flags,
     json_flag,
@@ -23,6 +22,7 @@ from lmedit.cli.common import (
     note,
     plan_of,
     say,
+    workers_flag,
 )
 from lmedit.cli.workers import worker_processes
 
@@ -53,13 +53,7 @@ if TYPE_CHECKING:
     help="The folder for single results; a second call continues there.  "
     "[default: runs/tune-DATE-TIME]",
 )
-@click.option(
-    "--workers",
-    type=WORKERS,
-    default=1,
-    show_default=True,
-    help="How many processes share the work. Each loads its own model.",
-)
+@workers_flag
 @click.option(
     "-O",
     "--out",

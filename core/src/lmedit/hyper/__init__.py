@@ -5,7 +5,7 @@ request it takes the factors of the loss's gradient and returns a low-rank chang
 (Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
 """
 
-from lmedit.hyper.editing import build_untrained, compute_edit, locate_matrices, prepare_editor
+from lmedit.hyper.editing import build_untrained, compute_edit, edit_locate, prepare_editor
 from lmedit.hyper.examples import Example, Examples, examples_from, row_of
 from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
@@ -26,8 +26,8 @@ __all__ = [
     "build_untrained",
     "compute_edit",
     "edit_factors",
+    "edit_locate",
     "examples_from",
-    "locate_matrices",
     "prepare_editor",
     "row_of",
     "train",

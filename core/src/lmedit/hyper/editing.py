@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from lmedit.hookspecs import hookimpl
 from lmedit.hyper.examples import examples_from, row_of
 from lmedit.hyper.frozen import edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=Hypernetwork)
 
 
-def locate_matrices(lm: Lm, options: HyperOptions) -> Location:
-    """The MLP matrices of the blocks that the options name."""
+@hookimpl
+def edit_locate(lm: Lm, options: HyperOptions) -> Location:
+    """The MLP matrices of the blocks that the options name; the hook of MEND and KE."""
     return Location(options.sites(lm), {"layers": list(options.blocks)})
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit.errors import ArtifactError
+from lmedit.types import Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
+
+    from lmedit.hyper.network import Hypernetwork
 
 
 CONFIG = re.compile(r"transformers\.models\.\w+\.configuration_\w+\.\w+Config")
@@ -45,14 +46,12 @@ def released_weights(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def take_over(
-    path: str, found: dict[str, Tensor], wanted: Iterable[tuple[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Check *found* against the names and shapes of *wanted*, and return those tensors.
+def take_over(path: str, found: dict[str, Tensor], network: Hypernetwork) -> Prepared:
+    """The weights of *network* from *found*, the tensors of the file *path* by our names.
 
     Raises `ArtifactError` for a missing tensor or another shape.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name, shape in shapes.items():
         if name not in found:
             raise ArtifactError(f"{path} lacks {name}; it was made for another kind of editor")
@@ -61,7 +60,7 @@ def take_over(
                 f"{path}: {name} is {tuple(found[name].shape)}, this model and these options need "
                 f"{shape}; name the editor of this model, and leave out options that the file tells"
             )
-    return {name: found[name] for name in shapes}
+    return Prepared({name: found[name] for name in shapes}, {"published": path})
 
 
 def _load_with_configs(path: str) -> Any:

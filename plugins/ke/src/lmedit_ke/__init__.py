@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import build_untrained, compute_edit, locate_matrices, prepare_editor, works
+from lmedit.hyper import build_untrained, compute_edit, edit_locate, prepare_editor, works
 from lmedit_ke.network import KeNetwork
 from lmedit_ke.options import KeOptions
 from lmedit_ke.released import read_released
@@ -13,6 +13,9 @@ from lmedit_ke.released import read_released
 if TYPE_CHECKING:
     from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
     from lmedit.types import TrainingCases
+
+
+__all__ = ["edit_compute", "edit_describe", "edit_locate", "edit_plan", "edit_prepare"]
 
 
 @hookimpl
@@ -35,12 +38,6 @@ def edit_prepare(
     trained = options.model_copy(update={"scale": 1.0})
     network = network_of(lm, trained)
     return prepare_editor(lm, network, trained, corpus, checkpoint, read_released)
-
-
-@hookimpl
-def edit_locate(lm: Lm, options: KeOptions) -> Location:
-    """The MLP matrices of the last blocks."""
-    return locate_matrices(lm, options)
 
 
 @hookimpl

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit.hyper.released import released_weights, take_over
-from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmedit.types import Prepared
     from lmedit_ke.network import KeNetwork
 
 NORMED = {
@@ -53,4 +53,4 @@ def read_released(path: str, network: KeNetwork) -> Prepared:
     }
     if "table" in found:  # the released code's model has a padding token more
         found["table"] = found["table"][: len(network.table)]
-    return Prepared(take_over(path, found, network.state_dict().items()), {"published": path})
+    return take_over(path, found, network)

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from lmedit import Location, Method, Prepared, Update, hookimpl
 from lmedit_memit.joining import joint_update
 from lmedit_memit.options import MemitOptions
-from lmedit_memit.plan import works
+from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import factors_of, find_location
-from lmedit_memit.solving import Metric
+from lmedit_memit.solving import damped_metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
     from torch import Tensor
 
-    from lmedit import Checkpoint, Corpus, Lm, Request, Work
+    from lmedit import Checkpoint, Corpus, Lm, Request
+
+
+__all__ = ["edit_compute_joint", "edit_describe", "edit_locate", "edit_plan", "edit_prepare"]
 
 
 @hookimpl
@@ -31,12 +33,6 @@ def edit_describe() -> Method:
         needs_subject=True,
         locates_answer=False,
     )
-
-
-@hookimpl
-def edit_plan(lm: Lm, options: MemitOptions, requests: int) -> dict[str, Work]:
-    """The work of the statistics and of a joint edit."""
-    return works(lm, options, requests)
 
 
 @hookimpl
@@ -65,8 +61,5 @@ def edit_compute_joint(
     """W' = W + R K^T (lambda C + K K^T)^-1 at each layer, R shared among the layers left."""
     weight = options.weight
     assert weight is not None
-
-    def metric_of(layer: int, device: torch.device) -> Metric:
-        return Metric.of_factor(prepared.tensors[f"cholesky.{layer}"].to(device), weight)
-
+    metric_of = damped_metric(prepared, weight)
     return joint_update(lm, requests, options, metric_of, carried, spread=options.spread)

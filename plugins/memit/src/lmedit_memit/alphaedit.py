@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmedit import Location, Method, Prepared, Update, hookimpl
 from lmedit_memit.joining import joint_update
 from lmedit_memit.options import AlphaEditOptions
-from lmedit_memit.plan import works
+from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import directions_of, find_location
 from lmedit_memit.solving import Metric
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lmedit import Checkpoint, Corpus, Lm, Request, Work
+    from lmedit import Checkpoint, Corpus, Lm, Request
+
+
+__all__ = ["edit_compute_joint", "edit_describe", "edit_locate", "edit_plan", "edit_prepare"]
 
 
 @hookimpl
@@ -31,12 +34,6 @@ def edit_describe() -> Method:
         needs_subject=True,
         locates_answer=False,
     )
-
-
-@hookimpl
-def edit_plan(lm: Lm, options: AlphaEditOptions, requests: int) -> dict[str, Work]:
-    """The work of the statistics and of a joint edit."""
-    return works(lm, options, requests)
 
 
 @hookimpl

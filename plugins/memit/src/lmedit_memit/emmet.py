@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from lmedit import Location, Method, Prepared, Update, hookimpl
 from lmedit_memit.joining import joint_update
 from lmedit_memit.options import EmmetOptions
-from lmedit_memit.plan import works
+from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import factors_of, find_location
-from lmedit_memit.solving import Metric, check_independent
+from lmedit_memit.solving import check_independent, damped_metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
     from torch import Tensor
 
-    from lmedit import Checkpoint, Corpus, Lm, Request, Work
+    from lmedit import Checkpoint, Corpus, Lm, Request
+
+
+__all__ = ["edit_compute_joint", "edit_describe", "edit_locate", "edit_plan", "edit_prepare"]
 
 
 @hookimpl
@@ -31,12 +33,6 @@ def edit_describe() -> Method:
         needs_subject=True,
         locates_answer=False,
     )
-
-
-@hookimpl
-def edit_plan(lm: Lm, options: EmmetOptions, requests: int) -> dict[str, Work]:
-    """The work of the statistics and of a joint edit."""
-    return works(lm, options, requests)
 
 
 @hookimpl
@@ -62,9 +58,6 @@ def edit_compute_joint(
     carried: Sequence[Mapping[str, Tensor]],
 ) -> Update:
     """W' = W + R (K^T C^-1 K)^-1 K^T C^-1, so that W' K = W K + R holds exactly."""
-
-    def metric_of(layer: int, device: torch.device) -> Metric:
-        return Metric.of_factor(prepared.tensors[f"cholesky.{layer}"].to(device), options.kappa)
-
+    metric_of = damped_metric(prepared, options.kappa)
     check = None if options.kappa else check_independent
     return joint_update(lm, requests, options, metric_of, carried, check=check)

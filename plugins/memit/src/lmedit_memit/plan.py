@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmedit import Work
+from lmedit import Work, hookimpl
 from lmedit.values.work import DOUBLE, counting_work, search_work, width_of
 from lmedit_memit.targets import AT_ONCE
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lmedit_memit.options import JointOptions
 
 
-def works(lm: Lm, options: JointOptions, requests: int) -> dict[str, Work]:
+@hookimpl
+def edit_plan(lm: Lm, options: JointOptions, requests: int) -> dict[str, Work]:
     """The work of the statistics, and of a joint edit of *requests* requests."""
     layers = options.blocks
     D, H = width_of(lm, layers[-1]), lm.hidden_size

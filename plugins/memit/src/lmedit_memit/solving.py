@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit import Delta
+    from lmedit import Delta, Prepared
 
 SINGULAR = 1e12
 """Above this condition number two keys count as equal."""
@@ -52,6 +52,15 @@ class Metric:
         """(weight C + ridge I)^-1 within the eigenvectors U (D, d) of C; kappa is 1 (BetaEdit)."""
         scale = (weight * values + ridge).rsqrt()[:, None]
         return cls(lambda S: scale * (U.T @ S), lambda Y: U @ (scale * Y), 1.0, U.shape[1])
+
+
+def damped_metric(prepared: Prepared, kappa: float) -> Callable[[int, torch.device], Metric]:
+    """The metric by layer and device, from the stored Cholesky factors of C (MEMIT, EMMET)."""
+
+    def metric_of(layer: int, device: torch.device) -> Metric:
+        return Metric.of_factor(prepared.tensors[f"cholesky.{layer}"].to(device), kappa)
+
+    return metric_of
 
 
 def joint_keys(

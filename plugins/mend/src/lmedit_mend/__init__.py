@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmedit import Method, Update, hookimpl
-from lmedit.hyper import build_untrained, compute_edit, locate_matrices, prepare_editor, works
+from lmedit.hyper import build_untrained, compute_edit, edit_locate, prepare_editor, works
 from lmedit_mend.network import MendNetwork
 from lmedit_mend.options import MendOptions
 from lmedit_mend.released import read_released
@@ -13,6 +13,9 @@ from lmedit_mend.released import read_released
 if TYPE_CHECKING:
     from lmedit import Checkpoint, Lm, Location, Prepared, Request, Work
     from lmedit.types import TrainingCases
+
+
+__all__ = ["edit_compute", "edit_describe", "edit_locate", "edit_plan", "edit_prepare"]
 
 
 @hookimpl
@@ -40,12 +43,6 @@ def edit_prepare(
         {"params": [network.alpha], "lr": options.edit_rate_rate},
     ]
     return prepare_editor(lm, network, options, corpus, checkpoint, read_released, groups)
-
-
-@hookimpl
-def edit_locate(lm: Lm, options: MendOptions) -> Location:
-    """The MLP matrices of the last blocks."""
-    return locate_matrices(lm, options)
 
 
 @hookimpl

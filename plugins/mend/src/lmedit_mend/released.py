@@ -14,11 +14,11 @@ import torch
 
 from lmedit.errors import ArtifactError
 from lmedit.hyper.released import released_weights, take_over
-from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmedit.types import Prepared
     from lmedit_mend.network import MendNetwork
 
 PARTS = {
@@ -50,7 +50,7 @@ def read_released(path: str, network: MendNetwork) -> Prepared:
             raise ArtifactError(f"{path} has no editor for matrices ({d_in}, {d_out})")
         ours = f"transforms.{number}."
         found |= {ours + name: tensor for name, tensor in _transform(part).items()}
-    return Prepared(take_over(path, found, network.state_dict().items()), {"published": path})
+    return take_over(path, found, network)
 
 
 def config_order(network: MendNetwork) -> list[int]:
