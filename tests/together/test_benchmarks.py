@@ -52,7 +52,7 @@ def test_both_ways_to_score_give_the_same_with_fewer_operations(
     updates = [evaluation.update_of(lm, 2, n) for n in range(len(pairs))]
     found = evaluation.ours(lm, pairs, updates, States(lm))
     assert found == pytest.approx(evaluation.plain(lm, pairs, updates), abs=1e-6)
-    row = evaluation.compared(
+    row = evaluation.compare(
         lambda: evaluation.plain(lm, pairs, updates),
         lambda: evaluation.ours(lm, pairs, updates, States(lm)),
         1,
@@ -85,7 +85,7 @@ def test_the_short_runs_are_of_scripts_that_are_there(script: object) -> None:
 def test_an_edit_by_each_method_takes_time_and_operations(script: object) -> None:
     costs, lm = script("edit_seconds"), tiny_family("gpt2", torch.float32)  # type: ignore[operator]
     lm.tokenizer = byte_tokenizer()
-    rows = [costs.measured(lm, method, 1) for method in ("ft", "kn", "mend", "ke")]
+    rows = [costs.measure(lm, method, 1) for method in ("ft", "kn", "mend", "ke")]
     assert [row["method"] for row in rows] == ["ft", "kn", "mend", "ke"]
     assert all(row["seconds"] > 0 and row["gflop"] > 0 for row in rows)
     assert lm.weights_digest() == lm.digest
