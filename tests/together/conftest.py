@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,12 +31,14 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def lmedit() -> Callable[..., Result]:
-    """Call the command line; a traceback fails the test."""
+    """Call the command line; a traceback or a variable that stays set fails the test."""
 
     def call(*arguments: object, **extra: Any) -> Result:
+        before = set(os.environ)
         result = CliRunner().invoke(main, [str(part) for part in arguments], **extra)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
+        assert {name for name in os.environ if name.startswith("LMEDIT")} <= before
         return result
 
     return call

@@ -105,7 +105,8 @@ def test_what_is_prepared_instead_is_said(lmedit: Run, model: Path, text: Path) 
 
 
 def test_no_statistics_are_made_where_none_are_needed(lmedit: Run, model: Path) -> None:
-    done = rome(lmedit, model, 1, "-o", "covariance", "false")
+    flags = ("-m", model, "-o", "steps", "2", "-o", "covariance", "false", "--force")
+    done = lmedit("edit", "rome", *FACT, *flags, "-O", "rome.safetensors")
     assert done.exit_code == 0, done.stderr
     done = lmedit("prepare", "rome", "-m", model, "-o", "covariance", "false")
     assert "needs no preparation with these options" in done.stderr

@@ -105,6 +105,7 @@ def test_the_texts_do_not_overlap_and_the_files_are_small() -> None:
     ]
     trained = [path for path in files if path.parent.name == "lmedit-prepared"]
     assert {path.name for path in trained} == {
+        "bases.json",
         "ke.safetensors",
         "mend.safetensors",
         "rome.safetensors",

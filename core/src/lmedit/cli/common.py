@@ -203,9 +203,18 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on 
 
 
 def _limit(seconds: float | None) -> None:
-    """Set the time limit of hooks for this process and its workers."""
-    if seconds is not None:
-        os.environ[EDIT_VARIABLE] = str(seconds)
+    """Set the time limit of hooks for this process and its workers, until the command ends."""
+    if seconds is None:
+        return
+    before = os.environ.get(EDIT_VARIABLE)
+    os.environ[EDIT_VARIABLE] = str(seconds)
+
+    def restore() -> None:
+        del os.environ[EDIT_VARIABLE]
+        if before is not None:
+            os.environ[EDIT_VARIABLE] = before
+
+    click.get_current_context().call_on_close(restore)
 
 
 def find_typed(*flags: str) -> list[str]:

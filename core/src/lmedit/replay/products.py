@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from lmedit.models import families
+from lmedit.replay.ways import ways_of
 from lmedit.trace import wrapped
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def products(lm: Lm, compute: Compute, *, head: bool = False) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if compute == "bfloat16":
+            ways_of(lm)  # its trials need the model's own products
             parts = [lm.block(layer) for layer in range(lm.n_layers)]
             parts += [lm.model.get_output_embeddings()] if head else []
             for module in (module for part in parts for module in part.modules()):
