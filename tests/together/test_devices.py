@@ -197,5 +197,7 @@ def test_a_quantised_model_is_refused_before_it_is_loaded(tmp_path: Path) -> Non
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"is quantised \(gptq\).*load the model that it was made from"):
+    with pytest.raises(
+        ModelError, match=r"is quantised \(gptq\).*load the model that it was made from"
+    ):
         load_lm(str(folder))
