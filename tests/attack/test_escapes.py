@@ -126,7 +126,7 @@ def test_a_method_has_a_name_for_people_and_files(name: str) -> None:
     def edit_describe() -> Method:
         return Method(name, "no paper", Options)
 
-    with pytest.raises(BrokenPluginError, match="is no name"):
+    with pytest.raises(BrokenPluginError, match="is not a valid name"):
         register(
             SimpleNamespace(edit_describe=hookimpl(edit_describe)),
             name=None,

@@ -69,7 +69,7 @@ def test_an_output_replaces_only_what_lmedit_wrote(lm: Lm, tmp_path: Path) -> No
         with pytest.raises(ArtifactError, match=r"exists and|is empty"):
             save_patch(path, update, facts)
         assert before == (path.read_bytes() if path.is_file() else b"")
-    with pytest.raises(ArtifactError, match="is no file"):
+    with pytest.raises(ArtifactError, match="is not a file"):
         save_patch(Path("/dev/null"), update, facts)
     link = tmp_path / "link.safetensors"
     link.symlink_to(tmp_path / "true.safetensors")

@@ -433,7 +433,7 @@ def test_released_files_come_and_go(lm: Lm, kept: Any, tmp_path: Path) -> None:
         ({"mom2.mom2": np.full((D, D), np.nan), "mom2.count": np.array(9)}, "no finite"),
         ({"mom2.mom2": np.zeros((D, D)), "mom2.count": np.array(9)}, "no sum of keys"),
         ({"mom2.mom2": np.eye(D), "mom2.count": np.array(0)}, "no sum of keys"),
-        ({"mom2.mom2": np.eye(D), "mom2.count": np.array(-9)}, "-9 is no number of keys"),
+        ({"mom2.mom2": np.eye(D), "mom2.count": np.array(-9)}, "-9 is not a number of keys"),
         (
             {"mom2.mom2": np.diag([-0.5] + [1.0] * (D - 1)), "mom2.count": np.array(9)},
             "not positive",

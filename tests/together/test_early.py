@@ -52,7 +52,7 @@ BAD = {
     "no statistics": (("edit", "rome", *FACT, "--corpus", "stats:none"), "no statistics begin"),
     "system alone": (("edit", "ft", *FACT, "--system", "Be short."), "give --chat too"),
     "no template": (("edit", "ft", *FACT, "--chat"), "has no chat template"),
-    "unknown name": (("edit", "ft", "--fact", "colour.json"), "'colour' is no value of a fact"),
+    "unknown name": (("edit", "ft", "--fact", "colour.json"), "'colour' is not a value of a fact"),
     "locate: no facts": (("locate", "rome", "--facts", "none"), "no cases 'none'"),
     "locate: fact and facts": (
         ("locate", "rome", *FACT, "--facts", "demo"),
@@ -71,7 +71,7 @@ BAD = {
     "compare: stop": (("compare", "ft", "--stop-on-collapse"), "only with another --regime"),
     "compare: no heldout": (
         ("compare", "ft", "--metrics", "health", "--heldout", "none.txt"),
-        "there is no such file",
+        "does not exist; give its path",
     ),
     "compare: large size": (
         ("compare", "ft", "--limit", "2", "--regime", "batch", "--sizes", "9"),
@@ -80,8 +80,8 @@ BAD = {
     "compare: random layer": (("compare", "ft", "--random-layer", "mend"), "no option layer"),
     "compare: corpus": (("compare", "ft", "mend", "--corpus", "demo"), "name the method, as mend="),
     "tune: no cases": (("tune", "ft", "--cases", "none"), "no cases 'none'"),
-    "tune: budget": (("tune", "ft", "--budget", "soon"), "'soon' is no time"),
-    "tune: no budget": (("tune", "ft", "--budget", "0m"), "'0m' is no time"),
+    "tune: budget": (("tune", "ft", "--budget", "soon"), "'soon' is not a time"),
+    "tune: no budget": (("tune", "ft", "--budget", "0m"), "'0m' is not a time"),
     "prepare: layers": (("prepare", "rome", "--layers", "3,x"), "give numbers"),
     "prepare: no layer": (("prepare", "rome", "--layers", "3,99"), "has no layer 99"),
     "prepare: limit": (("prepare", "rome", "--limit", "3"), "option 'limit'"),

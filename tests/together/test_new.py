@@ -105,11 +105,11 @@ def test_it_needs_a_core_like_this_one(lmedit: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("Mine", "'Mine' is no name for a method; use lower case"),
-        ("my_own", "'my_own' is no name"),
-        ("../mine", "'../mine' is no name"),
-        ("a--b", "'a--b' is no name"),
-        ("1st", "'1st' is no name"),
+        ("Mine", "'Mine' is not a valid name for a method; use lower case"),
+        ("my_own", "'my_own' is not a valid name"),
+        ("../mine", "'../mine' is not a valid name"),
+        ("a--b", "'a--b' is not a valid name"),
+        ("1st", "'1st' is not a valid name"),
         ("rome", "the name 'rome' belongs to lmedit-rome"),
         ("base", "the name 'base' belongs to the core"),
     ],

@@ -80,7 +80,7 @@ class _Finder(MetaPathFinder):
 
 class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        """Give *module* the names that its new modules hold."""
+        """Copy the names of its new modules into *module*."""
         old, new = module.__name__, MOVED[module.__name__]
         homes = [importlib.import_module(home) for home in (new, *ELSEWHERE.get(old, ()))]
 

@@ -120,4 +120,4 @@ def check_readable(flag: str, path: Path | None, *, folder: bool = False) -> Non
     if path is None or (path.is_dir() if folder else path.is_file()):
         return
     kind = "folder" if folder else "file"
-    raise OptionError(f"{flag} {path}: there is no such {kind}; give its path")
+    raise OptionError(f"{flag} {path}: this {kind} does not exist; give its path")

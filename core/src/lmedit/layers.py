@@ -71,7 +71,7 @@ class LayerOptions(Options):
         return resolved
 
     def site(self, lm: Lm, request: Request) -> Site:
-        """The MLP output matrix of the layer; of experts, that of the chosen one for *request*.
+        """The MLP output matrix of the layer, or of the expert that *request* chooses.
 
         Without a subject, the prompt's last token chooses.
         """

@@ -59,7 +59,7 @@ class Options(Frozen):
 
     @property
     def untuned(self) -> bool:
-        """Whether a default is used although this model needs its own value; tables mark it."""
+        """Whether the default is a guess for this model; tables mark it."""
         return False
 
     def prepared_from(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Setup:
         return build_options(loaded.method, given, self.lm, self.plan.seed)
 
     def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:
-        """The data that *loaded* is prepared on. None if neither user nor model names any.
+        """The data that *loaded* is prepared on. None if the user and the model name none.
 
         With *train*, a method that is trained on cases uses the model's own training cases by
         default.
@@ -292,21 +292,21 @@ def editor_for(
 
 
 def takes_checkpoint(options: Options) -> bool:
-    """Whether *options* name a published editor's file; it is read, and nothing is trained."""
+    """Whether *options* name a published editor's file. lmedit then reads it and trains nothing."""
     return getattr(options, "checkpoint", None) is not None
 
 
 def _words(material: Material) -> str:
-    """The name of *material*; for text of the model itself, also a better choice."""
+    """The name of *material*, and for text that the model writes, a better choice."""
     if isinstance(material, SelfWritten):
         return "text that the model writes itself (better: --corpus FILE)"
     return material.name
 
 
 def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material | None:
-    """A corpus, or statistics that were counted before (``stats:ID``).
+    """A corpus, or stored statistics (``stats:ID``).
 
-    None: the text that *lm* brings; if it brings none, text that *lm* writes itself (``self``).
+    Without *given*: the text that comes with *lm*, or else text that *lm* writes (``self``).
     """
     if given is not None and not isinstance(given, str | Path):
         return texts_given(given)

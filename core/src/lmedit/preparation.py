@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 SHOWN = 3
 """How many preparations, and how many differences of each, a message names."""
 BASES = "bases.json"
-"""Beside shipped preparations: by method, the digest of what each depends on in its model."""
+"""A file next to shipped preparations: by method, the digest that each depends on."""
 SHIPPED = "lmedit-prepared"
 """A subfolder of a model folder: preparations that come with the model, one file per method."""
 
@@ -90,7 +90,7 @@ def stored_paths(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Path]:
 
 
 def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
-    """The flags that a preparation of *loaded* needs to fit how *lm* is asked."""
+    """The flags for a preparation of *loaded* with the chat and the joint of *lm*."""
     found = asking_key(loaded, lm)
     system = f" --system {lm.chat.system!r}" if lm.chat and lm.chat.system else ""
     chat = f" --chat{system}" if "chat" in found else ""
@@ -98,7 +98,7 @@ def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
 
 
 def others_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
-    """What the cache holds for the method instead, as the middle of a message; empty if nothing.
+    """The other preparations in the cache, as the middle of a message; empty if there are none.
 
     For each stored preparation, it names what differs: the model, its number type, options.
     """
@@ -166,7 +166,7 @@ def _stem(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
 
 
 def asking_key(loaded: LoadedMethod, lm: Lm) -> dict[str, Any]:
-    """How *lm* is asked, if an editor that is trained on cases depends on it; else empty."""
+    """The chat and the joint of *lm*, if the method trains on cases; else empty."""
     if loaded.method.prepares_on != "cases":
         return {}
     found = {"chat": lm.chat.digest if lm.chat else None, "join": lm.join}
@@ -211,5 +211,5 @@ def _bases(folder: Path) -> Mapping[str, Any]:
 
 
 def write_bases(folder: Path, bases: Mapping[str, str]) -> None:
-    """Write beside shipped preparations in *folder* what each method's depends on in its model."""
+    """Write into *folder* the digests that its shipped preparations depend on, by method."""
     write_json(folder / BASES, {**_bases(folder), **bases})

@@ -106,7 +106,7 @@ def _entry(
     papers = [parts[-1].strip() for parts in urls if parts[0].strip().lower() == "paper"]
     reason, state = _why_broken(point.value) or _why_unfit(distribution), "ok"
     if not is_name(point.name):
-        reason = f"{point.name!r:.80} is no name; {NAMES}"
+        reason = f"{point.name!r:.80} is not a valid name; {NAMES}"
     if reason:
         state = "broken"
     elif not _allowed(point.name):
@@ -273,7 +273,7 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
             f"{culprit}: it calls itself {method.name!r}; it must have its entry point's name"
         )
     if not isinstance(method.name, str) or not is_name(method.name):
-        raise BrokenPluginError(f"{culprit}: {method.name!r:.80} is no name; {NAMES}")
+        raise BrokenPluginError(f"{culprit}: {method.name!r:.80} is not a valid name; {NAMES}")
     if method.name in RESERVED:
         raise BrokenPluginError(f"{culprit}: the name {method.name!r} is reserved for the core")
     try:

@@ -41,7 +41,7 @@ WORDS = tuple("the tower stands in old city by river and boat came down to sea".
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ends the reading of `Documents` as Ctrl-C does; a test can tell it from the user's Ctrl-C."""
+    """Ends the reading of `Documents` as Ctrl-C does; a test can see that it is not the user's."""
 
 
 class Documents:

@@ -306,10 +306,10 @@ def test_released_files_that_do_not_fit_are_refused(
 def test_archives_run_nothing(lm: Lm, tmp_path: Path) -> None:
     path = tmp_path / "mend.pt"
     torch.save({"model": {"mend.x": nn.Linear(2, 2)}}, path)
-    with pytest.raises(ArtifactError, match="is no released editor"):
+    with pytest.raises(ArtifactError, match="is not a released editor"):
         edit_prepare(lm, options(lm, checkpoint=str(path)), None, None)  # type: ignore[arg-type]
     path.write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="is no released editor"):
+    with pytest.raises(ArtifactError, match="is not a released editor"):
         edit_prepare(lm, options(lm, checkpoint=str(path)), None, None)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="no file"):
         edit_prepare(lm, options(lm, checkpoint="gone.pt"), None, None)  # type: ignore[arg-type]
@@ -363,7 +363,7 @@ def test_archives_with_any_configuration_are_read(
 def test_no_other_class_of_an_archive_is_loaded(lm: Lm, tmp_path: Path) -> None:
     path = tmp_path / "mend.pt"
     torch.save({"model": {"u": torch.ones(1)}, "state": PosixPath("/")}, path)
-    with pytest.raises(ArtifactError, match="is no released editor"):
+    with pytest.raises(ArtifactError, match="is not a released editor"):
         build_options(loaded("mend").method, {"checkpoint": str(path)}, lm)
 
 

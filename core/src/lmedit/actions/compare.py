@@ -192,7 +192,7 @@ def sizes_of(text: str | None, most: int, step: int = 1) -> tuple[int, ...]:
             f"--sizes {text!r}: there are {most} cases; give numbers from 1 to {most}, as 1,10,100"
         )
     if wrong := [size for size in sizes if size % step and size != most]:
-        raise UsageError(f"--sizes: {wrong[0]} is no multiple of --batch {step}; give multiples")
+        raise UsageError(f"--sizes: {wrong[0]} is not a multiple of --batch {step}; give multiples")
     return tuple(sizes)
 
 

@@ -1,4 +1,4 @@
-"""The edits that are in a model already, and what they carry for the next edit."""
+"""The edits that a model already contains, and the values that they carry for the next edit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Earlier:
         ]
 
     def base_digest(self, update: Update) -> str:
-        """The digest of what *update* touches, as it is in the base."""
+        """The digest in the base of the parameters that *update* touches."""
         return digest_in_base(self.model, update)
 
 

@@ -134,7 +134,7 @@ def _ways(editor: Editor, update: Update) -> str:
 
 
 class _Looking:
-    """Looks at a model before and after an edit; create it while the model is unedited."""
+    """Measures a model before and after an edit. Create it while the model is unedited."""
 
     def __init__(self, lm: Lm, request: Request, near: str | None) -> None:
         self.lm = lm
@@ -200,7 +200,7 @@ def _asking(lm: Lm, request: Request) -> dict[str, Any]:
 
 
 def _remarks(asking: Mapping[str, Any]) -> list[str]:
-    """Lines for the user about how the model is asked, if it is not the usual way."""
+    """Lines for the user about how the model is asked, if it is not the default way."""
     remarks = []
     if asking["chat"] is not None:
         remarks.append("asked through the chat template of the tokenizer")

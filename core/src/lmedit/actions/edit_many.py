@@ -48,7 +48,7 @@ def requests_of(cases: CaseSet, tell: Callable[[str], object]) -> list[Request]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What the model gives for each fact, and perplexity and KL on the held-out lines."""
+    """The model's answer to each fact, and perplexity and KL on the held-out lines."""
 
     chances: list[TargetChance]
     verdicts: list[str]

@@ -98,7 +98,7 @@ SYNONYMS = {"target": "target_new", "question": "prompt", "answer": "target_new"
 
 
 def _by_our_names(values: dict[str, Any]) -> dict[str, Any]:
-    """*values* with our names in place of `SYNONYMS`. Raises `RequestError` if both stand there."""
+    """*values* with our names in place of `SYNONYMS`. Raises `RequestError` if it has both."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         ours = SYNONYMS.get(name, name)
@@ -110,13 +110,13 @@ def _by_our_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
-    """Raise `RequestError` for a name that is no value of a fact."""
+    """Raise `RequestError` for a name that is not a value of a fact."""
     known = [*Request.model_fields, *SYNONYMS]
     for name in values:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise RequestError(f"--fact: {name!r} is no value of a fact; {hint}")
+            raise RequestError(f"--fact: {name!r} is not a value of a fact; {hint}")
 
 
 def _trim(name: str, value: Any, tell: Tell) -> Any:

@@ -1,4 +1,4 @@
-"""Prompts to look at before and after an edit, besides its own: neighbours and other facts.
+"""More prompts to ask before and after an edit: neighbours, and other facts of the subject.
 
 They come from the user's file, from the model's world, or from the model itself.
 """
@@ -43,7 +43,7 @@ ASKED = ("For which thing is {} known?", "Which sort of thing is {}?", "Where is
 """The same as questions of a chat."""
 _OPENERS = "however some other others many most examples example note yes both these list"
 OPENERS = frozenset(_OPENERS.split())
-"""Words that open sentences with a capital and name nothing."""
+"""Words that begin sentences with a capital and are not names."""
 _WORD = r"(?:(?:St|[A-Z])\.|[A-Z\u00c0-\u00de][\w'\u2019-]*)"
 NAME = re.compile(rf"{_WORD}(?:[ -](?:of |the |de |la )*{_WORD})*")
 """A sequence of capitalised words."""

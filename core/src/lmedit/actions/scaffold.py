@@ -43,7 +43,9 @@ def write_project(name: str, folder: Path) -> list[str]:
 def _check(name: str) -> None:
     """Raise `OptionError` if *name* is not a valid name or is already taken."""
     if not NAME.fullmatch(name):
-        raise OptionError(f"{name!r} is no name for a method; use lower case, digits and hyphens")
+        raise OptionError(
+            f"{name!r} is not a valid name for a method; use lower case, digits and hyphens"
+        )
     taken = {entry.name: entry.distribution for entry in entries()}
     taken |= dict.fromkeys(RESERVED, "the core")
     if name in taken:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Verdict = Literal["took", "took only under teacher forcing", "did not take"]
 
 WAYS = "try another layer (lmedit tune) or method"
-"""The remedy if nothing more is known about the method."""
+"""The remedy for a method without a remedy of its own."""
 WRITES = 40
 """The model writes at most this many tokens, or more for a longer target."""
 SENTENCE_END = re.compile(

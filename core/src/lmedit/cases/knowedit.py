@@ -3,7 +3,7 @@
 Source: `zjunlp/KnowEdit` on the hub and its loader `easyeditor/dataset/knowedit.py`; Zhang et al.
 2024, arXiv 2401.01286. Prompts are full texts. An answer is a string, a list of right answers, or a
 list of such lists. The first one is the answer, the others are its aliases. A probe without any
-answer is left out, because nothing can judge it.
+answer is left out, because no answer can be right.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _open_source(source: CaseSource, done: int) -> Any:
 
 
 def _total(response: Any, done: int) -> int | None:
-    """The length of the whole file by the headers; None if they do not tell."""
+    """The length of the whole file by the headers; None if they do not hold it."""
     if match := re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", "")):
         return int(match[1])
     length = response.headers.get("Content-Length")

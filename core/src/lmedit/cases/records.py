@@ -140,7 +140,7 @@ LONGEST_ID = 200
 
 
 def _unsound_field(record: Any) -> str:
-    """The innermost field of *record* that holds an complaint_of value; its own text is sound."""
+    """The innermost field of *record* that holds a value that JSON must not hold."""
     waiting: list[tuple[str, Any]] = [("?", record)]
     while waiting:
         name, value = waiting.pop()
@@ -157,7 +157,7 @@ def _unsound_field(record: Any) -> str:
 
 
 def complaint_of(error: ValueError) -> str:
-    """The reason of *error*, with a plain word for half a character."""
+    """The reason of *error* in plain words."""
     if isinstance(error, UnicodeEncodeError):
         return "it holds half a character (a lone surrogate)"
     return str(error)

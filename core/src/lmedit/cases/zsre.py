@@ -21,7 +21,7 @@ KEYS = frozenset({"subject", "src", "pred", "rephrase", "alt", "answers", "loc",
 def case_from(record: Mapping[str, Any], index: int) -> Case:
     """ROME's mapping: the new answer is ``answers[0]``, the locality prompt ends in "?".
 
-    ROME's true target "<|endoftext|>" means that there is none, so there is none here. The metric
+    ROME's true target "<|endoftext|>" means that there is none, so the case has none. The metric
     expands the locality answer token by token, as ROME does.
     """
     return _case(record, index, _first_answer(record), None, need_text(record, "loc") + "?")

@@ -38,7 +38,7 @@ def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
 
 
 def _escape(value: Any) -> Any:
-    """*value*, a chart or a part of one, with signs written out that no font shows."""
+    """*value*, a chart or a part of one, with unprintable characters escaped."""
     if isinstance(value, str):
         return for_terminal(value)
     if isinstance(value, tuple | list):

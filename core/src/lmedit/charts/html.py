@@ -34,7 +34,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def html_of(values: Mapping[str, Any], charts: Sequence[Chart] = ()) -> str:
-    """*values*, one line each, and *charts* below; if these cannot be drawn, the reason."""
+    """*values*, one line each, and *charts* below; or the reason why they cannot be drawn."""
     told = (
         html_table((), ((name, short(value)) for name, value in values.items())) if values else ""
     )

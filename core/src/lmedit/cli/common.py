@@ -118,8 +118,8 @@ asking_flags = flags(
         type=click.Choice(["auto", "space", "none"]),
         default="auto",
         show_default=True,
-        help="What stands between prompt and answer: a blank or nothing. auto: as the signs and "
-        "the model tell.",
+        help="What stands between prompt and answer: a blank or nothing. auto: lmedit decides by "
+        "the characters, or else by the model's probabilities.",
     ),
     click.option(
         "--chat", is_flag=True, help="Ask each prompt through the tokenizer's chat template."
@@ -159,7 +159,7 @@ method_flags = flags(
         expose_value=False,
         callback=lambda _, __, value: _limit(value),
         metavar="SECONDS",
-        help="The longest time of one hook of an edit. After it the edit counts as failed.  "
+        help="The longest time of one hook of an edit. An edit that takes longer fails.  "
         "[default: no limit]",
     ),
     click.option("--seed", type=NUMBER, help="Random seed.  [default: 0]"),
@@ -236,17 +236,17 @@ def refuse_unused(why: str, *flags: str) -> None:
 
 
 def say(text: object) -> None:
-    """Print *text* on stdout; the signs that a terminal obeys are written out."""
+    """Print *text* on stdout, with its control characters escaped."""
     click.echo(for_terminal(str(text)))
 
 
 def note(text: str) -> None:
-    """Print *text* on stderr: a note for the person at the terminal."""
+    """Print *text*, a note for the user, on stderr."""
     click.echo(for_terminal(text), err=True)
 
 
 def as_json_text(value: Any) -> str:
-    """*value* as indented JSON, which stdout can show and every program can read."""
+    """*value* as indented JSON, in characters that stdout can encode."""
     encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return for_json(dump_json(value, ascii_only=encoding != "utf8"))
 

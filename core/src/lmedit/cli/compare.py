@@ -110,13 +110,13 @@ regime_flags = flags(
     click.option("--batch", type=COUNT, help="With --regime batched: facts at a time."),
     click.option(
         "--sizes",
-        help="For the other regimes than single: measure after these numbers of edits, for "
+        help="For all regimes but single: measure after these numbers of edits, for "
         "example 1,10,100.  [default: powers of ten, or multiples of --batch, and all cases]",
     ),
     click.option(
         "--collapse",
         type=FiniteRange(1, 1e9),
-        help="For the other regimes than single: a model has collapsed if its perplexity grew by "
+        help="For all regimes but single: a model has collapsed if its perplexity grew by "
         f"this factor.  [default: {COLLAPSE:g}]",
     ),
     click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),

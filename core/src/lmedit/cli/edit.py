@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 @click.option(
     "--near",
     metavar="NAME|FILE",
-    help="Neighbours to look at: cases, or a text file of prompts, one per line.  [default: "
-    "the world's, else names from the model itself]",
+    help="Neighbours to look at before and after: cases, or a text file of prompts, one per line.  "
+    "[default: the world's, else names from the model itself]",
 )
 @click.option(
     "--facts",

@@ -1,4 +1,4 @@
-"""Every end of the program is one line and an exit code."""
+"""End the program with an exit code and at most one line, also after a signal or a bug."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to end. Blocks clean up behind themselves, as after Ctrl-C."""
+    """A signal asked the program to end. Every block cleans up, as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         """*number* is that of the signal."""
@@ -54,7 +54,7 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 def open_streams() -> None:
-    """Let every stream exist and take every text: a closed one becomes the null device."""
+    """Make every stream writable for every text. A closed stream becomes the null device."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -64,7 +64,7 @@ def open_streams() -> None:
 
 
 def tell_end(error: BaseException) -> int:
-    """Print the line of *error* on stderr, if it is one that a user can cause; return the code.
+    """Print the line of *error* on stderr, if a user can cause it; return the exit code.
 
     Raises *error* again if it is a bug.
     """
@@ -98,7 +98,7 @@ def _line(text: str) -> None:
 
 
 def _mute_stdout() -> None:
-    """Drop what stdout still holds, so that the program's end does not try to write it again."""
+    """Discard the buffer of stdout, so that Python does not try to write it at exit."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

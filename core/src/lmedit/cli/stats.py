@@ -34,7 +34,7 @@ def stats() -> None:
 @stats.command(name="list")
 @json_flag
 def list_(*, as_json: bool) -> None:
-    """List the stored statistics. To prepare a method on one of them, give --corpus stats:ID."""
+    """List the stored statistics. Use --corpus stats:ID to prepare a method on one of them."""
     from lmedit.compare.table import align
     from lmedit.stats import damaged_statistics, list_statistics
 
@@ -116,7 +116,7 @@ def import_(
     from lmedit.stats import import_statistics
 
     if layer is not None and file.suffix != ".npz":
-        raise click.UsageError(f"--layer is for .npz files, and {file} is none; remove --layer")
+        raise click.UsageError(f"--layer is for .npz files, and {file} is not one; remove --layer")
     lm = None
     if file.suffix != ".npz":
         flags = ("--model", "--device", "--dtype", "--download")

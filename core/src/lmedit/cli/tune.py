@@ -124,7 +124,7 @@ def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
     if not 0 < seconds <= LONGEST:
-        raise click.BadParameter(f"{text!r} is no time; write for example 90s, 10m or 2h")
+        raise click.BadParameter(f"{text!r} is not a time; write for example 90s, 10m or 2h")
     return seconds
 
 

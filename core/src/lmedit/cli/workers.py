@@ -43,7 +43,7 @@ def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]
 
 
 SECONDS_TO_STOP = 20.0
-"""How long a worker may clean up; then the system ends it."""
+"""How long a worker may clean up; then lmedit kills it."""
 
 
 def _stop(others: Sequence[BaseProcess]) -> None:

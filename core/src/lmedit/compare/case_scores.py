@@ -45,7 +45,7 @@ class Scoring:
     references: References | None = None
     seed: int = 0
     treebank: bool = False
-    """Whether GE counts the words of the published GE, because published figures stand beside."""
+    """Whether GE counts the words of the published GE, if the table shows published figures."""
 
     def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
         """Measure the base model: for each case the next tokens after its neighbours, or None."""

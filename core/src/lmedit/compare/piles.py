@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Before = Tensor | str | None
-    """What the base model gives on a case, None if it is not asked, or why it failed."""
+    """The scores of a case on the base model, None if nobody needs them, or the failure."""
 
     from lmedit.compare.candidates import Candidate
     from lmedit.compare.case_scores import Scoring
@@ -119,7 +119,7 @@ class Pile:
             return self._heights()
 
     def _before(self) -> list[Before]:
-        """What the base model gives on each case, or the reason why it cannot be measured."""
+        """The scores of each case on the base model, or the reason why they cannot be measured."""
         try:
             return [*self.scoring.before(self.lm, self.cases)]
         except Exception:  # noqa: BLE001  (one text may be too long, for example)
@@ -279,7 +279,7 @@ class Pile:
         return found
 
     def _state(self, size: int) -> dict[str, Any]:
-        """What the scores on a pile of *size* edits depend on."""
+        """The values that determine the scores on a pile of *size* edits."""
         state = {
             "method": self.candidate.name,
             "edits": key_of(edits=[p.stored.key for p in self.parts if p.start < size]),

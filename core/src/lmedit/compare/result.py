@@ -49,5 +49,5 @@ def sound_payload(found: Any) -> dict[str, Any]:
         and (found.get("failure") is not None or scores is not None or "bytes" in found)
     )
     if not good:
-        raise ValueError("it is no result of a task")
+        raise ValueError("it is not a result of a task")
     return dict(found)

@@ -1,4 +1,4 @@
-"""Retrieval in place of editing: the k edited facts that fit a prompt best, in front of it.
+"""Retrieval in place of editing: put the k edited facts that fit a prompt best before it.
 
 The facts are ranked by BM25 (Robertson and Zaragoza 2009) over their prompts and subjects. No
 weight changes, and no model is needed to rank.

@@ -101,7 +101,7 @@ def read_results(folder: Path) -> list[Stored]:
 WORKER = re.compile("[0-9a-f]{32}")
 """The name of a worker."""
 RUN_FILES = ("results.json", "cases.json", "workers")
-"""What a run writes beside its database."""
+"""The other files of a run, next to its database."""
 
 
 def _files_of_others(folder: Path) -> str | None:
@@ -119,7 +119,7 @@ class RunStore:
         self._locks = folder / "workers"
         if not self.path.exists() and (other := _files_of_others(folder)):
             raise RunError(
-                f"{folder} is no run of lmedit and holds {other}, which would be replaced; give "
+                f"{folder} is not a run of lmedit and holds {other}, which would be replaced; give "
                 "another --run"
             )
         with self._guarded("open"):

@@ -1,8 +1,9 @@
 """The work of a comparison: edit and score each case. A failure is a result.
 
-If a method only adds its deltas and the weights are of full precision, the edits stay beside the
-weights and are scored together (`lmedit.replay.unmerged`). Else each edit is applied, scored and
-reverted. Finished tasks are in the store and are not repeated. Several processes may share a run.
+If a method only adds its deltas and the weights are of full precision, no edit is written into the
+weights. Then several edits are scored together (`lmedit.replay.unmerged`). Else each edit is
+applied, scored and reverted. Finished tasks are in the store and are not repeated. Several
+processes may share a run.
 """
 
 from __future__ import annotations

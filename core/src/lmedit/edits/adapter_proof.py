@@ -180,7 +180,7 @@ def _check_changes(model: Any, factors: Mapping[Site, LowRank]) -> None:
         ours = change.T if site.transposed else change
         if theirs.shape != ours.shape or not (theirs - ours).norm() <= SAME * ours.norm():
             raise ArtifactError(
-                f"peft changes {name} otherwise than this adapter; nothing is kept, use lmedit "
+                f"peft does not change {name} as this adapter does; nothing is kept, use lmedit "
                 "apply"
             )
 

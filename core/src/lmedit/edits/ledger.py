@@ -124,7 +124,7 @@ class LedgerState:
 
 
 def _own(update: Update) -> Update:
-    """*update* with copies of its tensors, which no caller can change."""
+    """*update* with copies of its tensors. No caller can change the copies."""
 
     def copy_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -2,7 +2,7 @@
 
 An adapter adds ``scale * B A`` to a matrix, B (d_out, r) and A (r, d_in). These are the factors of
 a low-rank change, with scale 1. Zeros fill up all ranks to one r. Modules are named by their whole
-paths. A change that LoRA cannot express is refused, or cut to a rank; then the lost share is told.
+paths. A change that LoRA cannot express is refused, or cut to a rank. A cut returns the lost share.
 """
 
 from __future__ import annotations

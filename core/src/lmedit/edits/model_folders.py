@@ -212,7 +212,7 @@ def _check_base(
     """Raise `ArtifactError` if the patch at *path* was *made_on* another model.
 
     The base is the whole model, because the effect of an edit depends on all of it. If only the
-    touched matrices are the base's, the patch is refused too, but the message tells it.
+    touched matrices are the base's, the patch is refused too, and the message says so.
     """
     if made_on.get("digest") in {model.base["digest"], model.lm.digest}:
         return

@@ -142,7 +142,7 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
 def base_named(path: Path) -> str | None:
     """The name of the model that the patch *path* was made on; None if it names none.
 
-    Raises `ArtifactError` if the file is no patch.
+    Raises `ArtifactError` if the file is not a patch.
     """
     facts = read_facts(path, PATCH)
     return _validate(path, facts).model.name

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check_written(lm: Lm, folder: Path) -> None:
     """Raise `ArtifactError` if the weights in *folder* are not, bit for bit, those of *lm*.
 
-    The files are compared tensor by tensor. If they name tensors otherwise than the model,
+    The files are compared tensor by tensor. If they use other names of tensors than the model,
     transformers loads the folder, and the digests are compared.
     """
     wrong, left = compare_written(folder, lm.parameters, lambda name: lm.snapshot(Site(name)))
@@ -28,6 +28,6 @@ def check_written(lm: Lm, folder: Path) -> None:
             wrong = min(left)
     if wrong is not None:
         raise ArtifactError(
-            f"transformers writes {wrong} otherwise than it is in the model; nothing is kept, use "
+            f"transformers writes other values of {wrong} than the model has; nothing is kept, use "
             "lmedit export"
         )

@@ -1,4 +1,4 @@
-"""What earlier edits carry for later ones: it must belong to the same base, method and options."""
+"""Check what earlier edits carry for later ones: base, method and options must be the same."""
 
 from __future__ import annotations
 

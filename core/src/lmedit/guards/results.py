@@ -69,7 +69,7 @@ class Returned:
             self.refuse(f"{hook} must return a mapping as carry, not {type(carry).__name__}")
         for name, tensor in carry.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                self.refuse(f"{hook} must carry tensors under names; {name!r} is none")
+                self.refuse(f"{hook} must carry tensors under names; {name!r} is not one")
             if not bool(tensor.isfinite().all()):
                 self.refuse(f"{hook} carries {name!r}, which is not finite")
 

@@ -1,6 +1,6 @@
-"""What lies around a hook and would reach other methods: settings and functions that all share.
+"""Settings and functions that all methods share: a hook must leave them as they were.
 
-It is noted before a hook, compared after it, and put back.
+lmedit notes them before a hook, compares them after it, and restores them.
 """
 
 from __future__ import annotations

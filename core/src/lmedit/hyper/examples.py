@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 Row = tuple[Ids, Ids]
 """Ids of a prompt, and ids of the text that follows it."""
 APART, FRONTED = 4, 3
-"""Largest number of unrelated texts per case: as they are, and with a text in front."""
+"""Largest number of unrelated texts per case: alone, and with a text in front."""
 
 
 @dataclass(frozen=True)

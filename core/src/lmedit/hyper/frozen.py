@@ -89,7 +89,7 @@ class FrozenModel:
         self._entering.note([*outer, *apart])
 
     def from_first(self, rows: Sequence[Ids]) -> Kept:
-        """*rows*, ready to run from the first edited block on."""
+        """*rows*, ready to run from the first edited block."""
         return resume(self.lm, rows, self.first, self._entering.of(rows))
 
     @torch.no_grad()

@@ -56,7 +56,7 @@ class Hypernetwork(nn.Module):
 
 @contextmanager
 def edited_rows(lm: Lm, changes: Mapping[Site, LowRankBatch], edit_of: Tensor) -> Iterator[None]:
-    """While the block runs, row i of a batch is computed with edit ``edit_of[i]``.
+    """Compute row i of each batch with edit ``edit_of[i]`` in the block.
 
     The weights do not change: each row gets ``W x + left (right x)``, the output of the edited
     matrix. So one forward pass serves many edits, and left and right receive gradients.

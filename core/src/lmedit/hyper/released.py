@@ -36,7 +36,7 @@ def released_weights(path: str) -> dict[str, Tensor]:
         found = _load_with_configs(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"{path} is no released editor ({why}); fetch it again") from error
+        raise ArtifactError(f"{path} is not a released editor ({why}); fetch it again") from error
     weights = found.get("model", found) if isinstance(found, dict) else {}
     tensors = {
         str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)
@@ -58,7 +58,7 @@ def take_over(path: str, found: dict[str, Tensor], network: Hypernetwork) -> Pre
         if tuple(found[name].shape) != shape:
             raise ArtifactError(
                 f"{path}: {name} is {tuple(found[name].shape)}, this model and these options need "
-                f"{shape}; name the editor of this model, and leave out options that the file tells"
+                f"{shape}; name the editor of this model, and leave out options that the file sets"
             )
     return Prepared({name: found[name] for name in shapes}, {"published": path})
 
@@ -79,7 +79,7 @@ def _load_with_configs(path: str) -> Any:
 
 
 def _config_named(name: str) -> Any:
-    """The configuration class *name* of transformers; None if it is none."""
+    """The configuration class *name* of transformers; None if there is no such class."""
     from transformers import PreTrainedConfig
 
     module, _, each = name.rpartition(".")

@@ -99,7 +99,7 @@ def law_12(trial: Trial) -> None:
     editor = Editor(trial.loaded, trial.lm, trial.options, trial.prepared)
     named = editor.options.prepared_from()
     missing = set(type(editor.options).prepares) - set(named)
-    require(not missing, f"a carry does not tell the prepared options {sorted(missing)}")
+    require(not missing, f"a carry does not hold the prepared options {sorted(missing)}")
     own = editor.carry_of(trial.raw_joint([trial.third])[1])
     strange = {
         "base": replace(own, base="0" * 64),

@@ -27,11 +27,11 @@ THIRD = Request(prompt="At night {} runs to", subject="the river", target_new="a
 
 
 class LawBrokenError(AssertionError):
-    """A law does not hold; the message tells the difference."""
+    """A law does not hold; the message describes the difference."""
 
 
 class NotTriedError(Exception):
-    """A law cannot be tested; the message tells why."""
+    """A law cannot be tested; the message gives the reason."""
 
 
 @dataclass(frozen=True)

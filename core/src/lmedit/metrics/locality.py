@@ -26,7 +26,7 @@ IDEOGRAPHIC_STOP = "\u3002"
 def with_edit(request: Request, prompt: str, lm: Lm | None = None) -> str:
     """CounterFact+: "prompt subject target_new. " before a neighbourhood *prompt*.
 
-    Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`. *lm* tells the joint; in
+    Hoelscher-Obermaier et al. 2023 (Findings of ACL), `specificityplus`. *lm* decides the joint; in
     its chat, the sentence is inside the user's message. Without *lm* the joint is a blank.
     """
     if lm is None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Asked(ABC):
-    """The side of `Lm` that reads texts: a tokenizer, a chat, and the settled joints."""
+    """The part of `Lm` that reads texts: a tokenizer, a chat, and the settled joints."""
 
     tokenizer: Any
     joints: Joints
@@ -85,15 +85,15 @@ class Asked(ABC):
     def settle(self, prompt: str, targets: Iterable[str], join: Join | None = None) -> None:
         """Decide the joint of *prompt* and each of *targets* now, while the model is unedited.
 
-        *join* is the choice of the record, if it has one. Where the signs do not tell the joint,
-        the model decides once for all *targets*.
+        *join* is the choice of the record, if it has one. If the characters do not decide it, the
+        model decides once for all *targets*.
         """
         self.joints.settle(prompt, targets, join, self._ends, self._likelier)
 
     def formulate(self, request: Request) -> Request:
         """*request* as the model is asked: in a chat, with its prompt as the user's message.
 
-        Its joint is settled. A request that is already so is returned as it is.
+        Its joint is settled. A request that already has this form is returned unchanged.
         """
         if self.chat and not self.chat.wraps(request.prompt):
             request = self.chat.request(request)

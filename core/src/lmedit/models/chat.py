@@ -53,7 +53,7 @@ class Chat:
         return text[len(self.head) : len(text) - len(self.tail)] if self.wraps(text) else text
 
     def request(self, request: Request) -> Request:
-        """*request* with its prompt as the user's message; the template tells the joint."""
+        """*request* with its prompt as the user's message; the template determines the joint."""
         return request.model_copy(update={"prompt": self.wrap(request.prompt), "join": None})
 
     def unwrap(self, request: Request) -> Request:

@@ -1,4 +1,4 @@
-"""The output matrix of one expert as a module: its input are keys, its output are values.
+"""The output matrix of one expert as a module. Its inputs are keys, its outputs are values.
 
 A router sends each token to a few experts, with weights g that add up. Expert e gives
 ``g (W k + b)``, and the block adds the experts' outputs. So the key of expert e at a token is

@@ -2,7 +2,7 @@
 
 A table by `config.model_type` holds the known families. Any other decoder is searched by
 structure. Its blocks are the only list with as many entries as the config has layers. Every block
-is asked for its MLP output matrix (`structure.mlp_out_of`). If no block has one of its own, it is
+is searched for its MLP output matrix (`structure.mlp_out_of`). If no block has one, it is
 the matrix with which a state-space module writes into the stream. A user can name the parts.
 """
 
@@ -265,7 +265,7 @@ def _no_matrix(
 
 
 def _find_norm(model: PreTrainedModel, where: str) -> str | None:
-    """The last norm beside the blocks; None if there is none. Nothing depends on it."""
+    """The last norm next to the list of blocks; None if there is none. It is optional."""
     parent: Any = model.get_submodule(where)
     norms = [
         name for name, module in parent.named_children() if "norm" in type(module).__name__.lower()

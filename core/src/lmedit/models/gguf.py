@@ -168,7 +168,7 @@ def convert(file: Path, header: Header, place: Path) -> None:
             raise OSError(str(error)) from error
         wrong, _ = compare_written(place, dict(model.named_parameters()), model.get_parameter)
         if wrong is not None:
-            raise ModelError(f"{file}: {wrong} is written otherwise than it was read; run again")
+            raise ModelError(f"{file}: {wrong} was not written as it was read; run again")
 
 
 def drop_remainder(model: Any) -> None:

@@ -45,9 +45,9 @@ SAID_ELSEWHERE = frozenset(
         "use_cache",
     }
 )
-"""Config entries that decide no result of lmedit, or that the weights or the tokenizer tell."""
+"""Config entries that change no result, or that the weights or the tokenizer determine."""
 TRIAL = "The tower stands by the river, since 1889.\n\tE = mc² (naïve)."
-"""A text that is encoded, for what a tokenizer does outside its stored parts."""
+"""A sample text. Its encoding shows what a tokenizer does outside its stored parts."""
 
 
 def config_digest(config: Any) -> str:
@@ -56,7 +56,7 @@ def config_digest(config: Any) -> str:
 
 
 def buffers_digest(model: nn.Module) -> str:
-    """SHA-256 of all buffers of *model*, rounded to bfloat16: machines compute them otherwise."""
+    """SHA-256 of all buffers of *model*, rounded to bfloat16: machines compute them differently."""
     rounded = (
         (name, buffer.bfloat16() if buffer.is_floating_point() else buffer)
         for name, buffer in sorted(model.named_buffers())
@@ -105,7 +105,7 @@ def _digest(value: Any) -> str:
 
 
 class Identified(ABC):
-    """The side of `Lm` that tells which model it is."""
+    """The part of `Lm` that identifies the model."""
 
     model: Any
     tokenizer: Any
@@ -162,7 +162,7 @@ class Identified(ABC):
 
     @cached_property
     def _around(self) -> dict[str, Any]:
-        """What identifies the model besides its weights."""
+        """The values that identify the model besides its weights."""
         return {
             "config": config_digest(self.model.config),
             "buffers": self._buffers,

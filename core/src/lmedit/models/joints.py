@@ -1,8 +1,8 @@
 """The joint between a prompt and its answer: a blank or nothing.
 
 Scripts such as Latin write a blank between words; Chinese, Japanese and Thai do not. After a line
-end, an opening quote or an opening bracket there is no blank. Where signs alone do not tell, the
-base model decides: the joint whose first token it gives more probability.
+end, an opening quote or an opening bracket there is no blank. If the characters do not decide, the
+base model does: it takes the joint whose first token is more probable.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _UNSPACED = (
 )
 """Code points of scripts that write no blank between words, with their punctuation."""
 _OPENING = "([{\u00ab\u2018\u201c\u201e\u2039\u00bf\u00a1`"
-"""Signs after which no blank is written."""
+"""Characters after which no blank is written."""
 _CLOSING = ".?!,;)]}\u00bb\u2019\u201d\u203a%"
-"""Signs after which a blank is written before the next word."""
+"""Characters after which a blank is written before the next word."""
 _STRAIGHT = "\"'"
-"""Quotes with one form; every other one in a line opens."""
+"""Quotes with one form. The first one in a line opens, the next one closes, and so on."""
 
 
 def split_blanks(prompt: str, target: str, joint: str) -> tuple[str, str]:
@@ -54,7 +54,7 @@ def split_blanks(prompt: str, target: str, joint: str) -> tuple[str, str]:
 
 
 def by_text(prompt: str, target: str, ends: Iterable[str] = ()) -> str | None:
-    """The joint that the signs tell; None if they do not tell it.
+    """The joint by the characters alone; None if they do not decide it.
 
     *ends* are texts, such as special tokens, after which nothing stands between.
     """

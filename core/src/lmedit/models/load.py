@@ -335,7 +335,7 @@ def _read_tuned(file: Path) -> Mapping[str, Any]:
     try:
         return read_tuned_file(file)
     except NotTunedError as error:
-        raise ModelError(f"{file} is no options file: {error}; delete it") from error
+        raise ModelError(f"{file} is not an options file: {error}; delete it") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not JSON ({error}); delete it or tune again") from error
 

@@ -98,7 +98,7 @@ class Parts:
         return chosen
 
     def mlp_out_module(self, layer: int, expert: int | None = None) -> nn.Module:
-        """The module of a block's MLP output matrix: its input are keys, its output are values.
+        """The module of a block's MLP output matrix. Its inputs are keys, its outputs are values.
 
         Of an expert, the keys are weighed by the gate (`lmedit.models.experts`).
         """
@@ -134,7 +134,7 @@ class Parts:
         return block.get_submodule(families.pre_activation(block, self.mlp_out_path(layer)))
 
     def mlp_out(self, layer: int, expert: int | None = None) -> Site:
-        """The MLP output matrix of *layer*, as a site. Of experts, that of *expert*."""
+        """The MLP output matrix of *layer*, as a site. In a block of experts, that of *expert*."""
         where = f"{self.family.blocks}.{layer}.{self.mlp_out_path(layer)}"
         experts = self._experts(layer)
         if experts is not None:

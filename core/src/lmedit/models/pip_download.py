@@ -28,7 +28,7 @@ FLAGS = (
     "--disable-pip-version-check",
     "--progress-bar=off",
 )
-"""pip resolves no dependency, builds nothing, asks nothing and prints no bar of its own."""
+"""Flags for pip: no dependencies, no builds, no questions, no progress bar."""
 SECONDS_TO_STOP = 20.0
 """How long pip may clean up when it is stopped."""
 SECONDS = 0.2
@@ -109,7 +109,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End *process*; if it does not listen, the system ends it."""
+    """End *process*; kill it if it does not react."""
     process.terminate()
     try:
         process.wait(SECONDS_TO_STOP)

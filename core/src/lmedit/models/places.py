@@ -17,7 +17,7 @@ ALIKE = str.maketrans(
         "\u00a0": " ",
     }
 )
-"""Signs with several forms: quotes, hyphens, the no-break space."""
+"""Characters with several forms: quotes, hyphens, the no-break space."""
 
 
 @dataclass(frozen=True)

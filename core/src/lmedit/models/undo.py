@@ -1,7 +1,7 @@
-"""Blocks in which the weights differ, and the values that they had before.
+"""Change weights in a block, and keep the old values to restore them.
 
-The values are noted before a weight changes. So the weights can be restored from the notes
-after an interrupt at any line. A block holds the model's lock: other threads wait.
+lmedit stores the old values before a weight changes. So it can restore the weights after an
+interrupt at any line. A block holds the model's lock: other threads wait.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def read_rows(
     """Return ``read(i, logits)`` for each of *rows* of ids, in their order.
 
     The logits (n, V) are those at the positions ``places[i]``, by default at all positions. The
-    head runs only there. *under* tells the edit of each row. If a row begins another row of the
+    head runs only there. *under* gives the edit of each row. If a row begins another row of the
     same edit, it is not run on its own: two targets after one prompt share a pass. If the memory
     is full, a pass is halved.
     """

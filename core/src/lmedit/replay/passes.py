@@ -7,7 +7,7 @@ positions >= `start`, any number of times, with or without gradients.
 
 The model's own forward does all of this. So positions (learned, rotary, ALiBi), masks, sliding
 windows, grouped queries and parallel residuals are right by construction. Rows are aligned at
-`start`: the part before it is move to the right, and the part after it is padded on the right.
+`start`: the part before it moves to the right, and the part after it is padded on the right.
 
 Whether this holds for a model is tried once (`ways`). Where it does not, more of a pass runs: all
 tokens, with `Kept.start` as the place where a change begins, or all blocks.

@@ -108,7 +108,7 @@ def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
 
 
 def _right(lm: Lm, trial: Iterator[tuple[Tensor, Tensor]]) -> bool:
-    """Whether all pairs (found, plain) agree. An error of the model's code counts as no.
+    """Whether all pairs (found, plain) agree. An error of the model's code means that they do not.
 
     A full memory is not the model's fault, so it is raised.
     """

@@ -1,4 +1,4 @@
-"""Edits beside the weights: each row of a batch runs as if its own edit were in the model.
+"""Edits that are not in the weights: each row of a batch runs as if its edit were in the model.
 
 The edited matrix gives ``W x + dW x``. So one forward pass scores many edits, and no weight is
 written. Below the lowest edited block, the states are the unedited model's; they are kept for the
@@ -59,7 +59,7 @@ class States:
 
 
 class UnmergedEdits:
-    """Updates of one model that stay beside its weights."""
+    """Updates of one model that are not written into its weights."""
 
     def __init__(self, lm: Lm, updates: Sequence[Update], states: States | None = None) -> None:
         """`fits` must hold for all *updates*. *states* of *lm* save forward passes."""
@@ -75,7 +75,7 @@ class UnmergedEdits:
 
     @staticmethod
     def fits(lm: Lm, update: Update) -> bool:
-        """Whether *update* can stay beside: its matrices are in blocks and of full precision."""
+        """Whether *update* can stay unwritten: its matrices are in blocks and of full precision."""
         return all(
             _block_of(lm, site) is not None
             and is_matrix(lm.module_of(site))

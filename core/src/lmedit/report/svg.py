@@ -140,7 +140,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class Labels:
-    """Texts beside points, placed so that they cover nothing placed before."""
+    """Texts next to points. A text does not cover points or earlier texts."""
 
     room: Box
     taken: list[Box]

@@ -53,7 +53,7 @@ def as_html(run: FinishedRun, remarks: Sequence[str] = ()) -> str:
 
 
 def _cells(run: FinishedRun) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """The headings, and for each row its texts; each text tells whether it is the best."""
+    """The headings, and for each row its texts; and whether each text is the best of its column."""
     wanted = columns(run)
     head = ["method", "n", "failed", *(column.label for column in wanted)]
     winners = {column.name: best(run, column) for column in wanted}

@@ -103,7 +103,7 @@ def second_moments(
 ) -> dict[Place, Moment]:
     """S of each of *layers* over the keys of *corpus*, up to the requested sample size.
 
-    Of a block of experts, name each expert (`places_of`).
+    In a block of experts, name each expert (`places_of`).
 
     Documents are read in the order of the corpus. An interrupted call continues from *checkpoint*
     and gives the same bits. If the memory is full, batches are halved.
@@ -242,7 +242,7 @@ class Keys:
 def keys_of(lm: Lm, layers: Sequence[Place], rows: Sequence[list[int]]) -> Keys:
     """The keys of all true tokens of *rows*, by layer, in float32 or finer.
 
-    Of an expert, only those that are routed to it. *layers* must ascend. Only the blocks up to the
+    For an expert, only those that are routed to it. *layers* must ascend. Only the blocks up to the
     last one are run.
     """
     batch = lm.batch(rows)

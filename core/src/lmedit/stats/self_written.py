@@ -77,7 +77,7 @@ class SelfWritten:
         return texts
 
     def counting(self, asked: Counting) -> Counting:
-        """How much of this text to count; *asked* is meant for text that costs nothing.
+        """How much of this text to count. *asked* is for text that already exists.
 
         Counting stops when the solutions have converged to `TOLERANCE`, or after `MOST` texts.
         """

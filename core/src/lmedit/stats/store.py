@@ -82,7 +82,7 @@ class Statistics:
         if self.facts["layer"] != layer or other or not self._fits(lm, layer):
             raise ArtifactError(
                 f"{self.name} is of layer {self.facts['layer']} of {self.facts['base_name']} "
-                f"({self.facts['base'][:SHORT]}, {self.facts.get('number_type', 'no type told')}), "
+                f"({self.facts['base'][:SHORT]}, {self.facts.get('number_type', 'unknown type')}), "
                 f"not of layer {layer} of {lm.name} ({lm.digest[:SHORT]}, {lm.dtype_name}); "
                 "lmedit stats list shows the stored ones"
             )
@@ -117,7 +117,7 @@ class Statistics:
         values = torch.linalg.eigvalsh(S.double())
         if values[0] < -NEGATIVE * values[-1]:
             raise ArtifactError(
-                f"{self.path} has a negative eigenvalue, so it is no sum; delete it"
+                f"{self.path} has a negative eigenvalue, so it is not a sum of k k^T; delete it"
             )
         return float("inf")
 
@@ -309,9 +309,9 @@ def import_statistics(path: Path, lm: Lm | None = None, layer: int | None = None
 
 
 def _whole(count: Any) -> int:
-    """*count* as a whole number; raises `ValueError` if it is none."""
+    """*count* as a whole number; raises `ValueError` if it is not one."""
     if not 0 <= float(count) < MOST or float(count) != int(count):
-        raise ValueError(f"{count} is no number of keys or documents")
+        raise ValueError(f"{count} is not a number of keys or documents")
     return int(count)
 
 

@@ -1,4 +1,4 @@
-"""Write files and folders beside their place, then rename them; remove the rest of dead writers.
+"""Write files and folders beside their place, then rename them; remove the parts of killed writers.
 
 A part is in a hidden folder beside its place. Its writer holds that folder's lock. The system
 releases the lock when the process ends, even if it crashes. So a folder with a free lock has no
@@ -79,7 +79,7 @@ def _sweep(place: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Let the system write *path* to the disk: a file, or a folder with all that is in it."""
+    """Flush *path* to the disk: a file, or a folder with its content."""
     if path.is_dir():
         for entry in path.iterdir():
             _to_disk(entry)
@@ -93,7 +93,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _names_to_disk(folder: Path) -> None:
-    """Let the system write the names in *folder* to the disk, after a rename."""
+    """Flush the names in *folder* to the disk, after a rename."""
     if os.name != "nt":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
-"""Digests of Python code, for keys of results: code without a fixed version counts by its bytes.
+"""Digests of Python code, for keys of results. They read code that has no fixed version.
 
-Code is fixed if it is Python's own or lies where pip installs releases; then its version tells it.
+Code is fixed if it is Python's own, or if pip installed it as a release; its version identifies it.
 That holds for folders of another environment too, which a `.pth` file or PYTHONPATH names.
 Single files, editable installs and modules on PYTHONPATH can change under one name.
 """

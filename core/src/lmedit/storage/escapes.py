@@ -1,4 +1,4 @@
-"""Strangers' text, escaped for the place where it goes: a terminal, Markdown, or a CSV file.
+"""Escape untrusted text for its place: a terminal, Markdown, or a CSV file.
 
 Pages use `html.escape`, and JSON inside them `lmedit.report.browser.escape_json`.
 """
@@ -11,24 +11,24 @@ from typing import Any
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Signs that a terminal obeys, except line ends and tabs, and signs that turn text around."""
+"""Control characters, except line ends and tabs, and characters that reverse the text."""
 STARTS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LONGEST_NAME = 64
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*")
 
 
 def for_terminal(text: str) -> str:
-    """*text* with every sign that a terminal obeys written out, such as ``\\x1b``."""
+    """*text* with its control characters escaped, such as ``\\x1b``."""
     return CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def for_json(text: str) -> str:
-    """The JSON *text* with the same signs as escapes of JSON; its value stays the same."""
+    """The JSON *text* with the same characters as JSON escapes; its value stays the same."""
     return CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def for_markdown(text: str) -> str:
-    """*text* as one cell of a Markdown table, in which no markup or link begins."""
+    """*text* as one cell of a Markdown table, without markup and links."""
     text = " ".join(for_terminal(text).split())
     for sign, code in (("&", "&amp;"), ("<", "&lt;"), ("[", "\\["), ("`", "\\`"), ("|", "\\|")):
         text = text.replace(sign, code)
@@ -36,7 +36,7 @@ def for_markdown(text: str) -> str:
 
 
 def for_csv(value: Any) -> Any:
-    """*value* as a cell of a CSV file; a spreadsheet reads no formula in a text."""
+    """*value* as a cell of a CSV file; a spreadsheet never reads it as a formula."""
     if not isinstance(value, str):
         return value
     text = for_terminal(value)

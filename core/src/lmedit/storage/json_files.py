@@ -79,13 +79,13 @@ def _none(constant: str) -> None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of the file *path*; raises `OSError`, or `ValueError` if it is too large."""
     if not path.is_file() and path.exists():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -130,7 +130,7 @@ class NotTunedError(ValueError):
 
 
 def dump_json(value: Any, *, indent: int | None = 1, ascii_only: bool = False) -> str:
-    """*value* as JSON that every program reads: numbers that are not finite become null."""
+    """*value* as JSON that every program reads. Numbers that are not finite become null."""
     how: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii_only, "allow_nan": False}
     try:
         text = json.dumps(value, **how)

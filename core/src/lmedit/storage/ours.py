@@ -1,4 +1,4 @@
-"""Tell what lmedit wrote: only that is replaced."""
+"""Recognise the files that lmedit wrote. lmedit replaces no other file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MARK = "lmedit"
-"""The word by which a page, a picture or a .npz file tells who wrote it."""
+"""The word that lmedit writes into a page, a picture or a .npz file to mark it."""
 MARKS = (
     b"<meta name='generator' content='lmedit'>",
     b"Software\0lmedit",
@@ -33,7 +33,7 @@ OURS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 def place_of(path: Path) -> Path:
     """The place to write a file for *path*: itself, or the file that a link names.
 
-    Raises `ArtifactError` if something is there that is no file.
+    Raises `ArtifactError` if something else than a file is there.
     """
     if not path.name and path == Path():
         raise ArtifactError("the name of the file to write is empty; give a name")
@@ -43,7 +43,9 @@ def place_of(path: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"cannot write {str(path)!r}: {error}; choose another place") from error
     if exists and not regular:
-        raise ArtifactError(f"cannot write {path}: it exists and is no file; choose another place")
+        raise ArtifactError(
+            f"cannot write {path}: it exists and is not a file; choose another place"
+        )
     return place
 
 
@@ -64,7 +66,7 @@ def check_place(path: Path) -> None:
 
 
 def wrote_file(path: Path) -> bool:
-    """Whether lmedit wrote the file at *path*; it is told by the content."""
+    """Whether lmedit wrote the file at *path*; its content shows it."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     if any(mark in head for mark in MARKS):

@@ -61,7 +61,7 @@ def edit_compute(lm: Lm, request: Request, location: Location, options: FtOption
 def edit_compute_many(
     lm: Lm, requests: Sequence[Request], locations: Sequence[Location], options: FtOptions
 ) -> list[Update]:
-    """The same for several requests at once: as many as a gigabyte holds the Adam states of."""
+    """The same for several requests at once. Their Adam states share at most a gigabyte."""
     size = at_once(lm, options.block)
     found: dict[int, Update] = {}
     for numbers, location in by_sites(locations):
@@ -73,7 +73,7 @@ def edit_compute_many(
 
 @dataclass
 class _Training:
-    """One request's change: a Delta per site, from zero on, and the loss before each step."""
+    """One request's change: a Delta per site, first zero, and the loss before each step."""
 
     Deltas: list[Tensor]
     losses: list[float] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Breadth-first training (Yang et al. 2026, arXiv 2509.22072): epochs over all facts, in batches.
 
-The changes are trained beside the weights. What lies below the lowest changed block is run once for
-each fact.
+The changes are not written into the weights. The blocks below the lowest changed block run once
+for each fact.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class FtLOptions(FtOptions):
 
 
 class BreadthOptions(LayerOptions):
-    """What LocFT-BF and LoRA share: breadth-first training over all facts."""
+    """The shared options of LocFT-BF and LoRA: breadth-first training over all facts."""
 
     learning_rate: float = Field(default=5e-4, gt=0, description="Adam's learning rate.")
     epochs: int = Field(default=25, ge=1, description="Largest number of epochs.")

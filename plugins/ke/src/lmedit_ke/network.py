@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class KeNetwork(Hypernetwork):
-    """Maps a text to a condition vector, and that to A and B of every matrix."""
+    """Maps a text to a condition vector, and this vector to A and B of every matrix."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The released KE editors' layout, as our network's weights.
+"""Convert the released KE editors' layout to our network's weights.
 
 The layout: `editor.condition.embedding.weight`, `editor.condition.lstm._module.*`,
 `editor.condition.linear._linear_layers.0.*`, and for each matrix, its name with underscores,
@@ -27,7 +27,7 @@ NORMED = {
 def read_released(path: str, network: KeNetwork) -> Prepared:
     """The weights for *network* from the released file at *path*.
 
-    Raises `ArtifactError` where a part is missing or its shape does not fit.
+    Raises `ArtifactError` if a part is missing or its shape does not fit.
     """
     given = released_weights(path)
     names = {

@@ -48,7 +48,7 @@ OLD_RATE = 0.5
 
 
 class JointOptions(ValueOptions):
-    """What MEMIT, EMMET and AlphaEdit share: contexts, targets, the memory of earlier keys."""
+    """The shared options of MEMIT, EMMET and AlphaEdit: contexts, targets, earlier keys."""
 
     prefixes: tuple[tuple[Count, Count], ...] = Field(
         default=((10, 5),),
@@ -159,7 +159,7 @@ class SpreadOptions(JointOptions):
             origin = found._by_default
         if layers[-1] != found.layer:
             raise OptionError(
-                f"layers {list(layers)} do not end at layer {found.layer}; give only one of both"
+                f"layers {list(layers)} do not end at layer {found.layer}; give only one of them"
             )
         found = found.model_copy(update={"layers": tuple(layers)})
         found._by_default = origin

@@ -1,4 +1,4 @@
-"""What an edit needs of a model: where it edits, and C's factors or its free directions."""
+"""Locate the edited matrices, and prepare C's factors or its free directions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def factors_of(
 def directions_of(
     lm: Lm, options: AlphaEditOptions, corpus: Corpus | None, checkpoint: Checkpoint
 ) -> Prepared:
-    """The free directions of each edited layer, or the others where those are fewer.
+    """The free directions of each edited layer, or the other directions if those are fewer.
 
     Raises `NotPreparedError` for too few keys, or if no direction is free.
     """

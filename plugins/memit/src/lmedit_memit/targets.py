@@ -38,9 +38,10 @@ class Targets:
 
 
 def seen_at(lm: Lm, options: JointOptions, requests: Sequence[Request]) -> Seen:
-    """Where values are read. A block with a norm behind its MLP has no sum that W can add to.
+    """The places from which values are read.
 
-    There the place is the matrix' own output, for each value of `target`.
+    If a norm follows the MLP, W cannot add to the block's output. Then the place is
+    the matrix' own output, for each value of `target`.
     """
     if options.target != "block":
         return "mlp"

@@ -52,14 +52,14 @@ class MendOptions(HyperOptions):
     checkpoint_order: Literal["auto", "output_first", "input_first"] = Field(
         default="auto",
         description="Order of a block's matrices in the checkpoint's step lengths. auto: output "
-        "first for GPT-2 but distilgpt2.",
+        "first for GPT-2, except distilgpt2.",
     )
     rank: int = Field(default=128, ge=1, description="Rank of each layer of the network.")
     hidden: int = Field(default=1, ge=0, description="Number of layers before the last one.")
     normalise: bool = Field(default=True, description="Normalise each coordinate of the factors.")
     last_rectified: bool = Field(
         default=False,
-        description="Allow no negative change in the last layer either (released code).",
+        description="Clamp negative changes to zero in the last layer too (released code).",
     )
     sign: Literal[-1, 1] = Field(
         default=-1, description="Sign of the step. +1: published checkpoints (released code)."

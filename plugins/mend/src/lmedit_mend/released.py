@@ -1,4 +1,4 @@
-"""The released MEND editors' layout, as our network's weights.
+"""Convert the released MEND editors' layout to our network's weights.
 
 The layout: `mend.(d_in, d_out).mlp.layers.I.{u,v,bias}`, `mode_scale.weight` and
 `mode_shift.weight` beside them; `{u,v}_{mean,std,s}` and `k`, the statistics of inputs (u) and
@@ -33,7 +33,7 @@ PARTS = {
 def read_released(path: str, network: MendNetwork) -> Prepared:
     """The weights for *network* from the released file at *path*.
 
-    Raises `ArtifactError` where a part is missing or its shape does not fit.
+    Raises `ArtifactError` if a part is missing or its shape does not fit.
     """
     given = released_weights(path)
     given = {name.replace("gtn.", "mend.", 1): tensor for name, tensor in given.items()}

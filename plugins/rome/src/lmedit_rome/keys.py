@@ -34,7 +34,7 @@ class Keys:
     sampled_out: Tensor | None = None  # (H,) the mean of the outputs over the same
 
     def share(self, L: Tensor | None) -> float:
-        """(k_b u) / (k_s u): what the bare key has along u, beside the sampled contexts' key k_s.
+        """(k_b u) / (k_s u): the bare key k_b along u, relative to the sampled contexts' key k_s.
 
         u ~ C^-1 k_s. Equation 2 divides by k u, so a small share gives a large insertion. It is 1
         without sampled contexts.

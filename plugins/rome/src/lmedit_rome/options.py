@@ -110,7 +110,7 @@ class RomeOptions(ValueOptions):
     at_start: Literal["contexts", "published"] = Field(
         default="contexts",
         description="Keys of a subject that is the first token of a prompt without BOS, if its key "
-        "would break the model. contexts: of the sampled contexts. published: as elsewhere.",
+        "would break the model. contexts: the sampled contexts' keys. published: as for others.",
     )
     insertion_max: float | None = Field(
         default=None, gt=0, description="Largest length of Lambda. null: no limit."
