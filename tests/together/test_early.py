@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -163,3 +165,50 @@ def test_tune_tells_an_estimate_and_keeps_to_its_settings(
 def test_a_corpus_that_is_not_used_is_told(lmedit: Run, model: Path, text: Path) -> None:
     done = lmedit("locate", "ft", "-m", model, "--corpus", text, *FACT)
     assert "--corpus is not used: ft needs no preparation" in done.stderr
+
+
+REFUSED = (
+    ("torch", ("edit", "ft", "--prompt", "{} is in", "--target", "Rome", "--subject", " ")),
+    ("torch", ("edit", "ft", "--subject", "It")),
+    ("torch", ("edit", "ft", *FACT, "--limit", "3")),
+    ("torch", ("edit", "ft", "--fact", "empty.json")),
+    ("transformers", ("edit", "ft", *FACT, "-o", "layer", "99")),
+    ("transformers", ("edit", "memit", *FACT, "-o", "layers", "[1,99]")),
+    ("transformers", ("prepare", "rome", "--layers", "1,99")),
+    ("transformers", ("edit", "rom", *FACT)),
+    ("transformers", ("edit", "rome", *FACT, "-o", "step", "3")),
+    ("transformers", ("edit", "rome", *FACT, "-o", "steps", "-3")),
+    ("transformers", ("edit", "rome", *FACT, "--chat")),
+    ("transformers", ("edit", "rome", *FACT, "-m", "./nowhere")),
+    ("transformers", ("edit", "rome", *FACT, "-m", "nowhere")),
+    ("transformers", ("edit", "rome", *FACT, "--device", "tpu9")),
+    ("transformers", ("edit", "rome", *FACT, "--corpus", "none")),
+    ("transformers", ("compare", "ft", "--cases", "none")),
+    ("transformers", ("tune", "ft", "--cases", "none")),
+    ("transformers", ("locate", "rome", *FACT, "--plot", "a.doc")),
+)
+"""Command lines that are refused, and the library that the refusal does not import."""
+
+
+def test_refusals_import_no_heavy_library(tmp_path: Path) -> None:
+    """torch takes some 2 s of CPU, and transformers one more; so a refusal does without."""
+    (tmp_path / "empty.json").write_text("", encoding="utf-8")
+    script = (
+        "import json, sys\n"
+        "from lmedit.cli import main\n"
+        "for library, arguments in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        main(arguments)\n"
+        "        raise AssertionError(arguments)\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code in (1, 2), arguments\n"
+        "    assert library not in sys.modules, (library, arguments)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(REFUSED)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import corpus_of
@@ -9,6 +10,7 @@ from lmedit.cases.layouts import split_name
 from lmedit.cases.load import path_of
 from lmedit.errors import OptionError, UnknownNameError
 from lmedit.models.load import device_of
+from lmedit.models.told import check_layers
 from lmedit.options import build_options
 from lmedit.stats import PREFIX, SELF, statistics_named
 
@@ -28,40 +30,49 @@ def check_device(device: str) -> None:
 
 def check_options(
     methods: Sequence[LoadedMethod],
-    given: Mapping[str, Mapping[str, Any]],
+    several: Sequence[Mapping[str, Mapping[str, Any]]],
     seed: int | None,
-    outline: Callable[[], Lm],
     *,
     probing: bool = False,
-) -> None:
-    """Raise `OptionError`, or `RequestError` for a layer or expert that the model does not have.
+) -> list[Options]:
+    """The options of all *methods*, without a model. Raises `OptionError` for a wrong one.
 
-    *given* holds the user's options by method. *outline* reads the model's config; it is called
-    only if a layer or an expert is given. Without *probing*, options of a probe are refused.
+    Each of *several* holds the user's options by method. Without *probing*, options of a probe are
+    refused.
     """
-    for loaded in methods:
-        mine, options = given[loaded.name], build_options(loaded.method, given[loaded.name])
+    found = []
+    for given, loaded in product(several, methods):
+        mine = given[loaded.name]
         for name in loaded.method.options.probes if not probing else ():
             if name in mine:
                 raise OptionError(
                     f"{loaded.name}: {name} is used only by lmedit locate --probe; remove {name}"
                 )
-        build_options(loaded.method, mine, None, seed)
-        _check_blocks(options, outline)
+        found.append(build_options(loaded.method, mine, None, seed))
+    return found
 
 
-def _check_blocks(options: Options, outline: Callable[[], Lm]) -> None:
-    """Raise `RequestError` if the model lacks a layer or the expert that *options* name."""
-    layers = [getattr(options, name, None) for name in ("layer", "layers")]
-    named = [n for n in _numbers(layers) if n is not None]
-    expert = getattr(options, "expert", None)
-    if not named and expert is None:
+def check_blocks(several: Sequence[Options], model: str, outline: Callable[[], Lm]) -> None:
+    """Raise `RequestError` if *model* lacks a layer or the expert that one of *several* names.
+
+    *outline* outlines the model; it is called only if a layer or an expert is given.
+    """
+    named = [(_layers_of(options), getattr(options, "expert", None)) for options in several]
+    check_layers(model, [layer for layers, _ in named for layer in layers])
+    if not any(layers or expert is not None for layers, expert in named):
         return
     lm = outline()
-    for layer in named:
-        lm.mlp_out_path(layer)
-    if expert is not None:
-        lm.mlp_out(named[0] if named else lm.editable[0], expert)
+    for layers, expert in named:
+        for layer in layers:
+            lm.mlp_out_path(layer)
+        if expert is not None:
+            lm.mlp_out(layers[0] if layers else lm.editable[0], expert)
+
+
+def _layers_of(options: Options) -> list[int]:
+    """The blocks that *options* name."""
+    named = [getattr(options, name, None) for name in ("layer", "layers")]
+    return [number for number in _numbers(named) if number is not None]
 
 
 def _numbers(values: Iterable[Any]) -> list[Any]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.early import check_corpora, check_device, check_options, name_corpora
+from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import load_lm, outline
+from lmedit.models.told import check_files
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
@@ -96,6 +97,7 @@ class Plan:
 
     def load_model(self) -> Lm:
         """Load the model. The hub's library shows progress only on a terminal."""
+        check_files(self.model, download=self.download, chat=self.chat)
         quiet_hub()
         return load_lm(
             self.model,
@@ -110,6 +112,7 @@ class Plan:
 
     def outline(self) -> Lm:
         """The model's parts and shapes, without weights."""
+        check_files(self.model, download=self.download, chat=False)
         parts = parts_of(self.options)
         return outline(self.model, dtype=self.dtype, download=self.download, parts=parts)
 
@@ -237,9 +240,10 @@ def set_up(
     """
     methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
-    for extra in more:
-        given = {m: {**o, **extra} for m, o in options_by_method(plan, methods).items()}
-        check_options(methods, given, plan.seed, plan.outline, probing=probing)
+    given = options_by_method(plan, methods)
+    several = [{m: {**o, **extra} for m, o in given.items()} for extra in more]
+    chosen = check_options(methods, several, plan.seed, probing=probing)
+    check_blocks(chosen, plan.model, plan.outline)
     corpora = name_corpora(plan.corpora, methods)
     check_corpora(corpora, methods, download=plan.download)
     if plan.corpora and not corpora:

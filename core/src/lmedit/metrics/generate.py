@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
 from lmedit.models.identity import ends_of
 from lmedit.replay import keep, ways_of
@@ -176,6 +175,8 @@ def _continue_whole(
 
 def _start(lm: Lm, rows: Sequence[list[int]]) -> dict[str, Any]:
     """The model's inputs for the last token of each row; a growing cache holds all others."""
+    from transformers import DynamicCache
+
     inputs = keep(lm, rows, [len(row) - 1 for row in rows], layer=0).inputs
     cache = DynamicCache()
     for layer, (keys, values, _) in enumerate(inputs["past_key_values"] or ()):

@@ -75,13 +75,18 @@ class Chat:
         return case.model_copy(update=changed)
 
 
+def no_template(name: str) -> str:
+    """The line for a model without a chat template."""
+    return f"the tokenizer of {name} has no chat template; remove --chat"
+
+
 def chat_of(tokenizer: PreTrainedTokenizerBase, system: str | None, name: str) -> Chat:
     """The chat of *tokenizer*'s template, with *system* as the system prompt if it is given.
 
     Raises `ModelError` if the tokenizer has no template, or if the template refuses.
     """
     if not tokenizer.chat_template:
-        raise ModelError(f"the tokenizer of {name} has no chat template; remove --chat")
+        raise ModelError(no_template(name))
     asked = [{"role": "user", "content": _QUESTION}]
     if system is not None:
         asked.insert(0, {"role": "system", "content": system})

@@ -58,7 +58,7 @@ SPREAD = "map"
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """The files that a model's name stands for."""
 
     source: str
@@ -122,7 +122,7 @@ def _load_lm(
     *,
     download: bool,
 ) -> Lm:
-    place = _place_of(name)
+    place = place_of(name)
     notes = [place.note] if place.note else []
     again = partial(
         _place_on_device, place, dtype, device, local=place.folder.exists() or not download
@@ -158,10 +158,10 @@ def outline(
 ) -> Lm:
     """The model *name* without weights, on the meta device. Raises `ModelError`."""
     file = Path(name)
-    if _is_gguf(name) and not gguf.converted_folder(file).is_dir():
-        place, config = _Place(name, file.parent), gguf.config_of(file)
+    if is_gguf(name) and not gguf.converted_folder(file).is_dir():
+        place, config = Place(name, file.parent), gguf.config_of(file)
     else:
-        place = _place_of(name)
+        place = place_of(name)
         config = _config(place, local=place.folder.exists() or not download)
     try:
         chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
@@ -174,28 +174,28 @@ def outline(
     return Lm(model, None, name=name, tuned=place.tuned, folder=place.folder, parts=named)
 
 
-def _place_of(name: str) -> _Place:
+def place_of(name: str) -> Place:
     """Find the files of the model *name*. Converts a GGUF file first. Raises `ModelError`."""
     world = worlds().get(name)
     if world is not None and isinstance(world.model, Path):
-        return _Place(str(world.model), world.model, world)
+        return Place(str(world.model), world.model, world)
     pulled = name if world is None else str(world.model)
     if world is not None or name in MODELS:
         folder, command = pulled_folder(pulled), f"run: lmedit models pull {pulled}"
         if not folder.is_dir():
             raise ModelError(f"the model {name!r} is not here; {command}")
-        return _Place(str(folder), folder, world, remedy=command)
-    if _is_gguf(name):
+        return Place(str(folder), folder, world, remedy=command)
+    if is_gguf(name):
         found = gguf.folder_of(Path(name))
         remedy = "delete that folder, lmedit makes it again"
-        return _Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
+        return Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
     folder = Path(name)
     if name.startswith("~"):
         folder = Path(os.path.expanduser(name))
         name = str(folder)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
-    return _Place(name, folder, worlds().get(_base_name(folder)))
+    return Place(name, folder, worlds().get(_base_name(folder)))
 
 
 def _base_name(folder: Path) -> str:
@@ -207,7 +207,7 @@ def _base_name(folder: Path) -> str:
         return ""  # no ledger, or a damaged one: who opens it says so
 
 
-def _is_gguf(name: str) -> bool:
+def is_gguf(name: str) -> bool:
     """Whether *name* is a GGUF file. Raises `ModelError` if that file does not exist."""
     if not name.endswith(gguf.SUFFIX) or Path(name).is_dir():
         return False
@@ -217,7 +217,7 @@ def _is_gguf(name: str) -> bool:
 
 
 def _place_on_device(
-    place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
+    place: Place, dtype: str, device: str, *, local: bool, notes: list[str]
 ) -> tuple[Any, Any]:
     """Model and tokenizer; the model is on its device and takes no gradients."""
     model, tokenizer = _load(place, dtype, device, local=local, notes=notes)
@@ -233,7 +233,7 @@ def _place_on_device(
 
 
 def _load(
-    place: _Place, dtype: str, device: str, *, local: bool, notes: list[str]
+    place: Place, dtype: str, device: str, *, local: bool, notes: list[str]
 ) -> tuple[Any, Any]:
     source = place.source
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -261,7 +261,7 @@ def _load(
     return model, tokenizer
 
 
-def _tokenizer(place: _Place, *, local: bool) -> Any:
+def _tokenizer(place: Place, *, local: bool) -> Any:
     """The tokenizer of a checkpoint; it takes a fraction of a second, without the weights."""
     from transformers import AutoTokenizer
 
@@ -273,7 +273,7 @@ def _tokenizer(place: _Place, *, local: bool) -> Any:
         raise ModelError(_complaint(place, error)) from error
 
 
-def _config(place: _Place, *, local: bool) -> Any:
+def _config(place: Place, *, local: bool) -> Any:
     """Read the config of a checkpoint. Raises `ModelError` if the checkpoint is not supported."""
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -296,7 +296,7 @@ def _config(place: _Place, *, local: bool) -> Any:
     return config
 
 
-def _no_config(place: _Place, error: Exception, *, local: bool) -> str:
+def _no_config(place: Place, error: Exception, *, local: bool) -> str:
     """The line for a model whose config was not found."""
     if place.folder.exists():
         return _complaint(place, error)
@@ -306,7 +306,7 @@ def _no_config(place: _Place, error: Exception, *, local: bool) -> str:
     return f"{what}; check the name and the network"
 
 
-def _complaint(place: _Place, error: Exception) -> str:
+def _complaint(place: Place, error: Exception) -> str:
     folder = place.folder.exists()
     remedy = place.remedy if folder else "add --download to fetch the missing files"
     return complaint(place.source, error, folder=folder, remedy=remedy)

@@ -21,9 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
-from lmedit.replay.kv_cache import read_only
 from lmedit.replay.ways import ways_of
 from lmedit.trace import captured, changed, first, wrapped
 
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
+    from transformers import DynamicCache
 
     from lmedit.models import Lm
 
@@ -141,6 +140,8 @@ class Prefixed:
         ids = self.ids[:, start:]
         cache = None
         if start:
+            from lmedit.replay.kv_cache import read_only
+
             cache = read_only([(k[:, :, :start], v[:, :, :start]) for k, v in self.layers])
         positions = torch.arange(start, self.ids.shape[1], device=ids.device).expand_as(ids)
         inputs = _inputs(self.lm, ids, torch.ones_like(self.ids), positions, cache)
@@ -269,6 +270,10 @@ def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, T
     column = torch.arange(width, device=lm.device) - (width - lengths)[:, None]  # (B, P)
     if not width:
         return None, column
+    from transformers import DynamicCache
+
+    from lmedit.replay.kv_cache import read_only
+
     batch = lm.batch([row or [0] for row in rows])
     cache = DynamicCache()
     lm.model.base_model(

@@ -14,7 +14,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
 from lmedit.errors import RequestError
 from lmedit.memory import in_parts
@@ -168,6 +167,8 @@ class _Disturbed:
         answer: list[int] | None = None,
     ) -> None:
         """Run the prompt *ids* and *answer*; without it, the answer is the top token."""
+        from transformers import DynamicCache
+
         self.lm, self.ids, self.setup = lm, ids, setup
         check_traceable(lm)
         start, end = subject
