@@ -9,8 +9,8 @@ from lmedit.cases import corpus_of
 from lmedit.cases.layouts import split_name
 from lmedit.cases.load import path_of
 from lmedit.errors import OptionError, UnknownNameError
+from lmedit.models import check_layers
 from lmedit.models.load import device_of
-from lmedit.models.told import check_layers
 from lmedit.options import build_options
 from lmedit.stats import PREFIX, SELF, statistics_named
 

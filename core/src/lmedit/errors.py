@@ -13,6 +13,13 @@ class LmeditError(Exception):
     """The base of all expected errors. The command line prints them without a traceback."""
 
 
+class UnsoundEditWarning(UserWarning):
+    """A method calls its own edit unsound: it would damage the model.
+
+    Python programs get it; the commands refuse or count such edits.
+    """
+
+
 class UnknownNameError(LmeditError):
     """A method, option, preset or world with this name does not exist."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 Shapes = MappingProxyType[tuple[str, int], dict[str, Any]]
 """Published option values by (model_type, number of blocks)."""
-
-Block = Annotated[int, Field(ge=0)]
-"""The number of a block, from 0."""
 
 
 UNTUNED = "depth (untuned)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+Block = Annotated[int, Field(ge=0)]
+"""The number of a block, from 0."""
+Count = Annotated[int, Field(ge=1)]
+"""A number of things, at least one."""
 LARGEST = 10**9
 """The largest size of a number in an option; `Options.seed` alone may be larger."""
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
 from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
 from lmedit.errors import NotPreparedError, OptionError, UsageError
-from lmedit.models import load_lm, outline
-from lmedit.models.told import check_files
+from lmedit.models import check_files, load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready

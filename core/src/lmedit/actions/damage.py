@@ -5,20 +5,19 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.health import HeldOut
 from lmedit.models import worlds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Request, Update
+    from lmedit.types import Request
 
-GROWTH = 2.0
-"""If perplexity grows by more than this factor, the edit is refused."""
-DRIFT = 0.5
-"""If KL(base || edited), mean nats per token over the lines, is larger, the edit is refused."""
+__all__ = ["damage", "sample_held_out", "unsound", "way_out"]
+
 LINES = 8
 """How many lines of a world's held-out text are read."""
 
@@ -46,31 +45,6 @@ def sample_held_out(lm: Lm) -> tuple[str, HeldOut]:
     with world.heldout.open(encoding="utf-8") as lines:
         few = list(islice((line for line in lines if line.strip()), LINES))
     return f"{len(few)} lines of {world.heldout.name}", HeldOut(lm, few)
-
-
-def damage(
-    before: Mapping[str, float | None], after: Mapping[str, float | None], text: str
-) -> str | None:
-    """Describe the damage in words; None if perplexity and KL stay within the limits.
-
-    *before* and *after* hold `perplexity`; *after* also holds `KL` (nats per token). Both were
-    measured on *text*.
-    """
-    was, now, moved = before["perplexity"], after["perplexity"], after["KL"]
-    if was is not None and now is not None and not now <= GROWTH * was:
-        return f"the edit damages the model: perplexity {was:.1f} -> {now:.1f} on {text}"
-    if moved is not None and not moved <= DRIFT:
-        return (
-            f"the edit damages the model: its predictions on {text} move by {moved:.2f} nats per "
-            "token"
-        )
-    return None
-
-
-def unsound(update: Update) -> str | None:
-    """Describe why the method itself calls *update* unsound (its note `unsound`); None if not."""
-    reason = update.notes.get("unsound")
-    return None if reason is None else f"the edit is unsound: {reason}"
 
 
 def way_out(loaded: LoadedMethod, request: Request) -> str:

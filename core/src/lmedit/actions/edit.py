@@ -75,7 +75,7 @@ def edit_one(
     kept = force or refused is None
     if kept:
         metrics = {"before": _measure(before), "after": _measure(after), **told}
-        save_patch(patch, update, {**facts, "metrics": metrics})
+        save_patch(patch, update, {**facts, "metrics": metrics, "forced": refused})
     return {
         **{name: facts[name] for name in ("method", "model", "request", "asking", "seconds")},
         **told,

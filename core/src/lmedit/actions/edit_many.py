@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import damage, sample_held_out
+from lmedit.actions.damage import damage, sample_held_out, unsound
 from lmedit.actions.verdict import WRITES, TargetChance, verdict_of
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
@@ -87,13 +87,14 @@ def edit_many(
     ]
     norm = worst(relative_norms(lm, update).values())
     measured = {"measured_on": text, "relative_norm": norm, **_summary(before, after)}
-    refused = _why_not(measured) or damage(before.health, after.health, text)
+    harm = damage(before.health, after.health, text)
+    refused = unsound(update) or _why_not(measured) or harm
     facts = _facts(editor, requests, update, earlier)
     told = {"seconds": seconds, "results": results, "measured": measured}
     patch = None
     if force or refused is None:
         patch = out or Path(f"{editor.name}-{len(requests)}-facts.safetensors")
-        save_patch(patch, update, {**facts, **told})
+        save_patch(patch, update, {**facts, **told, "forced": refused})
     return {
         **{name: facts[name] for name in ("method", "model", "carried")},
         "requests": [request.model_dump(exclude={"join"}) for request in requests],

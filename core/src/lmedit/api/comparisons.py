@@ -11,7 +11,7 @@ from lmedit.cases import cases_given
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.scoring import scoring_of
-from lmedit.compare.table import difference_lines, failures
+from lmedit.compare.table import difference_lines, failures, unsound_lines
 from lmedit.errors import RequestError, UnknownNameError
 from lmedit.report.page import page
 from lmedit.report.read import RESULTS, FinishedRun, read_run
@@ -53,8 +53,9 @@ class Comparison:
             part.write_text(page(self.run), encoding="utf-8", errors="replace")
 
     def _remarks(self) -> list[str]:
-        """The differences between the methods, and the failures."""
-        return [*difference_lines(self.run.raw.get("differences", ())), *failures(self.rows)]
+        """The differences between the methods, the failures, and the unsound edits."""
+        told = [*failures(self.rows), *unsound_lines(self.rows)]
+        return [*difference_lines(self.run.raw.get("differences", ())), *told]
 
     def __str__(self) -> str:
         return "\n".join([as_table(self.run), "", *self._remarks()]).rstrip()

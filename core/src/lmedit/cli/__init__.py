@@ -7,6 +7,7 @@ user can fix, 2 wrong usage. A traceback is a bug. Commands import heavy modules
 from __future__ import annotations
 
 import sys
+import warnings
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,7 +31,7 @@ from lmedit.cli.report import report
 from lmedit.cli.show import show
 from lmedit.cli.stats import stats
 from lmedit.cli.tune import tune
-from lmedit.errors import LmeditError, UsageError
+from lmedit.errors import LmeditError, UnsoundEditWarning, UsageError
 from lmedit.version import __version__
 
 
@@ -46,6 +47,7 @@ class Cli(click.Group):
         if not standalone_mode:
             return super().main(*args, **{**extra, "standalone_mode": False})
         open_streams()
+        warnings.simplefilter("ignore", UnsoundEditWarning)  # the commands refuse or count them
         try:
             with signals_end():
                 code = super().main(*args, **{**extra, "standalone_mode": False})

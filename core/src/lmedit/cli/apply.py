@@ -17,6 +17,7 @@ from lmedit.cli.common import (
     note,
     refuse_unused,
     say,
+    tell_forced,
     tell_notes,
 )
 
@@ -87,6 +88,7 @@ def apply(
             chosen.check_edits([update for update, _ in found])
         _check_rounding(edited, patches, [update for update, _ in found], force=force)
         _tell_missing(edited, patches, found)
+        tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
         model_folders.add_edits(edited, found)
         if chosen:
             chosen.check_result(edited)

@@ -284,6 +284,13 @@ def base_for(model: str, patches: Sequence[Path]) -> str:
     return found
 
 
+def tell_forced(patches: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Print a note for each of *patches*, with their facts, that was written with --force."""
+    for path, facts in patches:
+        if facts.get("forced"):
+            note(f"{path} was written with --force, although {facts['forced']}")
+
+
 def plan_of(given: dict[str, Any]) -> Plan:
     """Remove the flags of a `Plan` from *given* and build the plan; the other flags stay."""
     from lmedit.plan import Plan

@@ -167,6 +167,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
         failures,
         retention_lines,
         table,
+        unsound_lines,
         with_paper_rows,
     )
 
@@ -180,7 +181,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
             difference_lines(results["differences"]),
         ]
         say("\n\n".join("\n".join(part) for part in parts if part))
-    for line in failures(results["rows"]):
+    for line in [*failures(results["rows"]), *unsound_lines(results["rows"])]:
         note(line)
     for name, count in results["trained_on"].items():
         if count:

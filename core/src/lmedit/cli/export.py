@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import COUNT, PLACE, base_for, model_flags, note, say, tell_notes
+from lmedit.cli.common import (
+    COUNT,
+    PLACE,
+    base_for,
+    model_flags,
+    note,
+    say,
+    tell_forced,
+    tell_notes,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +56,7 @@ def export(
     base = open_folder(model, device=device, dtype=dtype, download=download)
     tell_notes(base.lm)
     found = read_patches(base, patches)
+    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
     updates = [update for update, _ in found]
     deltas = [delta for update in updates for delta in update.deltas.values()]
     if rank is not None and not any(isinstance(delta, Dense) for delta in deltas):

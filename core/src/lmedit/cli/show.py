@@ -79,6 +79,8 @@ def _patch_text(told: dict[str, Any]) -> str:
         lines += measured_lines(told.get("request", {}), told["metrics"])
         if "verdict" in told["metrics"]:
             lines.append(f"verdict: {verdict_text(told['metrics'])}")
+    if told.get("forced"):
+        lines.append(f"written with --force, although {told['forced']}")
     return "\n  ".join([f"edit {told['id'][:12]}", *lines])
 
 

@@ -44,6 +44,8 @@ class Outcome:
     scores: Mapping[str, float | None] | None
     seconds: float | None = None
     failure: str | None = None
+    unsound: str | None = None
+    """Why the edit is unsound: the method says so, or it damages the model. None: no sign of it."""
     key: str | None = None
     extras: Mapping[str, float | None] = field(default_factory=dict)
     """Numbers of the edit, not of the edited model: bytes, memory."""
@@ -173,6 +175,7 @@ def read_outcome(stored: Stored, method: str) -> Outcome:
         payload.get("scores"),
         stored.seconds,
         payload.get("failure"),
+        payload.get("unsound"),
         stored.key,
         extras,
     )

@@ -17,6 +17,7 @@ from lmedit.compare.result import Result
 from lmedit.compare.worker import (
     POLL_SECONDS,
     compute_update,
+    facts_of,
     failure_of,
     keep_base,
     load_again,
@@ -24,7 +25,7 @@ from lmedit.compare.worker import (
 )
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ModelChangedError
-from lmedit.metrics.weights import drift, patch_bytes, relative_norms
+from lmedit.metrics.weights import drift
 from lmedit.storage.cache import key_of
 from lmedit.storage.code import core_code
 from lmedit.version import __version__
@@ -255,8 +256,7 @@ class Pile:
             **({"request": dumped[0]} if len(dumped) == 1 else {"requests": dumped}),
         }
         save_patch(self._patch(key), found.update, facts)
-        norms = relative_norms(self.lm, found.update)
-        known = {"bytes": patch_bytes(found.update), "norms": norms}
+        known = facts_of(self.lm, found.update)
         return Result(facts=known, seconds=found.seconds, mebibytes=found.mebibytes)
 
     def _patch(self, key: str) -> Path:
@@ -325,7 +325,9 @@ class Pile:
         seconds = None if edit.seconds is None else edit.seconds / count
         size = edit.extras.get("patch_bytes")
         extras = {**edit.extras, "patch_bytes": None if size is None else size / count}
-        return replace(found, seconds=seconds, failure=edit.failure or found.failure, extras=extras)
+        failure = edit.failure or found.failure
+        found = replace(found, seconds=seconds, failure=failure, extras=extras)
+        return replace(found, unsound=edit.unsound)
 
 
 def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Before) -> Result:

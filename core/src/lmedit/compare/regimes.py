@@ -94,7 +94,7 @@ def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> 
 def _point(candidate: Candidate, height: Height) -> dict[str, Any]:
     """A point of the curve: a row without the values of single results."""
     row = summary_row(candidate.name, height.outcomes, candidate.editor) | height.model
-    left = {"keys", "failures", "options", "version"}
+    left = {"keys", "failures", "unsound", "options", "version"}
     return {
         "size": height.size,
         "collapsed": height.collapsed,

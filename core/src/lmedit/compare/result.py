@@ -43,6 +43,7 @@ def sound_payload(found: Any) -> dict[str, Any]:
     good = (
         isinstance(found, dict)
         and isinstance(found.get("failure"), str | None)
+        and isinstance(found.get("unsound"), str | None)
         and isinstance(scores := found.get("scores"), dict | None)
         and all(number(value) for value in (scores or {}).values())
         and number(found.get("bytes"))

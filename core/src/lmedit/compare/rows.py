@@ -29,6 +29,8 @@ def summary_row(method: str, outcomes: Sequence[Outcome], editor: Editor | None)
     """
     row: dict[str, Any] = {"method": method, "n": len(outcomes)}
     row["n_failed"] = sum(1 for outcome in outcomes if outcome.failure)
+    unsound = [outcome.unsound for outcome in outcomes if outcome.unsound]
+    row["n_unsound"], row["unsound"] = len(unsound), next(iter(unsound), None)
     scored = [outcome.scores for outcome in outcomes if outcome.scores]
     always = {name for name, known in MEASURES.items() if known.of_case and not known.group}
     for name in sort_columns(

@@ -112,3 +112,13 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
         for reason, count in row["failures"].items()
     ]
+
+
+def unsound_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each method with unsound edits: their number, and the first reason."""
+    return [
+        f"{row['method']}: {row['n_unsound']} of {row['n']} edits are unsound, as the first: "
+        f"{row['unsound']}"
+        for row in rows
+        if row.get("n_unsound")
+    ]

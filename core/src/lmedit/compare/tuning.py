@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FINALISTS, HEAT = 3, 3
 """1/HEAT of the cases score all settings; then all cases score the best FINALISTS settings."""
-SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed")
+SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed", "n_unsound")
 
 
 def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, Any]]:

@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from lmedit.compare.candidates import BASE, Candidate
 from lmedit.compare.result import Result
 from lmedit.compare.store import RunStore, Stored
-from lmedit.errors import LmeditError, ModelChangedError, RequestError
+from lmedit.errors import LmeditError, ModelChangedError, RequestError, UnsoundEditWarning
 from lmedit.memory import peak_memory
+from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 from lmedit.replay.unmerged import States, UnmergedEdits
 from lmedit.storage.json_files import whole_text
@@ -172,7 +174,8 @@ class Worker:
         try:
             with peak_memory(self.lm.device) as peak:
                 started = time.perf_counter()
-                updates = editor.compute_many([task.case.request for task in group])
+                with told_elsewhere():
+                    updates = editor.compute_many([task.case.request for task in group])
                 seconds = (time.perf_counter() - started) / len(group)
         except ModelChangedError:
             raise
@@ -268,14 +271,29 @@ def failure_of(error: Exception) -> str:
     return whole_text(" ".join(told.split()))[:LONGEST_REASON]
 
 
+@contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """No warnings of unsound edits in the block: the results count them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsoundEditWarning)
+        yield
+
+
 def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
     """The update that *work* computes, with its seconds and its memory."""
     lm.state()  # read all weights before the clock starts
     with peak_memory(lm.device) as peak:
         started = time.perf_counter()
-        update = work()
+        with told_elsewhere():
+            update = work()
         seconds = time.perf_counter() - started
     return Computed(update, seconds, peak.mebibytes)
+
+
+def facts_of(lm: Lm, update: Update) -> dict[str, Any]:
+    """The bytes of *update*, its norms, and why it is unsound, if its method says so."""
+    norms = relative_norms(lm, update)
+    return {"bytes": patch_bytes(update), "norms": norms, "unsound": unsound(update)}
 
 
 def edit_case(
@@ -283,8 +301,8 @@ def edit_case(
 ) -> Result:
     """Score a computed edit. Seconds and memory are those of computing the update."""
     update = known.update
-    norms = relative_norms(lm, update)
-    of_weights = {"relative_norm": worst(norms.values())}
+    facts = facts_of(lm, update)
+    of_weights = {"relative_norm": worst(facts["norms"].values())}
     of_weights["survival"] = min(survival(lm, update).values(), default=None)
     if "health" in scoring.groups:
         of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
@@ -296,10 +314,12 @@ def edit_case(
     scores = {**(scored.scores or {}), **of_weights}
     if any(score is not None and not math.isfinite(score) for score in scores.values()):
         raise RequestError("the edited model returns NaN or infinity; the update is too large")
+    if facts["unsound"] is None and scoring.heldout is not None:
+        facts["unsound"] = damage(scoring.heldout.base, scores, "held-out text")
     return replace(
         scored,
         scores=scores,
-        facts={"bytes": patch_bytes(update), "norms": norms},
+        facts=facts,
         seconds=known.seconds,
         mebibytes=known.mebibytes,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from torch import Tensor
 
-from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.errors import BrokenPluginError, RequestError, UnsoundEditWarning
 from lmedit.types import Dense, Location, LowRank, Probed, Site, Update
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Returned:
                     "was dropped; try other options"
                 )
         self._carry(update.carry, hook)
+        if reason := update.notes.get("unsound"):
+            what = f"{self.name}: the edit is unsound: {reason}"
+            warnings.warn(what, UnsoundEditWarning, stacklevel=4)
         return update
 
     def _carry(self, carry: object, hook: str) -> None:

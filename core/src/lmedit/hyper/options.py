@@ -10,8 +10,7 @@ from pydantic import Field
 
 from lmedit.errors import OptionError
 from lmedit.hyper.released import released_weights
-from lmedit.layers import Block
-from lmedit.options import Options, name_unused
+from lmedit.options import Block, Options, name_unused
 from lmedit.storage.digests import file_digest
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from lmedit.models.lm import Lm
 from lmedit.models.load import LEDGER, TUNED_FILE, load_lm, outline, world, worlds
 from lmedit.models.tokens import Batch, as_template
+from lmedit.models.told import check_files, check_layers
 
 __all__ = [
     "LEDGER",
@@ -10,6 +11,8 @@ __all__ = [
     "Batch",
     "Lm",
     "as_template",
+    "check_files",
+    "check_layers",
     "load_lm",
     "outline",
     "world",

@@ -122,7 +122,7 @@ def _load_lm(
     *,
     download: bool,
 ) -> Lm:
-    place = place_of(name)
+    place = find_place(name)
     notes = [place.note] if place.note else []
     again = partial(
         _place_on_device, place, dtype, device, local=place.folder.exists() or not download
@@ -161,7 +161,7 @@ def outline(
     if is_gguf(name) and not gguf.converted_folder(file).is_dir():
         place, config = Place(name, file.parent), gguf.config_of(file)
     else:
-        place = place_of(name)
+        place = find_place(name)
         config = _config(place, local=place.folder.exists() or not download)
     try:
         chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
@@ -174,7 +174,7 @@ def outline(
     return Lm(model, None, name=name, tuned=place.tuned, folder=place.folder, parts=named)
 
 
-def place_of(name: str) -> Place:
+def find_place(name: str) -> Place:
     """Find the files of the model *name*. Converts a GGUF file first. Raises `ModelError`."""
     world = worlds().get(name)
     if world is not None and isinstance(world.model, Path):

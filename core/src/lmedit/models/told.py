@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.errors import ModelError, RequestError
 from lmedit.models.chat import no_template
 from lmedit.models.gguf_header import read_header
-from lmedit.models.load import is_gguf, place_of, worlds
+from lmedit.models.load import find_place, is_gguf, worlds
 from lmedit.models.refusals import check_folder, not_here
 from lmedit.models.sources import MODELS
 from lmedit.storage.json_files import read_json
@@ -28,7 +28,7 @@ def check_files(model: str, *, download: bool, chat: bool) -> None:
     if is_gguf(model):
         read_header(Path(model))
         return
-    place = place_of(model)
+    place = find_place(model)
     if not place.folder.is_dir():
         if not (download or place.folder.exists() or _in_hub_cache(model)):
             raise ModelError(not_here(model, {*worlds(), *MODELS}))
@@ -75,7 +75,7 @@ def count_layers(model: str) -> int | None:
             header = read_header(Path(model))
             found = {header.values.get(f"{header.architecture}.block_count")}
         else:
-            found = set(_counts(read_json(place_of(model).folder / "config.json")))
+            found = set(_counts(read_json(find_place(model).folder / "config.json")))
     except (ModelError, OSError, ValueError, RecursionError):
         return None  # who loads the model says so
     whole = {n for n in found if isinstance(n, int) and n > 0}

@@ -9,7 +9,12 @@ from lmedit.compare.measures import HALF_WIDTH, Measure, measure, sort_columns
 from lmedit.metrics.counterfact import interval, mean
 from lmedit.report.read import BASE, FinishedRun, Row
 
-PLAIN = frozenset({"method", "n", "n_failed", "failures", "keys", "options", "version", "untuned"})
+PLAIN = frozenset(
+    {
+        *("method", "n", "n_failed", "n_unsound", "failures", "unsound", "keys", "options"),
+        *("version", "untuned"),
+    }
+)
 NOTHING = "\u2013"
 PROBABILITIES = ("EM", "PM", "NM")
 

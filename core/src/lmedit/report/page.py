@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lmedit.report.columns import Column
-    from lmedit.report.read import FinishedRun
+    from lmedit.report.read import FinishedRun, Row
 
 
 def page(run: FinishedRun) -> str:
@@ -224,6 +224,13 @@ def _figure(picture: str, caption: str, class_: str = "") -> str:
     )
 
 
+def _reasons(row: Row) -> list[tuple[str, int]]:
+    """The reasons of failures with their counts, the most frequent first; then unsound edits."""
+    found = sorted(row.failures.items(), key=lambda item: (-item[1], item[0]))
+    unsound = [(f"unsound, as the first: {row.unsound}", row.n_unsound)] if row.n_unsound else []
+    return [*found, *unsound]
+
+
 def _failures(run: FinishedRun) -> str:
     rows = [
         tag(
@@ -234,14 +241,14 @@ def _failures(run: FinishedRun) -> str:
             + tag("td", escape(reason), class_="text"),
         )
         for row in run.results.rows
-        for reason, count in sorted(row.failures.items(), key=lambda item: (-item[1], item[0]))
+        for reason, count in _reasons(row)
     ]
     return _listing(
         ("method", "cases", "share", "reason"),
         rows,
         "failures",
         "A failed edit counts with the unedited model's scores. A record that could not be read "
-        "has no scores.",
+        "has no scores. An unsound edit damages the model; it counts with its own scores.",
     )
 
 

@@ -53,6 +53,8 @@ class Row(Numbers):
     n: int
     n_failed: int
     failures: dict[str, int] = {}
+    n_unsound: int = 0
+    unsound: str | None = None
     keys: list[str] = []
     options: dict[str, Any] = {}
     version: str | None = None

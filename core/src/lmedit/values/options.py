@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from lmedit.arithmetic import ArithmeticOptions
 from lmedit.layers import LayerOptions
-from lmedit.options import name_unused
+from lmedit.options import Count, name_unused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-Count = Annotated[int, Field(ge=1)]
-"""A number of things, at least one."""
 
 
 class ValueOptions(ArithmeticOptions, LayerOptions):

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from lmedit.arithmetic import ArithmeticOptions
 from lmedit.errors import OptionError
-from lmedit.layers import Block, LayerOptions, Shapes
-from lmedit.options import name_unused
+from lmedit.layers import LayerOptions, Shapes
+from lmedit.options import Block, name_unused
 
 if TYPE_CHECKING:
     from lmedit import Lm

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from lmedit.errors import OptionError
-from lmedit.layers import Block, Shapes
-from lmedit.options import name_unused
+from lmedit.layers import Shapes
+from lmedit.options import Block, Count, name_unused
 from lmedit.values import ValueOptions
-from lmedit.values.options import Count
 
 if TYPE_CHECKING:
     from lmedit import Lm
