@@ -38,6 +38,7 @@ MEMBERS = {"core": "lmedit", "demo": "lmedit-demo"} | {name: f"lmedit-{name}" fo
 BRIEF = {"steps": "2", "validate_every": "1", "batch": "4"}
 TRAINED = {
     "mend": {"rank": "4", **BRIEF},
+    "malmen": {"rank": "4", **BRIEF},
     "ke": {"hidden": "4", "condition": "4", **BRIEF},
 }
 """Options of the methods that are trained before they edit."""

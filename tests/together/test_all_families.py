@@ -47,6 +47,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "memit": {**SEARCHED, "damping": 0.1, "layers": [0, 1]},
     "emmet": {**SEARCHED, "damping": 0.1, "layer": 1},
     "alphaedit": {**SEARCHED, "layers": [0, 1], "threshold_share": 0.2},
+    "ultraedit": {"layers": [0, 1], "edit_rate": 0.05, "warm_up": 20},
+    "malmen": {**TRAINED, "rank": 8, "edit_rate": 0.05},
 }
 OPTIMISED = {"rome", "ft", "ft-l", "memit", "emmet", "alphaedit"}
 REQUESTS = {

@@ -51,6 +51,7 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(
         "memit",
         "emmet",
         "alphaedit",
+        "ultraedit",
     }
     assert str(tmp_path / "run") in done.stderr
     assert (tmp_path / "run" / "results.json").is_file()

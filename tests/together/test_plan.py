@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-METHODS = ("rome", "ft", "ft-l", "kn", "mend", "ke", "memit", "emmet", "alphaedit")
+METHODS = (
+    "rome",
+    "ft",
+    "ft-l",
+    "kn",
+    "mend",
+    "ke",
+    "memit",
+    "emmet",
+    "alphaedit",
+    "ultraedit",
+    "malmen",
+)
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def config(model: Path, tmp_path: Path) -> Path:
 def test_every_method_is_planned_from_the_config(lmedit: Run, config: Path, method: str) -> None:
     found = json.loads(lmedit("plan", method, "-m", config, "--json").stdout)
     assert found["fits"] is True
-    assert ("prepare" in found["parts"]) == (method not in {"ft", "ft-l", "kn"})
+    assert ("prepare" in found["parts"]) == (method not in {"ft", "ft-l", "kn", "ultraedit"})
     for part in found["parts"].values():
         assert part["total"] > sum(part["memory"].values()) > 0
         assert part["flops"] > 0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SMALL = {
     "mend": ("-o", "rank", "4"),
+    "malmen": ("-o", "rank", "4"),
     "ke": ("-o", "hidden", "4", "-o", "condition", "4"),
 }
 BRIEF = ("-o", "steps", "4", "-o", "validate_every", "2", "-o", "batch", "4")
@@ -39,7 +40,7 @@ def training(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["mend", "ke"])
+@pytest.mark.parametrize("method", ["mend", "ke", "malmen"])
 def test_train_then_edit_and_compare(
     lmedit: Run, model: Path, training: Path, cases: Path, method: str, tmp_path: Path
 ) -> None:

@@ -5,12 +5,20 @@ request it takes the factors of the loss's gradient and returns a low-rank chang
 (Mitchell et al. 2022, arXiv 2110.11309; De Cao et al. 2021, arXiv 2104.08164).
 """
 
-from lmedit.hyper.editing import build_untrained, compute_edit, edit_locate, prepare_editor
+from lmedit.hyper.editing import (
+    answer_factors,
+    build_untrained,
+    compute_edit,
+    compute_joint_edit,
+    edit_locate,
+    prepare_editor,
+    smaller_of,
+)
 from lmedit.hyper.examples import Example, Examples, examples_from, row_of
 from lmedit.hyper.factors import Factors
 from lmedit.hyper.frozen import edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork, LowRankBatch
-from lmedit.hyper.options import HyperOptions
+from lmedit.hyper.options import HyperOptions, MatrixOptions
 from lmedit.hyper.plan import works
 from lmedit.hyper.training import train
 from lmedit.metrics.contamination import trained_on
@@ -23,13 +31,17 @@ __all__ = [
     "HyperOptions",
     "Hypernetwork",
     "LowRankBatch",
+    "MatrixOptions",
+    "answer_factors",
     "build_untrained",
     "compute_edit",
+    "compute_joint_edit",
     "edit_factors",
     "edit_locate",
     "examples_from",
     "prepare_editor",
     "row_of",
+    "smaller_of",
     "train",
     "trained_on",
     "works",

@@ -7,26 +7,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lmedit.hookspecs import hookimpl
-from lmedit.hyper.examples import examples_from, row_of
-from lmedit.hyper.frozen import edit_factors
+from lmedit.hyper.examples import Example, examples_from, row_of
+from lmedit.hyper.frozen import FrozenModel, edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork
 from lmedit.hyper.training import train
 from lmedit.metrics.contamination import TRAINED_ON
-from lmedit.types import Location, LowRank, Update
+from lmedit.types import Dense, Location, LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from lmedit.hyper.options import HyperOptions
+    from lmedit.hyper.examples import Row
+    from lmedit.hyper.factors import Factors
+    from lmedit.hyper.options import HyperOptions, MatrixOptions
     from lmedit.models import Lm
     from lmedit.storage.tensors import Checkpoint
-    from lmedit.types import Case, Prepared, Request, Site
+    from lmedit.types import Case, Delta, Prepared, Request, Site
 
 Network = TypeVar("Network", bound=Hypernetwork)
 
 
 @hookimpl
-def edit_locate(lm: Lm, options: HyperOptions) -> Location:
+def edit_locate(lm: Lm, options: MatrixOptions) -> Location:
     """The MLP matrices of the blocks that the options name; the hook of MEND and KE."""
     return Location(options.sites(lm), {"layers": list(options.blocks)})
 
@@ -72,12 +74,7 @@ def compute_edit(
     prepared: Prepared,
 ) -> Update:
     """The update of *sites* for *request* that *network* gives with the weights of *prepared*."""
-    weights = {
-        name: tensor.to(lm.device, torch.promote_types(tensor.dtype, torch.float32))
-        for name, tensor in prepared.tensors.items()
-        if name != TRAINED_ON
-    }
-    network.load_state_dict(weights, assign=True)
+    load_weights(lm, network, prepared)
     row = row_of(lm, request.text, request.target_new)
     factors = edit_factors(lm, sites, [row], options.blocks[0])
     batch = lm.batch([[*row[0], *row[1]]])
@@ -89,3 +86,54 @@ def compute_edit(
     }
     norms = {site.name: float(factors[site].dense().norm()) for site in sites}
     return Update(deltas, {"gradient_norms": norms})
+
+
+def compute_joint_edit(
+    lm: Lm,
+    requests: Sequence[Request],
+    sites: Sequence[Site],
+    options: HyperOptions,
+    network: Hypernetwork,
+    prepared: Prepared,
+) -> Update:
+    """The one update for all *requests* that a joint *network* gives; see `compute_edit`."""
+    load_weights(lm, network, prepared)
+    rows = [row_of(lm, request.text, request.target_new) for request in requests]
+    factors = answer_factors(lm, rows, sites, options.blocks[0])
+    batch = lm.batch([[*prompt, *target] for prompt, target in rows])
+    with torch.no_grad():
+        changes = network(EditBatch(factors, batch.ids, batch.lengths))
+    deltas = {
+        site: smaller_of(LowRank(change.left[0], change.right[0]))
+        for site, change in changes.items()
+    }
+    return Update(deltas, {"facts": len(requests)})
+
+
+def load_weights(lm: Lm, network: Hypernetwork, prepared: Prepared) -> None:
+    """Give *network* the weights of *prepared*, in float32 or in double precision."""
+    weights = {
+        name: tensor.to(lm.device, torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in prepared.tensors.items()
+        if name != TRAINED_ON
+    }
+    network.load_state_dict(weights, assign=True)
+
+
+def answer_factors(
+    lm: Lm, rows: Sequence[Row], sites: Sequence[Site], first: int
+) -> dict[Site, Factors]:
+    """The factors of the tokens that predict the answers of *rows*, as one batch of (B, N).
+
+    The rows run in groups, so any number of them fits. *first* is the lowest block of *sites*.
+    """
+    return FrozenModel(lm, sites, first, 0.0, answers=True).factors(
+        [Example(row, (), ()) for row in rows]
+    )
+
+
+def smaller_of(low: LowRank) -> Delta:
+    """*low*, or the same change as a matrix where that has fewer numbers."""
+    rows, columns = low.shape
+    fits = low.left.shape[1] * (rows + columns) <= rows * columns
+    return LowRank(low.left.contiguous(), low.right.contiguous()) if fits else Dense(low.dense())

@@ -74,6 +74,13 @@ def _mask_uncounted(x: Tensor, delta: Tensor) -> Factors:
     return Factors(x * mask[..., None], delta * mask[..., None], mask)
 
 
+def only_at(factors: Factors, rows: Tensor, positions: Tensor) -> Factors:
+    """The factors where only the tokens (*rows*, *positions*), (n,) each, count."""
+    mask = torch.zeros_like(factors.mask)
+    mask[rows.to(mask.device), positions.to(mask.device)] = True
+    return Factors(factors.x * mask[..., None], factors.delta * mask[..., None], mask)
+
+
 def cut_out(factors: Factors, row: int) -> Factors:
     """The factors of one edit, without the tokens that do not count."""
     kept = factors.mask[row]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from lmedit.hyper.factors import Factors, cut_out, factors_of, stack
+from lmedit.hyper.factors import Factors, cut_out, factors_of, only_at, stack
 from lmedit.hyper.losses import edit_loss
+from lmedit.memory import in_parts
 from lmedit.replay import enter, resume
 
 if TYPE_CHECKING:
@@ -65,9 +66,20 @@ def ids_of(row: Row) -> Ids:
 class FrozenModel:
     """A model, the matrices to edit, and the stored results of the unedited model."""
 
-    def __init__(self, lm: Lm, sites: Sequence[Site], first: int, gigabytes: float) -> None:
-        """*first* is the lowest edited block; *gigabytes* limits the stored results."""
-        self.lm, self.sites, self.first = lm, tuple(sites), first
+    def __init__(
+        self,
+        lm: Lm,
+        sites: Sequence[Site],
+        first: int,
+        gigabytes: float,
+        *,
+        answers: bool = False,
+    ) -> None:
+        """*first* is the lowest edited block; *gigabytes* limits the stored results.
+
+        With *answers* the factors are those of the tokens that predict an answer (`edit_factors`).
+        """
+        self.lm, self.sites, self.first, self.answers = lm, tuple(sites), first, answers
         room = _Room(gigabytes * GIGABYTE)
         self._entering: _Memory[Ids, Entering] = _Memory(
             lambda rows: enter(lm, rows, first), lambda states: states.hidden.nbytes, room
@@ -103,10 +115,12 @@ class FrozenModel:
         return stack(self._known.of(examples))
 
     def _gradients(self, examples: Sequence[Example]) -> list[dict[Site, Factors]]:
-        found = edit_factors(self.lm, self.sites, [e.inner for e in examples], self.first)
-        return [
-            {site: cut_out(each, i) for site, each in found.items()} for i in range(len(examples))
-        ]
+        parts = in_parts(self._gradients_of, [e.inner for e in examples], GROUP)
+        return [each for part in parts for each in part]
+
+    def _gradients_of(self, rows: Sequence[Row]) -> list[dict[Site, Factors]]:
+        found = edit_factors(self.lm, self.sites, rows, self.first, answers=self.answers)
+        return [{site: cut_out(each, i) for site, each in found.items()} for i in range(len(rows))]
 
 
 def _bytes_of(factors: dict[Site, Factors]) -> int:
@@ -114,21 +128,27 @@ def _bytes_of(factors: dict[Site, Factors]) -> int:
 
 
 def edit_factors(
-    lm: Lm, sites: Sequence[Site], rows: Sequence[Row], first: int
+    lm: Lm, sites: Sequence[Site], rows: Sequence[Row], first: int, *, answers: bool = False
 ) -> dict[Site, Factors]:
     """Factors at *sites* of -log P(target | prompt), the mean over each row's target tokens.
 
-    *first* is the lowest block with one of the *sites*.
+    *first* is the lowest block with one of the *sites*. With *answers* the loss is the sum over
+    the target's tokens, so each weighs the same, and only the tokens that predict them count.
     """
     ids = [ids_of(row) for row in rows]
     kept = resume(lm, ids, first, enter(lm, ids, first))
     at = targets_of(rows, lm.device)
+    counts = torch.tensor([len(target) for _, target in rows], device=lm.device)
 
     def loss() -> Tensor:
         log_p = kept.logits_at(at.rows, at.positions).float().log_softmax(-1)
-        return edit_loss(log_p, at.tokens, at.edit_of, len(rows)).sum()
+        each = edit_loss(log_p, at.tokens, at.edit_of, len(rows))
+        return (each * counts).sum() if answers else each.sum()
 
-    return factors_of(lm, sites, len(rows), loss)
+    found = factors_of(lm, sites, len(rows), loss)
+    if not answers:
+        return found
+    return {site: only_at(each, at.rows, at.positions) for site, each in found.items()}
 
 
 @dataclass

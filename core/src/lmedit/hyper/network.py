@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -43,8 +43,14 @@ class LowRankBatch:
 class Hypernetwork(nn.Module):
     """Maps the factors and texts of B edits to B changes of every located matrix.
 
-    The change of an edit depends on that edit alone, not on the rest of the batch.
+    The change of an edit depends on that edit alone, not on the rest of the batch. A *joint*
+    network returns one change of each matrix, (1, d_out, r) and (1, r, d_in), for all B edits.
     """
+
+    joint: ClassVar[bool] = False
+    """Whether the network returns one change for all edits of a batch."""
+    answers: ClassVar[bool] = False
+    """Whether it takes only the factors of tokens that predict an answer; see `edit_factors`."""
 
     def prime(self, factors: Mapping[Site, Factors]) -> None:
         """Compute statistics of the factors of some training edits, before the training."""

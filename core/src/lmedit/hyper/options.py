@@ -54,13 +54,50 @@ PUBLISHED_TRAINING: Mapping[str, Any] = MappingProxyType(
 """The training that MEND and KE share in the published settings (Mitchell et al. 2022)."""
 
 
-class HyperOptions(Options):
-    """Base class of the options of hypernetwork editors."""
+class MatrixOptions(Options):
+    """Base class of options of methods that edit MLP matrices of several blocks for every fact."""
 
     layers: tuple[Block, ...] | None = Field(
         default=None,
         description="Blocks whose MLP matrices are edited. null: the last three.",
     )
+
+    def default_blocks(self, lm: Lm) -> tuple[int, ...]:
+        """The blocks that are edited if nobody names any, among those without experts."""
+        return _without_experts(lm)[-LAST:]
+
+    def resolved(self, lm: Lm) -> Self:
+        """Fill in the blocks. Raises `OptionError` if every block has experts."""
+        if self.layers is not None:
+            return self
+        layers = self.default_blocks(lm)
+        if not layers:
+            raise OptionError(
+                f"every block of {lm.name} sends each token to other experts; a method that "
+                "edits the same matrices for every fact cannot edit it"
+            )
+        return self.model_copy(update={"layers": layers})
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The edited blocks, lowest first. Raises `OptionError` for options without a model."""
+        if self.layers is None:
+            raise OptionError("the blocks are not known yet; build options with build_options")
+        return tuple(sorted(self.layers))
+
+    def sites(self, lm: Lm) -> tuple[Site, ...]:
+        """The matrices to edit, those of the lowest block first."""
+        return tuple(site for layer in self.blocks for site in lm.mlp_matrices(layer))
+
+
+def _without_experts(lm: Lm) -> tuple[int, ...]:
+    """The blocks whose MLP matrices are the same for every token."""
+    return tuple(i for i in lm.editable if lm.experts(i) is None)
+
+
+class HyperOptions(MatrixOptions):
+    """Base class of the options of hypernetwork editors."""
+
     limit: int = Field(default=10_000, ge=20, description="Largest number of training cases.")
     batch: int = Field(default=10, ge=1, description="Number of edits in one training step.")
     steps: int = Field(default=3000, ge=1, description="Largest number of training steps.")
@@ -119,22 +156,4 @@ class HyperOptions(Options):
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
             told = self.told_by(released_weights(self.checkpoint))
             values = {name: v for name, v in told.items() if name not in self.model_fields_set}
-        if self.layers is None:
-            values["layers"] = tuple(i for i in lm.editable if lm.experts(i) is None)[-LAST:]
-            if not values["layers"]:
-                raise OptionError(
-                    f"every block of {lm.name} sends each token to other experts; a method that "
-                    "edits the same matrices for every fact cannot edit it"
-                )
-        return self.model_copy(update=values)
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The edited blocks, lowest first. Raises `OptionError` for options without a model."""
-        if self.layers is None:
-            raise OptionError("the blocks are not known yet; build options with build_options")
-        return tuple(sorted(self.layers))
-
-    def sites(self, lm: Lm) -> tuple[Site, ...]:
-        """The matrices to edit, those of the lowest block first."""
-        return tuple(site for layer in self.blocks for site in lm.mlp_matrices(layer))
+        return super(HyperOptions, self.model_copy(update=values)).resolved(lm)

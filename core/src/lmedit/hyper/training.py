@@ -15,7 +15,7 @@ from lmedit.charts import Lines
 from lmedit.errors import NotPreparedError
 from lmedit.hyper.frozen import GIGABYTE, FrozenModel, ids_of, targets_of
 from lmedit.hyper.losses import Scores, all_right, edit_loss, locality_loss, share_unchanged
-from lmedit.hyper.network import EditBatch, edited_rows
+from lmedit.hyper.network import EditBatch, LowRankBatch, edited_rows
 from lmedit.hyper.training_state import TrainingState
 from lmedit.memory import is_out_of_memory
 from lmedit.metrics.contamination import TRAINED_ON
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from lmedit.hyper.options import HyperOptions
     from lmedit.models import Lm
     from lmedit.storage.tensors import Checkpoint
+    from lmedit.types import Site
+
+    Changes = Mapping[Site, LowRankBatch]
 
 SAVE_SECONDS = 30.0
 FAILURES = 10
@@ -123,7 +126,9 @@ class _Trainer:
     ) -> None:
         self.lm, self.network, self.examples, self.options = lm, network, examples, options
         first = options.blocks[0]
-        self.frozen = FrozenModel(lm, options.sites(lm), first, options.cache_gigabytes)
+        self.frozen = FrozenModel(
+            lm, options.sites(lm), first, options.cache_gigabytes, answers=network.answers
+        )
         optimiser = torch.optim.Adam(
             [dict(group) for group in groups or [{"params": list(network.parameters())}]],
             lr=options.learning_rate,
@@ -156,7 +161,7 @@ class _Trainer:
         picks = self._picks(self.run.step)
         for _ in range(2):  # the first fills the memory
             started = time.monotonic()
-            self._backward(picks)
+            self._gradient(picks)
             seconds = time.monotonic() - started
         left = self.options.steps - self.run.step
         return (
@@ -205,6 +210,8 @@ class _Trainer:
             self.run.optimiser.zero_grad()
             try:
                 parts = [picks[i : i + self.at_once] for i in range(0, len(picks), self.at_once)]
+                if self.network.joint:
+                    return self._joint_backward(picks, parts)
                 return sum(self._backward(part, len(part) / len(picks)) for part in parts)
             except (RuntimeError, MemoryError) as error:
                 if self.at_once == 1 or not is_out_of_memory(error):
@@ -215,7 +222,10 @@ class _Trainer:
 
     def _loss(self, picks: Sequence[Pick]) -> Tensor:
         """The training loss, the mean over the edits."""
-        edit, apart, *_ = self._scores(picks)
+        return self._loss_of(self._scores(picks))
+
+    def _loss_of(self, scores: Sequence[Tensor]) -> Tensor:
+        edit, apart, *_ = scores
         return (self.options.weight_edit * edit + self.options.weight_apart * apart).mean()
 
     def _backward(self, picks: Sequence[Pick], share: float = 1.0) -> float:
@@ -226,6 +236,36 @@ class _Trainer:
         loss = share * self._loss(picks)
         torch.autograd.backward(loss, inputs=list(self.network.parameters()))
         return float(loss.detach())
+
+    def _joint_backward(self, picks: Sequence[Pick], parts: Sequence[Sequence[Pick]]) -> float:
+        """The same for a joint network: one change of all *picks*, scored in *parts*.
+
+        The gradient at the change is collected part by part. Then one pass carries it through the
+        network (Tan et al. 2024, section 3.3), so memory depends on the largest part.
+        """
+        changes = self._changes(picks)
+        leaves = {
+            site: LowRankBatch(*(t.detach().requires_grad_() for t in (each.left, each.right)))
+            for site, each in changes.items()
+        }
+        total = 0.0
+        for part in parts:
+            loss = len(part) / len(picks) * self._loss_of(self._scores_under(leaves, part))
+            torch.autograd.backward(
+                loss, inputs=[t for leaf in leaves.values() for t in (leaf.left, leaf.right)]
+            )
+            total += float(loss.detach())
+        pairs = [
+            (out, leaf.grad)
+            for site, each in changes.items()
+            for out, leaf in zip(
+                (each.left, each.right), (leaves[site].left, leaves[site].right), strict=True
+            )
+            if out.requires_grad
+        ]
+        outs, gradients = zip(*pairs, strict=True)
+        torch.autograd.backward(outs, gradients, inputs=list(self.network.parameters()))
+        return total
 
     def _pace(self, step: int) -> float:
         """The factor of the learning rate at *step*."""
@@ -248,8 +288,18 @@ class _Trainer:
         draw = random.Random(f"{self.options.seed}:step:{step}")  # noqa: S311
         return [pick(example, draw.randrange(1 << 30)) for example in chosen]
 
+    def _changes(self, picks: Sequence[Pick]) -> Changes:
+        """What the network changes for these edits."""
+        return self.network(self._edits([example for example, _, _ in picks]))
+
     def _scores(self, picks: Sequence[Pick]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For each edit (B,): its loss, the KL on another text, success, and the share kept."""
+        return self._scores_under(None, picks)
+
+    def _scores_under(
+        self, changes: Changes | None, picks: Sequence[Pick]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same on the model with *changes*; None: those of the network for these edits."""
         B, device = len(picks), self.lm.device
         outer, apart = [row for _, row, _ in picks], [ids for _, _, ids in picks]
         rows = [*map(ids_of, outer), *apart]
@@ -258,9 +308,10 @@ class _Trainer:
             [(i, t) for i, ids in enumerate(apart) for t in range(len(ids))], device=device
         )
         log_p_0 = self.frozen.logits(rows[B:], (other[:, 0], other[:, 1])).float().log_softmax(-1)
-        changes = self.network(self._edits([example for example, _, _ in picks]))
+        changes = self._changes(picks) if changes is None else changes
         kept = self.frozen.from_first(rows)
         edit_of = torch.arange(B, device=device).repeat(2)
+        edit_of = torch.zeros_like(edit_of) if self.network.joint else edit_of
         with edited_rows(self.lm, changes, edit_of):
             where = torch.cat([at.rows, B + other[:, 0]]), torch.cat([at.positions, other[:, 1]])
             log_p = kept.logits_at(*where).float().log_softmax(-1)
