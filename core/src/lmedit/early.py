@@ -71,7 +71,8 @@ def check_blocks(several: Sequence[Options], model: str, outline: Callable[[], L
 
 def _layers_of(options: Options) -> list[int]:
     """The blocks that *options* name."""
-    named = [getattr(options, name, None) for name in ("layer", "layers")]
+    matrices = getattr(options, "matrices", None) or {}
+    named = [*(getattr(options, name, None) for name in ("layer", "layers")), *matrices.values()]
     return [number for number in _numbers(named) if number is not None]
 
 

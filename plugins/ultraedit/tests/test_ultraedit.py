@@ -121,8 +121,8 @@ def test_t27_untrained_blocks_change_nothing(lm: Lm) -> None:
     shared = {"layers": [1, 2], "edit_rate": 1.0}
     rows = [row_of(lm, fact.text, fact.target_new) for fact in FACTS]
     updates = []
-    for hidden in (0, 3):
-        options = options_of(lm, "malmen", hidden=hidden, rank=4, **shared)
+    for more in ({"hidden": 0}, {"hidden": 3, "rank": 4}):
+        options = options_of(lm, "malmen", **more, **shared)
         network = network_of(lm, options)
         network.prime(answer_factors(lm, rows, options.sites(lm), 1))
         z = torch.randn(5, 56, generator=torch.Generator().manual_seed(0))
@@ -224,8 +224,8 @@ def test_a_carry_without_a_shape_is_refused(lm: Lm) -> None:
         ({"layers": [1], "matrices": {"c_proj": [1]}}, "both name blocks"),
         ({"matrices": {"gate_proj": [1]}}, "has no MLP matrix 'gate_proj'; it has c_fc, c_proj"),
         ({"matrices": {"c_proj": [4]}}, "has no layer 4; layers are 0 to 3"),
-        ({"matrices": {}}, "names no block"),
-        ({"layers": []}, "names no block"),
+        ({"matrices": {}}, "matrices: it names no block"),
+        ({"layers": []}, "layers names no block"),
         ({"layers": [9]}, "no layer 9"),
         ({"warm_up": 5}, "5 cases are too few"),
         ({"edit_rate": 0}, "edit_rate"),

@@ -12,7 +12,7 @@ from lmedit.metrics.contamination import TRAINED_ON
 from lmedit_ultraedit.joining import find_location, joint_update
 from lmedit_ultraedit.options import UltraEditOptions
 from lmedit_ultraedit.plan import works
-from lmedit_ultraedit.statistics import named, seen_in
+from lmedit_ultraedit.statistics import seen_in, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @hookimpl
 def edit_describe() -> Method:
     """UltraEdit needs no subject. Only a warm-up needs cases."""
-    return Method("ultraedit", "arXiv 2505.14679", UltraEditOptions, prepares_on="cases")
+    return Method(
+        "ultraedit", "arXiv 2505.14679", UltraEditOptions, prepares_on="cases", locates_answer=False
+    )
 
 
 @hookimpl
@@ -49,7 +51,7 @@ def edit_prepare(
     examples = examples_from(lm, corpus, options.warm_up, options.seed)
     rows = [each.inner for each in (*examples.training, *examples.validation)]
     factors = answer_factors(lm, rows, options.sites(lm), options.blocks[0])
-    tensors = named(seen_in(factors, spread=options.whitened))
+    tensors = tensors_of(seen_in(factors, spread=options.whitened))
     known = torch.tensor(examples.fingerprints, dtype=torch.long)
     return Prepared({**tensors, TRAINED_ON: known}, {"examples": len(rows)})
 

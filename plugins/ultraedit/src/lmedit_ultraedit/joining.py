@@ -9,7 +9,7 @@ import torch
 from lmedit import Location, LowRank, Update
 from lmedit.hyper import answer_factors, row_of, smaller_of
 from lmedit_ultraedit.equations import asked_shifts, normalise, shift_factors, whiten
-from lmedit_ultraedit.statistics import fold, named, read_moments, rows_at, seen_in, shape_of
+from lmedit_ultraedit.statistics import fold, read_moments, rows_at, seen_in, shape_of, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def joint_update(
     }
     tokens = int(factors[sites[0]].mask.sum())
     notes = {"facts": len(requests), "tokens": tokens, "remarks": remarks_on(own, moments)}
-    return Update(deltas, notes, named(own))
+    return Update(deltas, notes, tensors_of(own))
 
 
 def delta_of(factors: Factors, moments: Moments, options: UltraEditOptions) -> Delta:

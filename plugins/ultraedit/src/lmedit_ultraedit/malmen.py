@@ -24,7 +24,9 @@ APART = ("log_rate", "log_ridge")
 @hookimpl
 def edit_describe() -> Method:
     """MALMEN is trained once per model, on cases. It does not use the subject's place."""
-    return Method("malmen", "arXiv 2311.04661", MalmenOptions, prepares_on="cases")
+    return Method(
+        "malmen", "arXiv 2311.04661", MalmenOptions, prepares_on="cases", locates_answer=False
+    )
 
 
 @hookimpl

@@ -11,7 +11,8 @@ from pydantic import Field, PrivateAttr, field_validator
 from lmedit.errors import OptionError
 from lmedit.hyper import HyperOptions, MatrixOptions
 from lmedit.hyper.options import TRAINING
-from lmedit.layers import UNTUNED, Shapes
+from lmedit.layers import UNTUNED, Block, Shapes
+from lmedit.options import name_unused
 
 if TYPE_CHECKING:
     from lmedit import Lm, Site
@@ -68,16 +69,23 @@ class NamedMatrices(MatrixOptions):
 
     published: ClassVar[Shapes] = MappingProxyType({})
 
-    layers: tuple[int, ...] | None = Field(
+    layers: tuple[Block, ...] | None = Field(
         default=None,
         description="Blocks whose MLP output matrices are edited. null: published, or by depth.",
     )
-    matrices: Mapping[str, tuple[int, ...]] | None = Field(
+    matrices: Mapping[str, tuple[Block, ...]] | None = Field(
         default=None,
         description="The edited MLP matrices: their names, each with its blocks. null: the output "
         "matrices of layers.",
     )
     _by_default: str | None = PrivateAttr(default=None)
+
+    @field_validator("matrices")
+    @classmethod
+    def _named(cls, value: Mapping[str, tuple[int, ...]] | None) -> Any:
+        if value is not None and not any(value.values()):
+            raise ValueError("it names no block; give at least one, or leave it out")
+        return value
 
     @property
     def untuned(self) -> bool:
@@ -122,7 +130,7 @@ class NamedMatrices(MatrixOptions):
         for layer in layers:
             _check(lm, layer, [name for name in matrices if layer in matrices[name]])
         if not layers:
-            raise OptionError("matrices names no block; give at least one")
+            raise OptionError("layers names no block; give at least one, or leave it out")
         done = self.model_copy(update={"layers": layers, "matrices": matrices})
         done._by_default = by_default
         return done
@@ -278,6 +286,13 @@ class MalmenOptions(HyperOptions, NamedMatrices):
     decay: bool = Field(
         default=True, description="Lower the learning rate to zero during the training."
     )
+
+    def find_unused(self) -> Mapping[str, str]:
+        """As of every editor; the rank of no block."""
+        return {
+            **super().find_unused(),
+            **name_unused(("rank",), "hidden is 0", when=not self.hidden),
+        }
 
     def rate_for(self, d_out: int, d_in: int) -> float:
         """The step length of a matrix (d_out, d_in) before the training."""

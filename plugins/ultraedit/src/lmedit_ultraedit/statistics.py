@@ -55,7 +55,7 @@ def _beside(moments: Moments, other: Moments) -> Moments:
     return Moments(**{name: t.to(other.mean.device) for name, t in moments.tensors().items()})
 
 
-def named(moments: Mapping[Shape, Moments]) -> dict[str, Tensor]:
+def tensors_of(moments: Mapping[Shape, Moments]) -> dict[str, Tensor]:
     """The tensors by name, as a patch or a preparation stores them."""
     return {
         f"{name}.{rows}x{columns}": tensor
@@ -65,7 +65,7 @@ def named(moments: Mapping[Shape, Moments]) -> dict[str, Tensor]:
 
 
 def read_moments(tensors: Mapping[str, Tensor], shapes: Sequence[Shape]) -> dict[Shape, Moments]:
-    """The inverse of `named`. Raises `ArtifactError` if a shape is missing."""
+    """The inverse of `tensors_of`. Raises `ArtifactError` if a shape is missing."""
     found = {}
     for rows, columns in shapes:
         end = f".{rows}x{columns}"
