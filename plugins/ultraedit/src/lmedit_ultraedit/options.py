@@ -11,8 +11,8 @@ from pydantic import Field, PrivateAttr, field_validator
 from lmedit.errors import OptionError
 from lmedit.hyper import HyperOptions, MatrixOptions
 from lmedit.hyper.options import TRAINING
-from lmedit.layers import UNTUNED, Block, Shapes
-from lmedit.options import name_unused
+from lmedit.layers import UNTUNED, Shapes
+from lmedit.options import Block, name_unused
 
 if TYPE_CHECKING:
     from lmedit import Lm, Site
