@@ -82,7 +82,7 @@ class NamedMatrices(MatrixOptions):
 
     @field_validator("matrices")
     @classmethod
-    def _named(cls, value: Mapping[str, tuple[int, ...]] | None) -> Any:
+    def _check_matrices(cls, value: Mapping[str, tuple[int, ...]] | None) -> Any:
         if value is not None and not any(value.values()):
             raise ValueError("it names no block; give at least one, or leave it out")
         return value
