@@ -14,7 +14,6 @@ import torch
 
 from lmedit.hyper.factors import Factors, cut_out, factors_of, only_at, stack
 from lmedit.hyper.losses import edit_loss
-from lmedit.memory import in_parts
 from lmedit.replay import enter, resume
 
 if TYPE_CHECKING:
@@ -115,10 +114,7 @@ class FrozenModel:
         return stack(self._known.of(examples))
 
     def _gradients(self, examples: Sequence[Example]) -> list[dict[Site, Factors]]:
-        parts = in_parts(self._gradients_of, [e.inner for e in examples], GROUP)
-        return [each for part in parts for each in part]
-
-    def _gradients_of(self, rows: Sequence[Row]) -> list[dict[Site, Factors]]:
+        rows = [e.inner for e in examples]
         found = edit_factors(self.lm, self.sites, rows, self.first, answers=self.answers)
         return [{site: cut_out(each, i) for site, each in found.items()} for i in range(len(rows))]
 
