@@ -189,9 +189,10 @@ class Environment:
 
     def compare(self) -> set[str]:
         """The rows of a tiny comparison, none of whose edits failed."""
-        at = self.material.folder
+        at, methods = self.material.folder, self.methods()
         model, cases, options = at / "model", at / "cases.json", {}
-        for name in sorted(self.methods() & set(TRAINED)):
+        corpus = cases if methods and methods <= set(TRAINED) else at / "text.txt"
+        for name in sorted(methods & set(TRAINED)):
             self.lmedit("prepare", name, "-m", model, "--corpus", cases, *flags(TRAINED[name]))
             options |= {f"{name}.{option}": value for option, value in TRAINED[name].items()}
         printed = self.lmedit(
@@ -201,7 +202,7 @@ class Environment:
             "-m",
             model,
             "--corpus",
-            at / "text.txt",
+            corpus,
             "--limit",
             1,
             "--json",

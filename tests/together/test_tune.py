@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small_world import FACT, record
+from small_world import FACT, record, save_model
 
 from lmedit import load_lm
+from lmedit.edits.patches import load_patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,19 @@ def test_options_of_other_weights_are_taken_with_a_remark(lmedit: Run, model: Pa
     )
     assert done.exit_code == 0
     assert "other.json: ft was tuned on other weights (elsewhere)" in done.stderr
+
+
+def test_tuned_options_of_another_method_of_the_name_are_not_used(
+    lmedit: Run, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "model", seed=0)
+    tuned = {"ft": {"options": {"layer": 2, "layers": [1, 2]}, "evidence": {}}}
+    (model / "lmedit-tuned.json").write_text(json.dumps(tuned), encoding="utf-8")
+    done = lmedit("edit", "ft", *FACT, "-m", model, "--force", "-O", "edit.safetensors")
+    assert done.exit_code == 0, done.stderr
+    assert "ft: the tuned options of" in done.stderr
+    assert "they hold layers, which this method does not have" in done.stderr
+    assert load_patch(Path("edit.safetensors"))[1]["options"]["layer"] != 2
 
 
 def test_untuned_is_said_in_every_table(lmedit: Run, model: Path, cases: Path) -> None:

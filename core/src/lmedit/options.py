@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -130,7 +130,7 @@ def build_options(
     command, if the user gave one. Raises `OptionError` or `UnknownNameError`; the message names the
     option. *given* must not hold another seed.
     """
-    values = dict(lm.tuned.get(method.name, {}).get("options", {})) if lm else {}
+    values = _find_tuned(method, lm)[0] if lm else {}
     given = dict(given)
     preset = given.pop("preset", None)
     if preset is not None:
@@ -158,6 +158,26 @@ def build_options(
     except ValueError as error:
         raise OptionError(f"{method.name}: {error}") from None
     return options.resolved(lm) if lm else options
+
+
+def _find_tuned(method: Method, lm: Lm) -> tuple[dict[str, Any], list[str]]:
+    """The options of *lm*'s tuned file for *method*, and those that *method* does not have.
+
+    If there are such options, they belong to another method of its name; none is used then.
+    """
+    values = dict(lm.tuned.get(method.name, {}).get("options", {}))
+    foreign = sorted(values.keys() - method.options.model_fields.keys())
+    return ({}, foreign) if foreign else (values, [])
+
+
+def remarks_on_tuned(methods: Iterable[Method], lm: Lm) -> list[str]:
+    """A note for each method whose name has the tuned options of another method."""
+    return [
+        f"{method.name}: the tuned options of {lm.name} are not used; they hold "
+        f"{', '.join(foreign)}, which this method does not have"
+        for method in methods
+        if (foreign := _find_tuned(method, lm)[1])
+    ]
 
 
 def _check_given(options: Options, given: Mapping[str, Any]) -> None:

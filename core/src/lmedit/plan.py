@@ -18,7 +18,14 @@ from lmedit.early import check_blocks, check_corpora, check_device, check_option
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import check_files, load_lm, outline
 from lmedit.observers import observe_all
-from lmedit.options import FILE_KEY, build_options, for_methods, parts_of, read_tuned
+from lmedit.options import (
+    FILE_KEY,
+    build_options,
+    for_methods,
+    parts_of,
+    read_tuned,
+    remarks_on_tuned,
+)
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
@@ -249,7 +256,11 @@ def set_up(
         names = ", ".join(loaded.name for loaded in methods)
         tell(f"--corpus is not used: {names} needs no preparation")
     lm = plan.load_model()
-    for remark in (*lm.notes, *remarks_on_files(plan, lm)):
+    for remark in (
+        *lm.notes,
+        *remarks_on_files(plan, lm),
+        *remarks_on_tuned([each.method for each in methods], lm),
+    ):
         tell(remark)
     return Setup(plan, methods, lm, tell)
 
