@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmedit.guards.untouched import marks_of, put_back
+from lmedit.guards.untouched import note_state, put_back
 from lmedit.tiny import tiny_family, tiny_lm
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def adapters_are_taken_off() -> None:
     from peft import LoraConfig, get_peft_model
 
     lm = tiny_lm()
-    modules, before = list(dict(lm.model.named_modules())), marks_of(lm.model)
+    modules, before = list(dict(lm.model.named_modules())), note_state(lm.model)
     config = LoraConfig(r=1, target_modules=["transformer.h.0.mlp.c_proj"], fan_in_fan_out=True)
     get_peft_model(lm.model, config)
     assert list(dict(lm.model.named_modules())) != modules

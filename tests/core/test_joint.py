@@ -15,7 +15,7 @@ from lmedit.defaults import edit_apply, edit_revert
 from lmedit.edits.ledger import update_digest
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ArtifactError, BrokenPluginError, RequestError
-from lmedit.guards.untouched import left_behind, marks_of
+from lmedit.guards.untouched import left_behind, note_state
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
 from lmedit.registry import register
@@ -188,7 +188,7 @@ def changes(lm: Lm) -> Update:
 def test_as_if_is_as_is(family: str, dtype: torch.dtype, apart: float) -> None:
     """Of every block's output. Random blocks amplify single precision, so its bound is wide."""
     lm = tiny_family(family, dtype)
-    update, marks, digest = changes(lm), marks_of(lm.model), lm.weights_digest()
+    update, marks, digest = changes(lm), note_state(lm.model), lm.weights_digest()
     batch = lm.batch([lm.encode("The tower stands in"), lm.encode("A boat")])
 
     def outputs() -> list[torch.Tensor]:
@@ -201,7 +201,7 @@ def test_as_if_is_as_is(family: str, dtype: torch.dtype, apart: float) -> None:
     with as_if(lm, update.deltas):
         assert lm.weights_digest() == digest
         found = outputs()
-    assert left_behind(marks, marks_of(lm.model)) == []
+    assert left_behind(marks, note_state(lm.model)) == []
     applied = edit_apply(lm, update)
     expected = outputs()
     edit_revert(lm, applied)

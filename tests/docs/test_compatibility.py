@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "core" / "src" / "lmedit" / "actions" / "template"
 MEMBERS = [
     ROOT / "core",
     *(p.parent for p in ROOT.glob("worlds/*/pyproject.toml")),
@@ -22,6 +23,17 @@ def pins(name: str) -> dict[str, str]:
 
 def project(member: Path) -> Any:
     return tomllib.loads((member / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_a_new_method_asks_for_the_same_versions_as_ours() -> None:
+    ours, new = (
+        {each for each in project(at)["dependencies"] if each.startswith(("torch", "lmedit>"))}
+        for at in (ROOT / "plugins" / "ft", TEMPLATE)
+    )
+    assert ours == new
+    (torch,) = (each for each in ours if each.startswith("torch"))
+    tutorial = (ROOT / "docs" / "tutorials" / "writing-a-method.md").read_text(encoding="utf-8")
+    assert re.findall(r'"(torch>=[\d.]+)"', tutorial) == [torch]
 
 
 def bounds() -> dict[str, set[str]]:

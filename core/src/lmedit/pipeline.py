@@ -23,7 +23,7 @@ from lmedit import defaults
 from lmedit.errors import BrokenPluginError, RequestError
 from lmedit.guards.carried import check_carried
 from lmedit.guards.hooks import implements
-from lmedit.guards.results import Returned
+from lmedit.guards.results import ResultChecks
 from lmedit.guards.untouched import check_types, left_alone, model_changed
 from lmedit.models.undo import restored_after
 from lmedit.preparation import (
@@ -89,8 +89,8 @@ class Editor:
             return self._locate(request.model_copy(deep=True))
 
     @property
-    def _returned(self) -> Returned:
-        return Returned(self.name, self.loaded.culprit, self.lm)
+    def _checks(self) -> ResultChecks:
+        return ResultChecks(self.name, self.loaded.culprit, self.lm)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -113,7 +113,7 @@ class Editor:
         check_subject(self.loaded, request)
         hook = self.loaded.manager.hook.edit_locate
         found = hook(lm=self.lm, request=request, options=self.options, prepared=self.prepared)
-        return self._returned.location(found)
+        return self._checks.location(found)
 
     def probe(self, request: Request, location: Location) -> Probed:
         """The measurements at *location*. Raises `RequestError` if the method has no probe."""
@@ -128,7 +128,7 @@ class Editor:
             )
         if found is None:
             raise RequestError(f"{self.name} has nothing to probe; remove --probe")
-        return self._returned.probe(found)
+        return self._checks.probe(found)
 
     def compute(self, request: Request) -> Update:
         """Locate, then compute the update for *request*. The model stays unchanged."""
@@ -142,7 +142,7 @@ class Editor:
                 options=self.options,
                 prepared=self.prepared,
             )
-        return self._returned.update(update, location, "edit_compute")
+        return self._checks.update(update, location, "edit_compute")
 
     @property
     def computes_many(self) -> bool:
@@ -175,9 +175,9 @@ class Editor:
                 prepared=self.prepared,
             )
         if not isinstance(updates, list | tuple) or len(updates) != len(requests):
-            self._returned.refuse(f"edit_compute_many must return {len(requests)} updates")
+            self._checks.refuse(f"edit_compute_many must return {len(requests)} updates")
         return [
-            self._returned.update(update, location, "edit_compute_many")
+            self._checks.update(update, location, "edit_compute_many")
             for update, location in zip(updates, locations, strict=True)
         ]
 
@@ -214,7 +214,7 @@ class Editor:
                 carried=[each.tensors for each in carried],
             )
         sites = dict.fromkeys(site for each in locations for site in each.sites)
-        return self._returned.update(update, Location(tuple(sites)), "edit_compute_joint")
+        return self._checks.update(update, Location(tuple(sites)), "edit_compute_joint")
 
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
@@ -236,7 +236,7 @@ class Editor:
         """Call `edit_apply`; *before* is the digest of the parameters of *update*."""
         try:
             applied = self.loaded.manager.hook.edit_apply(lm=self.lm, update=update)
-            self._returned.kind(applied, Applied, "edit_apply")
+            self._checks.kind(applied, Applied, "edit_apply")
         except BrokenPluginError as error:
             if self.lm.weights_digest(update.deltas) != before:
                 raise model_changed(

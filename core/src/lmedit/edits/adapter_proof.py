@@ -17,7 +17,7 @@ import torch
 from lmedit.edits.ledger import applied
 from lmedit.edits.lora import Adapter, adapter_of, write_adapter
 from lmedit.errors import ArtifactError
-from lmedit.guards.untouched import marks_of, put_back
+from lmedit.guards.untouched import note_state, put_back
 from lmedit.types import Dense, LowRank, Update
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _wrapped(lm: Lm, folder: Path) -> Iterator[Any]:
     """The model of *lm* with the adapter in *folder*, as peft loads it; plain again afterwards."""
     from peft import PeftModel
 
-    before = marks_of(lm.model)
+    before = note_state(lm.model)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # peft warns about a future change of transformers
         try:

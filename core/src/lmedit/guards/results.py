@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Returned:
+class ResultChecks:
     """Checks the results of a method's hooks for a model; its errors name the method."""
 
     name: str

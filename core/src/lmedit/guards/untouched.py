@@ -33,7 +33,7 @@ OUTSIDE = "it changed the model outside apply and revert"
 
 
 @dataclass(frozen=True)
-class Marks:
+class ModelState:
     """The noted state of a model, by module or parameter."""
 
     modules: Mapping[str, nn.Module]
@@ -49,11 +49,11 @@ class Marks:
     gradients: Mapping[str, bool]
 
 
-def marks_of(model: nn.Module) -> Marks:
+def note_state(model: nn.Module) -> ModelState:
     """Note the modules, hooks, modes, gradient flags and existing gradients of *model*."""
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
-    return Marks(
+    return ModelState(
         modules=modules,
         parts={name: dict(m._modules) for name, m in modules.items()},
         buffers={name: tuple(m._buffers) for name, m in modules.items()},
@@ -77,7 +77,7 @@ WORDS = {
 }
 
 
-def left_behind(before: Marks, after: Marks) -> list[str]:
+def left_behind(before: ModelState, after: ModelState) -> list[str]:
     """Describe the differences, each with its first module or parameter; empty if none."""
     found = []
     for kind, words in WORDS.items():
@@ -89,9 +89,9 @@ def left_behind(before: Marks, after: Marks) -> list[str]:
     return found
 
 
-def put_back(model: nn.Module, before: Marks) -> list[str]:
+def put_back(model: nn.Module, before: ModelState) -> list[str]:
     """Restore *model* to the state *before*; return the differences that it had, in words."""
-    left = left_behind(before, marks_of(model))
+    left = left_behind(before, note_state(model))
     if not left:
         return []
     for name, module in before.modules.items():
@@ -126,7 +126,7 @@ def left_alone(culprit: str, lm: Lm) -> Iterator[None]:
     weight.
     """
     around = note_surroundings(lm.model, lm.tokenizer)
-    before, state = marks_of(lm.model), lm.state()
+    before, state = note_state(lm.model), lm.state()
     failure: Exception | None = None
     left: list[str] = []
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmedit.errors import LmeditError
 from lmedit.guards.hooks import last_line
-from lmedit.guards.untouched import marks_of, put_back
+from lmedit.guards.untouched import note_state, put_back
 from lmedit.laws.joint import law_8, law_9, law_10, law_11, law_12, law_13, law_14
 from lmedit.laws.single import law_1, law_2, law_3, law_4, law_5, law_6, law_7
 from lmedit.laws.trial import OTHER, REQUEST, THIRD, LawBrokenError, NotTriedError, Trial
@@ -77,7 +77,7 @@ class Verdict:
 def verdicts(trial: Trial) -> Iterator[Verdict]:
     """Test all laws in turn, each on the unchanged model. A method may raise any exception."""
     lm = trial.lm
-    base, marks = lm.digest, marks_of(lm.model)
+    base, marks = lm.digest, note_state(lm.model)
     whole = True
     for number, law in enumerate(LAWS, 1):
         verdict = partial(Verdict, number, str(law.__doc__))
@@ -96,4 +96,4 @@ def verdicts(trial: Trial) -> Iterator[Verdict]:
         put_back(lm.model, marks)
         if lm.weights_digest() != base:
             whole = lm.renew()
-            marks = marks_of(lm.model)
+            marks = note_state(lm.model)

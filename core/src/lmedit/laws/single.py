@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmedit.guards.untouched import left_behind, marks_of
+from lmedit.guards.untouched import left_behind, note_state
 from lmedit.laws.trial import LawBrokenError, NotTriedError, close, misfits, require, unknown_sites
 from lmedit.pipeline import Editor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lmedit.guards.untouched import Marks
+    from lmedit.guards.untouched import ModelState
     from lmedit.laws.trial import Trial
     from lmedit.models import Lm
 
@@ -131,7 +131,7 @@ class State:
 
     weights: str
     buffers: dict[str, Any]
-    marks: Marks
+    marks: ModelState
     random: dict[str, Any]
 
     @classmethod
@@ -140,7 +140,7 @@ class State:
         return cls(
             lm.weights_digest(),
             {name: buffer.tolist() for name, buffer in lm.model.named_buffers()},
-            marks_of(lm.model),
+            note_state(lm.model),
             {
                 "torch": torch.get_rng_state().tolist(),
                 "python": random.getstate(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Work, hookimpl
-from lmedit.values.work import DOUBLE, counting_work, search_work, width_of
+from lmedit.values.costs import DOUBLE, counting_work, search_work, width_of
 from lmedit_memit.targets import AT_ONCE
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Work
-from lmedit.values.work import DOUBLE, counting_work, search_work
+from lmedit.values.costs import DOUBLE, counting_work, search_work
 
 if TYPE_CHECKING:
     from lmedit import Lm

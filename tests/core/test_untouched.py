@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmedit.guards.untouched import left_behind, marks_of, put_back
+from lmedit.guards.untouched import left_behind, note_state, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +56,11 @@ DEEDS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
 def test_it_is_told_and_taken_off(deed: str) -> None:
     model = made()
     x = torch.ones(3, 2)
-    before, out = marks_of(model), model(x)
+    before, out = note_state(model), model(x)
     assert put_back(model, before) == []
     do, words = DEEDS[deed]
     do(model)
-    assert words in left_behind(before, marks_of(model))
+    assert words in left_behind(before, note_state(model))
     assert words in put_back(model, before)
-    assert left_behind(before, marks_of(model)) == []
+    assert left_behind(before, note_state(model)) == []
     assert torch.equal(model(x), out)
