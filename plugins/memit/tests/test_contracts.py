@@ -32,4 +32,4 @@ class TestAlphaEdit(EditorContract):
 
 class TestBetaEdit(EditorContract):
     method = "alphaedit"
-    options = MappingProxyType({**SHORT, "threshold_share": 0.1, "weight": 5.0})
+    options = MappingProxyType({**SHORT, "threshold_share": 0.1, "weight": 5.0, "renew_after": 1})

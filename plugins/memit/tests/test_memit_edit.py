@@ -180,6 +180,25 @@ def test_a_remembered_key_keeps_its_value(lm: Lm, make: Make) -> None:
     assert moved[1] < 0.5 * moved[0]
 
 
+def test_betaedit_renews_the_free_directions_after_some_facts(lm: Lm, make: Make) -> None:
+    """Before the first renewal it is the same to the bit; behind it the directions differ."""
+    beta = {"layers": [2], "threshold_share": 0.5, "ridge": 1e-2, "weight": 5.0}
+    fixed, late, soon = (make("alphaedit", **beta, renew_after=n) for n in (10**6, 3, 2))
+    first = fixed.compute_joint(FACTS[:2])
+    carried = {
+        name: [editor.carry_of(first)]
+        for name, editor in {"fixed": fixed, "late": late, "soon": soon}.items()
+    }
+    with fixed.applied(first):
+        same = fixed.compute_joint(FACTS[2:], carried["fixed"])
+        assert equal(late.compute_joint(FACTS[2:], carried["late"]), same)
+        renewed = soon.compute_joint(FACTS[2:], carried["soon"])
+    assert not equal(renewed, same)
+    never = make("alphaedit", **beta).compute_joint(FACTS[:2])
+    (site,) = never.deltas
+    torch.testing.assert_close(never.deltas[site].dense(), first.deltas[site].dense())
+
+
 def test_pmets_attention_delta_is_searched_and_not_written(lm: Lm, make: Make) -> None:
     pmet = make("memit", layers=[1, 2], preset="pmet").compute_joint(FACTS)
     plain = make("memit", layers=[1, 2], target="mlp", spread="sqrt").compute_joint(FACTS)

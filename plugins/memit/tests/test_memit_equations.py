@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lmedit import build_options, load
+from lmedit.errors import RequestError
 from lmedit_memit.equations import (
+    blend,
     combination,
     free_below,
     free_share,
@@ -20,6 +24,7 @@ from lmedit_memit.equations import (
     unwhiten,
     whiten,
 )
+from lmedit_memit.renewing import keys_at_renewal, renew
 from lmedit_memit.solving import Metric, change_of, joint_keys
 
 D, H, N, T = 36, 8, 5, 7
@@ -296,6 +301,64 @@ def test_t19_betaedit(p: Problem) -> None:
     close(joint_keys(Metric.of_directions(U, values, WEIGHT, ridge), p.K, p.B), shipped, 1e-10)
     none = Metric.of_directions(U, values, 0.0, ridge)
     close(joint_keys(none, p.K), joint_keys(metric_of(p, "alphaedit"), p.K), 1e-11)
+
+
+def test_t19_betaedits_renewal_is_the_shipped_one(p: Problem) -> None:
+    """P' from (M / t + lambda C) / (lambda + 1); then the system of the released code."""
+    mixed = (p.B @ p.B.T / T + WEIGHT * p.C) / (WEIGHT + 1)
+    close(blend(p.C, p.B, WEIGHT), mixed)
+    values, vectors = torch.linalg.eigh(mixed)
+    ridge, threshold = 2.0, float(values[17:19].mean())
+    U = vectors[:, values < threshold]
+    P = U @ U.T
+    shipped = solved(
+        P @ (p.K @ p.K.T + p.B @ p.B.T + WEIGHT * p.C) + ridge * torch.eye(D).double(), P @ p.K
+    )
+    eigen, V = torch.linalg.eigh(p.C)
+    options: Any = build_options(
+        load("alphaedit").method,
+        {"threshold": threshold, "ridge": ridge, "weight": WEIGHT, "renew_after": 1},
+    )
+    metric = renew(V, eigen, p.B, options, ridge)
+    assert metric.size == 18
+    close(joint_keys(metric, p.K, p.B), shipped, 1e-10)
+    first, U0 = free(p)
+    within = Metric.of_subspace(U0, p.C, WEIGHT, ridge)
+    plain = Metric.of_directions(U0, first, WEIGHT, ridge)
+    close(joint_keys(within, p.K, p.B), joint_keys(plain, p.K, p.B), 1e-10)
+
+
+def test_keys_fill_the_free_directions(p: Problem) -> None:
+    options: Any = build_options(
+        load("alphaedit").method,
+        {"threshold": 1e-9, "ridge": 1.0, "weight": WEIGHT, "renew_after": 1},
+    )
+    values, V = torch.linalg.eigh(p.C)
+    with pytest.raises(RequestError, match="no direction is free after 7 facts; give a larger"):
+        renew(V, values, p.B, options, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "after", "expected"),
+    [
+        ([2, 2], 5, 0),
+        ([2, 3], 5, 5),
+        ([2, 2, 2], 5, 6),
+        ([2, 2, 2, 2], 5, 6),
+        ([6, 1, 4, 1], 5, 11),
+        ([12], 5, 12),
+    ],
+)
+def test_the_directions_are_renewed_behind_each_multiple(
+    p: Problem, sizes: list[int], after: int, expected: int
+) -> None:
+    carried = [
+        {"keys.3": p.K_0[:, sum(sizes[:i]) : sum(sizes[: i + 1])]} for i in range(len(sizes))
+    ]
+    found = keys_at_renewal(carried, 3, after)
+    assert (0 if found is None else found.shape[1]) == expected
+    if found is not None:
+        assert torch.equal(found, p.K_0[:, :expected].double())
 
 
 @pytest.mark.parametrize("spread", ["linear", "sqrt"])

@@ -9,6 +9,7 @@ from lmedit_memit.joining import joint_update
 from lmedit_memit.options import AlphaEditOptions
 from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import directions_of, find_location
+from lmedit_memit.renewing import keys_at_renewal, renew
 from lmedit_memit.solving import Metric
 
 if TYPE_CHECKING:
@@ -65,10 +66,15 @@ def edit_compute_joint(
     def metric_of(layer: int, device: torch.device) -> Metric:
         facts = prepared.facts["free"][str(layer)]
         ridge = options.ridge or options.ridge_share * facts["energy"]
+        V = prepared.tensors[f"vectors.{layer}"].to(device)
         if not options.weight:
-            V = prepared.tensors[f"vectors.{layer}"].to(device)
             return Metric.of_projector(V, ridge, complement=facts["complement"])
-        U, values = (prepared.tensors[f"{name}.{layer}"] for name in ("vectors", "values"))
-        return Metric.of_directions(U.to(device), values.to(device), options.weight, ridge)
+        values = prepared.tensors[f"values.{layer}"].to(device)
+        if options.renews and options.renew_after:
+            B = keys_at_renewal(carried, layer, options.renew_after)
+            if B is not None:
+                return renew(V, values, B, options, ridge)
+        d = facts["free"]
+        return Metric.of_directions(V[:, :d], values[:d], options.weight, ridge)
 
     return joint_update(lm, requests, options, metric_of, carried, spread=options.spread)

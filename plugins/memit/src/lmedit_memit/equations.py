@@ -68,6 +68,11 @@ def free_share(values: Tensor, share: float) -> int:
     return int(within.sum())
 
 
+def blend(C: Tensor, B: Tensor, weight: float) -> Tensor:
+    """(B B^T / t + weight C) / (weight + 1): text and the t earlier keys B (D, t) (BetaEdit)."""
+    return (B @ B.T / B.shape[1] + weight * C) / (weight + 1)
+
+
 def part_of(residual: Tensor, left: int, spread: Spread) -> Tensor:
     """The part of the residual for this layer if *left* layers are left, this one included.
 

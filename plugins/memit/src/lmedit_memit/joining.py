@@ -60,7 +60,10 @@ def joint_update(
         look = rounds.look([layer], deltas)
         residual = targets.Z - look.values
         before = residual if before is None else before
-        metric, B = metric_of(layer, lm.device_of(site)), _memory(carried, layer, options)
+        metric, B = (
+            metric_of(layer, lm.device_of(site)),
+            memory_of(carried, layer) if options.remember else None,
+        )
         K = look.keys[layer]
         B = B.to(K) if B is not None else None
         if check:
@@ -76,9 +79,9 @@ def joint_update(
     return Update(deltas, notes, _carry(after, lm) if options.remember else {})
 
 
-def _memory(carried: Carried, layer: int, options: JointOptions) -> Tensor | None:
-    """The keys (D, t) of all earlier edits at *layer*; None if there are none to keep."""
-    if not options.remember or not carried:
+def memory_of(carried: Carried, layer: int) -> Tensor | None:
+    """The keys (D, t) of all earlier edits at *layer*; None if there are none."""
+    if not carried:
         return None
     name = f"keys.{layer}"
     if any(name not in each for each in carried):

@@ -271,7 +271,13 @@ class AlphaEditOptions(SpreadOptions):
                 "learning_rate": 0.5,
                 "tolerance": None,
             },
-            "beta": {"threshold": 2e-2, "ridge": 10.0, "weight": 3000.0, "tolerance": None},
+            "beta": {
+                "threshold": 2e-2,
+                "ridge": 10.0,
+                "weight": 3000.0,
+                "renew_after": 1000,
+                "tolerance": None,
+            },
         }
     )
     published: ClassVar[Shapes] = ALPHAEDIT
@@ -308,6 +314,11 @@ class AlphaEditOptions(SpreadOptions):
         ge=0,
         description="lambda: the weight of ordinary text within the free directions (BetaEdit).",
     )
+    renew_after: Count | None = Field(
+        default=None,
+        description="With weight: find the free directions again after this number of facts, from "
+        "text and the facts' keys (BetaEdit). null: never.",
+    )
 
     def find_unused(self) -> Mapping[str, str]:
         """Relative values beside absolute ones."""
@@ -316,8 +327,16 @@ class AlphaEditOptions(SpreadOptions):
             **super().find_unused(),
             **name_unused(("threshold_share",), "threshold is given", when=given),
             **name_unused(("ridge_share",), "ridge is given", when=ridge),
+            **name_unused(("renew_after",), "weight is 0", when=not self.weight),
+            **name_unused(("renew_after",), "remember is false", when=not self.remember),
         }
 
+    @property
+    def renews(self) -> bool:
+        """Whether the free directions may change with the edits."""
+        return bool(self.renew_after and self.weight and self.remember)
+
     def prepared_from(self) -> dict[str, Any]:
-        """The options of the preparation; with `weight` it holds all free directions."""
-        return super().prepared_from() | ({"whole": True} if self.weight else {})
+        """The options of the preparation; `weight` needs more of C, and `renew_after` all of it."""
+        more = {"whole": bool(self.weight), "all of C": self.renews}
+        return super().prepared_from() | {name: True for name, given in more.items() if given}

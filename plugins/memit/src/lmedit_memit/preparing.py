@@ -92,19 +92,16 @@ def directions_of(
                 f"{KEYS_PER_DIMENSION * D}); give a larger --corpus, or -o tolerance null"
             )
         values, vectors = torch.linalg.eigh(moment.sum.double() / moment.tokens)
-        d = (
-            free_below(values, options.threshold)
-            if options.threshold
-            else free_share(values, options.threshold_share)
-        )
+        d = count_free(values, options)
         if not d:
             raise NotPreparedError(
                 f"alphaedit: no direction of layer {layer} is free; give -o threshold_share 0.05, "
                 "or a larger -o threshold"
             )
         complement = d > D / 2 and not options.weight
-        tensors[f"vectors.{layer}"] = vectors[:, d:] if complement else vectors[:, :d]
-        tensors[f"values.{layer}"] = values[:d].clamp(min=0)
+        stored = slice(d, None) if complement else slice(None if options.renews else d)
+        tensors[f"vectors.{layer}"] = vectors[:, stored]
+        tensors[f"values.{layer}"] = values[: None if options.renews else d].clamp(min=0)
         facts[str(layer)] = {
             **_counts(moment),
             "free": d,
@@ -114,6 +111,13 @@ def directions_of(
             "complement": complement,
         }
     return Prepared(tensors, {"free": facts})
+
+
+def count_free(values: Tensor, options: AlphaEditOptions) -> int:
+    """How many of the ascending eigenvalues are those of free directions."""
+    if options.threshold:
+        return free_below(values, options.threshold)
+    return free_share(values, options.threshold_share)
 
 
 def _counts(moment: Moment) -> dict[str, int]:

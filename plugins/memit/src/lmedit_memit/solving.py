@@ -53,6 +53,14 @@ class Metric:
         scale = (weight * values + ridge).rsqrt()[:, None]
         return cls(lambda S: scale * (U.T @ S), lambda Y: U @ (scale * Y), 1.0, U.shape[1])
 
+    @classmethod
+    def of_subspace(cls, U: Tensor, C: Tensor, weight: float, ridge: float) -> Metric:
+        """The same within any orthonormal columns U (D, d); C is (D, D)."""
+        A = weight * U.T @ C @ U
+        A.diagonal().add_(ridge)
+        L = torch.linalg.cholesky(A)
+        return cls(lambda S: whiten(U.T @ S, L), lambda Y: U @ unwhiten(Y, L), 1.0, U.shape[1])
+
 
 def damped_metric(prepared: Prepared, kappa: float) -> Callable[[int, torch.device], Metric]:
     """The metric by layer and device, from the stored Cholesky factors of C (MEMIT, EMMET)."""
