@@ -85,3 +85,24 @@ def test_a_public_name_means_one_thing() -> None:
         if len([place for place in places if "/cli/" not in place]) > 1
     }
     assert twice.keys() <= SAME_INTERFACE, twice
+
+
+def importers(module: str, names: set[str]) -> set[str]:
+    """The files of the core that import one of *names* from *module*."""
+    core = ROOT / "core" / "src" / "lmedit"
+    return {
+        path.relative_to(core).as_posix()
+        for path in core.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == module
+        if names & {each.name for each in node.names}
+    }
+
+
+def test_one_way_leads_to_an_editor() -> None:
+    """`plan.editor_for` alone decides about a preparation; one rule chooses among stored ones."""
+    users = importers("lmedit.pipeline", {"prepare", "ready"})
+    assert users == {"plan.py", "__init__.py"}  # `lmedit.prepare` is a public name
+    assert importers("lmedit.preparation", {"find_prepared", "shipped_prepared"}) == {"pipeline.py"}
+    assert importers("lmedit.plan", {"editor_for"}) == {"api/editors.py"}
+    assert importers("lmedit.plan", {"Plan"}) >= {"cli/common.py", "actions/compare.py"}

@@ -17,7 +17,6 @@ from lmedit_memit.equations import (
     combination,
     free_below,
     free_share,
-    left_after,
     nearness,
     part_of,
     project,
@@ -76,6 +75,11 @@ def memit(
     p: Problem, K: Tensor, R: Tensor, B: Tensor | None = None, weight: float = WEIGHT
 ) -> Tensor:
     return R @ joint_keys(Metric.of_factor(p.L, weight), K, B).T
+
+
+def left_after(kappa: float, s: Tensor) -> Tensor:
+    """kappa / (kappa + s): the share of R that one fact's own change leaves, s = |half k|^2."""
+    return kappa / (kappa + s)
 
 
 def free(p: Problem, d: int = 20) -> tuple[Tensor, Tensor]:

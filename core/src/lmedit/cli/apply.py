@@ -117,14 +117,14 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
         count_dependents,
         find_edits,
         open_folder,
+        read_log,
         write_folder,
     )
-    from lmedit.edits.model_folders import read_log as log_of
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
 
     quiet_hub()
-    log_of(folder)
+    read_log(folder)
     check_model_place(out or folder)
     with being_changed(out or folder):
         edited = open_folder(str(folder), device="cpu")
@@ -147,9 +147,9 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
 @json_flag
 def log(folder: Path, *, facts: bool, as_json: bool) -> None:
     """List the edits in the model of FOLDER, the oldest first."""
-    from lmedit.edits.model_folders import read_log as log_of
+    from lmedit.edits.model_folders import read_log
 
-    head = log_of(folder)
+    head = read_log(folder)
     if as_json:
         say(as_json_text(head))
         return
@@ -170,13 +170,12 @@ def log(folder: Path, *, facts: bool, as_json: bool) -> None:
 )
 def verify(folder: Path, recipe: Path | None) -> None:
     """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger."""
-    from lmedit.edits.model_folders import open_folder, verify_folder
-    from lmedit.edits.model_folders import read_log as log_of
+    from lmedit.edits.model_folders import open_folder, read_log, verify_folder
     from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)
     quiet_hub()
-    log_of(folder)
+    read_log(folder)
     edited = open_folder(str(folder), device="cpu")
     if chosen:
         chosen.check_base(edited)

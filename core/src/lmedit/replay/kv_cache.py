@@ -13,13 +13,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit.models import Lm
-
-
-def new_cache(lm: Lm) -> DynamicCache:
-    """An empty cache of the kind that the config of *lm* names, for example with windows."""
-    return DynamicCache(config=lm.model.config.get_text_config(decoder=True))
-
 
 class KeptLayer(DynamicLayer):
     """The keys and values of one block; they are read and never grow."""

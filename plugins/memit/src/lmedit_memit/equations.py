@@ -81,11 +81,6 @@ def part_of(residual: Tensor, left: int, spread: Spread) -> Tensor:
     return residual / (left if spread == "linear" else math.sqrt(left))
 
 
-def left_after(kappa: float, s: Tensor) -> Tensor:
-    """kappa / (kappa + s): the share of R that one fact's own change leaves, s = |half k|^2."""
-    return kappa / (kappa + s)
-
-
 def nearness(T: Tensor) -> Tensor:
     """|cos| of the angles between the columns of T (D', N), with zeros on the diagonal."""
     unit = T / T.norm(dim=0)
