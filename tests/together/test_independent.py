@@ -39,10 +39,21 @@ class Second:
     def __init__(self) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(WORLD.model).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(WORLD.model)
+        self.known: dict[tuple[int, ...], np.ndarray[Any, Any]] = {}
+
+    def load(self, weights: dict[str, Any]) -> None:
+        """Put *weights* into the model."""
+        self.model.load_state_dict(weights)
+        self.known.clear()
+
+    def logs(self, ids: list[int]) -> np.ndarray[Any, Any]:
+        """log P of the next token after *ids*; what was computed for these weights is kept."""
+        if tuple(ids) not in self.known:
+            self.known[tuple(ids)] = self._logs(ids)
+        return self.known[tuple(ids)]
 
     @torch.no_grad()
-    def logs(self, ids: list[int]) -> np.ndarray[Any, Any]:
-        """log P of the next token after *ids*."""
+    def _logs(self, ids: list[int]) -> np.ndarray[Any, Any]:
         logits = self.model(torch.tensor([ids])).logits[0, -1].double().numpy()
         shifted = logits - logits.max()
         found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
@@ -176,20 +187,19 @@ def edited(second: Second, method: str, case: Any, base: dict[str, Any]) -> Figu
     options = build_options(loaded.method, {}, lm)
     update = prepare(loaded, lm, options, corpus_of(None, lm.text)).compute(case.request)
     before = {name: value.clone() for name, value in second.model.state_dict().items()}
-    norms, growths = [], []
+    norms, growths, after = [], [], dict(before)
     for site, delta in update.deltas.items():
-        weight = dict(second.model.named_parameters())[site.parameter]
         change = delta.dense().numpy()
-        old = weight.detach().numpy().copy()
+        old = before[site.parameter].numpy()
         change = change.T if site.transposed else change.reshape(old.shape)
-        with torch.no_grad():
-            weight.copy_(torch.from_numpy(old + change))
+        after[site.parameter] = torch.from_numpy(old + change)
         norms.append(np.linalg.norm(change) / np.linalg.norm(old))
         matrix = [np.linalg.norm(m.reshape(len(m), -1), 2) for m in (old + change, old)]
         growths.append(matrix[0] / matrix[1])
+    second.load(after)
     found = figures(second, case, base)
     found |= {"relative_norm": float(max(norms)), "spectral_growth": float(max(growths))}
-    second.model.load_state_dict(before)
+    second.load(before)
     return found
 
 
