@@ -277,8 +277,7 @@ def prepare(
         started = time.perf_counter()
         with left_alone(loaded.culprit, lm):
             prepared = call_prepare(loaded, lm, options, corpus, checkpoint, sweep)
-        if not isinstance(prepared, Prepared):
-            raise BrokenPluginError(f"method {loaded.name!r}: edit_prepare must return Prepared")
+        Returned(loaded.name, loaded.culprit, lm).prepared(prepared)
         facts = {
             **prepared.facts,
             "seconds": time.perf_counter() - started,

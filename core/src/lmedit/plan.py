@@ -63,6 +63,8 @@ class Plan:
     options: tuple[tuple[str, str], ...] = ()
     """Pairs of ``-o``: a name and a value, both as typed."""
     plugins: tuple[Path, ...] = ()
+    others: tuple[str, ...] = ()
+    """Methods of the same work that another process runs; this plan leaves them out."""
     observers: tuple[str, ...] = ()
     seed: int | None = None
     """The random seed, if the user gave one; see `drawn_from`."""
@@ -89,6 +91,11 @@ class Plan:
         """The seed that comparisons draw from: the user's, or 0."""
         return self.seed or 0
 
+    @property
+    def own_corpora(self) -> tuple[str, ...]:
+        """The corpora without those of the methods in other processes."""
+        return tuple(c for c in self.corpora if c.partition("=")[0] not in self.others)
+
     def load_methods(
         self, tell: Tell = silent, used: Sequence[str | None] = ()
     ) -> list[LoadedMethod]:
@@ -97,7 +104,12 @@ class Plan:
         Without names, load all methods that work, and call *tell* for each method that does not.
         *tell* also receives a note for each plugin file whose method is neither named nor *used*.
         """
-        methods = resolve(self.methods, self.plugins, lambda why: tell(f"left out: {why}"), used)
+        named = [name for name in self.methods if name not in self.others]
+        methods = []
+        if named or not self.methods:
+            left_out: Tell = lambda why: tell(f"left out: {why}")  # noqa: E731
+            used = (*used, *self.others)
+            methods = resolve(named, self.plugins, left_out, used, self.others)
         observe_all(methods, self.observers)
         return methods
 
@@ -169,7 +181,7 @@ class Setup:
     @cached_property
     def _corpora(self) -> dict[str, str]:
         """The corpus that the user named for each method."""
-        return name_corpora(self.plan.corpora, self.methods)
+        return name_corpora(self.plan.own_corpora, self.methods)
 
     def editor(
         self,
@@ -219,10 +231,10 @@ class Setup:
 
 def options_by_method(plan: Plan, methods: Sequence[LoadedMethod]) -> dict[str, dict[str, Any]]:
     """The options that the user gave, by method. Raises `OptionError` if one is for no method."""
-    given = for_methods(plan.options, [loaded.name for loaded in methods])
+    given = for_methods(plan.options, [*(loaded.name for loaded in methods), *plan.others])
     if plan.compute is not None:
         taking = [each for each in methods if "compute" in each.method.options.model_fields]
-        if not taking:
+        if not taking and not plan.others:
             names = ", ".join(loaded.name for loaded in methods)
             raise OptionError(f"--compute: {names} computes in the model's type; leave it out")
         for loaded in taking:
@@ -247,12 +259,12 @@ def set_up(
     methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
     given = options_by_method(plan, methods)
-    several = [{m: {**o, **extra} for m, o in given.items()} for extra in more]
+    several = [{each.name: {**given[each.name], **extra} for each in methods} for extra in more]
     chosen = check_options(methods, several, plan.seed, probing=probing)
     check_blocks(chosen, plan.model, plan.outline)
-    corpora = name_corpora(plan.corpora, methods)
+    corpora = name_corpora(plan.own_corpora, methods)
     check_corpora(corpora, methods, download=plan.download)
-    if plan.corpora and not corpora:
+    if plan.corpora and not corpora and not plan.others:
         names = ", ".join(loaded.name for loaded in methods)
         tell(f"--corpus is not used: {names} needs no preparation")
     lm = plan.load_model()

@@ -34,7 +34,7 @@ from lmedit.storage.escapes import is_name
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
     from types import CodeType, ModuleType
 
@@ -287,11 +287,13 @@ def resolve(
     files: Sequence[Path] = (),
     left_out: Callable[[str], object] = lambda _: None,
     used: Sequence[str | None] = (),
+    skip: Collection[str] = (),
 ) -> list[LoadedMethod]:
     """Load the methods *names*; a method from *files* wins over an installed one.
 
     Without names, load all methods that work, and call *left_out* with the reason for each other.
     With names, *left_out* gets a line for each method of *files* that is neither named nor *used*.
+    Without names, methods of *skip* are not loaded.
     """
     extra: dict[str, LoadedMethod] = {}
     for loaded in map(load_file, files):
@@ -305,7 +307,7 @@ def resolve(
         return [extra[name] if name in extra else load(name) for name in names]
     found = list(extra.values())
     for entry in entries():
-        if entry.name not in extra and entry.state != "blocked":
+        if entry.name not in {*extra, *skip} and entry.state != "blocked":
             try:
                 found.append(load(entry.name))
             except BrokenPluginError as error:

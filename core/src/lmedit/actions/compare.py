@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
-from lmedit.compare.comparison import compare
+from lmedit.compare.comparison import Compared, compare_some
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.paper_tables import PRESETS, paper_figures
-from lmedit.compare.regimes import Regime, pile_up
+from lmedit.compare.regimes import Regime, pile_up_some
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.early import check_readable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmedit.cases import CaseSet
     from lmedit.compare.case_scores import Scoring
     from lmedit.compare.regimes import Kind
+    from lmedit.compare.worker import Ended
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
@@ -88,7 +89,8 @@ class Measuring:
         if "health" in self.groups and self.heldout is None and plan.model not in worlds():
             raise RequestError(f"{plan.model} has no held-out text of its own; give --heldout FILE")
         if self.random_layer is not None:
-            (loaded,) = replace(plan, methods=(self.random_layer,)).load_methods()
+            alone = replace(plan, methods=(self.random_layer,), others=())
+            (loaded,) = alone.load_methods()
             if "layer" not in loaded.method.options.model_fields:
                 raise UsageError(f"--random-layer: {loaded.name} has no option layer; name another")
 
@@ -121,7 +123,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Comparing:
-    """A loaded and prepared comparison; call it with a run folder to finish the run."""
+    """A loaded and prepared comparison; call it with a run folder to finish its part of the run."""
 
     setup: Setup
     measuring: Measuring
@@ -131,17 +133,18 @@ class Comparing:
     scoring: Scoring
     regime: Regime | None
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        """Finish the run in *folder* and return its results."""
+    def __call__(self, folder: Path, after: Ended | None = None) -> Compared:
+        """Finish these candidates in *folder*. *after* tells how another process ended."""
         lm, seed = self.setup.lm, self.setup.plan.drawn_from
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if self.regime is not None:
-            return pile_up(*given, self.regime, self.baselines)
-        results = compare(*given, self.baselines)
-        if self.measuring.preset:
-            names = [row["method"] for row in results["rows"]]
-            results["published"] = paper_figures(self.measuring.preset, lm, self.cases, names)
-        return results
+            return pile_up_some(*given, self.regime, self.baselines)
+        found = compare_some(*given, self.baselines, after)
+        if not self.measuring.preset:
+            return found
+        names = [*(row["method"] for row in found.results["rows"]), *self.setup.plan.others]
+        figures = paper_figures(self.measuring.preset, lm, self.cases, names)
+        return replace(found, results={**found.results, "published": figures})
 
 
 def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:
@@ -214,7 +217,7 @@ def _at_random_layer(setup: Setup, name: str) -> Candidate:
         for key, value in setup.plan.options
         if "." not in key or key.startswith(f"{name}.")
     )
-    plan = replace(setup.plan, methods=(name,), options=options)
+    plan = replace(setup.plan, methods=(name,), others=(), options=options)
     (loaded,) = methods = tuple(plan.load_methods(setup.tell))
     alone = Setup(plan, methods, setup.lm, setup.tell)
 

@@ -19,7 +19,7 @@ from lmedit.cli.check import check
 from lmedit.cli.compare import compare
 from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
-from lmedit.cli.endings import open_streams, signals_end, tell_end
+from lmedit.cli.endings import close_stdout, keep_stdout, open_streams, signals_end, tell_end
 from lmedit.cli.export import export, import_
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
@@ -48,11 +48,14 @@ class Cli(click.Group):
             return super().main(*args, **{**extra, "standalone_mode": False})
         open_streams()
         warnings.simplefilter("ignore", UnsoundEditWarning)  # the commands refuse or count them
+        keep_stdout()
         try:
             with signals_end():
                 code = super().main(*args, **{**extra, "standalone_mode": False})
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (raised again if a bug)
             code = tell_end(error)
+        finally:
+            close_stdout()
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from lmedit.cli.common import (
     say,
     workers_flag,
 )
-from lmedit.cli.workers import worker_processes
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
@@ -46,6 +44,12 @@ case_flags = flags(
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
     workers_flag,
+    click.option(
+        "--isolate/--no-isolate",
+        default=None,
+        help="Give each method a process and a fresh model of its own, or none.  [default: only "
+        "methods of other projects]",
+    ),
     click.option(
         "--preset",
         type=click.Choice(PAPER_TABLES),
@@ -137,6 +141,7 @@ def compare(
     folder: Path | None,
     workers: int,
     *,
+    isolate: bool | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -144,17 +149,21 @@ def compare(
 
     Each case is edited, scored and reverted on its own. Hashes prove that the weights are restored.
     """
-    from lmedit.actions.compare import Measuring, set_up_comparison, take_part
+    from lmedit.actions.compare import Measuring
+    from lmedit.cli.alone import compare_shared, share
     from lmedit.storage.atomic import new_folder
     from lmedit.storage.json_files import write_json
 
     given["methods"] = names
     plan = plan_of(given)
     measuring = Measuring(**given)
-    comparing = set_up_comparison(plan, measuring, note)
-    folder = folder or new_folder(Path("runs"), datetime.now().strftime("%Y%m%d-%H%M%S"))
-    with worker_processes(workers, partial(take_part, plan, measuring, folder)):
-        results = comparing(folder)
+    sharing = share(plan, measuring, isolate=isolate)
+
+    def folder_of() -> Path:
+        name = datetime.now().strftime("%Y%m%d-%H%M%S")
+        return folder or new_folder(Path("runs"), name)
+
+    results, folder = compare_shared(plan, measuring, sharing, folder_of, workers)
     write_json(folder / "results.json", results)
     _show(results, as_json=as_json)
     note(f"the model is BASE, checked by hash; results are in {folder}")

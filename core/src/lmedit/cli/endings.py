@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -61,6 +62,58 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+class OwnStdout(io.TextIOWrapper):
+    """The command's own way to stdout, for the main thread of this process alone.
+
+    What a thread or a forked process of a plugin prints goes to stderr.
+    """
+
+    def __init__(self, handle: int, encoding: str, *, by_line: bool) -> None:
+        """*handle* is an open descriptor; *by_line* tells whether a person reads along."""
+        raw = open(handle, "wb", buffering=-1)  # noqa: SIM115
+        super().__init__(raw, encoding, "backslashreplace", line_buffering=by_line)
+        self.process = os.getpid()
+
+    def write(self, text: str) -> int:
+        """Write *text* to stdout, or to stderr if somebody else calls."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and os.getpid() == self.process:
+            return super().write(text)
+        return sys.stderr.write(text)
+
+
+def keep_stdout() -> None:
+    """Keep stdout for the command. Descriptor 1 becomes stderr, also for processes started here.
+
+    So a plugin that starts a program, or writes to descriptor 1, cannot damage the JSON there.
+    """
+    try:
+        if sys.stdout.fileno() != 1:
+            return  # a test or a notebook holds stdout
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):
+        return
+    sys.stdout = OwnStdout(kept, sys.stdout.encoding, by_line=sys.stdout.isatty())
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+
+
+def close_stdout() -> None:
+    """Let what runs at the very end of the program print to stderr."""
+
+    def close() -> None:
+        if isinstance(sys.stdout, OwnStdout):
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            sys.stdout = sys.stderr
+
+    atexit.register(close)
 
 
 def tell_end(error: BaseException) -> int:

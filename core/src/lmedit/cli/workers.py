@@ -39,14 +39,14 @@ def worker_processes(workers: int, work: Callable[[], object]) -> Iterator[None]
     try:
         yield
     finally:
-        _stop(others)
+        end_workers(others)
 
 
 SECONDS_TO_STOP = 20.0
 """How long a worker may clean up; then lmedit kills it."""
 
 
-def _stop(others: Sequence[BaseProcess]) -> None:
+def end_workers(others: Sequence[BaseProcess]) -> None:
     """End the processes *others*, those too that do not listen."""
     for other in others:
         other.terminate()
@@ -59,7 +59,7 @@ def _stop(others: Sequence[BaseProcess]) -> None:
             other.join(SECONDS_TO_STOP)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process as soon as its parent ends, however that ended."""
     parent = parent_process()
 
@@ -74,9 +74,11 @@ def _end_with_parent() -> None:
 def _help(work: Callable[[], object], threads: int) -> None:
     """Run *work* in a worker process. On an error, print one line; the others continue."""
     import torch
+    from tqdm import tqdm
     from transformers.utils import logging
 
-    _end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()

@@ -13,7 +13,7 @@ from lmedit.compare.measures import protocol
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.worker import Task, Worker, group_size
+from lmedit.compare.worker import Ended, Task, Worker, group_size
 from lmedit.errors import RunError
 from lmedit.memory import MEBIBYTE, in_use
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
@@ -51,6 +51,20 @@ class Outcome:
     """Numbers of the edit, not of the edited model: bytes, memory."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The results of some candidates, without the differences between them, and their outcomes."""
+
+    results: Mapping[str, Any]
+    outcomes: Mapping[str, Sequence[Outcome]]
+    """By candidate, the unedited model too. A candidate that gave up early is left out."""
+
+    def finished(self) -> dict[str, Any]:
+        """The results object, with the differences between the candidates."""
+        edited = {name: found for name, found in self.outcomes.items() if name != BASE}
+        return {**self.results, "differences": differences(edited, self.results["seed"])}
+
+
 def compare(
     lm: Lm,
     cases: CaseSet,
@@ -62,8 +76,26 @@ def compare(
 ) -> dict[str, Any]:
     """Compare *editors* on *cases* in the run *folder*; return the results object.
 
+    See `compare_some`.
+    """
+    return compare_some(lm, cases, editors, folder, seed, scoring, baselines).finished()
+
+
+def compare_some(
+    lm: Lm,
+    cases: CaseSet,
+    editors: Sequence[Editor],
+    folder: Path,
+    seed: int,
+    scoring: Scoring | None = None,
+    baselines: Sequence[Candidate] = (),
+    after: Ended | None = None,
+) -> Compared:
+    """Compare *editors* on *cases* in the run *folder*.
+
     The unedited model comes first, *baselines* come last. Raises `RunError` if the folder cannot
     be used, and `ModelChangedError` if a method changed the model and it cannot be loaded again.
+    *after* tells that a process ended while it did this before.
     """
     scoring = scoring or Scoring()
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
@@ -72,7 +104,7 @@ def compare(
     candidates = [_knowing(candidate, cases.good) for candidate in candidates]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
-        worker = Worker(store, lm, scoring, States(lm))
+        worker = Worker(store, lm, scoring, States(lm), after=after)
         runs = {
             candidate.name: [
                 read_outcome(stored, candidate.name)
@@ -82,15 +114,11 @@ def compare(
         }
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete_outcomes(name, found, unedited, cases) for name, found in runs.items()}
-    return {
-        **results_head(lm, cases, seed, scoring, candidates),
-        "rows": [
-            summary_row(e.name, full[e.name], e.editor)
-            | {"predicted_mebibytes": planned.get(e.name)}
-            for e in candidates
-        ],
-        "differences": differences({e.name: full[e.name] for e in candidates[1:]}, seed),
-    }
+    rows = [
+        summary_row(e.name, full[e.name], e.editor) | {"predicted_mebibytes": planned.get(e.name)}
+        for e in candidates
+    ]
+    return Compared({**results_head(lm, cases, seed, scoring, candidates), "rows": rows}, full)
 
 
 def _knowing(candidate: Candidate, cases: Sequence[Case]) -> Candidate:

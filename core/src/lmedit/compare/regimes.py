@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
 from lmedit.compare.candidates import BASE, Candidate, of_editor
-from lmedit.compare.comparison import Outcome, differences, results_head
+from lmedit.compare.comparison import Compared, Outcome, results_head
 from lmedit.compare.piles import PATCHES, Height, Kind, Pile, Regime
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore
@@ -49,6 +49,23 @@ def pile_up(
 ) -> dict[str, Any]:
     """Compare *editors* and *baselines* under *regime*; return the results with their `curve`.
 
+    See `pile_up_some`.
+    """
+    return pile_up_some(lm, cases, editors, folder, seed, scoring, regime, baselines).finished()
+
+
+def pile_up_some(
+    lm: Lm,
+    cases: CaseSet,
+    editors: Sequence[Editor],
+    folder: Path,
+    seed: int,
+    scoring: Scoring,
+    regime: Regime,
+    baselines: Sequence[Candidate] = (),
+) -> Compared:
+    """Compare *editors* and *baselines* under *regime*.
+
     *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
     `comparison.compare`.
     """
@@ -67,20 +84,20 @@ def pile_up(
     highest = {BASE: (Candidate(BASE), base)}
     highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
     rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
-    full = {
+    full = {BASE: base.outcomes} | {
         name: heights[-1].outcomes
         for name, heights in piles.items()
         if heights[-1].size == len(good)
     }
     curve = [_point(each, height) for each in candidates for height in piles[each.name]]
-    return {
+    results = {
         **results_head(lm, cases, seed, scoring, candidates),
         "regime": asdict(regime),
         "rows": rows,
         "curve": curve,
         "collapse_points": collapse_points(curve),
-        "differences": differences(full, seed),
     }
+    return Compared(results, full)
 
 
 def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:

@@ -183,6 +183,21 @@ class RunStore:
             )
         return True
 
+    def left_behind(self, key: str) -> bool:
+        """Whether a process that has ended had begun the task *key*."""
+        with self._guarded("read"):
+            owner = self._one("SELECT worker FROM claims WHERE key = ?", key)
+            return owner not in {None, self.worker} and not self._alive(str(owner))
+
+    def forget_ended(self) -> None:
+        """Delete the claims of processes that have ended, so that their tasks are free again."""
+        with self._transaction():
+            owners = [row[0] for row in self._database.execute("SELECT worker FROM claims")]
+            gone = {owner for owner in owners if owner != self.worker and not self._alive(owner)}
+            self._database.executemany(
+                "DELETE FROM claims WHERE worker = ?", [(owner,) for owner in gone]
+            )
+
     def put(self, result: Stored) -> None:
         """Store *result* and release its claim in one transaction; the first result stays."""
         self._check_there()

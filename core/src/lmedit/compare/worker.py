@@ -64,6 +64,16 @@ class Computed:
     mebibytes: float | None
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Another process ended while it did these tasks."""
+
+    why: str
+    """How it ended: the reason of the failure of the task that it had begun."""
+    give_up: bool = False
+    """Whether it ended too often: then every task that is left is a failure."""
+
+
 Results = Callable[[Sequence[Task], Sequence[Task]], Mapping[str, Result]]
 """Called with a group of tasks and its claimed tasks; returns the results of these by key."""
 
@@ -78,6 +88,8 @@ class Worker:
     states: States
     mine: list[str] = field(default_factory=list)
     """The keys of the tasks that this process finished."""
+    after: Ended | None = None
+    """If a process ended while it did this work: tasks are done one by one."""
 
     def finish(self, tasks: Sequence[Task]) -> list[Stored]:
         """Finish *tasks*, wait for tasks of other processes, and return all results in order.
@@ -116,12 +128,28 @@ class Worker:
     def _finish_group(self, group: Sequence[Task], results: Results) -> bool:
         """Do the free tasks of *group*; return whether all of its tasks are finished."""
         left = [task for task in group if self.store.get(task.key) is None]
+        if self.after is not None:
+            done = [self._finish_alone(task, group, results, self.after) for task in left]
+            return all(done)
         claimed = [task for task in left if self.store.claim(task.key)]
         found = results(group, claimed) if claimed else {}
         for task in claimed:
             store_result(self.store, task.key, task.candidate.name, task.case.id, found[task.key])
             self.mine.append(task.key)
         return len(claimed) == len(left)
+
+    def _finish_alone(
+        self, task: Task, group: Sequence[Task], results: Results, after: Ended
+    ) -> bool:
+        """Do one task, unless a process ended during it: then it is a failure."""
+        guilty = after.give_up or self.store.left_behind(task.key)
+        if not self.store.claim(task.key):
+            return False
+        failed = Result(failure=after.why)
+        found = failed if guilty else results(group, [task])[task.key]
+        store_result(self.store, task.key, task.candidate.name, task.case.id, found)
+        self.mine.append(task.key)
+        return True
 
     def _results(self, group: Sequence[Task], claimed: Sequence[Task]) -> dict[str, Result]:
         """The result of each *claimed* task of *group*.

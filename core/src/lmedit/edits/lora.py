@@ -237,7 +237,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         _Config.model_validate(config)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            if not {view.get_dtype() for view in found.values()} <= NUMBERS:
+            if not {view.get_dtype() for view in found.values()} <= set(NUMBERS.values()):
                 raise ValueError("its tensors are not plain numbers")
             shapes = {name: tuple(view.get_shape()) for name, view in found.items()}
     except ValidationError as error:

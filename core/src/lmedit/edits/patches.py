@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmedit.errors import ArtifactError
+from lmedit.guards.results import why_not_storable
+from lmedit.storage.json_files import check_json
 from lmedit.storage.ours import check_place
 from lmedit.storage.tensors import PATCH, load_tensors, read_facts, save_tensors
 from lmedit.types import DELTAS, Dense, LowRank, Site, Update, first_complaint
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
     from lmedit.storage.tensors import Layout
 
 
-NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
+NUMBERS = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+"""The number types of a patch, as safetensors names them."""
 CARRY = "carry."
 """The names of `Update.carry` begin with this in a patch file."""
 
@@ -104,14 +113,14 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
         found = [layout[name] for name in names if name in layout]
         if len(found) < len(names):
             raise ValueError(f"the change of {change.parameter} lacks a tensor")
-        if not all(kind in NUMBERS and len(shape) == 2 for kind, shape in found):
+        if not all(kind in NUMBERS.values() and len(shape) == 2 for kind, shape in found):
             raise ValueError(f"the change of {change.parameter} is not a matrix of numbers")
         (rows, inner), (outer, columns) = found[0][1], found[-1][1]
         if len(found) == 2 and not inner == outer <= rows + columns:
             raise ValueError(f"the change of {change.parameter} has ranks {inner} and {outer}")
         shapes[change.site] = (rows, columns)
     carried = {name for name in layout if name.startswith(CARRY)}
-    if not all(layout[name][0] in NUMBERS for name in carried):
+    if not all(layout[name][0] in NUMBERS.values() for name in carried):
         raise ValueError("its carried values are not numbers")
     if layout.keys() - carried != expected:
         raise ValueError("it holds tensors that belong to no change")
@@ -134,9 +143,25 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
         tensors |= {f"{number}.{name}": tensor for name, tensor in delta.tensors().items()}
     tensors |= {f"{CARRY}{name}": tensor for name, tensor in update.carry.items()}
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
-    _validate(path, told)
+    _check_readable(path, told, tensors)
     check_place(path)
     save_tensors(path, PATCH, tensors, told)
+
+
+def _check_readable(path: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ArtifactError` if `load_patch` would refuse the file."""
+    if not told["sites"]:
+        raise ArtifactError(f"{path}: the edit changes nothing; try another fact or other options")
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    try:
+        for name, tensor in tensors.items():
+            if why := why_not_storable(tensor):
+                raise ValueError(f"{name} is {why}")
+            layout[name] = (NUMBERS[tensor.dtype], tuple(tensor.shape))
+        check_json(told)
+        shapes_of(_validate(path, told), layout)
+    except ValueError as error:
+        raise ArtifactError(f"cannot write {path}: {error}; no patch can hold it") from error
 
 
 def base_named(path: Path) -> str | None:

@@ -6,6 +6,7 @@ it is an error of ours, becomes a `HookError` that names the method, the hook an
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -28,14 +29,21 @@ if TYPE_CHECKING:
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("edit_"))
 
 
+FORKED = 70
+"""The exit code of a process that a plugin forked, and that came back from the plugin."""
+
+
 @contextmanager
 def prints_aside() -> Iterator[None]:
-    """Send prints in the block to stderr."""
+    """Send prints in the block to stderr. A process that was forked in the block ends with it."""
+    process = os.getpid()
     with redirect_stdout(sys.stderr):
         try:
             yield
         finally:
             sys.stderr.flush()
+            if os.getpid() != process:
+                os._exit(FORKED)  # else it would do the rest of our work a second time
 
 
 EDIT_VARIABLE = "LMEDIT_EDIT_TIMEOUT"
@@ -82,7 +90,8 @@ def at_most(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     rest, again = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
-        yield
+        with _ended_after(seconds + GRACE):
+            yield
     finally:
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -92,6 +101,34 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 FOREVER, AGAIN = 1e8, 1.0
+GRACE = 5.0
+"""How many seconds later a process of its own ends if the hook does not return to Python."""
+_alone: list[bool] = []
+"""Whether this process belongs to one method, and how often it is watched now."""
+
+
+def alone_here() -> None:
+    """Tell that this process belongs to one method: then a limit may end the whole process."""
+    _alone.append(True)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process after *seconds*, if it belongs to one method. A thread outside Python does.
+
+    So it also ends code that never returns to Python.
+    """
+    if len(_alone) != 1:
+        yield
+        return
+    _alone.append(True)
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            _alone.pop()
 
 
 def implements(manager: pluggy.PluginManager, hook: str) -> bool:

@@ -129,15 +129,35 @@ class NotTunedError(ValueError):
     """A JSON file has another layout than a file of tuned options."""
 
 
-def dump_json(value: Any, *, indent: int | None = 1, ascii_only: bool = False) -> str:
-    """*value* as JSON that every program reads. Numbers that are not finite become null."""
+def dump_json(
+    value: Any, *, indent: int | None = 1, ascii_only: bool = False, ordered: bool = False
+) -> str:
+    """*value* as JSON that every program reads. Numbers that are not finite become null.
+
+    With *ordered*, names are sorted.
+    """
     how: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii_only, "allow_nan": False}
+    how["sort_keys"] = ordered
     try:
         text = json.dumps(value, **how)
         text.encode()
     except ValueError:
         return json.dumps(_storable(value), **how)
-    return text
+    return json.dumps(_storable(value), **how) if "\\ud" in text else text
+
+
+def check_json(value: Any) -> None:
+    """Raise `ValueError` if a file cannot store *value* as JSON, so that lmedit reads it again.
+
+    Numbers that are not finite are stored as null, and half characters as escapes.
+    """
+    try:
+        parse_json(json.dumps(value, sort_keys=True, ensure_ascii=False), nan_is_none=True)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except (TypeError, UnicodeEncodeError) as error:
+        if not isinstance(error, UnicodeEncodeError):
+            raise ValueError(str(error)) from None
 
 
 def _storable(value: Any) -> Any:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from lmedit.errors import ArtifactError
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import parse_json
+from lmedit.storage.json_files import dump_json, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +38,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
         name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         for name in sorted(tensors)
     }
-    text = json.dumps(facts, sort_keys=True)
+    text = dump_json(facts, indent=None, ascii_only=True, ordered=True)
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
     with write_whole(path) as part:
         save_file(flat, part, metadata=metadata)

@@ -1,0 +1,342 @@
+"""Methods that compare in a process of their own, each with a fresh model.
+
+What such a method does to its process reaches no other method. If the process ends, the task that
+it had begun is a failure; another process goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+from lmedit import errors
+from lmedit.cli.common import note
+from lmedit.cli.endings import Stopped, signals_end
+from lmedit.cli.workers import SECONDS_TO_STOP, end_with_parent, end_workers, worker_processes
+from lmedit.errors import BrokenPluginError, LmeditError, ModelError, NotPreparedError
+from lmedit.storage.json_files import dump_json, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+    from lmedit.actions.compare import Measuring
+    from lmedit.compare.comparison import Compared
+    from lmedit.compare.worker import Ended
+    from lmedit.plan import Plan
+
+OURS = frozenset(f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit"))
+"""The distributions of this project. Their methods share a process unless the user says --isolate.
+"""
+MOST_ENDS = 5
+"""How often the process of a method may end; then all its tasks that are left are failures."""
+POLL_SECONDS = 0.2
+
+
+class EndedError(Exception):
+    """A process ended before it answered; the text says how."""
+
+    def __init__(self, how: str, *, again: bool = True) -> None:
+        """*again* tells whether another process may get further."""
+        super().__init__(how)
+        self.again = again
+
+
+# ---- a process that answers once
+
+
+def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call *function* in a process of its own, and return its answer, which is a JSON value.
+
+    Raises the `LmeditError` that the function raised, and `EndedError` if the process ends without
+    an answer or another exception ends it.
+    """
+    spawn = get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_answer, args=(there, function, arguments))
+    process.start()
+    there.close()
+    try:
+        kind, value = _last_word(here, process)
+        process.join(SECONDS_TO_STOP)
+    except (EOFError, OSError) as error:
+        process.join(POLL_SECONDS)
+        raise EndedError(_how(process.exitcode)) from error
+    finally:
+        end_workers([process])
+        here.close()
+    if kind == "answer":
+        return value
+    if kind == "bug":
+        raise EndedError(value, again=False)
+    known = getattr(errors, kind, LmeditError)
+    told = known.__new__(known)
+    LmeditError.__init__(told, value)
+    raise told
+
+
+def _last_word(here: Connection, process: BaseProcess) -> tuple[str, Any]:
+    """What *process* sends at its end; its notes before are printed."""
+    while True:
+        while not here.poll(POLL_SECONDS):
+            if not process.is_alive() and not here.poll():
+                raise EndedError(_how(process.exitcode))
+        kind, value = parse_json(here.recv_bytes(), nan_is_none=True)
+        if kind != "note":
+            return kind, value
+        note(value)
+
+
+def _how(code: int | None) -> str:
+    """How a process with this exit *code* ended."""
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with code {code}"
+
+
+_line: list[Connection] = []
+"""In a process that answers: the way to the one that asked."""
+
+
+def _tell(text: str) -> None:
+    """Let the process that asked print the note *text*."""
+    _line[0].send_bytes(dump_json(["note", text]).encode())
+
+
+def _answer(there: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Send what *function* returns, or the error that it raises."""
+    from tqdm import tqdm
+
+    from lmedit.guards.hooks import alone_here
+
+    _line.append(there)
+    alone_here()
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    mine = os.getpid()
+    try:
+        with signals_end():
+            told = ["answer", function(*arguments)]
+    except Stopped:
+        return
+    except LmeditError as error:
+        told = [type(error).__name__, " ".join(str(error).split())]
+    except BaseException as error:  # noqa: BLE001  (the plugin may raise anything)
+        told = ["bug", " ".join(f"{type(error).__name__}: {error}".split())[:500]]
+    if os.getpid() == mine:
+        there.send_bytes(dump_json(told).encode())
+        there.close()
+
+
+# ---- who is alone
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The methods of a comparison in their order, and those with a process of their own."""
+
+    names: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    in_files: frozenset[str] = frozenset()
+    """The methods of `Plan.plugins`."""
+
+    def together(self, plan: Plan) -> Plan:
+        """The plan of this process: all methods that are not alone."""
+        if not self.alone:
+            return plan
+        return replace(plan, others=self.alone, plugins=())
+
+    def of(self, name: str, plan: Plan) -> Plan:
+        """The plan of the process of the method *name*."""
+        others = tuple(other for other in self.names if other != name)
+        plugins = plan.plugins if name in self.in_files else ()
+        return replace(plan, methods=(name,), others=others, plugins=plugins)
+
+
+def share(plan: Plan, measuring: Measuring, *, isolate: bool | None) -> Sharing:
+    """Tell which methods of *plan* compare alone.
+
+    *isolate* is the user's choice: every method, none, or by default those that are not ours.
+    """
+    if isolate is False:
+        return Sharing()
+    in_files: list[str] = []
+    if plan.plugins:
+        try:
+            in_files = ask(names_of, [str(path) for path in plan.plugins])
+        except EndedError as error:
+            files = ", ".join(path.name for path in plan.plugins)
+            raise BrokenPluginError(f"plugin file {files}: {error}") from error
+    for path, name in zip(plan.plugins, in_files, strict=False):
+        if plan.methods and name not in {*plan.methods, measuring.random_layer}:
+            note(f"left out: --plugin {path.name}: its method {name!r} is not named")
+    from lmedit.registry import entries
+
+    installed = {entry.name: entry for entry in entries() if entry.state != "blocked"}
+    usable = [name for name in installed if name not in in_files]
+    names = list(plan.methods or [*in_files, *usable])
+    asked = [*names, *([measuring.random_layer] if measuring.random_layer else [])]
+
+    def is_alone(name: str) -> bool:
+        if name in in_files or name not in installed:
+            return name in in_files
+        entry = installed[name]
+        return entry.state == "ok" and (isolate is True or entry.distribution not in OURS)
+
+    alone = [name for name in dict.fromkeys(asked) if is_alone(name)]
+    return Sharing(tuple(names), tuple(alone), frozenset(in_files))
+
+
+def names_of(files: Sequence[str]) -> list[str]:
+    """The names of the methods in the plugin *files*."""
+    from pathlib import Path
+
+    from lmedit.registry import load_file
+
+    return [load_file(Path(file)).name for file in files]
+
+
+# ---- the comparison
+
+
+def compare_shared(
+    plan: Plan, measuring: Measuring, sharing: Sharing, folder_of: Callable[[], Path], workers: int
+) -> tuple[dict[str, Any], Path]:
+    """Compare all methods of *plan* in one run folder; return the results, and the folder.
+
+    *folder_of* makes the folder; it is called when everything is checked.
+    """
+    from lmedit.actions.compare import set_up_comparison, take_part
+
+    mine, theirs = sharing.together(plan), measuring
+    if measuring.random_layer in sharing.alone:
+        measuring = replace(measuring, random_layer=None)
+    comparing = set_up_comparison(mine, measuring, note)
+    folder = folder_of()
+    with worker_processes(workers, partial(take_part, mine, measuring, folder)):
+        first = comparing(folder)
+    del comparing  # its model must not stay in memory beside the models of the others
+    found = []
+    for name in sharing.alone:
+        own = replace(theirs, random_layer=name if name == theirs.random_layer else None)
+        own = replace(own, in_context=())
+        compared = _one(name, sharing, plan, own, folder, workers, first)
+        found += [compared] if compared else []
+    return _joined(first, found, sharing.names).finished(), folder
+
+
+def _one(
+    name: str,
+    sharing: Sharing,
+    plan: Plan,
+    measuring: Measuring,
+    folder: Path,
+    workers: int,
+    first: Compared,
+) -> Compared | None:
+    """The results of the method *name*; None if it is left out, with a note."""
+    from lmedit.compare.store import RunStore
+    from lmedit.compare.worker import Ended
+
+    own, why = sharing.of(name, plan), ""
+    after: Ended | None = None
+    if name not in sharing.names:
+        own = replace(own, others=(*own.others, name))  # only the baseline of --random-layer
+    for ends in range(MOST_ENDS + 1):
+        try:
+            return _read(ask(compare_alone, own, measuring, folder, workers, after))
+        except (BrokenPluginError, NotPreparedError) as error:
+            if plan.methods:
+                raise
+            note(f"left out: {error}")
+            return None
+        except ModelError as error:  # the others have loaded this model
+            why = f"method {name!r}: {error}"
+            break
+        except EndedError as error:
+            why = f"method {name!r}: {error}"
+            if not error.again or measuring.regime != "single":
+                break
+            note(f"{why}; another process goes on")
+        if ends == 0:
+            with RunStore(folder) as store:
+                store.forget_ended()
+        workers, after = 1, Ended(why, give_up=ends + 1 == MOST_ENDS)
+    return _failed(name, why, first)
+
+
+def compare_alone(
+    plan: Plan, measuring: Measuring, folder: Path, workers: int, after: Ended | None
+) -> dict[str, Any]:
+    """Compare the method of *plan*: the work of its own process. Returns JSON values."""
+    from transformers.utils import logging
+
+    from lmedit.actions.compare import set_up_comparison, take_part
+
+    logging.disable_progress_bar()
+    comparing = set_up_comparison(plan, measuring, _tell)
+    with worker_processes(workers, partial(take_part, plan, measuring, folder)):
+        found = comparing(folder, after)
+    outcomes = {n: [asdict(each) for each in some] for n, some in found.outcomes.items()}
+    return {"results": dict(found.results), "outcomes": outcomes}
+
+
+def _read(found: dict[str, Any]) -> Compared:
+    from lmedit.compare.comparison import Compared, Outcome
+
+    outcomes = {
+        name: [Outcome(**{str(k): v for k, v in each.items()}) for each in some]
+        for name, some in found["outcomes"].items()
+    }
+    return Compared(found["results"], outcomes)
+
+
+def _failed(name: str, why: str, first: Compared) -> Compared:
+    """The results of a method whose process ended again and again: every case is a failure."""
+    from lmedit.compare.candidates import BASE
+    from lmedit.compare.comparison import Compared
+    from lmedit.compare.rows import summary_row
+
+    outcomes = [
+        replace(each, method=name, failure=each.failure or why, key=None, seconds=None)
+        for each in first.outcomes[BASE]
+    ]
+    row = summary_row(name, outcomes, None)
+    if "regime" in first.results:
+        row |= {"size": 0, "collapsed": False}
+    return Compared({**first.results, "rows": [row], "curve": []}, {name: outcomes})
+
+
+def _joined(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> Compared:
+    """The results of all processes as those of one, with the methods in this *order*."""
+    if not others:
+        return first
+    from lmedit.compare.candidates import BASE
+    from lmedit.compare.comparison import Compared
+
+    parts = [first, *others]
+    rows = {row["method"]: row for part in reversed(parts) for row in part.results["rows"]}
+    outcomes = {n: some for part in reversed(parts) for n, some in part.outcomes.items()}
+    names = dict.fromkeys([BASE, *order, *(r["method"] for p in parts for r in p.results["rows"])])
+    curve = [point for part in parts for point in part.results.get("curve", ())]
+    results = {
+        **first.results,
+        "trained_on": _merged(parts, "trained_on"),
+        "rows": [rows[name] for name in names if name in rows],
+    }
+    if "regime" in results:
+        results["curve"] = [p for name in names for p in curve if p["method"] == name]
+        results["collapse_points"] = _merged(parts, "collapse_points")
+    return Compared(results, {name: outcomes[name] for name in names if name in outcomes})
+
+
+def _merged(parts: Sequence[Compared], key: str) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in part.results.get(key, {}).items()}
