@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from lmedit.errors import BrokenPluginError, LmeditError, ModelError, NotPrepare
 from lmedit.storage.json_files import dump_json, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
     from pathlib import Path
@@ -58,9 +59,10 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises the `LmeditError` that the function raised, and `EndedError` if the process ends without
     an answer or another exception ends it.
     """
-    spawn = get_context("spawn")
-    here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_answer, args=(there, function, arguments))
+    made = _processes()
+    here, there = made.Pipe(duplex=False)
+    given = (there, dict(os.environ), function, arguments)
+    process = made.Process(target=_answer, args=given)
     process.start()
     there.close()
     try:
@@ -80,6 +82,18 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
     told = known.__new__(known)
     LmeditError.__init__(told, value)
     raise told
+
+
+def _processes() -> Any:
+    """What makes processes: a server that has imported the libraries, and no plugin, forks them.
+
+    Other systems than Linux start each process anew.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    made = get_context("forkserver")
+    made.set_forkserver_preload(["torch", "transformers.modeling_utils", "lmedit.actions.compare"])
+    return made
 
 
 def _last_word(here: Connection, process: BaseProcess) -> tuple[str, Any]:
@@ -110,8 +124,15 @@ def _tell(text: str) -> None:
     _line[0].send_bytes(dump_json(["note", text]).encode())
 
 
-def _answer(there: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Send what *function* returns, or the error that it raises."""
+def _answer(
+    there: Connection,
+    variables: Mapping[str, str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Send what *function* returns, or the error that it raises. *variables* are the caller's."""
+    os.environ.clear()
+    os.environ.update(variables)
     from tqdm import tqdm
 
     from lmedit.guards.hooks import alone_here
