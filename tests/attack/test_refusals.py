@@ -191,6 +191,6 @@ def test_a_preparation_that_no_file_can_hold_is_refused(
 def test_charts_of_other_kinds_are_refused(lm: Lm, charts: Any) -> None:
     method = editor_of(lm, with_())
     with pytest.raises(BrokenPluginError, match="charts"):
-        method._returned.probe(Probed({}, charts))
+        method._checks.probe(Probed({}, charts))
     with pytest.raises(BrokenPluginError, match="charts"):
-        method._returned.location(Location((), charts=charts))
+        method._checks.location(Location((), charts=charts))
