@@ -277,7 +277,7 @@ def prepare(
         started = time.perf_counter()
         with left_alone(loaded.culprit, lm):
             prepared = call_prepare(loaded, lm, options, corpus, checkpoint, sweep)
-        ResultChecks(loaded.name, loaded.culprit, lm).prepared(prepared)
+        ResultChecks(loaded.name, loaded.culprit, lm).check_prepared(prepared)
         facts = {
             **prepared.facts,
             "seconds": time.perf_counter() - started,

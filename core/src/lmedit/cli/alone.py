@@ -251,7 +251,7 @@ def compare_shared(
         own = replace(own, in_context=())
         compared = _one(name, sharing, plan, own, folder, workers, first)
         found += [compared] if compared else []
-    return _joined(first, found, sharing.names).finished(), folder
+    return _join(first, found, sharing.names).finish(), folder
 
 
 def _one(
@@ -291,7 +291,7 @@ def _one(
             with RunStore(folder) as store:
                 store.forget_ended()
         workers, after = 1, Ended(why, give_up=ends + 1 == MOST_ENDS)
-    return _failed(name, why, first)
+    return _make_failed(name, why, first)
 
 
 def compare_alone(
@@ -320,7 +320,7 @@ def _read(found: dict[str, Any]) -> Compared:
     return Compared(found["results"], outcomes)
 
 
-def _failed(name: str, why: str, first: Compared) -> Compared:
+def _make_failed(name: str, why: str, first: Compared) -> Compared:
     """The results of a method whose process ended again and again: every case is a failure."""
     from lmedit.compare.candidates import BASE
     from lmedit.compare.comparison import Compared
@@ -336,7 +336,7 @@ def _failed(name: str, why: str, first: Compared) -> Compared:
     return Compared({**first.results, "rows": [row], "curve": []}, {name: outcomes})
 
 
-def _joined(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> Compared:
+def _join(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> Compared:
     """The results of all processes as those of one, with the methods in this *order*."""
     if not others:
         return first
@@ -350,14 +350,14 @@ def _joined(first: Compared, others: Sequence[Compared], order: Sequence[str]) -
     curve = [point for part in parts for point in part.results.get("curve", ())]
     results = {
         **first.results,
-        "trained_on": _merged(parts, "trained_on"),
+        "trained_on": _merge(parts, "trained_on"),
         "rows": [rows[name] for name in names if name in rows],
     }
     if "regime" in results:
         results["curve"] = [p for name in names for p in curve if p["method"] == name]
-        results["collapse_points"] = _merged(parts, "collapse_points")
+        results["collapse_points"] = _merge(parts, "collapse_points")
     return Compared(results, {name: outcomes[name] for name in names if name in outcomes})
 
 
-def _merged(parts: Sequence[Compared], key: str) -> dict[str, Any]:
+def _merge(parts: Sequence[Compared], key: str) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.results.get(key, {}).items()}

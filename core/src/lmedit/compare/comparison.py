@@ -59,7 +59,7 @@ class Compared:
     outcomes: Mapping[str, Sequence[Outcome]]
     """By candidate, the unedited model too. A candidate that gave up early is left out."""
 
-    def finished(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """The results object, with the differences between the candidates."""
         edited = {name: found for name, found in self.outcomes.items() if name != BASE}
         return {**self.results, "differences": differences(edited, self.results["seed"])}
@@ -78,7 +78,7 @@ def compare(
 
     See `compare_some`.
     """
-    return compare_some(lm, cases, editors, folder, seed, scoring, baselines).finished()
+    return compare_some(lm, cases, editors, folder, seed, scoring, baselines).finish()
 
 
 def compare_some(

@@ -51,7 +51,7 @@ def pile_up(
 
     See `pile_up_some`.
     """
-    return pile_up_some(lm, cases, editors, folder, seed, scoring, regime, baselines).finished()
+    return pile_up_some(lm, cases, editors, folder, seed, scoring, regime, baselines).finish()
 
 
 def pile_up_some(

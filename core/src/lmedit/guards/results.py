@@ -71,7 +71,7 @@ class ResultChecks:
         self._charts(found.charts, "edit_probe")
         return found
 
-    def prepared(self, prepared: Prepared) -> Prepared:
+    def check_prepared(self, prepared: Prepared) -> Prepared:
         """*prepared*, if a file can hold its tensors and its facts."""
         self.kind(prepared, Prepared, "edit_prepare")
         self._json(prepared.facts, "edit_prepare", "facts")
@@ -86,7 +86,7 @@ class ResultChecks:
             self.refuse(f"{hook} must return a mapping as deltas, not {_kind(update.deltas)}")
         for site, delta in update.deltas.items():
             if site not in location.sites:
-                self.refuse(f"changes {_named(site)}, which it did not locate")
+                self.refuse(f"changes {_name_of(site)}, which it did not locate")
             change, shape = self._dense(site, delta), tuple(self.lm.weight(site).shape)
             if tuple(change.shape) != shape:
                 found = tuple(change.shape)
@@ -101,7 +101,7 @@ class ResultChecks:
         if reason := update.notes.get("unsound"):
             what = f"{self.name}: the edit is unsound: {reason}"
             warnings.warn(what, UnsoundEditWarning, stacklevel=4)
-        return _without_gradients(update)
+        return _drop_gradients(update)
 
     def _finite(self, site: Site, change: Tensor) -> None:
         """Raise `RequestError` if *change* is not finite, or too large for the model's numbers."""
@@ -171,7 +171,7 @@ class ResultChecks:
         raise BrokenPluginError(f"{self.culprit}: {what}")
 
 
-def _without_gradients(update: Update) -> Update:
+def _drop_gradients(update: Update) -> Update:
     """*update* with tensors that hold no graph of its computation."""
 
     def free(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,5 +188,5 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _named(site: object) -> str:
+def _name_of(site: object) -> str:
     return repr(site.name) if isinstance(site, Site) else f"{site!r:.80}"
