@@ -54,7 +54,7 @@ class Options(Frozen):
         return {}
 
     def find_unused(self) -> Mapping[str, str]:
-        """The options without effect beside the others' values, and the reason for each.
+        """The options that have no effect with the other values, and the reason for each.
 
         lmedit refuses such an option if the user gives it. A reason is a part of a sentence, for
         example ``covariance is false``.
@@ -181,7 +181,7 @@ def remarks_on_tuned(methods: Iterable[Method], lm: Lm) -> list[str]:
 
 
 def _check_given(options: Options, given: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a value that the user gave is no fit number, or has no effect."""
+    """Raise `ValueError` if a value that the user gave is out of bounds, or has no effect."""
     for name, value in given.items():
         _check_numbers(options, name, value)
     for name, why in options.find_unused().items():

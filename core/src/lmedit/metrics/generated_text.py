@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lmedit.types import Case
 
 WORD = re.compile(r"\w+|[^\w\s]")
-"""A word of GE: letters, digits and _, or one other sign; nearly the words of nltk."""
+"""A word of GE: letters, digits and _, or one other character; nearly the words of nltk."""
 TERM = re.compile(r"\b\w\w+\b")
 """A term of RS: the default of scikit-learn's `TfidfVectorizer`."""
 
@@ -42,7 +42,7 @@ TERM = re.compile(r"\b\w\w+\b")
 def normalise_text(text: str) -> str:
     """Normalise *text*: NFKC, casefold, one blank between words, no punctuation at the ends.
 
-    Punctuation is Unicode's (categories P*); signs such as $ or + stay.
+    Punctuation is Unicode's (categories P*); characters such as $ or + stay.
     """
     words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     inside = [i for i, sign in enumerate(words) if not _is_edge_sign(sign)]
