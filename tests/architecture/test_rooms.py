@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -28,6 +29,18 @@ def test_no_circle_and_no_import_upwards_even_for_types(whole: House) -> None:
 @pytest.mark.parametrize("name", AT_MOST)
 def test_the_house_does_not_grow_unseen(whole: House, name: str) -> None:
     assert whole.figures()[name] <= AT_MOST[name]
+
+
+def test_the_design_page_has_these_limits() -> None:
+    page = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| [^|]+ \| (\d+) \|$", page, re.MULTILINE))
+    assert rows == {
+        "rooms": str(AT_MOST["rooms"]),
+        "floors": str(AT_MOST["floors"]),
+        "pairs of rooms of which one imports the other": str(AT_MOST["arrows"]),
+        "circles": "0",
+        "imports to an upper floor": "0",
+    }
 
 
 def test_imports_that_run_are_among_all_imports(whole: House) -> None:
