@@ -164,6 +164,20 @@ def test_the_identity_below_a_layer_holds_what_its_keys_depend_on() -> None:
     assert {layer: lm.identity_below(layer) for layer in before} == before
 
 
+def test_the_identity_below_a_layer_of_the_base_stays_while_edits_are_in() -> None:
+    lm = tiny_lm()
+    base = lm.base_identity_below(2)
+    assert base == lm.identity_below(2)
+    weight = lm.model.get_parameter("transformer.h.0.mlp.c_proj.weight")
+    weight.add_(1e-3)
+    assert lm.base_identity_below(2) == base != lm.identity_below(2)
+    assert lm.base_identity_below(3) == lm.identity_below(3)  # its first call is now
+    lm.forget_digest()
+    assert lm.base_identity_below(2) == lm.identity_below(2) != base
+    lm.model.float()
+    assert lm.base_identity_below(2) == lm.identity_below(2)
+
+
 # ---- code
 
 

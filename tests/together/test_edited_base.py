@@ -116,3 +116,46 @@ def test_no_statistics_are_made_where_none_are_needed(lmedit: Run, model: Path) 
     assert lmedit("locate", "mend", *FACT, "-m", model).exit_code == 0
     assert "preparing" not in done.stderr
     assert list_statistics() == []
+
+
+JOINT = (
+    "-o",
+    "layers",
+    "[1, 2]",
+    "-o",
+    "samples",
+    "60",
+    "-o",
+    "steps",
+    "2",
+    "-o",
+    "damping",
+    "0.1",
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("memit", (*JOINT, "-o", "tolerance", "null")),
+        ("emmet", ("-o", "layer", "2", *JOINT[3:], "-o", "tolerance", "null")),
+        ("alphaedit", (*JOINT[:-3], "-o", "tolerance", "null", "-o", "threshold_share", "0.2")),
+    ],
+)
+def test_joint_methods_are_prepared_on_what_is_below_their_matrices(
+    lmedit: Run, tmp_path: Path, method: str, own: tuple[str, ...]
+) -> None:
+    """An edit in a higher block leaves the preparation; an edit in a lower one does not."""
+    model = save_model(tmp_path / "model", seed=0)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"The tower {n} stands by the river." for n in range(300)))
+    done = lmedit("prepare", method, "-m", model, "--corpus", text, *own)
+    assert done.exit_code == 0, done.stderr
+    apply_ft(lmedit, model, 3, "higher")
+    apply_ft(lmedit, model, 0, "lower")
+    edit = ("edit", method, *FACT, *own, "--force", "-O", "patch.safetensors")
+    found = lmedit(*edit, "-m", "higher")
+    assert found.exit_code == 0, found.stderr
+    refused = lmedit(*edit, "-m", "lower")
+    assert refused.exit_code != 0 or "preparing on" in refused.stderr
+    assert "preparing on" not in found.stderr

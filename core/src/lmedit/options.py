@@ -73,7 +73,8 @@ class Options(Frozen):
     def prepared_on(self, lm: Lm) -> str:
         """The digest of what a preparation depends on in *lm*: the whole model, or less.
 
-        With `Lm.identity_below` a preparation also fits a model that is edited further up.
+        With `Lm.identity_below` a preparation also fits a model that is edited further up. With
+        `Lm.base_identity_below` it belongs to the model without any edit, as memories of keys do.
         """
         return lm.identity
 

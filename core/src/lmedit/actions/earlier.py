@@ -12,11 +12,12 @@ from lmedit.models import LEDGER
 from lmedit.types import Carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lmedit.edits.ledger import LedgerEntry
     from lmedit.edits.model_folders import EditedModel
     from lmedit.models import Lm
+    from lmedit.options import Options
     from lmedit.types import Update
 
 
@@ -54,11 +55,14 @@ class Earlier:
         return digest_in_base(self.model, update)
 
 
-def earlier_edits(lm: Lm, tell: Callable[[str], object]) -> Earlier | None:
+def earlier_edits(
+    lm: Lm, tell: Callable[[str], object], several: Sequence[Options] = ()
+) -> Earlier | None:
     """The edits in *lm*, if it was loaded from a folder of `lmedit apply`; else None.
 
     Afterwards the digest of *lm* is that of its base, so that preparations of the base are found.
-    The weights contain the edits, as before. Raises `ArtifactError` if the folder is damaged.
+    *several* are the options of these preparations: what they depend on is read while the edits are
+    out. The weights contain the edits, as before. Raises `ArtifactError` if the folder is damaged.
     """
     if lm.folder is None or not (lm.folder / LEDGER).is_file():
         return None
@@ -70,6 +74,8 @@ def earlier_edits(lm: Lm, tell: Callable[[str], object]) -> Earlier | None:
             f"without its edits {lm.name} is not {model.base['name']} "
             f"({model.base['digest'][:SHORT]}); apply the patches to the base again"
         )
+    for options in several:
+        options.prepared_on(lm)
     for entry in entries:
         model.ledger.keep(entry.update, entry.facts)
     tell(f"{lm.name} holds {len(entries)} edit(s) of {model.base['name']}; what they carry is used")

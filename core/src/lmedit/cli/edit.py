@@ -113,7 +113,7 @@ def _edit_many(
     for loaded in setup.methods:
         check_joins(loaded)
     requests = requests_of(plan.load_cases(facts), note)
-    earlier = earlier_edits(setup.lm, note)
+    earlier = earlier_edits(setup.lm, note, [setup.options(each) for each in setup.methods])
     (editor,) = setup.editors()
     result = edit_many(editor, requests, out, earlier, force=force)
     _print(result, many_text, as_json=as_json)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmedit.models import offload
@@ -132,6 +133,8 @@ class Identified(ABC):
         self._buffers = buffers_digest(self.model)
 
     _base: tuple[Any, str] | None = None
+    _below_in_base: Mapping[tuple[str, int], str] = MappingProxyType({})
+    """By digest of the base and layer; another number type is another digest."""
 
     @property
     def digest(self) -> str:
@@ -147,7 +150,7 @@ class Identified(ABC):
 
     def forget_digest(self) -> str:
         """Take the present weights as the base model; return their digest."""
-        self._base = None
+        self._base, self._below_in_base = None, {}
         self.__dict__.pop("identity", None)
         return self.digest
 
@@ -169,6 +172,13 @@ class Identified(ABC):
             "tokenizer": tokenizer_digest(self.tokenizer),
             "ends": ends_of(self.model),
         }
+
+    def base_identity_below(self, layer: int) -> str:
+        """`identity_below` of the base model: as at the first call, as `digest` is."""
+        base = self.digest, layer
+        if base not in self._below_in_base:
+            self._below_in_base = {**self._below_in_base, base: self.identity_below(layer)}
+        return self._below_in_base[base]
 
     def identity_below(self, layer: int) -> str:
         """SHA-256 of everything that decides the keys of *layer*, as the weights are now.

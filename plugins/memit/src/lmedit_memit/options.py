@@ -80,6 +80,10 @@ class JointOptions(ValueOptions):
         """The edited blocks, ascending. The targets are those of the last one."""
         return (self.block,)
 
+    def prepared_on(self, lm: Lm) -> str:
+        """C depends on the base below the last edited matrix."""
+        return lm.base_identity_below(self.blocks[-1])
+
     def depth(self, lm: Lm) -> float:
         """The relative depth of the published layers."""
         return GPT2_DEPTH if lm.model_type in {"gpt2", "gpt_neo", "opt"} else ROTARY_DEPTH
