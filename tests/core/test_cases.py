@@ -411,6 +411,49 @@ def test_a_corpus_of_the_hub_is_streamed_in_order(hub: Path) -> None:
     assert len(found.digest) == 64
 
 
+def test_a_corpus_of_the_hub_is_keyed_by_what_is_read(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same name with other content is another corpus."""
+    import datasets
+    import huggingface_hub
+
+    before = corpus_of("wikitext", None, download=True).digest
+    assert corpus_of("wikitext", None, download=True).digest == before
+    (file, *_) = sorted(hub.rglob("train-*"))
+    file.write_bytes(sorted(hub.rglob("train-*"))[1].read_bytes())
+    assert corpus_of("wikitext", None, download=True).digest != before
+    monkeypatch.setitem(corpus.HUB, "wikitext", ("owner/words", None))
+    asked: dict[str, object] = {}
+
+    class Info:
+        sha = "1" * 40
+
+    def load(*names: object, revision: str, **_: object) -> list[dict[str, str]]:
+        asked[str(names[0])] = revision
+        return [{"text": "a"}]
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", lambda _: Info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    first = corpus_of("wikitext", None, download=True)
+    assert list(first) == ["a"]
+    assert asked == {"owner/words": "1" * 40}
+    Info.sha = "2" * 40
+    second = corpus_of("wikitext", None, download=True)
+    assert len({before, first.digest, second.digest}) == 3
+
+
+def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def silent(_: str) -> None:
+        raise RuntimeError("nobody answers")
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", silent)
+    with pytest.raises(CasesError, match="cannot read corpus 'wikipedia': nobody answers; check"):
+        _ = corpus_of("wikipedia", None, download=True).digest
+
+
 def test_a_corpus_of_the_hub_can_be_read_in_part_and_again(hub: Path) -> None:
     found = corpus_of("wikitext", None, download=True)
     assert next(iter(found)) == next(iter(found)) == " = Title = \n"

@@ -119,6 +119,56 @@ def test_a_prefix_is_taken_off_only_where_the_weights_are_whole_then(folder: Pat
     refused(folder, "lacks ", "tensors", planned=False)
 
 
+WRAPPED: dict[str, tuple[Callable[[str], str], str]] = {
+    "fsdp": (lambda key: f"_fsdp_wrapped_module.{key}", "'_fsdp_wrapped_module.' before"),
+    "lightning": (lambda key: f"model.{key}", "'model.' before"),
+    "peft": (lambda key: f"base_model.model.{key}", "'base_model.model.' before"),
+    "script": (lambda key: f"state_dict.{key}", "'state_dict.' before"),
+    "compiled part": (
+        lambda key: key.replace("transformer.", "transformer._orig_mod.", 1),
+        "'_orig_mod.' in",
+    ),
+    "compiled block": (lambda key: key.replace(".h.0.", ".h.0._orig_mod."), "'_orig_mod.' in"),
+    "checkpointed": (
+        lambda key: key.replace(".attn.c", "._checkpoint_wrapped_module.attn.c"),
+        "'_checkpoint_wrapped_module.' in",
+    ),
+    "both": (
+        lambda key: f"module.{key}".replace(".h.0.", ".h.0._orig_mod."),
+        "'_orig_mod.' and 'module.' in",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_of_parts_and_other_prefixes_are_taken_off(folder: Path, name: str) -> None:
+    digest = load_lm(str(folder)).digest
+    rename, told = WRAPPED[name]
+    with_tensors(folder, lambda found: {rename(key): v for key, v in found.items()})
+    lm = load_lm(str(folder))
+    assert lm.digest == digest
+    if name == "both":
+        assert lm.notes[0].endswith(" their names")
+    else:
+        assert lm.notes == (f"{folder}: tensors are read without {told} their names",)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_set_that_is_not_whole_is_refused(folder: Path, name: str) -> None:
+    rename, _ = WRAPPED[name]
+    with_tensors(
+        folder, lambda found: {rename(k): v for k, v in found.items() if "h.3.mlp.c_proj" not in k}
+    )
+    with pytest.raises(ModelError, match=r"lacks \d+ tensors"):
+        load_lm(str(folder))
+
+
+def test_matrices_of_whole_numbers_are_quantised(folder: Path) -> None:
+    name = "transformer.h.1.mlp.c_proj.weight"
+    with_tensors(folder, lambda found: {**found, name: found[name].to(torch.int8)})
+    refused(folder, f"{name} is stored as I8", "quantised", planned=False)
+
+
 def test_an_unknown_prefix_is_refused(folder: Path) -> None:
     with_tensors(folder, lambda found: {f"mine.{name}": v for name, v in found.items()})
     refused(folder, "lacks ", planned=False)
@@ -184,6 +234,86 @@ def only_config(folder: Path, **values: Any) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
     return folder
+
+
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "whisper": ({"model_type": "whisper"}, "has an encoder and a decoder"),
+    "marian": ({"model_type": "marian", "is_encoder_decoder": True}, "an encoder and a decoder"),
+    "bart": ({"model_type": "bart"}, "has an encoder and a decoder"),
+    "bert": ({"model_type": "bert", "architectures": ["BertModel"]}, "is an encoder"),
+    "roberta": ({"model_type": "roberta", "auto_map": ["x"]}, "is an encoder"),
+    "awq": ({"model_type": "gpt2", "quantization_config": "awq"}, "is quantised (awq)"),
+    "a number": ({"model_type": 3}, "of the model type 3"),
+    "gpt99": ({"model_type": "gpt99", "auto_map": {"AutoModelForCausalLM": "a.B"}}, "Python code"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_config_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    values, told = KINDS[name]
+    folder = only_config(tmp_path / "other", **values)
+    with pytest.raises(ModelError) as error:
+        outline(str(folder))
+    assert told in str(error.value)
+    assert "damaged" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+FILES: dict[str, tuple[tuple[str, ...], str]] = {
+    "diffusers": (("model_index.json", "unet/config.json"), "is a pipeline of diffusers"),
+    "a trainer's folder": (("checkpoint-5/config.json",), "name the folder in it: -m "),
+    "llama's layout": (("params.json", "consolidated.00.pth"), "the layout of the model's authors"),
+    "mistral's layout": (("config.json", "consolidated.safetensors"), "of the model's authors"),
+    "tensorflow": (("config.json", "tf_model.h5"), "weights for TensorFlow (tf_model.h5)"),
+    "flax": (("config.json", "flax_model.msgpack"), "weights for Flax"),
+    "onnx": (("config.json", "decoder.onnx"), "weights for ONNX (decoder.onnx)"),
+    "onnx alone": (("decoder.onnx",), "holds decoder.onnx and no config.json"),
+    "another name": (("config.json", "weights.safetensors"), "reads model.safetensors"),
+    "a pickle": (("rwkv.pth",), "holds rwkv.pth and no config.json"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    files, told = FILES[name]
+    for file in files:
+        (tmp_path / "other" / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "other" / file).write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelError) as error:
+        load_lm(str(tmp_path / "other"))
+    assert told in str(error.value)
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.safetensors", "is one file; give the folder of the model: -m "),
+        ("config.json", "is one file; give the folder of the model: -m "),
+        ("pytorch_model.bin", "is a file of pickled weights, which lmedit never opens"),
+        ("model.zip", "is a file; give a model folder, or a GGUF file"),
+    ],
+)
+def test_a_file_is_no_model_folder(folder: Path, file: str, told: str) -> None:
+    (folder / file).touch()
+    for load in (load_lm, outline):
+        with pytest.raises(ModelError) as error:
+            load(str(folder / file))
+        assert told in str(error.value)
+        assert "damaged" not in str(error.value)
+
+
+def test_a_model_without_a_tokenizer_names_the_way(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="or save the tokenizer of its base there: AutoTokenizer"):
+        load_lm(str(folder))
+
+
+def test_a_config_that_is_no_object_is_damaged(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_lm(str(folder))
 
 
 def test_an_encoder_decoder_is_named(tmp_path: Path) -> None:

@@ -220,3 +220,16 @@ def test_the_embedded_model_proposes_the_subject_and_shows_neighbours(lmedit: Ru
     again = lmedit("edit", "ft", *prompt, "-O", "q.safetensors")
     assert load_patch(Path("q.safetensors"))[1]["request"]["target_new"] == "Rome"
     assert again.exit_code == 0
+
+
+def test_a_failed_edit_of_several_tokens_points_to_the_objective_for_them(
+    lmedit: Run, model: Path
+) -> None:
+    weak = ("edit", "ft", *FACT, "-m", model, "-o", "steps", "1", "-o", "learning_rate", "1e-6")
+    told = lmedit(*weak).stderr
+    assert "try -o preset ft-m (it trains each token of the answer behind those before it)" in told
+    assert "-o layer VALUE" in told
+    assert "ft-m" not in lmedit(*weak, "-o", "preset", "ft-m").stderr
+    one = (*weak[:6], "--target", "s", *weak[8:])
+    assert one[6:8] == ("--target", "s")
+    assert "ft-m" not in lmedit(*one).stderr

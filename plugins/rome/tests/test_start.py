@@ -12,7 +12,7 @@ from lmedit.pipeline import prepare
 from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
 from lmedit.values import sample_contexts
-from lmedit_rome import LEAST_SHARE, _sounder, _warnings
+from lmedit_rome import LEAST_SHARE, _push, _sounder, _warnings
 from lmedit_rome.keys import Keys, select_keys
 from lmedit_rome.options import RomeOptions
 
@@ -76,3 +76,16 @@ def test_the_place_of_the_subject_and_the_notes_of_an_edit() -> None:
         if share >= LEAST_SHARE:
             assert "key" not in update.notes
             assert unsound(update) is None
+
+
+def test_an_insertion_that_moves_typical_keys_far_is_unsound() -> None:
+    """|Lambda| sqrt(u^T C u) / |v0|, by hand: 3 * sqrt(2) / 2."""
+    L = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64))
+    keys = replace(FAR, bare_out=torch.tensor([0.0, 2.0], dtype=torch.float64))
+    u = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    far = _push(keys, u, torch.tensor([3.0, 0.0], dtype=torch.float64), L)
+    assert abs(far["typical_push"] - 3 * 2**0.5 / 2) < 1e-12
+    assert far["unsound"] == "it moves the output of a typical key by 2.1 lengths of its own"
+    near = _push(keys, u, torch.tensor([0.3, 0.0], dtype=torch.float64), L)
+    assert set(near) == {"typical_push"}
+    assert _push(keys, u, torch.ones(2, dtype=torch.float64), None) == {}

@@ -130,7 +130,8 @@ def _ways(editor: Editor, update: Update) -> str:
     if not tries:
         return "try another method"
     values = [f"-o {option} VALUE" for option in tries]
-    return f"try {', '.join(values)} (lmedit tune {name} finds them), or another method"
+    own = f"{update.notes['remedy']}, " if "remedy" in update.notes else ""
+    return f"try {own}{', '.join(values)} (lmedit tune {name} finds them), or another method"
 
 
 class _Looking:

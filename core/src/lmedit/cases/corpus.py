@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lmedit.cases.fields import need
 from lmedit.errors import CasesError
 from lmedit.models import worlds
+from lmedit.models.refusals import first_line
+from lmedit.storage.digests import file_digest
 from lmedit.storage.json_files import parse_json
 
 if TYPE_CHECKING:
@@ -65,16 +67,36 @@ class FileCorpus:
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A corpus of the hub, streamed with `datasets`."""
+    """A corpus of the hub, streamed with `datasets`; or a folder in the hub's layout."""
 
     name: str
     source: str
     config: str | None
 
-    @property
+    @cached_property
+    def revision(self) -> str | None:
+        """The data set's present commit on the hub; None for a folder. lmedit reads it.
+
+        Raises `CasesError` if the hub does not answer.
+        """
+        if Path(self.source).is_dir():
+            return None
+        from huggingface_hub import dataset_info
+
+        try:
+            return str(dataset_info(self.source).sha)
+        except Exception as error:  # its network library has errors of its own
+            what = f"cannot read corpus {self.name!r}: {first_line(error)}"
+            raise CasesError(f"{what}; check the network, or give a file") from error
+
+    @cached_property
     def digest(self) -> str:
-        """A digest of the names of the data set, the configuration and the split."""
-        return hashlib.sha256(f"{self.source}|{self.config}|train".encode()).hexdigest()
+        """A digest of the data set, the configuration, the split, and the commit or the files."""
+        total = hashlib.sha256(f"{self.source}|{self.config}|train|{self.revision}".encode())
+        if self.revision is None:
+            for file in sorted(p for p in Path(self.source).rglob("*") if p.is_file()):
+                total.update(f"{file.relative_to(self.source)}|{file_digest(file)}|".encode())
+        return total.hexdigest()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the documents in order, without the empty ones."""
@@ -82,7 +104,11 @@ class HubCorpus:
 
         try:
             rows: Any = datasets.load_dataset(
-                self.source, self.config, split="train", streaming=True
+                self.source,
+                self.config,
+                split="train",
+                streaming=True,
+                revision=self.revision,
             )
             for row in rows:
                 if row["text"].strip():

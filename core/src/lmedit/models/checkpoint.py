@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-WRAPPERS = r"^(?:_orig_mod\.|module\.)+"
-"""The prefixes that torch.compile and DataParallel add to the names of tensors."""
+INNER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+"""Names that torch.compile, FSDP, checkpointing and Lightning put before wrapped parts."""
+OUTER = r"^(?:module\.|state_dict\.|base_model\.model\.|model\.(?=model\.|transformer\.|lm_head\.))"
+"""Prefixes that DataParallel, training scripts, peft and Lightning put before all names."""
+OUTERS = rf"^(?:{INNER}|{OUTER})+"
+WRAPPERS = rf"{OUTERS}|{INNER}"
 SHOWN = 3
 
 
@@ -24,15 +28,15 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
     receives a line about it. Raises `ModelError` if tensors are missing or have another shape.
     """
     model, info = _read(source, config, how)
-    wrapped = [key for key in info["unexpected_keys"] if re.match(WRAPPERS, key)]
+    wrapped = [key for key in info["unexpected_keys"] if re.search(WRAPPERS, key)]
     if info["missing_keys"] and wrapped:
-        unwrapped, found = _read(source, config, {**how, "key_mapping": {WRAPPERS: ""}})
+        unwrapped, found = _read(source, config, {**how, "key_mapping": {OUTERS: "", INNER: ""}})
         if not found["missing_keys"]:
             model, info = unwrapped, found
-            prefix = re.match(WRAPPERS, wrapped[0])
-            notes.append(
-                f"{source}: tensors are read without {prefix and prefix[0]!r} before their names"
-            )
+            prefixes = {found[0] for key in wrapped for found in re.finditer(WRAPPERS, key)}
+            named = " and ".join(map(repr, sorted(prefixes)))
+            where = "before" if all(re.match(WRAPPERS, key) for key in wrapped) else "in"
+            notes.append(f"{source}: tensors are read without {named} {where} their names")
     _check_whole(source, info)
     if unread := info["unexpected_keys"]:
         notes.append(

@@ -23,6 +23,7 @@ from lmedit.models.checkpoint import auto_class, read_weights
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
 from lmedit.models.refusals import (
+    check_file,
     check_folder,
     check_kind,
     check_unquantised,
@@ -30,6 +31,7 @@ from lmedit.models.refusals import (
     complaint,
     first_line,
     left_of_gguf,
+    no_tokenizer,
     not_here,
 )
 from lmedit.models.sources import MODELS, pulled_folder
@@ -189,12 +191,12 @@ def find_place(name: str) -> Place:
         found = gguf.folder_of(Path(name))
         remedy = "delete that folder, lmedit makes it again"
         return Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
-    folder = Path(name)
     if name.startswith("~"):
-        folder = Path(os.path.expanduser(name))
-        name = str(folder)
+        name = os.path.expanduser(name)
+    folder = Path(name)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
+    check_file(folder)
     return Place(name, folder, worlds().get(_base_name(folder)))
 
 
@@ -257,7 +259,7 @@ def _load(
     except Exception as error:
         raise ModelError(_complaint(place, error)) from error
     if not tokenizer("a").input_ids:  # transformers makes an empty tokenizer out of no files
-        raise ModelError(f"model folder {source!r} has no tokenizer.json; {place.remedy}")
+        raise ModelError(no_tokenizer(source, place.remedy))
     return model, tokenizer
 
 

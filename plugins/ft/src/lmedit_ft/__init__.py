@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -98,12 +98,25 @@ def _train_requests(
     with products(lm, options.compute):
         _train(_Losses(lm, requests, location.sites[0], options), changes, options)
     updates = []
-    for change in changes:
+    for request, change in zip(requests, changes, strict=True):
         steps = sum(loss >= options.stop_loss for loss in change.losses)
-        notes = {"steps": steps, "loss_first": change.losses[0], "loss_last": change.losses[-1]}
+        first, last = change.losses[0], change.losses[-1]
+        notes: dict[str, Any] = {"steps": steps, "loss_first": first, "loss_last": last}
+        if _reads_at_once(lm, request, options):
+            notes["remedy"] = AT_ONCE
         deltas = [Dense(Delta.detach()) for Delta in change.Deltas]
         updates.append(Update(dict(zip(location.sites, deltas, strict=True)), notes))
     return updates
+
+
+AT_ONCE = "-o preset ft-m (it trains each token of the answer behind those before it)"
+"""What to try if the released objective fails on an answer of several tokens."""
+
+
+def _reads_at_once(lm: Lm, request: Request, options: FtOptions) -> bool:
+    """Whether several tokens of the answer are trained at one place, as in the released code."""
+    several = len(lm.with_target(request.text, request.target_new)[1]) > 1
+    return several and options.objective == "prompt_last"
 
 
 def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions) -> None:
