@@ -15,7 +15,7 @@ from lmedit.cli import main
 from lmedit.testing import Texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["demo_is_prepared", "demo_statistics"]
@@ -29,19 +29,35 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
 
 
+def call(*arguments: object, **extra: Any) -> Result:
+    """Call the command line; a traceback or a variable that stays set fails the test."""
+    before = set(os.environ)
+    result = CliRunner().invoke(main, [str(part) for part in arguments], **extra)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert {name for name in os.environ if name.startswith("LMEDIT")} <= before
+    return result
+
+
 @pytest.fixture
 def lmedit() -> Callable[..., Result]:
-    """Call the command line; a traceback or a variable that stays set fails the test."""
-
-    def call(*arguments: object, **extra: Any) -> Result:
-        before = set(os.environ)
-        result = CliRunner().invoke(main, [str(part) for part in arguments], **extra)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert {name for name in os.environ if name.startswith("LMEDIT")} <= before
-        return result
-
+    """A function that calls the command line in the test's own folder."""
     return call
+
+
+@pytest.fixture(scope="module")
+def lmedit_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Result]]:
+    """The same in one folder for all tests of a file, for what they only read or copy."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def call_there(*arguments: object, **extra: Any) -> Result:
+            with patch.context() as there:
+                there.chdir(folder)
+                there.setenv("LMEDIT_CACHE", str(folder / "cache"))
+                return call(*arguments, **extra)
+
+        yield call_there
 
 
 @pytest.fixture(scope="session")

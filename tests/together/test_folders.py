@@ -33,32 +33,26 @@ FACTS = (
 )
 
 
-@pytest.fixture
-def patches(lmedit: Run, model: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def made_patches(
+    lmedit_once: Run, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     """Three edits of one model, by three methods; the first two at one layer."""
-    made = []
+    made, folder = [], tmp_path_factory.mktemp("patches")
     for number, (method, subject, target) in enumerate(FACTS):
-        path = Path(f"{number}.safetensors").absolute()
+        path = folder / f"{number}.safetensors"
+        fact = ("--prompt", "{} is in the city of", "--subject", subject, "--target", target)
         given = [] if method == "kn" else ["-o", "layer", "1", "-o", "learning_rate", "0.01"]
-        done = lmedit(
-            "edit",
-            method,
-            "--prompt",
-            "{} is in the city of",
-            "--subject",
-            subject,
-            "--target",
-            target,
-            "-m",
-            model,
-            "-O",
-            path,
-            "--force",
-            *given,
-        )
+        done = lmedit_once("edit", method, *fact, "-m", model, "-O", path, "--force", *given)
         assert done.exit_code == 0, done.stderr
         made.append(path)
     return made
+
+
+@pytest.fixture
+def patches(made_patches: list[Path]) -> list[Path]:
+    """Copies of the three patches in the test's own folder."""
+    return [Path(shutil.copy(path, path.name)).absolute() for path in made_patches]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
