@@ -25,7 +25,7 @@ from lmedit.errors import ArtifactError, RunError
 from lmedit.storage.atomic import new_folder, write_whole
 from lmedit.storage.cache import cache_folder
 from lmedit.storage.json_files import write_json
-from lmedit.storage.locks import being_changed
+from lmedit.storage.locks import being_changed, lock_by_name
 from lmedit.storage.ours import check_place
 from lmedit.types import Request
 
@@ -108,6 +108,31 @@ def run_all(target: Any, *arguments: Any, count: int = 4) -> list[int | None]:
 def test_changes_of_one_file_by_four_processes_are_all_kept(tmp_path: Path) -> None:
     assert run_all(count_up, tmp_path / "n.json", 15) == [0] * 4
     assert json.loads((tmp_path / "n.json").read_text()) == 60
+
+
+def count_up_by_name(path: Path, times: int) -> None:
+    for _ in range(times):
+        lock = lock_by_name(path.parent)
+        assert lock is not None
+        found = json.loads(path.read_text()) if path.exists() else 0
+        time.sleep(0.001)
+        path.write_text(json.dumps(found + 1))
+        lock.release()
+
+
+def test_a_lock_for_systems_that_cannot_lock_a_folder_is_one(tmp_path: Path) -> None:
+    assert run_all(count_up_by_name, tmp_path / "n.json", 10) == [0] * 4
+    assert json.loads((tmp_path / "n.json").read_text()) == 40
+    held = lock_by_name(tmp_path)
+    assert held is not None
+    assert lock_by_name(tmp_path / ".", wait=False) is None
+    held.release()
+    again = lock_by_name(tmp_path, wait=False)
+    assert again is not None
+    again.release()
+    with pytest.raises(FileNotFoundError):
+        lock_by_name(tmp_path / "none")
+    assert os.listdir(tmp_path) == ["n.json"]
 
 
 def write_often(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from lmedit import Dense, Update
 from lmedit.cases.corpus import corpus_of
 from lmedit.cli import main
 from lmedit.compare.store import RunStore, Stored, read_results
@@ -71,10 +72,10 @@ def test_a_file_is_refused_by_its_size_and_kind(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="MiB"):
         read_json(large)
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a file"):
         read_json(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a file"):
         read_json(tmp_path / "pipe")
 
 
@@ -221,3 +222,55 @@ def test_tensors_of_a_wrong_kind_of_facts(tmp_path: Path) -> None:
 
     save_tensors(tmp_path / "a.safetensors", PATCH, {"a": torch.ones(1)}, {"a": 1})
     assert load_tensors(tmp_path / "a.safetensors", PATCH)[1] == {"a": 1}
+
+
+KNOWS = r"this lmedit knows 1|too large"
+
+
+def with_schema(path: Path, number: object) -> None:
+    """Write *number* as the schema number of the file *path*."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema": number}))
+        return
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["schema"] = json.dumps(number)
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + data[8 + size :])
+
+
+@pytest.mark.parametrize("number", [2, 10**30, -1.5, "2", [2], True])
+def test_a_file_of_a_newer_schema_is_one_line(lm: Lm, tmp_path: Path, number: object) -> None:
+    """Ledgers, patches, preparations, statistics, tuned options and results."""
+    from lmedit.edits.ledger import Ledger
+    from lmedit.edits.model_folders import EditedModel, read_log, write_folder
+    from lmedit.edits.patches import load_patch
+    from lmedit.report.read import read_run
+    from lmedit.storage.json_files import read_tuned_file
+
+    model = EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": lm.digest})
+    site = lm.mlp_out(0)
+    update = Update({site: Dense(torch.ones(lm.weight(site).shape))})
+    model.ledger.keep(update)
+    write_folder(model, tmp_path / "m")
+    (patch,) = (path for path in (tmp_path / "m" / "lmedit-edits").iterdir() if len(path.name) > 60)
+    (tmp_path / "results.json").write_text('{"model": {"name": "a"}, "rows": []}')
+    (tmp_path / "tuned.json").write_text(json.dumps({"ft": {"options": {}}}))
+    readers = {
+        tmp_path / "m" / "lmedit-ledger.json": lambda path: read_log(path.parent),
+        patch: load_patch,
+        tmp_path / "results.json": lambda path: read_run(path.parent),
+        tmp_path / "tuned.json": read_tuned_file,
+    }
+    assert json.loads((tmp_path / "m" / "lmedit-ledger.json").read_text())["schema"] == 1
+    for path, read in readers.items():
+        with_schema(path, 1)
+        try:
+            read(path)
+        except LmeditError as error:
+            assert "lmedit knows" not in str(error)  # noqa: PT017
+        with_schema(path, number)
+        with pytest.raises((LmeditError, ValueError), match=KNOWS) as told:
+            read(path)
+        assert "\n" not in str(told.value)

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from lmedit.cases.sources import SOURCES, CaseSource, pulled_file
 from lmedit.errors import CasesError, UnknownNameError
+from lmedit.storage.atomic import put_in_place
 from lmedit.storage.bars import byte_bar
 from lmedit.storage.cache import cache_folder
 
@@ -74,7 +75,7 @@ def _download(source: CaseSource, part: Path, path: Path) -> None:
             f"{source.url}: {complaint}; nothing was kept; get the file another "
             "way and give it as --cases FILE"
         )
-    part.replace(path)
+    put_in_place(part, path)
 
 
 def _describe(source: CaseSource, path: Path) -> PulledCases:

@@ -22,7 +22,7 @@ from lmedit.pipeline import work_of
 from lmedit.replay.unmerged import States
 from lmedit.storage.cache import key_of
 from lmedit.storage.code import core_code
-from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.json_files import SCHEMA, parse_json, write_json
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def results_head(
         if e.editor and e.editor.loaded.method.prepares_on == "cases"
     }
     return {
+        "schema": SCHEMA,
         "model": {"name": lm.name, "digest": lm.digest},
         "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
         "seed": seed,

@@ -22,7 +22,7 @@ from lmedit.models import LEDGER, TUNED_FILE, Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import read_json, write_json
+from lmedit.storage.json_files import SCHEMA, check_schema, read_json, write_json
 from lmedit.storage.locks import folder_locked
 from lmedit.storage.tensors import BASE, load_tensors, save_tensors
 from lmedit.types import Frozen, Site, first_complaint
@@ -53,6 +53,7 @@ class _Edit(BaseModel):
 class _Head(Frozen):
     """The content of `lmedit-ledger.json`."""
 
+    schema_number: int = Field(default=SCHEMA, alias="schema")
     base: _Base
     number_type: str
     weights: str
@@ -73,6 +74,7 @@ class EditedModel:
     def head(self) -> dict[str, Any]:
         """The content of `lmedit-ledger.json`."""
         return {
+            "schema": SCHEMA,
             "base": dict(self.base),
             "number_type": self.lm.dtype_name,
             "weights": self.lm.weights_digest(),
@@ -154,6 +156,7 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
 def _read(path: Path) -> dict[str, Any]:
     try:
         head = read_json(path)
+        check_schema(head.get("schema") if isinstance(head, dict) else None)
         _Head.model_validate(head)
     except ValidationError as error:
         what = f"{path} is damaged ({first_complaint(error)}); apply the patches again"

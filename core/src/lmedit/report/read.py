@@ -17,7 +17,7 @@ from lmedit.compare.measures import sort_columns
 from lmedit.compare.store import FILE, Stored, read_results
 from lmedit.compare.table import method_title
 from lmedit.errors import RunError
-from lmedit.storage.json_files import parse_json, read_json
+from lmedit.storage.json_files import check_schema, parse_json, read_json
 from lmedit.types import first_complaint
 
 if TYPE_CHECKING:
@@ -272,7 +272,9 @@ def _case_texts(folder: Path, ids: tuple[str, ...]) -> tuple[Text | None, ...]:
 
 def _json(path: Path) -> Any:
     try:
-        return read_json(path, nan_is_none=True)
+        found = read_json(path, nan_is_none=True)
+        check_schema(found.get("schema") if isinstance(found, dict) else None)
+        return found
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}; run compare again") from error
 

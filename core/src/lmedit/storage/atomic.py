@@ -102,6 +102,13 @@ def _names_to_disk(folder: Path) -> None:
             os.close(handle)
 
 
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename the checked file *part* to *path*, when its data are on the disk."""
+    _to_disk(part)
+    part.replace(path)
+    _names_to_disk(path.parent)
+
+
 @contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
     """A folder beside *folder*; renamed to *folder* if the block succeeds, else removed.

@@ -82,6 +82,19 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+SCHEMA = 1
+"""The number of the layouts that this lmedit writes and knows. Files before it have none."""
+
+
+def check_schema(found: Any) -> None:
+    """Raise `ValueError` if a newer lmedit wrote a file with the schema number *found*."""
+    known = isinstance(found, int) and not isinstance(found, bool) and found <= SCHEMA
+    if found is not None and not known:
+        raise ValueError(
+            f"it has schema {str(found)[:20]}, and this lmedit knows {SCHEMA}: install a newer one"
+        )
+
+
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of the file *path*; raises `OSError`, or `ValueError` if it is too large."""
     if not path.is_file() and path.exists():
@@ -114,6 +127,8 @@ def read_tuned_file(path: Path) -> dict[str, dict[str, Any]]:
     Raises `OSError` or `ValueError`.
     """
     found = read_json(path)
+    if isinstance(found, dict):
+        check_schema(found.pop("schema", None))
     for entry in found.values() if isinstance(found, dict) else [None]:
         parts = (
             [entry.get("options"), entry.get("evidence", {})] if isinstance(entry, dict) else [None]

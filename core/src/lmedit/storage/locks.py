@@ -1,23 +1,30 @@
 """Locks on folders, which the system releases when their process ends, even if it crashes.
 
-The lock is on the folder itself, so no lock file is left behind. A folder may be exchanged while
-somebody waits for it; the waiting process then locks the new one. A thread that holds a lock may
-take it again.
+The lock is on the folder itself, so no lock file is left behind. Windows cannot lock a folder:
+there the lock is on a file for its name, in the system's folder for temporary files. A folder may
+be exchanged while somebody waits for it; the waiting process then locks the new one. A thread that
+holds a lock may take it again.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from lmedit.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _held = threading.local()
 """The folders that each thread has locked: device and number."""
@@ -26,14 +33,14 @@ _held = threading.local()
 class FolderLock:
     """The lock of one folder; it is held until `release`."""
 
-    def __init__(self, handle: int) -> None:
-        self._handle: int | None = handle
+    def __init__(self, release: Callable[[], object]) -> None:
+        self._release: Callable[[], object] | None = release
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 def lock_folder(folder: Path, *, wait: bool = True, shared: bool = False) -> FolderLock | None:
@@ -41,8 +48,8 @@ def lock_folder(folder: Path, *, wait: bool = True, shared: bool = False) -> Fol
 
     With *shared*, other readers may hold it too. Raises `OSError` if the folder does not exist.
     """
-    if sys.platform == "win32":  # pragma: no cover  (a folder cannot be locked there)
-        return FolderLock(os.open(os.devnull, os.O_RDONLY))
+    if sys.platform == "win32":
+        return lock_by_name(folder, wait=wait)
     import fcntl
 
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -51,7 +58,7 @@ def lock_folder(folder: Path, *, wait: bool = True, shared: bool = False) -> Fol
         try:
             fcntl.flock(handle, kind)
             if same_folder(folder, handle):
-                return FolderLock(handle)
+                return FolderLock(partial(os.close, handle))
         except BlockingIOError:
             os.close(handle)
             return None
@@ -59,6 +66,26 @@ def lock_folder(folder: Path, *, wait: bool = True, shared: bool = False) -> Fol
             os.close(handle)
             raise
         os.close(handle)
+
+
+def lock_by_name(folder: Path, *, wait: bool = True) -> FolderLock | None:
+    """Lock the name of *folder*, for systems that cannot lock a folder. Readers wait too.
+
+    None if somebody else holds it and *wait* is false. Raises `OSError` without such a folder.
+    """
+    name = os.path.normcase(folder.resolve(strict=True))
+    places = Path(tempfile.gettempdir()) / "lmedit-locks"
+    places.mkdir(exist_ok=True)
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    lock = FileLock(places / f"{digest}.lock", timeout=-1 if wait else 0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    if not folder.is_dir():
+        lock.release()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    return FolderLock(lock.release)
 
 
 def same_folder(folder: Path, handle: int) -> bool:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from lmedit.errors import ArtifactError
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import dump_json, parse_json
+from lmedit.storage.json_files import SCHEMA, check_schema, dump_json, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +40,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
     }
     text = dump_json(facts, indent=None, ascii_only=True, ordered=True)
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
+    metadata["schema"] = str(SCHEMA)
     with write_whole(path) as part:
         save_file(flat, part, metadata=metadata)
         _order_header(part)
@@ -93,6 +94,8 @@ def _open_file(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]
             if metadata.get("kind") != kind:
                 what = f"{path} is not a {kind} file of lmedit; name the right file"
                 raise ArtifactError(what)
+            number = metadata.get("schema")
+            check_schema(None if number is None else parse_json(number))
             yield file, metadata
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); make it again") from error
