@@ -16,7 +16,8 @@ import torch
 from paired import SMALL, compare, report, with_words
 
 from lmedit import load_lm
-from lmedit_rome.tracing import STATE, TraceSettings, trace
+from lmedit_rome.restoring import STATE, TraceSettings
+from lmedit_rome.tracing import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "rome" / "tests"))
 from test_tracing import FACT, Plain, expected

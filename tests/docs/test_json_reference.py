@@ -97,7 +97,8 @@ def test_an_edit_and_its_patch_are_what_the_schemas_say(
 ) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
     patch = tmp_path / "edit.safetensors"
-    seen, known = compared(printed("edit", "ft", *FACT, "-O", patch, "--json"), "edit")
+    named = ("-o", "mlp_out", "transformer.h.{}.mlp.c_proj")  # then the patch keeps the name
+    seen, known = compared(printed("edit", "ft", *FACT, *named, "-O", patch, "--json"), "edit")
     assert seen == known
     seen, known = compared(read_facts(patch, PATCH), "patch")
     of_experts = {"sites[].index"}

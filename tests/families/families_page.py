@@ -17,6 +17,8 @@ COLUMNS = (
     *("export", "save"),
 )
 WORDS = {"ok": "yes", "refused": "no", "wrong": "WRONG", "error": "ERROR"}
+NOTED = {"loads": "named", "replay": "whole"}
+"""Words of right cells with a note."""
 MAY_REFUSE = ("MEND", "export")
 """Columns in which a refusal with a reason does not make a row less right."""
 SUMS = {
@@ -35,7 +37,8 @@ This page is generated: `python3 dev.py families` tries every decoder of the ins
 `model_type` it builds a tiny random model (4 blocks, 16 wide, float32), writes it to a folder and loads it as a user
 does. Every result is compared with plain passes of transformers. A test compares some rows with this table.
 
-- **loads**: lmedit finds the blocks and the MLP output matrices.
+- **loads**: lmedit finds the blocks and the MLP output matrices. *named* says that the user must name the matrix,
+  as the error shows it (`-o mlp_out`).
 - **scores**: the scorer gives the logits of plain passes.
 - **replay**: replayed passes give these logits too. *whole* says that some part of a pass runs every time, because
   leaving it out gives other logits. That is slower and as exact.
@@ -66,7 +69,9 @@ def verdict(outcome: Outcome) -> str:
 
 def _cell(outcome: Outcome, name: str) -> str:
     state, what = outcome.get(name, ("", ""))
-    return "whole" if name == "replay" and state == "ok" and what else WORDS.get(state, "")
+    if state == "ok" and what and name in NOTED:
+        return NOTED[name]
+    return WORDS.get(state, "")
 
 
 def _reasons(found: Mapping[str, Outcome]) -> list[str]:
@@ -113,11 +118,12 @@ def read_page(text: str) -> dict[str, dict[str, str]]:
 
 def read_outcomes(text: str) -> dict[str, Outcome]:
     """The outcomes that a page was made from; `page` makes the same page of them again."""
-    states = {word: state for state, word in WORDS.items()} | {"whole": "ok"}
+    states = {word: state for state, word in WORDS.items()} | dict.fromkeys(NOTED.values(), "ok")
     found: dict[str, dict[str, tuple[str, str]]] = {}
     for kind, cells in read_page(text).items():
         found[kind] = {
-            name: (states[cell], "whole" if cell == "whole" else "") for name, cell in cells.items()
+            name: (states[cell], cell if cell in NOTED.values() else "")
+            for name, cell in cells.items()
         }
     for line in text.partition("## Reasons")[2].splitlines():
         kinds, name, what = line.removeprefix("- ").split(": ", 2) if line else ("", "", "")

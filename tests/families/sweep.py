@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Outcome = dict[str, tuple[str, str]]
 
-SECONDS = 180
-"""Time for one model type."""
+SECONDS = 600
+"""Time for one model type; most take a few seconds on a free processor."""
 GIGABYTES = 8
 """Address space of the worker."""
 MULTIMODAL = (

@@ -28,7 +28,8 @@ _NAMES: tuple[tuple[int, str], ...] = (
         word_embed_proj_dim attention_hidden_size input_embedding_size output_embedding_size
         kv_dim query_pre_attn_scalar pronunciation_embed_dim shape_embed_dim
         embed_dim vision_output_dim projector_input_dim projector_output_dim out_hidden_size
-        mm_embed_dim output_proj_dims audio_embed_dim
+        mm_embed_dim output_proj_dims audio_embed_dim adapter_in_dim adapter_input_size
+        adapter_out_dim downsample_hidden_size backbone_hidden_size
         """,
     ),
     (
@@ -134,6 +135,32 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
     },
+    "dots3_note_text": {
+        f"{blocks}{name}": size
+        for blocks in ("", "swa_")
+        for name, size in {
+            **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), HEADS),
+            **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim"), HEAD),
+            "v_head_dim": HEAD,
+            "qk_rope_head_dim": 4,
+            "head_dim": HEAD + 4,
+        }.items()
+    },
+    "emu3_vqgan": {
+        "base_channels": 32,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+        "codebook_size": 8,
+        "hidden_size": 32,
+        "attn_resolutions": [],
+    },
+    "bert-generation": {"is_decoder": True},
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 300,
+            **{f"<|visual token {i:06d}|>": 301 + i for i in range(8)},
+        }
+    },
     "gemma3n_text": {  # a change at the subject must come before the blocks that share keys
         "num_hidden_layers": 6,
         "layer_types": [*(_SLIDING, _FULL, _FULL, _FULL), *(_SLIDING, _FULL)],
@@ -143,6 +170,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": _GEMMA4 | {"global_head_dim": 16, "final_logit_softcapping": 30.0},
     "gemma4_unified_text": _GEMMA4 | {"global_head_dim": 16, "final_logit_softcapping": 30.0},
+    **{
+        f"{name}_assistant": {
+            "text_config": _GEMMA4
+            | {"model_type": f"{name}_text", "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
+            | {"num_kv_shared_layers": LAYERS, "hidden_size_per_layer_input": 0}
+            | {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads": HEADS}
+            | {"num_key_value_heads": 1, "global_head_dim": 16, "vocab_size_per_layer_input": 0}
+        }
+        for name in ("gemma4", "gemma4_unified")
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"] * 2},
     "hy_v4": {"indexer_types": ["full", "shared"] * 2},
@@ -159,17 +196,26 @@ SPECIAL: dict[str, dict[str, Any]] = {
         }
     },
     "longcat_flash": {"head_dim": 4},
+    "mllama_text_model": {"cross_attention_layers": [1]},
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
     **dict.fromkeys(
         ("qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text"),
         _MROPE,
     ),
+    "qwen4_exp_text": {
+        "indexer_n_heads": HEADS,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD,
+        "indexer_budget": POSITIONS,
+        "indexer_compress_ratio": 4,
+    },
     "roc_bert": {"pronunciation_vocab_size": 40, "shape_vocab_size": 40},
     "prophetnet": {"num_encoder_layers": LAYERS, "is_decoder": True},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local"] * LAYERS},
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
-    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 2, "chunk_size": 16},
+    # Its keys' width is a multiple of 64, and half of the hidden size.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 2, "chunk_size": 16},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "attention_hidden_size": DEFAULT,

@@ -6,14 +6,17 @@ a refusal. Any other error is a traceback, and a defect.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tiny_configs import tiny_config
+from transformers import AutoModel, Gemma3nVisionConfig, PreTrainedModel
 
 from lmedit import build_options, load, load_lm
 from lmedit.edits.adapter_proof import check_adapter
@@ -23,6 +26,7 @@ from lmedit.errors import BrokenPluginError, LmeditError
 from lmedit.hyper.frozen import edit_factors
 from lmedit.metrics.generate import greedy
 from lmedit.models.checkpoint import auto_class
+from lmedit.models.load import outline
 from lmedit.pipeline import prepare
 from lmedit.replay import enter, keep, resume
 from lmedit.replay.batches import read_rows
@@ -275,9 +279,11 @@ def exchanges(lm: Lm) -> None:
 def arrives(lm: Lm, editor: Editor, location: Any, update: Update) -> None:
     """What KN adds in its lowest layer arrives in the stream: exactly, or behind a norm nearly."""
     ids, neurons = lm.encode(REQUEST.text), by_layer(location.found["neurons"])
-    layer, places = next(iter(neurons.items()))
+    mlps = mlps_at_prompt(lm, REQUEST.text, list(neurons))
+    heard = [layer for layer in neurons if mlps[layer].size(neurons[layer]) > 0]
+    layer = heard[0]  # neurons that are silent at the prompt add nothing there
+    mlp, places = mlps[layer], neurons[layer]
     d = _exchange(lm, REQUEST, location, editor.options)[1].detach().double()
-    mlp = mlps_at_prompt(lm, REQUEST.text, [layer])[layer]
     site = lm.mlp_out(layer)
     before = _stream(lm, layer, ids)
     with editor.applied(Update({site: update.deltas[site]})):
@@ -323,7 +329,7 @@ def _reachable(lm: Lm, layer: int, ids: list[int], d: Tensor) -> Tensor:
 def _stream(lm: Lm, layer: int, ids: list[int]) -> Tensor:
     with captured(lm.block(layer)) as box:
         lm.logits(lm.batch([ids]))
-    return box.output.reshape(-1, box.output.shape[-1])[-1].double()
+    return box.output.reshape(-1, box.output.shape[-1])[-1, -lm.hidden_size :].double()
 
 
 def gradients(lm: Lm) -> None:
@@ -334,7 +340,7 @@ def gradients(lm: Lm) -> None:
     found = edit_factors(lm, sites, [(tuple(ids), tuple(target))], editor.options.blocks[0])
     names = dict(lm.model.named_parameters())
     leaves = [names[site.parameter].requires_grad_() for site in sites]
-    logits = lm.model(input_ids=torch.tensor([ids + target[:-1]])).logits[0].float()
+    logits = lm.logits(lm.batch([ids + target[:-1]]))[0].float()
     log_p = logits.log_softmax(-1)[len(ids) - 1 :]
     loss = -log_p[range(len(target)), target].mean()
     true = torch.autograd.grad(loss, leaves)
@@ -372,7 +378,7 @@ def exports(lm: Lm, update: Update) -> None:
 def saves(lm: Lm, update: Update) -> None:
     """An edited model's folder holds the whole edited model."""
     with tempfile.TemporaryDirectory() as folder:
-        model = open_folder(str(lm.folder), device="cpu", dtype="float32")
+        model = open_folder(str(lm.folder), device="cpu", dtype="float32", parts=lm.named_parts)
         model = add_edits(model, [(update, {})])
         write_folder(model, Path(folder) / "edited")
         again = load_lm(str(Path(folder) / "edited"), device="cpu", dtype="float32")
@@ -396,8 +402,21 @@ TRIALS: Mapping[str, Callable[..., Any]] = {
 NEEDS_UPDATE = ("export", "save")
 
 
+class NoImages(PreTrainedModel):
+    """The place of an image part that needs a package of its own; a pass on text never runs it."""
+
+    config_class = Gemma3nVisionConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.place = torch.nn.Parameter(torch.zeros(1))
+        self.post_init()
+
+
 def build(kind: str) -> Any:
     """A random tiny model of the type *kind*."""
+    if find_spec("timm") is None:
+        AutoModel.register(Gemma3nVisionConfig, NoImages, exist_ok=True)
     config = tiny_config(kind)
     auto = auto_class(config)
     with torch.device("meta"):
@@ -430,19 +449,47 @@ def outcome(work: Callable[[], Any]) -> tuple[str, Any]:
         )
 
 
+def unbuilt(kind: str, why: str) -> dict[str, tuple[str, str]]:
+    """What lmedit says of the configuration of a model that transformers cannot build.
+
+    It is a refusal if lmedit names the reason from the configuration; else the row was not tried.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        state, config = outcome(partial(tiny_config, kind))
+        if state == "ok":
+            config.save_pretrained(folder)
+            state, what = outcome(partial(outline, folder))
+            if state == "refused" and "cannot be loaded" not in what:
+                return {"loads": (state, what.replace(folder, kind))}
+    return {"builds": ("error", why)}
+
+
+NAMED_LINE = re.compile(r"-o mlp_out '((?!PATH)[^']+)'")
+
+
+def loaded(folder: str, **parts: str) -> Lm:
+    """The model in *folder*, which lmedit is willing to edit; *parts* are named by the user."""
+    lm = load_lm(folder, device="cpu", dtype="float32", parts=parts)
+    ways_of(lm)
+    return lm
+
+
 def tried(kind: str) -> dict[str, tuple[str, str]]:
     """The outcome of each trial on a tiny model of the type *kind*."""
     warnings.simplefilter("ignore")
     state, model = outcome(lambda: build(kind))
     if state != "ok":
-        return {"builds": (state, model)}
+        return unbuilt(kind, str(model))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
-        state, lm = outcome(lambda: load_lm(folder, device="cpu", dtype="float32"))
-        found = {"loads": (state, "" if state == "ok" else lm.replace(folder, kind))}
+        state, lm = outcome(partial(loaded, folder))
+        named = NAMED_LINE.search(lm) if state == "refused" else None
+        if named is not None:  # the error shows how to name the matrix
+            state, lm = outcome(partial(loaded, folder, mlp_out=named[1]))
         if state != "ok":
-            return found
+            return {"loads": (state, lm.replace(folder, kind))}
+        found = {"loads": (state, f"with -o mlp_out '{named[1]}'" if named else "")}
         lm.digest  # noqa: B018  (of the base, before any trial)
         update: Update | None = None
         for name, trial in TRIALS.items():

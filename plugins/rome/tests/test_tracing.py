@@ -15,16 +15,19 @@ from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured, changed
 from lmedit.types import Pooled
+from lmedit_rome import tracing
 from lmedit_rome.effects import buckets, describe_trace, effects, notebook_rows, random_span
-from lmedit_rome.tracing import (
+from lmedit_rome.restoring import (
     ATTENTION,
     KINDS,
     MLP,
     SEVERED,
     STATE,
+    Group,
     TraceSettings,
-    _Group,
     modules_of,
+)
+from lmedit_rome.tracing import (
     subject_noise,
     trace,
 )
@@ -57,6 +60,7 @@ class Plain:
                 (kind, layer): stack.enter_context(captured(module))
                 for kind in KINDS
                 for layer, module in enumerate(self.modules(kind))
+                if module is not None
             }
             self.token = int(self.p([])[0].argmax())
         shape = (1 + setup.samples, len(self.ids), -1)
@@ -105,6 +109,23 @@ def expected(plain: Plain, kind: str, layer: int, token: int) -> float:
     return plain.restored([(kind, block, token, True) for block in blocks])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "falcon"])
+def test_whole_passes_give_the_same_trace(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_family(family)
+    fact = FACT.model_copy(update={"target_true": "the old river"})
+    for request in (FACT, fact):
+        parts = trace(lm, request, SETUP)
+        with monkeypatch.context() as patch:
+            patch.setattr(tracing, "_runs_in_parts", lambda lm: False)
+            whole = trace(lm, request, SETUP)
+        assert whole.answer == parts.answer
+        assert (whole.clean, whole.disturbed) == pytest.approx((parts.clean, parts.disturbed))
+        for kind in KINDS:
+            torch.testing.assert_close(whole.scores[kind], parts.scores[kind], rtol=0, atol=1e-6)
+        for name in SEVERED:
+            torch.testing.assert_close(whole.severed[name], parts.severed[name], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_equals_the_straightforward_computation(family: str) -> None:
     lm = tiny_family(family)
@@ -137,7 +158,7 @@ def test_it_equals_the_straightforward_computation(family: str) -> None:
 )
 def test_a_window_has_its_width(width: int, centred: list[list[int]]) -> None:
     """Blocks l - w//2 to l - (-w//2) - 1; a window of one block restores that block."""
-    assert [list(_Group(MLP, layer).window(4, width)) for layer in range(4)] == centred
+    assert [list(Group(MLP, layer).window(4, width)) for layer in range(4)] == centred
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -15,6 +15,7 @@ from lmedit.cli.common import (
     json_flag,
     model_flags,
     note,
+    parts_for,
     refuse_unused,
     say,
     tell_forced,
@@ -79,7 +80,9 @@ def apply(
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):
-        edited = model_folders.open_folder(model, device=device, dtype=dtype, download=download)
+        edited = model_folders.open_folder(
+            model, device=device, dtype=dtype, download=download, parts=parts_for(patches)
+        )
         tell_notes(edited.lm)
         if chosen:
             chosen.check_base(edited)

@@ -291,6 +291,13 @@ def tell_forced(patches: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
             note(f"{path} was written with --force, although {facts['forced']}")
 
 
+def parts_for(patches: Sequence[Path]) -> dict[str, str]:
+    """The parts of the model that the user named when the *patches* were made."""
+    from lmedit.edits.patches import parts_in
+
+    return {name: path for patch in patches for name, path in parts_in(patch).items()}
+
+
 def plan_of(given: dict[str, Any]) -> Plan:
     """Remove the flags of a `Plan` from *given* and build the plan; the other flags stay."""
     from lmedit.plan import Plan

@@ -12,6 +12,7 @@ from lmedit.cli.common import (
     base_for,
     model_flags,
     note,
+    parts_for,
     say,
     tell_forced,
     tell_notes,
@@ -53,7 +54,8 @@ def export(
     check_peft()
     quiet_hub()
     model = base_for(model, patches)
-    base = open_folder(model, device=device, dtype=dtype, download=download)
+    parts = parts_for(patches)
+    base = open_folder(model, device=device, dtype=dtype, download=download, parts=parts)
     tell_notes(base.lm)
     found = read_patches(base, patches)
     tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])

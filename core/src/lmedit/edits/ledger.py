@@ -39,17 +39,19 @@ def update_digest(update: Update) -> str:
     )
 
 
-def base_of(lm: Lm, update: Update) -> dict[str, str | None]:
+def base_of(lm: Lm, update: Update) -> dict[str, Any]:
     """The facts in a patch about its model, which is *lm* as it is now (JSON values).
 
     They are its name, digest and revision (the hub's commit, or None), and the digest of the
-    parameters that *update* touches.
+    parameters that *update* touches. The parts that the user named follow, if there are any.
     """
+    named = {"parts": dict(lm.named_parts)} if lm.named_parts else {}
     return {
         "name": lm.name,
         "digest": lm.digest,
         "revision": lm.revision,
         "touched": lm.weights_digest(update.deltas),
+        **named,
     }
 
 

@@ -63,6 +63,8 @@ class Base(_Known):
     digest: str | None = None
     revision: str | None = None
     touched: str | None = None
+    parts: dict[str, str] = Field(default_factory=dict)
+    """The parts of the model that the user named."""
 
 
 class Answers(_Known):
@@ -171,6 +173,11 @@ def base_named(path: Path) -> str | None:
     """
     facts = read_facts(path, PATCH)
     return _validate(path, facts).model.name
+
+
+def parts_in(path: Path) -> dict[str, str]:
+    """The parts of its model that the user named for the patch *path*; raises `ArtifactError`."""
+    return _validate(path, read_facts(path, PATCH)).model.parts
 
 
 def load_patch(

@@ -8,7 +8,7 @@ of W by Delta changes the block's MLP output by exactly ``Delta (g k)``.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lmedit.trace import StopForward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
@@ -94,6 +94,38 @@ def _arguments(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tenso
     found = dict(zip(names, args, strict=False)) | kwargs
     hidden, chosen, weights = (found[name] for name in names)
     return hidden.reshape(-1, hidden.shape[-1]), chosen, weights
+
+
+class Routed:
+    """What the experts of a block received in the latest pass, for N tokens."""
+
+    hidden: Tensor
+    """(N, H)"""
+    chosen: Tensor
+    """(N, k): the experts of each token."""
+    weights: Tensor
+    """(N, k)"""
+
+    def key(self, experts: Any, index: int, at: Tensor) -> Tensor:
+        """The keys (n, D) of expert *index* at the tokens *at*; zero where it is not chosen."""
+        part = self.hidden[at], self.chosen[at], self.weights[at]
+        return ExpertOut(experts, index).split(*part)[0]
+
+
+@contextmanager
+def routed(experts: Any) -> Iterator[Routed]:
+    """Store what the module *experts* receives at each call."""
+    box = Routed()
+
+    def note(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        del output
+        box.hidden, box.chosen, box.weights = _arguments(args, kwargs)
+
+    handle = experts.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield box
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ from torch import nn
 from lmedit.errors import UnknownArchitectureError
 from lmedit.models.structure import (
     DEPTHS,
+    IMAGE_BLOCKS,
+    MIXERS,
     OTHERS,
     attention_out,
     is_experts,
@@ -26,6 +28,7 @@ from lmedit.models.structure import (
     matrix_shape,
     mlp_inputs,
     mlp_out_of,
+    outside,
     pre_activation,
     state_out_of,
 )
@@ -62,6 +65,8 @@ class Family:
     norm: str | None
     others: tuple[tuple[int, str | None], ...] = ()
     """Blocks that have the MLP output matrix at another path, or have none (None)."""
+    left_out: tuple[int, ...] = ()
+    """Blocks that a pass on text does not run; they have no matrix to edit."""
 
     def out(self, layer: int) -> str | None:
         """The path in block *layer* of its MLP output matrix; None if it has none."""
@@ -109,8 +114,14 @@ def _check_decoder(model: PreTrainedModel) -> None:
         getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     )
     if two_way or config.is_encoder_decoder:
+        why = (
+            "it has an encoder, which reads the whole text"
+            if config.is_encoder_decoder
+            else "config.is_decoder is not set, so it reads later tokens too"
+        )
         raise UnknownArchitectureError(
-            f"{kind(model)} is not a decoder that reads from left to right; choose a decoder"
+            f"{kind(model)} is not a decoder that reads from left to right ({why}); choose a "
+            "decoder"
         )
 
 
@@ -126,12 +137,25 @@ def search_family(model: PreTrainedModel, named: Mapping[str, str] | None = None
         outs = [_has(block, named["mlp_out"]) for block in members]
     else:
         outs = _find_outs(model, members, blocks)
+    left_out = [i for i, each in enumerate(members) if IMAGE_BLOCKS.search(type(each).__name__)]
+    outs = [None if i in left_out else out for i, out in enumerate(outs)]
     if not any(outs):
         raise _no_matrix(model, members, blocks, named.get("mlp_out"))
     most = Counter(out for out in outs if out).most_common(1)[0][0]
     others = tuple((i, out) for i, out in enumerate(outs) if out != most)
-    norm = named.get("norm") or _find_norm(model, blocks.rpartition(".")[0])
-    return Family(blocks, most, norm, others)
+    norm = _named_norm(model, named["norm"]) if "norm" in named else None
+    norm = norm or _find_norm(model, blocks.rpartition(".")[0])
+    return Family(blocks, most, norm, others, tuple(left_out))
+
+
+def _named_norm(model: PreTrainedModel, path: str) -> str:
+    modules = dict(model.named_modules())
+    if path not in modules:
+        norms = [n for n, m in modules.items() if "norm" in type(m).__name__.lower()]
+        raise UnknownArchitectureError(
+            f"{kind(model)} has no module {path!r}; its norms are {', '.join(norms) or 'none'}"
+        )
+    return path
 
 
 def _named_blocks(model: PreTrainedModel, path: str) -> str:
@@ -182,9 +206,27 @@ def _find_blocks(model: PreTrainedModel) -> str:
         counts = " or ".join(map(str, sorted(depths))) or "an unknown number of"
         raise UnknownArchitectureError(
             f"{kind(model)}: looked for one ModuleList of {counts} blocks "
-            f"(config.num_hidden_layers), found {fitting or 'none'}; {REMEDY}"
+            f"(config.num_hidden_layers), found {fitting or 'none'}; {_named_lists(model)}"
         )
     return fitting[0]
+
+
+def _named_lists(model: PreTrainedModel) -> str:
+    """The lists of blocks with an MLP output matrix, and the line that names one."""
+    found = {}
+    for name, module in model.named_modules():
+        listed = isinstance(module, nn.ModuleList) and len(module) and not OTHERS.search(name)
+        for out in mlp_out_of(module[0], _width(model))[:1] if listed else ():
+            found[f"{name}.{PLACE}.{out}"] = len(module)
+    if not found:
+        lists = [
+            f"{name} ({len(module)})"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+        ]
+        return f"its lists are {', '.join(lists) or 'none'}; {REMEDY}"
+    each = ", ".join(f"{path} ({count} blocks)" for path, count in found.items())
+    return f"it has {each}; name one: -o mlp_out '{max(found, key=lambda path: found[path])}'"
 
 
 def _width(model: PreTrainedModel) -> int:
@@ -214,7 +256,7 @@ def _each(
             raise UnknownArchitectureError(
                 f"{kind(model)}: looked in {blocks}.{i} for one MLP output matrix (outside "
                 f"attention, to the hidden size {_width(model)}), found {found}; name one: "
-                f"-o mlp_out '{blocks}.{PLACE}.{found[0]}'"
+                f"-o mlp_out '{blocks}.{PLACE}.{found[-1]}'"
             )
         outs.append(found[0] if found else None)
     return outs
@@ -243,13 +285,16 @@ def _no_matrix(
     hidden = _width(model)
     near = [
         name
-        for name, module in members[0].named_modules()
+        for name, module in outside(members[0], MIXERS)
         if is_matrix(module) and matrix_shape(module)[0] == hidden
     ]
     flat = [
-        f"{name} {tuple(parameter.shape)}"
-        for name, parameter in members[0].named_parameters()
-        if "expert" in name and parameter.dim() in {2, 3}
+        f"{name}.{of} {tuple(parameter.shape)}"
+        for name, module in outside(members[0], MIXERS)
+        for of, parameter in module.named_parameters(recurse=False)
+        if ("expert" in name.lower() or "expert" in type(module).__name__.lower())
+        and hidden in parameter.shape
+        and parameter.dim() in {2, 3}
     ]
     if asked is not None:
         what = f"no block of {blocks} has one matrix {asked!r}"
@@ -260,8 +305,11 @@ def _no_matrix(
             f"looked in {blocks}.0 for one MLP output matrix (outside attention, to the hidden "
             f"size {hidden}), found none"
         )
+    remedy = f"name one: -o mlp_out '{blocks}.{PLACE}.{near[0]}'" if near else REMEDY
+    if flat and not near and asked is None:
+        remedy = "lmedit does not know this layout, choose another model"
     listed = f"; matrices to that size: {', '.join(near)}" if near else ""
-    return UnknownArchitectureError(f"{kind(model)}: {what}{listed}; {REMEDY}")
+    return UnknownArchitectureError(f"{kind(model)}: {what}{listed}; {remedy}")
 
 
 def _find_norm(model: PreTrainedModel, where: str) -> str | None:

@@ -23,6 +23,7 @@ from lmedit.models.checkpoint import auto_class, read_weights
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
 from lmedit.models.refusals import (
+    check_drafting,
     check_file,
     check_folder,
     check_kind,
@@ -293,6 +294,7 @@ def _config(place: Place, *, local: bool) -> Any:
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except Exception as error:
         raise ModelError(_complaint(place, error)) from error
+    check_drafting(source, config)
     if left_of_gguf(values):
         del config.quantization_config
     return config

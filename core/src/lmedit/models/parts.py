@@ -47,7 +47,8 @@ class Parts:
     @property
     def max_positions(self) -> int:
         """The longest text in tokens that the config allows."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+        named = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(named) if isinstance(named, int) and named > 0 else 2048
 
     @property
     def editable(self) -> list[int]:
@@ -60,6 +61,20 @@ class Parts:
             f"{self.family.blocks}.{self._check_layer(layer)}"
         )
         return block
+
+    def runs(self, layer: int) -> bool:
+        """Whether a pass on text runs the block of *layer*; some blocks only attend to images."""
+        return layer not in self.family.left_out
+
+    def block_below(self, layer: int) -> nn.Module:
+        """The last block before *layer* that a pass on text runs. Its output enters *layer*.
+
+        Raises `RequestError` if there is none.
+        """
+        below = [lower for lower in range(layer) if self.runs(lower)]
+        if not below:
+            raise RequestError(f"no block of {self.name} runs before block {layer}")
+        return self.block(below[-1])
 
     def mlp_out_path(self, layer: int) -> str:
         """The path in the block of its MLP output matrix, or of the matrices of all experts.
@@ -106,6 +121,11 @@ class Parts:
             return ExpertOut(self._experts(layer), self._expert(layer, expert))
         return self.block(layer).get_submodule(self.mlp_out_path(layer))
 
+    def mlp_value_module(self, layer: int) -> nn.Module:
+        """The module whose output is the block's MLP output: of experts, the sum of them all."""
+        experts = self._experts(layer)
+        return self.mlp_out_module(layer) if experts is None else experts
+
     def mlp_module(self, layer: int) -> nn.Module | None:
         """The module of a block's whole MLP; None if its parts are children of the block."""
         first, _, rest = self.mlp_out_path(layer).partition(".")
@@ -117,7 +137,7 @@ class Parts:
         Raises `UnknownArchitectureError` if it is not found.
         """
         block = self.block(layer)
-        return block.get_submodule(families.attention_out(block))
+        return block.get_submodule(families.attention_out(block, self.family.out(layer)))
 
     def pre_activation_module(self, layer: int) -> nn.Module:
         """The module whose output goes into the activation function of a block's MLP.

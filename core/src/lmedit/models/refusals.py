@@ -220,6 +220,15 @@ def _no_decoder(name: str, config: type, values: Mapping[str, Any]) -> str | Non
     return f"{what}; lmedit edits decoders that read from left to right, choose one"
 
 
+def check_drafting(name: str, config: Any) -> None:
+    """Raise `ModelError` if *config* describes a model that drafts for another one."""
+    if hasattr(config, "backbone_hidden_size"):
+        raise ModelError(
+            f"{name!r} ({config.model_type}) reads the states of another model, for which it "
+            "drafts, and no text; edit that model"
+        )
+
+
 def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None) -> None:
     """Raise `ModelError` if config.json (*values*) says that the matrices are quantised.
 

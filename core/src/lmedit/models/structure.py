@@ -13,16 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIXERS = re.compile(
-    r"attention|mixer|mamba\w*layer|deltanet|shortconv|recurrentblock|rglru|mlstm|indexer|norm",
+    r"attention|mla$|mixer|mamba\w*layer|deltanet|shortconv|recurrentblock|rglru|mlstm|indexer|norm",
     re.IGNORECASE,
 )
 """Classes of modules that mix tokens, and norms. No MLP is inside them."""
+ATTENTIONS = re.compile("attention|mla$", re.IGNORECASE)
+OTHER_MIXERS = re.compile(
+    r"mixer|mamba|deltanet|shortconv|recurrentblock|rglru|mlstm|retention", re.IGNORECASE
+)
+"""Classes of modules that mix tokens in place of attention."""
 STATE_SPACE = re.compile(r"mixer|mamba", re.IGNORECASE)
 """Classes of modules that mix tokens by a state."""
 STATE_OUT = "out_proj"
 """The matrix with which such a module writes into the stream."""
 OTHERS = re.compile(r"vision|visual|image|img|audio|speech|tower", re.IGNORECASE)
 """Names of the parts of a multimodal model that read no text."""
+IMAGE_BLOCKS = re.compile(r"CrossAttention\w*Layer")
+"""Classes of blocks that only attend to images (Llama 3.2 Vision); a pass on text skips them."""
 DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers")
 """Names in a config of the number of blocks."""
 
@@ -150,19 +157,26 @@ def pre_activation(block: nn.Module, mlp_out: str) -> str:
     return f"{parent}.{names[0]}" if parent else names[0]
 
 
-ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "linear_out")
 """Names of the matrix with which attention writes into the stream."""
 
 
-def attention_out(block: nn.Module) -> str:
-    """Path in *block* of the attention's output matrix: by name, in the attention module."""
-    found = [
-        name
-        for name, module in block.named_modules()
-        if is_matrix(module)
-        and name.rpartition(".")[2] in ATTENTION_OUT
-        and any("attention" in type(parent).__name__.lower() for parent in above(block, name))
-    ]
+def attention_out(block: nn.Module, mlp_out: str | None = None) -> str:
+    """Path in *block* of the attention's output matrix: by name, in the attention module.
+
+    Without attention, it is that of the module that mixes tokens in its place. *mlp_out* is the
+    matrix that counts as the MLP's.
+    """
+    found: list[str] = []
+    for classes in (ATTENTIONS, OTHER_MIXERS):
+        found = found or [
+            name
+            for name, module in block.named_modules()
+            if is_matrix(module)
+            and name.rpartition(".")[2] in ATTENTION_OUT
+            and name != mlp_out
+            and any(classes.search(type(parent).__name__) for parent in above(block, name))
+        ]
     if len(found) != 1:
         raise UnknownArchitectureError(
             f"looked in a block for one attention output matrix ({', '.join(ATTENTION_OUT)}), "

@@ -173,7 +173,7 @@ def enter(
     if layer == 0 or not ways_of(lm).lower:
         return [Entering(torch.empty(len(row), 0), None) for row in rows]
     start = start or resume(lm, rows, 0, [])
-    with captured(lm.block(layer - 1), stop=True) as box, start.lower_blocks_skipped():
+    with captured(lm.block_below(layer), stop=True) as box, start.lower_blocks_skipped():
         lm.model(**start.inputs)
     others = box.whole[1:] if isinstance(box.whole, tuple) else None
     return [
@@ -221,7 +221,7 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
     shape = after.ids.shape[0], after.ids.shape[1]
     if layer == 0:
         return Kept(lm, layer, inputs, shape, None, _zeros(after.ids))
-    with captured(lm.block(layer - 1), stop=True) as box:
+    with captured(lm.block_below(layer), stop=True) as box:
         lm.model(**inputs)
     return Kept(lm, layer, inputs, shape, box.whole, _zeros(after.ids))
 
@@ -245,12 +245,14 @@ def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
 
     for _ in range(2):
         with (
-            changed(lm.mlp_out_module(layer), add),
+            changed(lm.mlp_value_module(layer), add),
             captured(lm.block(layer), stop=True) as box,
         ):
             lm.logits(lm.batch([row]))
         outputs.append(first(box.whole)[0].clone())
         size = outputs[0].shape[-1]
+        if size != lm.hidden_size:  # several streams side by side
+            return False
         random = torch.randn(size, generator=torch.Generator().manual_seed(0))
         noise = random.to(outputs[0]) * outputs[0].abs().max()
     more = outputs[1] - outputs[0]

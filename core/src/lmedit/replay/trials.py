@@ -13,6 +13,7 @@ from lmedit.models.refusals import first_line
 from lmedit.replay.passes import enter, keep, resume
 from lmedit.replay.staircase import climbing
 from lmedit.replay.ways import Ways
+from lmedit.trace import changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ def try_ways(lm: Lm, take: Callable[[Ways], object]) -> Ways:
             f"{first_line(error)}); lmedit cannot edit it"
         ) from error
     _check(lm, rows, plain)
+    _check_gradients(lm, rows[1])
     best = Ways()
     trials = _Trials(lm, rows, plain)
     for name in (each.name for each in fields(Ways)):
@@ -76,8 +78,8 @@ def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
     """Raise `UnknownArchitectureError` for a model whose edits lmedit cannot judge."""
     if not _near(lm, plain[0][: len(rows[1])], plain[1]):
         raise UnknownArchitectureError(
-            f"{lm.name}: the tokens after a position change the logits there; lmedit edits "
-            "decoders that read from left to right, choose one"
+            f"{lm.name}: the tokens after a position, or their number, change the logits there; "
+            "lmedit edits decoders that read from left to right, choose one"
         )
     calls = [0] * lm.n_layers
 
@@ -91,8 +93,8 @@ def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
         for layer in range(lm.n_layers):
             stack.callback(lm.block(layer).register_forward_hook(count(layer)).remove)
         together = lm.logits(lm.batch(rows))
-    if calls != [1] * lm.n_layers:
-        never = [layer for layer, count in enumerate(calls) if not count]
+    if calls != [int(lm.runs(layer)) for layer in range(lm.n_layers)]:
+        never = [layer for layer, count in enumerate(calls) if lm.runs(layer) and not count]
         what = f"text alone does not run the blocks {never}" if never else "blocks run repeatedly"
         raise UnknownArchitectureError(
             f"{lm.name}: {what}; lmedit needs each block once in a pass, choose another model"
@@ -104,6 +106,21 @@ def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
         raise UnknownArchitectureError(
             f"{lm.name}: padding after a text changes its logits; lmedit cannot compare texts in "
             "one batch, choose another model"
+        )
+
+
+@torch.enable_grad()
+def _check_gradients(lm: Lm, row: Sequence[int]) -> None:
+    """Raise `UnknownArchitectureError` if no gradient reaches the inside of a block."""
+    layer = lm.editable[-1]
+    module = lm.mlp_module(layer) if lm.experts(layer) is not None else lm.mlp_out_module(layer)
+    assert module is not None
+    with changed(module, lambda _, out: out + torch.zeros_like(out, requires_grad=True)):
+        logits = lm.logits(lm.batch([row]))
+    if not logits.requires_grad:
+        raise UnknownArchitectureError(
+            f"{lm.name}: its code computes gradients in a way of its own, so none reaches the "
+            "inside of a block; lmedit cannot edit it, choose another model"
         )
 
 

@@ -5,6 +5,7 @@ from lmedit.stats.counting import (
     Counting,
     Moment,
     Place,
+    name_of,
     places_of,
     second_moments,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "import_statistics",
     "list_statistics",
     "moments_of",
+    "name_of",
     "places_of",
     "positive_factor",
     "second_moments",

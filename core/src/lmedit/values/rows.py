@@ -190,7 +190,7 @@ class _Chunk:
     ) -> None:
         straight = tuple(places) == ("mlp",) and adds_straight(lm, layer, rows[0].ids)
         # If nothing follows the MLP in its block, delta enters the next block.
-        find = {"mlp": lm.mlp_out_module, "attention": lm.attention_out_module}
+        find = {"mlp": lm.mlp_value_module, "attention": lm.attention_out_module}
         self.modules = [] if straight else [find[place](layer) for place in places]
         first = layer + straight
         self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], first)

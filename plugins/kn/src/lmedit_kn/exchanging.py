@@ -77,7 +77,9 @@ def exchange_answer(
         mlp = mlps[layer]
         limited = _straighten(lm, text, layer, mlp, mlp.limit_length(d, of, options.limit), of)
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
-        aims.append(Aim(layer, mlp.stream, mlp.size(of) * mlp.reachable(limited), exact=mlp.exact))
+        gain = mlp.size(of) * mlp.reachable(limited)
+        if gain.any():  # neurons that are silent here add nothing here
+            aims.append(Aim(layer, mlp.stream, gain, exact=mlp.exact))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
         if found := mlp.arriving(limited, of):
             arriving.append(found)
@@ -96,7 +98,7 @@ def exchange_answer(
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)
-    return deltas, notes, min(aims, key=lambda aim: aim.layer)
+    return deltas, notes, min(aims, key=lambda aim: aim.layer, default=None)
 
 
 REACHES, LARGEST_ERROR = 0.85, 0.01
@@ -152,7 +154,7 @@ def reach(
     site = lm.mlp_out(aim.layer)
     with as_if(lm, {site: deltas[site]}), captured(lm.block(aim.layer), stop=True) as box:
         lm.logits(lm.batch([lm.encode(text)]))
-    gained = last_row(box.output).double() - aim.stream.double()
+    gained = last_row(box.output)[-lm.hidden_size :].double() - aim.stream.double()
     wanted = share * aim.gain.to(gained)
     cosine = float(F.cosine_similarity(gained, wanted, dim=0))
     error = float((gained - wanted).norm() / wanted.norm())

@@ -35,7 +35,7 @@ class MlpAtPrompt:
 
     key: Tensor  # (D,) the activations
     out: Tensor  # (H,) W k + b
-    stream: Tensor  # (H,) the block's output
+    stream: Tensor  # (H,) the block's output; of several streams, the last
     norm: nn.Module | None
     """The norm between the MLP and the stream; None where the block has none."""
     factor: float = 1.0
@@ -124,7 +124,10 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
         # The norm that takes exactly what the MLP gives is the one that follows it.
         after = (n for (at, n), box in norms.items() if at == i and _took(box, out))
         mlp = MlpAtPrompt(
-            last_row(mlps[i].input), out, last_row(blocks[i].output), next(after, None)
+            last_row(mlps[i].input),
+            out,
+            last_row(blocks[i].output)[-lm.hidden_size :],
+            next(after, None),
         )
         ids = lm.encode(text)
         factor = _factor(lm, ids, i, mlp)
@@ -165,7 +168,7 @@ def behind_block(lm: Lm, ids: Sequence[int], layer: int, more: Tensor) -> Tensor
 
     with changed(lm.mlp_out_module(layer), add), captured(lm.block(layer), stop=True) as box:
         lm.logits(lm.batch([ids]))
-    return last_row(box.output)
+    return last_row(box.output)[-lm.hidden_size :]
 
 
 @torch.enable_grad()

@@ -9,7 +9,7 @@ from lmedit_memit.joining import joint_update
 from lmedit_memit.options import MemitOptions
 from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import factors_of, find_location
-from lmedit_memit.solving import damped_metric
+from lmedit_memit.solving import damped_metric, find_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,4 +62,7 @@ def edit_compute_joint(
     weight = options.weight
     assert weight is not None
     metric_of = damped_metric(prepared, weight)
-    return joint_update(lm, requests, options, metric_of, carried, spread=options.spread)
+    known = find_known(prepared, "cholesky")
+    return joint_update(
+        lm, requests, options, metric_of, carried, known=known, spread=options.spread
+    )

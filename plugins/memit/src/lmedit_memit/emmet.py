@@ -9,7 +9,7 @@ from lmedit_memit.joining import joint_update
 from lmedit_memit.options import EmmetOptions
 from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import factors_of, find_location
-from lmedit_memit.solving import check_independent, damped_metric
+from lmedit_memit.solving import check_independent, damped_metric, find_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,4 +60,5 @@ def edit_compute_joint(
     """W' = W + R (K^T C^-1 K)^-1 K^T C^-1, so that W' K = W K + R holds exactly."""
     metric_of = damped_metric(prepared, options.kappa)
     check = None if options.kappa else check_independent
-    return joint_update(lm, requests, options, metric_of, carried, check=check)
+    known = find_known(prepared, "cholesky")
+    return joint_update(lm, requests, options, metric_of, carried, known=known, check=check)

@@ -9,10 +9,11 @@ import torch
 
 from lmedit import Update
 from lmedit.errors import ArtifactError
+from lmedit.stats import name_of
 from lmedit.values import sample_contexts
 from lmedit_memit.equations import part_of
 from lmedit_memit.rounds import Rounds
-from lmedit_memit.solving import change_of, joint_keys
+from lmedit_memit.solving import Metric, change_of, joint_keys
 from lmedit_memit.targets import find_targets, seen_at
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Delta, Lm, Request, Site
+    from lmedit.stats import Place
     from lmedit_memit.equations import Spread
     from lmedit_memit.options import JointOptions
     from lmedit_memit.rounds import Look
-    from lmedit_memit.solving import Metric
     from lmedit_memit.targets import Targets
 
     Carried = Sequence[Mapping[str, Tensor]]
-    MetricOf = Callable[[int, torch.device], Metric]
+    MetricOf = Callable[[Place, torch.device], Metric]
     Check = Callable[[Metric, Tensor, Tensor | None, Sequence[str]], None]
 
 
@@ -39,13 +40,15 @@ def joint_update(
     metric_of: MetricOf,
     carried: Carried,
     *,
+    known: Callable[[Place], bool],
     spread: Spread = "linear",
     check: Check | None = None,
 ) -> Update:
     """One change of the edited layers for all *requests*.
 
-    *metric_of* gives the metric of a layer on a device; only one is in memory at a time. *check*
-    may refuse the keys of a layer.
+    *metric_of* gives the metric of a layer, or of an expert, on a device; only those of one layer
+    are in memory at a time. *known* tells whether there is one. *check* may refuse the keys of a
+    layer.
     """
     layers = options.blocks
     templates = ["{}", *(t for t in sample_contexts(lm, options) if t != "{}")]
@@ -55,46 +58,76 @@ def joint_update(
     names = [f"{request.text} -> {request.target_new}" for request in requests]
     deltas: dict[Site, Delta] = {}
     before: Tensor | None = None
-    for place, layer in enumerate(layers):
-        site = lm.mlp_out(layer)
+    for number, layer in enumerate(layers):
+        places = rounds.choose(layer, deltas, known)
+        sites = [_site(lm, each) for each in places]
         look = rounds.look([layer], deltas)
         residual = targets.Z - look.values
         before = residual if before is None else before
-        metric, B = (
-            metric_of(layer, lm.device_of(site)),
-            memory_of(carried, layer) if options.remember else None,
-        )
-        K = look.keys[layer]
+        K, width = look.keys[layer], lm.mlp_width(layer)
+        metrics = [metric_of(each, lm.device_of(sites[0])) for each in places]
+        metric = metrics[0] if len(metrics) == 1 else Metric.of_parts(metrics, [width] * len(sites))
+        B = memory_of(carried, places) if options.remember else None
         B = B.to(K) if B is not None else None
         if check:
             check(metric, K, B, names)
         X = joint_keys(metric, K, B)
-        part = part_of(residual, len(layers) - place, spread).to(X)
-        deltas[site] = change_of(part, X, lm.working_dtype)
-        del metric
+        part = part_of(residual, len(layers) - number, spread).to(X)
+        for site, rows in zip(sites, torch.split(X, width), strict=True):
+            deltas[site] = change_of(part, rows, lm.working_dtype)
+        del metric, metrics
     after = rounds.look(layers if options.remember else [], deltas)
     assert before is not None
     notes = _notes(requests, targets, before, targets.Z - after.values)
     notes["value at"] = seen
-    return Update(deltas, notes, _carry(after, lm) if options.remember else {})
+    return Update(deltas, notes, _carry(after, lm, rounds) if options.remember else {})
 
 
-def memory_of(carried: Carried, layer: int) -> Tensor | None:
-    """The keys (D, t) of all earlier edits at *layer*; None if there are none."""
+def _site(lm: Lm, place: Place) -> Site:
+    return lm.mlp_out(place) if isinstance(place, int) else lm.mlp_out(*place)
+
+
+def memory_of(carried: Carried, places: Sequence[Place]) -> Tensor | None:
+    """The keys (D, t) of all earlier edits at *places* of one layer; None if there are none.
+
+    Those of several experts stand one below the other. They are zero for an expert to which an
+    earlier edit sent no fact.
+    """
     if not carried:
         return None
-    name = f"keys.{layer}"
-    if any(name not in each for each in carried):
-        raise ArtifactError(
-            f"an earlier edit carries no keys of layer {layer}; use the same layers, or "
-            "start from the base"
-        )
-    return torch.cat([each[name].double() for each in carried], 1)
+    stacks, layer = [], layer_of(places[0])
+    for each in carried:
+        own = keys_at(each, layer)
+        if not own:
+            raise ArtifactError(
+                f"an earlier edit carries no keys of layer {layer}; use the same layers, or "
+                "start from the base"
+            )
+        none = torch.zeros_like(each[own[0]])
+        rows = [each.get(f"keys.{name_of(place)}", none) for place in places]
+        stacks.append(torch.cat(rows).double())
+    return torch.cat(stacks, 1)
 
 
-def _carry(look: Look, lm: Lm) -> dict[str, Tensor]:
-    """The keys (D, n) of each edited layer on the model as if edited."""
-    return {f"keys.{layer}": keys.to(lm.working_dtype) for layer, keys in look.keys.items()}
+def layer_of(place: Place) -> int:
+    """The layer of a place, which may be an expert."""
+    return place if isinstance(place, int) else place[0]
+
+
+def keys_at(carry: Mapping[str, Tensor], layer: int) -> list[str]:
+    """The names in *carry* of the keys of *layer*, of its matrix or of its experts."""
+    return [name for name in carry if name.split(".")[1] == str(layer)]
+
+
+def _carry(look: Look, lm: Lm, rounds: Rounds) -> dict[str, Tensor]:
+    """The keys (D, n) of each changed matrix on the model as if edited."""
+    found = {}
+    for layer, keys in look.keys.items():
+        experts = rounds.experts.get(layer)
+        places: list[Place] = [layer] if experts is None else [(layer, e) for e in experts]
+        for place, rows in zip(places, torch.split(keys, lm.mlp_width(layer)), strict=True):
+            found[f"keys.{name_of(place)}"] = rows.contiguous().to(lm.working_dtype)
+    return found
 
 
 def _notes(

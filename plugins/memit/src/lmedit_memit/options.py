@@ -215,8 +215,7 @@ class MemitOptions(SpreadOptions, DampedOptions):
         """As `SpreadOptions.resolved`, then lambda = D if it was not published."""
         found = super().resolved(lm)
         if found.weight is None:
-            width = lm.weight(lm.mlp_out(found.block)).shape[1]
-            found = found.model_copy(update={"weight": float(width)})
+            found = found.model_copy(update={"weight": float(lm.mlp_width(found.block))})
         return found
 
     def prepared_from(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from lmedit import Location, Prepared
 from lmedit.errors import NotPreparedError
-from lmedit.stats import condition
+from lmedit.stats import condition, name_of
 from lmedit.values import count_moments, factor
 from lmedit_memit.equations import free_below, free_share
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Checkpoint, Corpus, Lm, Request
-    from lmedit.stats import Moment
+    from lmedit.stats import Moment, Place
     from lmedit_memit.options import AlphaEditOptions, DampedOptions, JointOptions
 
 KEYS_PER_DIMENSION = 10
@@ -32,7 +32,10 @@ def find_location(
     method: str,
     free: Mapping[str, Any] | None = None,
 ) -> Location:
-    """The MLP output matrices of the edited layers; *free* is evidence of AlphaEdit's."""
+    """The MLP output matrices of the edited layers; *free* is evidence of AlphaEdit's.
+
+    In a block of experts, those of the experts to which the subject's last token is routed.
+    """
     ids, index = lm.subject_last(request.prompt, request.subject)
     evidence: dict[str, Any] = {
         "layers": list(options.blocks),
@@ -42,18 +45,32 @@ def find_location(
     }
     if free is not None:
         evidence["free directions"] = dict(free)
-    return Location(tuple(lm.mlp_out(layer) for layer in options.blocks), evidence)
+    sites, routed = [], lm.routing(ids, index, options.blocks)
+    for layer in options.blocks:
+        experts = [expert for expert, _ in routed.get(layer, [])]
+        sites += [lm.mlp_out(layer, e) for e in experts] if experts else [lm.mlp_out(layer)]
+    if routed:
+        evidence["routed to"] = {
+            str(layer): [{"expert": expert, "weight": weight} for expert, weight in found]
+            for layer, found in routed.items()
+        }
+    return Location(tuple(sites), evidence)
 
 
 def _moments(
     lm: Lm, method: str, options: JointOptions, corpus: Corpus | None, checkpoint: Checkpoint
-) -> dict[int, Moment]:
+) -> dict[Place, Moment]:
+    """S of each edited layer; of a layer with experts, of each expert."""
     if corpus is None:
         raise NotPreparedError(f"{method}: C needs text; give --corpus NAME|FILE")
     for layer in options.blocks:
-        lm.mlp_out(layer)  # refuses a block without one matrix for all tokens
+        lm.mlp_out_path(layer)  # refuses a block without an MLP output matrix
     found = count_moments(lm, options.blocks, options, corpus, checkpoint)
-    return {layer: found[layer] for layer in options.blocks}
+    return {
+        place: moment
+        for place, moment in found.items()
+        if (place if isinstance(place, int) else place[0]) in options.blocks
+    }
 
 
 def factors_of(
@@ -64,14 +81,25 @@ def factors_of(
     checkpoint: Checkpoint,
     more: float = 0.0,
 ) -> Prepared:
-    """The Cholesky factor of C + (damping tr(C)/D + *more*) I for each layer, and facts."""
-    tensors, facts = {}, {}
-    for layer, moment in _moments(lm, method, options, corpus, checkpoint).items():
-        level = float(moment.sum.diagonal().mean()) / moment.tokens
-        ridge = options.damping + more / level
-        L = factor(moment, f"{method}, layer {layer}", ridge, ", or -o damping 1e-5")
-        tensors[f"cholesky.{layer}"] = L
-        facts[str(layer)] = {**_counts(moment), "condition": condition(L)}
+    """The Cholesky factor of C + (damping tr(C)/D + *more*) I for each layer, and facts.
+
+    An expert with too few keys has none; then it is not edited.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for place, moment in _moments(lm, method, options, corpus, checkpoint).items():
+        name = name_of(place)
+        try:
+            level = float(moment.sum.diagonal().mean()) / max(moment.tokens, 1)
+            ridge = options.damping + (more / level if more and level else 0.0)
+            L = factor(moment, f"{method}, layer {name}", ridge, ", or -o damping 1e-5")
+        except NotPreparedError as error:
+            if isinstance(place, int):
+                raise
+            facts[name] = {**_counts(moment), "without C": str(error)}
+            continue
+        tensors[f"cholesky.{name}"] = L
+        facts[name] = {**_counts(moment), "condition": condition(L)}
     return Prepared(tensors, {"layers": facts})
 
 
@@ -80,37 +108,53 @@ def directions_of(
 ) -> Prepared:
     """The free directions of each edited layer, or the other directions if those are fewer.
 
-    Raises `NotPreparedError` for too few keys, or if no direction is free.
+    An expert with too few keys, or without a free direction, is not edited. Raises
+    `NotPreparedError` for such a layer without experts.
     """
     tensors: dict[str, Tensor] = {}
-    facts = {}
-    for layer, moment in _moments(lm, "alphaedit", options, corpus, checkpoint).items():
-        D = len(moment.sum)
-        if moment.tokens < KEYS_PER_DIMENSION * D:
-            raise NotPreparedError(
-                f"alphaedit: {moment.tokens} keys are too few for {D} dimensions (at least "
-                f"{KEYS_PER_DIMENSION * D}); give a larger --corpus, or -o tolerance null"
-            )
-        values, vectors = torch.linalg.eigh(moment.sum.double() / moment.tokens)
-        d = count_free(values, options)
-        if not d:
-            raise NotPreparedError(
-                f"alphaedit: no direction of layer {layer} is free; give -o threshold_share 0.05, "
-                "or a larger -o threshold"
-            )
-        complement = d > D / 2 and not options.weight
-        stored = slice(d, None) if complement else slice(None if options.renews else d)
-        tensors[f"vectors.{layer}"] = vectors[:, stored]
-        tensors[f"values.{layer}"] = values[: None if options.renews else d].clamp(min=0)
-        facts[str(layer)] = {
-            **_counts(moment),
-            "free": d,
-            "of": D,
-            "energy": float(values[:d].sum()),
-            "share of tr C": float(values[:d].sum() / values.sum()),
-            "complement": complement,
-        }
+    facts: dict[str, Any] = {}
+    for place, moment in _moments(lm, "alphaedit", options, corpus, checkpoint).items():
+        try:
+            found, facts[name_of(place)] = _free_of(moment, options, name_of(place))
+        except NotPreparedError:
+            if isinstance(place, int):
+                raise
+            continue
+        tensors |= {f"{name}.{name_of(place)}": values for name, values in found.items()}
     return Prepared(tensors, {"free": facts})
+
+
+def _free_of(
+    moment: Moment, options: AlphaEditOptions, name: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Eigenvectors and eigenvalues of C of the layer *name*, and facts about them."""
+    D = len(moment.sum)
+    if moment.tokens < KEYS_PER_DIMENSION * D:
+        raise NotPreparedError(
+            f"alphaedit: {moment.tokens} keys are too few for {D} dimensions (at least "
+            f"{KEYS_PER_DIMENSION * D}); give a larger --corpus, or -o tolerance null"
+        )
+    values, vectors = torch.linalg.eigh(moment.sum.double() / moment.tokens)
+    d = count_free(values, options)
+    if not d:
+        raise NotPreparedError(
+            f"alphaedit: no direction of layer {name} is free; give -o threshold_share 0.05, "
+            "or a larger -o threshold"
+        )
+    complement = d > D / 2 and not options.weight
+    stored = slice(d, None) if complement else slice(None if options.renews else d)
+    tensors = {
+        "vectors": vectors[:, stored],
+        "values": values[: None if options.renews else d].clamp(min=0),
+    }
+    return tensors, {
+        **_counts(moment),
+        "free": d,
+        "of": D,
+        "energy": float(values[:d].sum()),
+        "share of tr C": float(values[:d].sum() / values.sum()),
+        "complement": complement,
+    }
 
 
 def count_free(values: Tensor, options: AlphaEditOptions) -> int:

@@ -8,18 +8,19 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit_memit.equations import blend
-from lmedit_memit.joining import memory_of
+from lmedit_memit.joining import keys_at, layer_of, memory_of
 from lmedit_memit.preparing import count_free
 from lmedit_memit.solving import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmedit.stats import Place
     from lmedit_memit.joining import Carried
     from lmedit_memit.options import AlphaEditOptions
 
 
-def keys_at_renewal(carried: Carried, layer: int, after: int) -> Tensor | None:
+def keys_at_renewal(carried: Carried, place: Place, after: int) -> Tensor | None:
     """The keys (D, t) of the edits up to the last renewal; None before the first one.
 
     The directions are renewed behind the edit with which the number of facts reaches a multiple
@@ -27,11 +28,12 @@ def keys_at_renewal(carried: Carried, layer: int, after: int) -> Tensor | None:
     """
     total, last = 0, 0
     for number, each in enumerate(carried, start=1):
-        count = each[f"keys.{layer}"].shape[1] if f"keys.{layer}" in each else 0
+        own = keys_at(each, layer_of(place))
+        count = each[own[0]].shape[1] if own else 0
         last = number if (total + count) // after > total // after else last
         total += count
-    memory_of(carried, layer)  # refuses an edit without keys of this layer
-    return memory_of(carried[:last], layer)
+    memory_of(carried, [place])  # refuses an edit without keys of this layer
+    return memory_of(carried[:last], [place])
 
 
 def renew(V: Tensor, values: Tensor, B: Tensor, options: AlphaEditOptions, ridge: float) -> Metric:

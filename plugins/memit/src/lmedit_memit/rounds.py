@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from lmedit.errors import NotPreparedError
 from lmedit.memory import in_parts
+from lmedit.models.experts import routed
 from lmedit.replay import enter, resume
 from lmedit.replay.batches import BATCH_TOKENS, by_length
 from lmedit.trace import as_if, captured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
     from lmedit import Delta, Lm, Request, Site
     from lmedit.replay import Entering, Kept
+    from lmedit.stats import Place
 
 Seen = Literal["block", "mlp"]
 KEPT_BYTES = 2**30
@@ -53,7 +56,7 @@ class Rounds:
         self.lm, self.n, self.layers = lm, len(requests), layers
         self.first, self.last = layers[0], layers[-1]
         self.module: nn.Module = (
-            lm.block(self.last) if seen == "block" else lm.mlp_out_module(self.last)
+            lm.block(self.last) if seen == "block" else lm.mlp_value_module(self.last)
         )
         self.rows: list[list[int]] = []
         for request in requests:
@@ -66,14 +69,45 @@ class Rounds:
         self.weights = [0.5, *[0.5 / others] * others] if others else [1.0]
         self.groups = by_length([len(row) for row in self.rows], BATCH_TOKENS)
         size = sum(map(len, self.rows)) * lm.hidden_size * 4
+        self.experts: dict[int, list[int]] = {}
+        """By layer with experts, those that any fact is routed to; set by `choose`."""
         self.kept: dict[int, Entering] | None = {} if self.first and size < KEPT_BYTES else None
+
+    @torch.no_grad()
+    def choose(
+        self, layer: int, deltas: Mapping[Site, Delta], known: Callable[[Place], bool]
+    ) -> list[Place]:
+        """The matrices of *layer* that change: its own, or those of the facts' experts.
+
+        An expert counts if the bare prompt's token is routed to it and its statistics are *known*.
+        Raises `NotPreparedError` if a fact has no such expert.
+        """
+        if self.lm.experts(layer) is None:
+            return [layer]
+        used: set[int] = set()
+        for group in self.groups:
+            bare = [row for row in group if row % self.each == 0]
+            for row in bare:
+                ids = self.rows[row]
+                with as_if(self.lm, deltas):
+                    found = self.lm.routing(ids, len(ids) - 1, [layer])[layer]
+                experts = {expert for expert, _ in found if known((layer, expert))}
+                if not experts:
+                    raise NotPreparedError(
+                        f"the experts of layer {layer} that a fact is routed to have too few keys; "
+                        "give a larger --corpus, or edit other layers"
+                    )
+                used |= experts
+        self.experts[layer] = sorted(used)
+        return [(layer, expert) for expert in self.experts[layer]]
 
     @torch.no_grad()
     def look(self, layers: Sequence[int], deltas: Mapping[Site, Delta]) -> Look:
         """Keys of *layers*, and the values of the bare prompts, as if *deltas* were in the model.
 
         A key is the input of the layer's matrix at the subject's last token: half of the bare
-        prompt's, and half of the mean over the other contexts.
+        prompt's, and half of the mean over the other contexts. Of experts, the keys of those that
+        `choose` found stand one below the other.
         """
         keys: dict[int, Tensor] = {}
         values: Tensor | None = None
@@ -104,12 +138,18 @@ class Rounds:
         kept = self._ready(members, rows)
         at = torch.tensor([len(row) - 1 for row in rows]), torch.arange(len(rows))
         with as_if(self.lm, deltas), ExitStack() as stack:
-            last = stack.enter_context(captured(self.module, stop=True))
-            boxes = {}
-            for layer in layers:
-                module = self.lm.mlp_out_module(layer)
-                same = module is self.module
-                boxes[layer] = last if same else stack.enter_context(captured(module))
+            modules = {layer: self.lm.mlp_value_module(layer) for layer in layers}
+            sent = {
+                layer: stack.enter_context(routed(module))
+                for layer, module in modules.items()
+                if layer in self.experts
+            }
+            last = stack.enter_context(captured(self.module, stop=True))  # the last hook of all
+            boxes = {
+                layer: last if module is self.module else stack.enter_context(captured(module))
+                for layer, module in modules.items()
+                if layer not in sent
+            }
             with kept.lower_blocks_skipped():
                 self.lm.model(**kept.inputs)
 
@@ -117,7 +157,14 @@ class Rounds:
             whole = states.reshape(*kept.shape, -1)
             return whole[at[1].to(whole.device), at[0].to(whole.device)].double()
 
-        return {layer: at_end(box.input) for layer, box in boxes.items()}, at_end(last.output)
+        keys = {layer: at_end(box.input) for layer, box in boxes.items()}
+        width = kept.shape[1]
+        places = torch.tensor([row * width + len(ids) - 1 for row, ids in enumerate(rows)])
+        for layer, box in sent.items():
+            experts = self.lm.mlp_value_module(layer)
+            each = [box.key(experts, e, places.to(box.hidden.device)) for e in self.experts[layer]]
+            keys[layer] = torch.cat(each, dim=1).double()
+        return keys, at_end(last.output)
 
     def _ready(self, members: Sequence[int], rows: Sequence[list[int]]) -> Kept:
         """*rows*, ready to run from the first edited block on, or from block 0."""

@@ -9,6 +9,7 @@ import torch
 
 from lmedit import Dense, LowRank
 from lmedit.errors import RequestError
+from lmedit.stats import name_of
 from lmedit_memit.equations import combination, nearness, project, unwhiten, whiten
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Delta, Prepared
+    from lmedit.stats import Place
 
 SINGULAR = 1e12
 """Above this condition number two keys count as equal."""
@@ -61,14 +63,41 @@ class Metric:
         L = torch.linalg.cholesky(A)
         return cls(lambda S: whiten(U.T @ S, L), lambda Y: U @ unwhiten(Y, L), 1.0, U.shape[1])
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[Metric], widths: Sequence[int]) -> Metric:
+        """One metric of stacked keys: the first part measures their first ``widths[0]`` rows.
 
-def damped_metric(prepared: Prepared, kappa: float) -> Callable[[int, torch.device], Metric]:
+        Of experts, a value is the sum of all W_e k_e, so their keys are one long key.
+        """
+        kappa = parts[0].kappa
+        scales = [(kappa / part.kappa) ** 0.5 if part.kappa else 1.0 for part in parts]
+        sizes: list[int] = []
+
+        def half(S: Tensor) -> Tensor:
+            rows = zip(parts, scales, torch.split(S, list(widths)), strict=True)
+            found = [scale * part.half(each) for part, scale, each in rows]
+            sizes[:] = [len(each) for each in found]
+            return torch.cat(found)
+
+        def back(Y: Tensor) -> Tensor:
+            rows = zip(parts, scales, torch.split(Y, sizes), strict=True)
+            return torch.cat([scale * part.back(each) for part, scale, each in rows])
+
+        return cls(half, back, kappa, sum(part.size for part in parts))
+
+
+def damped_metric(prepared: Prepared, kappa: float) -> Callable[[Place, torch.device], Metric]:
     """The metric by layer and device, from the stored Cholesky factors of C (MEMIT, EMMET)."""
 
-    def metric_of(layer: int, device: torch.device) -> Metric:
-        return Metric.of_factor(prepared.tensors[f"cholesky.{layer}"].to(device), kappa)
+    def metric_of(place: Place, device: torch.device) -> Metric:
+        return Metric.of_factor(prepared.tensors[f"cholesky.{name_of(place)}"].to(device), kappa)
 
     return metric_of
+
+
+def find_known(prepared: Prepared, tensor: str) -> Callable[[Place], bool]:
+    """Whether the preparation has *tensor* of a place: an expert with too few keys has none."""
+    return lambda place: f"{tensor}.{name_of(place)}" in prepared.tensors
 
 
 def joint_keys(

@@ -101,7 +101,7 @@ def _starts(
     found = [lm.subject_last(request.prompt, request.subject) for request in requests]
     batch = lm.batch([ids[: index + 1] for ids, index in found])
     modules: list[nn.Module] = [
-        lm.block(layer) if seen == "block" else lm.mlp_out_module(layer),
+        lm.block(layer) if seen == "block" else lm.mlp_value_module(layer),
         *([lm.attention_out_module(layer)] if "attention" in places else []),
     ]
     states = []

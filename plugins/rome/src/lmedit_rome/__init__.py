@@ -19,8 +19,9 @@ from lmedit_rome.equations import direction, insertion
 from lmedit_rome.keys import select_keys
 from lmedit_rome.options import RomeOptions
 from lmedit_rome.plan import works
+from lmedit_rome.restoring import STATE, TraceSettings
 from lmedit_rome.statistics import count_moments, factor_for, prepared_from
-from lmedit_rome.tracing import STATE, TraceSettings, subject_noise, trace
+from lmedit_rome.tracing import subject_noise, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from lmedit import Heat, Lines, Pooled, Probed
-from lmedit_rome.tracing import KINDS, STATE
+from lmedit_rome.restoring import STATE
 
 if TYPE_CHECKING:
     from lmedit import Lm, Request
@@ -56,7 +56,7 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
         "subject": list(found.subject),
     }
     charts: list[Chart] = []
-    for kind in KINDS:
+    for kind in found.scores:
         indirect = found.indirect(kind)
         token, layer = divmod(int(indirect.argmax()), indirect.shape[1])
         values[f"{kind}: largest effect"] = float(indirect.max())
@@ -70,7 +70,7 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
     series = {name: tuple(scores.tolist()) for name, scores in last.items()}
     at = tuple(float(layer) for layer in range(len(layers)))
     charts.append(Lines("At the subject's last token", "layer", "P", at, series))
-    averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in KINDS}
+    averages = {f"Effect of a clean {kind}": effects(found, kind) for kind in found.scores}
     averages["At the subject's last token"] = {
         name: (scores - found.disturbed).tolist() for name, scores in last.items()
     }
@@ -83,7 +83,7 @@ def describe_trace(found: Trace, noise: float, control: Trace | None = None) -> 
 
 def pooled_of(found: Trace) -> Pooled:
     """The trace for the pooling of the paper's notebook."""
-    rows = {f"Effect of a clean {kind}": notebook_rows(found, kind) for kind in KINDS}
+    rows = {f"Effect of a clean {kind}": notebook_rows(found, kind) for kind in found.scores}
     return Pooled(rows, found.disturbed)
 
 

@@ -3,7 +3,8 @@
 The subject's embeddings are disturbed. Then one clean state is restored at a time. A state at token
 i in block l changes only the tokens from i on and the blocks above l, so only these run again. The
 tokens before i keep their disturbed keys and values. One staircase pass per token serves all layers
-(`lmedit.replay.staircase`).
+(`lmedit.replay.staircase`). Where parts of a pass give other logits, every run is a whole pass
+(`lmedit_rome.whole_runs`).
 """
 
 from __future__ import annotations
@@ -15,25 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.errors import RequestError
 from lmedit.memory import in_parts
 from lmedit.replay import Prefixed, ways_of
 from lmedit.replay.staircase import climbing
 from lmedit.trace import captured, changed
+from lmedit_rome.restoring import (
+    KINDS,
+    PARTS,
+    SEVERED,
+    STATE,
+    Group,
+    TraceSettings,
+    chance,
+    disturb,
+    modules_of,
+)
+from lmedit_rome.whole_runs import WholeRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lmedit import Lm, Request
     from lmedit.replay import Kept
-
-STATE, MLP, ATTENTION = "state", "mlp", "attention"
-PARTS = (MLP, ATTENTION)
-KINDS = (STATE, *PARTS)
-SEVERED = {"state, mlp severed": MLP, "state, attention severed": ATTENTION}
-"""At the subject's last token: a clean state, and above it one part keeps its disturbed outputs."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,6 @@ class Trace:
         return self.scores[kind] - self.disturbed
 
 
-@dataclass(frozen=True)
-class TraceSettings:
-    """The settings of a trace: the noise's standard deviation, samples, window, seed."""
-
-    noise: float
-    samples: int = 10
-    window: int = 10
-    seed: int = 0
-    rows: int = 512
-
-
 @torch.no_grad()
 def subject_noise(lm: Lm, subjects: Sequence[str], times: float = 3.0) -> float:
     """nu = times * the standard deviation of the subjects' embeddings (appendix B.1)."""
@@ -103,22 +98,23 @@ def trace(
     if request.target_true is not None:
         ids, answer = lm.with_target(request.text, request.target_true)
         start, end = min(start, len(ids) - 1), min(end, len(ids))
-    run = _Disturbed(lm, ids, (start, end), setup, answer)
+    runs = _Disturbed if _runs_in_parts(lm) else WholeRuns
+    run = runs(lm, ids, (start, end), setup, answer)
+    kinds = [kind for kind in kinds if kind == STATE or any(modules_of(lm, kind))]
     L, T = lm.n_layers, len(ids)
     scores = {kind: torch.full((T, L), run.disturbed) for kind in kinds}
+    cut = {name: part for name, part in SEVERED.items() if any(modules_of(lm, part))}
     severed: dict[str, Tensor] = {}
     for token in range(start, T):
-        groups = [_Group(kind, layer) for kind in kinds for layer in range(L)]
+        groups = [Group(kind, layer) for kind in kinds for layer in range(L)]
         if token == end - 1:
-            groups += [
-                _Group(STATE, layer, part) for part in SEVERED.values() for layer in range(L)
-            ]
+            groups += [Group(STATE, layer, part) for part in cut.values() for layer in range(L)]
         found = run.restore(token, groups)
         for kind in kinds:
-            scores[kind][token] = torch.tensor([found[_Group(kind, layer)] for layer in range(L)])
+            scores[kind][token] = torch.tensor([found[Group(kind, layer)] for layer in range(L)])
         if token == end - 1:
-            for name, part in SEVERED.items():
-                values = [found[_Group(STATE, layer, part)] for layer in range(L)]
+            for name, part in cut.items():
+                values = [found[Group(STATE, layer, part)] for layer in range(L)]
                 severed[name] = torch.tensor(values)
     tokens = [lm.decode([i]) for i in ids]
     return Trace(
@@ -126,33 +122,10 @@ def trace(
     )
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The states to restore: a kind at a layer. `severed` names the part that stays disturbed."""
-
-    kind: str
-    layer: int
-    severed: str | None = None
-
-    def window(self, layers: int, width: int) -> range:
-        """The blocks in which the part is replaced: *width* of them, fewer at the ends."""
-        if self.kind == STATE:
-            return range(self.layer + 1, layers) if self.severed else range(0)
-        below = width // 2
-        return range(max(0, self.layer - below), min(layers, self.layer - below + width))
-
-    def start(self, layers: int, width: int) -> int:
-        """The first block whose run differs from the disturbed one."""
-        return self.layer + 1 if self.kind == STATE else self.window(layers, width).start
-
-
-def check_traceable(lm: Lm) -> None:
-    """Raise `RequestError` if parts of a pass of *lm* give other logits than the whole pass."""
-    if not (ways_of(lm).cached and ways_of(lm).stairs):
-        raise RequestError(
-            f"rome: causal tracing runs parts of a pass, and {lm.name} gives other logits then; "
-            "it can be edited, but not traced"
-        )
+def _runs_in_parts(lm: Lm) -> bool:
+    """Whether parts of a pass of *lm* give its plain logits, and every block has every part."""
+    ways = ways_of(lm)
+    return ways.cached and ways.stairs and all(all(modules_of(lm, part)) for part in PARTS)
 
 
 class _Disturbed:
@@ -170,16 +143,14 @@ class _Disturbed:
         from transformers import DynamicCache
 
         self.lm, self.ids, self.setup = lm, ids, setup
-        check_traceable(lm)
-        start, end = subject
         whole = [*ids, *(answer or [])[:-1]]
         rows = [whole] * (1 + setup.samples)
         self.cache = DynamicCache()
         with ExitStack() as stack:
-            stack.enter_context(_noise(lm, start, end, setup))
+            stack.enter_context(disturb(lm, subject, setup))
             blocks = [stack.enter_context(captured(lm.block(b))) for b in range(lm.n_layers)]
             parts = {
-                part: [stack.enter_context(captured(m)) for m in modules_of(lm, part)]
+                part: [stack.enter_context(captured(m)) for m in modules_of(lm, part) if m]
                 for part in PARTS
             }
             batch = lm.batch(rows).ids
@@ -191,7 +162,7 @@ class _Disturbed:
                 logits_to_keep=len(answer or [0]),
             ).logits
         self.answer = answer or [int(logits[0, -1].argmax())]
-        p = self._chance(logits)
+        p = chance(logits, self.answer)
         self.clean = float(p[0])
         self.disturbed = float(p[1:].mean())
         shape = (len(rows), len(whole), -1)
@@ -199,24 +170,18 @@ class _Disturbed:
         self.parts = {p: [box.output.reshape(shape) for box in found] for p, found in parts.items()}
         self.prefixed = Prefixed(lm, rows[1:], self.cache, slice(1, None))
 
-    def _chance(self, logits: Tensor) -> Tensor:
-        """P(answer) of each row (B,), from the logits (B, A, V) that predict its A tokens."""
-        ids = torch.tensor(self.answer, device=logits.device)
-        p = logits.float().softmax(-1)
-        return p.gather(-1, ids.expand(len(p), -1)[..., None])[..., 0].prod(-1)
-
-    def restore(self, token: int, groups: Sequence[_Group]) -> dict[_Group, float]:
+    def restore(self, token: int, groups: Sequence[Group]) -> dict[Group, float]:
         """P(answer) for each of *groups*, with clean states restored at *token*."""
         width, L = self.setup.window, self.lm.n_layers
         ordered = sorted(groups, key=lambda group: group.start(L, width))
         kept = self.prefixed.after(token)
-        found: dict[_Group, float] = {}
+        found: dict[Group, float] = {}
         at_once = max(1, self.setup.rows // self.setup.samples)
         for part in in_parts(lambda some: self._climb(token, kept, some), ordered, at_once):
             found |= part
         return found
 
-    def _climb(self, token: int, kept: Kept, groups: Sequence[_Group]) -> dict[_Group, float]:
+    def _climb(self, token: int, kept: Kept, groups: Sequence[Group]) -> dict[Group, float]:
         """One pass. Its first group restores nothing and runs from block 0 on."""
         n, L, width = self.setup.samples, self.lm.n_layers, self.setup.window
         starts = [0, *(group.start(L, width) for group in groups)]
@@ -236,15 +201,15 @@ class _Disturbed:
             for part in PARTS:
                 for block, module in enumerate(modules_of(self.lm, part)):
                     put = self._replacements(token, block, part, groups)
-                    if put:
+                    if put and module is not None:
                         stack.enter_context(changed(module, _putting(put, alive[block])))
             first = len(self.ids) - 1 - token
             at = range(first, first + len(self.answer))
             logits = kept.repeat(len(starts)).logits(at)
-        p = self._chance(logits).reshape(len(starts), n).mean(1)
+        p = chance(logits, self.answer).reshape(len(starts), n).mean(1)
         return dict(zip(groups, p[1:].tolist(), strict=True))
 
-    def _joining(self, token: int, block: int, group: _Group) -> Tensor:
+    def _joining(self, token: int, block: int, group: Group) -> Tensor:
         """The input of a group's first block, (n, S, H)."""
         states = self.entering[block][1:, token:]
         if group.kind != STATE:
@@ -253,7 +218,7 @@ class _Disturbed:
         return torch.cat([clean, states[:, 1:]], dim=1)
 
     def _replacements(
-        self, token: int, block: int, part: str, groups: Sequence[_Group]
+        self, token: int, block: int, part: str, groups: Sequence[Group]
     ) -> dict[int, Tensor]:
         """The outputs (n, H) to restore, for each group that replaces this part, by place."""
         L, width, n = self.lm.n_layers, self.setup.window, self.setup.samples
@@ -280,28 +245,3 @@ def _putting(put: dict[int, Tensor], alive: int) -> Any:
         return whole.reshape(out.shape)
 
     return change
-
-
-def _noise(lm: Lm, start: int, end: int, setup: TraceSettings) -> Any:
-    """Add the same noise in every run to the embeddings of the span, in all rows but the first."""
-    draw = torch.Generator().manual_seed(setup.seed)
-    noise = setup.noise * torch.randn(setup.samples, end - start, lm.hidden_size, generator=draw)
-
-    def add(_: Tensor, out: Tensor) -> Tensor:
-        disturbed = out.clone()
-        disturbed[1:, start:end] += noise.to(out)[:, :, : out.shape[-1]]
-        return disturbed
-
-    return changed(lm.model.get_input_embeddings(), add)
-
-
-def modules_of(lm: Lm, part: str) -> Iterator[nn.Module]:
-    """The modules that write a part's output to the stream, by block."""
-    for block in range(lm.n_layers):
-        yield _mlp_of(lm, block) if part == MLP else lm.attention_out_module(block)
-
-
-def _mlp_of(lm: Lm, block: int) -> nn.Module:
-    """The module whose output is the MLP's; of experts, the whole MLP."""
-    whole = lm.mlp_module(block) if lm.experts(block) is not None else None
-    return whole or lm.mlp_out_module(block)
