@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from small_world import FACT
 
-from lmedit import Site, Update, build_options, load, load_lm, load_patch, save_patch
+from lmedit import Dense, Site, Update, build_options, load, load_lm, load_patch, save_patch
 from lmedit.actions.edit import edit_one
 from lmedit.edits.lora import adapter_of, write_adapter
 from lmedit.errors import ArtifactError
@@ -124,8 +125,9 @@ def test_a_patch_of_other_parameters_than_it_says_is_refused(lmedit: Run, model:
 
 
 def test_facts_of_another_kind_are_refused_before_they_are_written(tmp_path: Path) -> None:
+    update = Update({Site("weight"): Dense(torch.ones(2, 2))})
     with pytest.raises(ArtifactError, match=r"model: .*dict"):
-        save_patch(tmp_path / "p", Update({}), {"model": "gpt2"})
+        save_patch(tmp_path / "p", update, {"model": "gpt2"})
     assert not (tmp_path / "p").exists()
 
 
