@@ -11,7 +11,7 @@ from lmedit.actions.estimate import ACHIEVED, Estimate, estimate
 from lmedit.compare.comparison import predict_memory
 from lmedit.models import load_lm, outline
 from lmedit.options import Options, build_options
-from lmedit.planning import block_flops, head_flops, weights
+from lmedit.planning import block_flops, head_flops, logits, weights
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 from lmedit.types import Work
 
@@ -84,7 +84,8 @@ def test_a_plan_adds_up_and_says_whether_it_fits(
     assert found.total("prepare") == fixed + 3e9
     assert found.fits is True
     told = found.as_json()
-    assert told["parts"]["edit"]["memory"] == {"c": 7.0}
+    read = logits(tiny_lm(), 8 * 24)  # eight held-out lines, before and after the edit
+    assert told["parts"]["edit"]["memory"] == {"c": 7.0, "logits of held-out lines": read}
     assert told["parts"]["edit"]["time"] == "seconds"
     assert told["parts"]["prepare"]["time"] != "seconds"
     assert planned({"edit": Work({"much": 1e12})}).fits is False

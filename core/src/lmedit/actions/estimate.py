@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.actions.damage import LINES
 from lmedit.memory import free, in_use
 from lmedit.pipeline import work_of
-from lmedit.planning import weights
+from lmedit.planning import PROMPT, logits, weights
+from lmedit.types import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.options import Options
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Work
 
 ACHIEVED = 1 / 3
 """The share of the speed of large matrix products that the work of a method reaches."""
@@ -95,4 +96,9 @@ def estimate(loaded: LoadedMethod, lm: Lm, options: Options, device: torch.devic
     there = free(device)
     if there is not None:
         there += fixed.get("Python and libraries", 0.0)  # this process already uses them
-    return Estimate(work_of(loaded, lm, options), fixed, there, speed(device, dtype))
+    work = dict(work_of(loaded, lm, options))
+    if (edit := work.get("edit")) is not None:
+        # The command reads held-out lines before and after the edit (`sample_held_out`).
+        read = {"logits of held-out lines": logits(lm, LINES * PROMPT)}
+        work["edit"] = Work({**edit.memory, **read}, edit.flops)
+    return Estimate(work, fixed, there, speed(device, dtype))
