@@ -91,11 +91,11 @@ def apply(
             chosen.check_edits([update for update, _ in found])
         _check_rounding(edited, patches, [update for update, _ in found], force=force)
         _tell_missing(edited, patches, found)
-        tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
         model_folders.add_edits(edited, found)
         if chosen:
             chosen.check_result(edited)
         model_folders.write_folder(edited, out)
+    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
 
 
