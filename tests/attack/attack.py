@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import test_escapes
 import test_hooks
 import test_readers
@@ -226,8 +227,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tries", type=int, help="at most so many tries of each kind")
+    parser.add_argument(
+        "--every-bytecode",
+        action="store_true",
+        help="interrupt undo at every bytecode, in minutes, in place of the other kinds",
+    )
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     asked = parser.parse_args()
+    if asked.every_bytecode:
+        os.environ["LMEDIT_ATTACK_SECONDS"] = "1"
+        file = str(Path(__file__).with_name("test_undo.py"))
+        sys.exit(pytest.main([file, "-k", "interrupt", "-s", "-q", "--durations=3"]))
     disable_progress_bar()
     found = attack(asked.only, 60 * asked.minutes, asked.seed, asked.tries)
     sys.stdout.write(f"{'kind':<12}{'tries':>8}{'failures':>10}" + "\n")

@@ -274,3 +274,33 @@ def test_a_file_of_a_newer_schema_is_one_line(lm: Lm, tmp_path: Path, number: ob
         with pytest.raises((LmeditError, ValueError), match=KNOWS) as told:
             read(path)
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (40,",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4\x000,), }",
+        "{'descr': '<f4',\n  'fortran_order': False,\n 'shape': (1,), }",
+        "{'descr': [('a', [[[",
+        "('",
+        "\t {",
+        "{1: 2}",
+        "{'descr': 'q'*9, 'x': ()}",
+        "0" * 5000,
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), }",
+        "{'descr': '|V99999999999', 'fortran_order': False, 'shape': (), }",
+    ],
+)
+def test_a_damaged_header_of_an_array_is_refused(tmp_path: Path, header: str) -> None:
+    from lmedit.storage.arrays import read_npy
+
+    told = header.encode("latin-1")
+    data = b"\x93NUMPY\x01\x00" + len(told).to_bytes(2, "little") + told + bytes(64)
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(ValueError, match=r"header|holds|version"):
+        read_npy(tmp_path / "a.npy", 3)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(ValueError, match=r"header|holds|version|shape"):
+        list(read_npz(tmp_path / "a.npz", ["a"], [(2, 2)]))

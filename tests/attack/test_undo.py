@@ -54,8 +54,9 @@ def codes_of(*owners: Any) -> set[CodeType]:
     return found
 
 
-LEDGER = codes_of(ledger_module, Ledger, undo, shield, lm_module.Lm)
-BLOCK = codes_of(ledger_module, undo, shield, lm_module.Lm, Editor)
+MANAGERS = codes_of(contextlib, contextlib._GeneratorContextManager)
+LEDGER = MANAGERS | codes_of(ledger_module, Ledger, undo, shield, lm_module.Lm)
+BLOCK = MANAGERS | codes_of(ledger_module, undo, shield, lm_module.Lm, Editor)
 
 
 def test_an_interrupt_at_any_bytecode_of_the_ledger_leaves_the_old_or_the_new(
@@ -80,6 +81,7 @@ def test_an_interrupt_at_any_bytecode_of_the_ledger_leaves_the_old_or_the_new(
     for error in each_place(keep_and_take_out, LEDGER, step):
         tries += 1
         assert isinstance(error, Interrupt)
+        assert not lm.lock._is_owned(), "other threads would wait for ever"
         assert len(ledger.entries) == states[lm.weights_digest()]
         if len(ledger.entries) == 2:
             ledger.take_out(entry.id)
@@ -104,6 +106,7 @@ def test_an_interrupt_at_any_bytecode_of_applied_leaves_the_base(
         tries += 1
         assert isinstance(error, Interrupt)
         assert (lm.weights_digest(), lm.open_blocks) == (base, ())
+        assert not lm.lock._is_owned(), "other threads would wait for ever"
     assert tries > 10
     assert lm.lock.acquire(blocking=False), "the lock is free for this thread"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models.undo import restored_after
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.shield import signals_later
+from lmedit.storage.shield import own_turn, signals_later
 from lmedit.types import DELTAS, LowRank, Update
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Ledger:
         it or if others changed the weights, and `ArtifactError` if it does not fit. Then nothing is
         changed.
         """
-        with self.lm.lock:
+        with own_turn(self.lm.lock):
             check_fits(self.lm, update)
             own = _own(update)
             entry = LedgerEntry(update_digest(own), own, deepcopy(dict(facts or {})))
@@ -202,7 +202,7 @@ class Ledger:
 
     def take_out(self, *ids: str) -> None:
         """Take out the edits with these ids (or beginnings of ids), all of them or none."""
-        with self.lm.lock:
+        with own_turn(self.lm.lock):
             gone = [self.find(start) for start in ids]
             self._check_untouched()
             left = tuple(entry for entry in self.entries if entry not in gone)

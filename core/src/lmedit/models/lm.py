@@ -17,6 +17,7 @@ from lmedit.models.identity import Identified
 from lmedit.models.joints import Joints
 from lmedit.models.parts import Parts
 from lmedit.storage.digests import KnownTensors, digest_tensors
+from lmedit.storage.shield import own_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class Lm(Asked, Identified, Parts):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Hold the model's lock and its evaluation mode in the block; then restore the modes."""
-        with self.lock:
+        with own_turn(self.lock):
             training = [module for module in self.model.modules() if module.training]
             try:
                 for module in training:

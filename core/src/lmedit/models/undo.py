@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit.errors import LedgerError
-from lmedit.storage.shield import signals_later
+from lmedit.storage.shield import own_turn, signals_later
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ def restored_after(lm: Lm, sites: Iterable[Site]) -> Iterator[OpenBlock]:
     Raises `LedgerError` if a block that began later is still open. Then this block and all later
     ones are closed, and their parameters are restored.
     """
-    with lm.lock:
+    with own_turn(lm.lock):
         block = OpenBlock({site: lm.snapshot(site) for site in sites})
         try:
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
+import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,15 @@ class OtherShapeError(ValueError):
         self.shape = shape
 
 
+BROKEN = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What zipfile raises for a damaged archive."""
 KINDS = "fiu"
 """Numpy's letters of floats and whole numbers."""
 LONGEST_HEADER = 10_000
@@ -41,7 +52,7 @@ def read_npz(path: Path, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
                     continue
                 with archive.open(f"{name}.npy") as file:
                     yield _read(file, shape, name)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         raise ValueError(str(error)) from error
 
 
@@ -66,8 +77,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
         (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
     try:
-        shape, order, kind = read(file, max_header_size=LONGEST_HEADER)
-    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy tells which other program wrote the header
+            shape, order, kind = read(file, max_header_size=LONGEST_HEADER)
+    except Exception as error:  # noqa: BLE001  (numpy runs parsers of Python, which raise anything)
         raise ValueError(f"its header cannot be read ({type(error).__name__})") from None
     if kind.kind not in KINDS:
         raise ValueError(f"it holds {kind}, not numbers")

@@ -1,11 +1,11 @@
-"""Hold signals back during a few lines that must run to their end."""
+"""Hold signals back during lines that must run to their end; give locks back after any of them."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +14,36 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
 )
 """The signals that ask a process to end. The last one is given back last."""
+
+
+@contextmanager
+def own_turn(lock: Any) -> Iterator[None]:
+    """Hold the `threading.RLock` *lock* in the block.
+
+    The outermost block of a thread gives it back whole, also after an interrupt at any bytecode. A
+    ``with lock`` does not: it can end between the lock and the block. Then other threads would wait
+    for ever.
+    """
+    inner, taken = lock._is_owned(), False
+    try:
+        try:
+            lock.acquire()
+            taken = True
+            yield
+        finally:
+            if inner and taken:
+                lock.release()
+            else:
+                _give_back(lock, inner=inner)
+    except BaseException:
+        _give_back(lock, inner=inner)  # again, because the interrupt may have hit the first call
+        raise
+
+
+def _give_back(lock: Any, *, inner: bool) -> None:
+    """Release *lock* as often as this thread holds it; an inner block leaves that to the outer."""
+    while not inner and lock._is_owned():
+        lock.release()
 
 
 @contextmanager
