@@ -31,10 +31,9 @@ def own_turn(lock: Any) -> Iterator[None]:
             taken = True
             yield
         finally:
-            if inner and taken:
+            if inner and taken and lock._is_owned():  # unless the outer block was left before
                 lock.release()
-            else:
-                _give_back(lock, inner=inner)
+            _give_back(lock, inner=inner)
     except BaseException:
         _give_back(lock, inner=inner)  # again, because the interrupt may have hit the first call
         raise
