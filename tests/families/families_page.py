@@ -35,7 +35,9 @@ INTRO = """# Model families
 
 This page is generated: `python3 dev.py families` tries every decoder of the installed transformers. For each
 `model_type` it builds a tiny random model (4 blocks, 16 wide, float32), writes it to a folder and loads it as a user
-does. Every result is compared with plain passes of transformers. A test compares some rows with this table.
+does. Every result is compared with plain passes of transformers. A test compares some rows with this table. The tiny
+models have what released ones have: tied heads, biases, windows, scaled rotations, soft caps. The image part of Gemma 3n
+needs the package timm; without it, an empty module takes its place.
 
 - **loads**: lmedit finds the blocks and the MLP output matrices. *named* says that the user must name the matrix,
   as the error shows it (`-o mlp_out`).

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from trials import REQUEST, build, loaded
 
 from lmedit.actions.subjects import proposals
+from lmedit.cli import main
 from lmedit.tiny import byte_tokenizer
 from lmedit.trace import captured, changed
 from lmedit_rome.restoring import MLP, STATE, TraceSettings, modules_of
@@ -48,6 +51,29 @@ def _run(lm: Lm, ids: list[int], noise: Tensor, hooks: list[tuple[nn.Module, Any
             stack.enter_context(changed(module, change))
         logits = lm.model(input_ids=torch.tensor([ids] * 3), use_cache=False).logits
     return logits[:, -1].float().softmax(-1)
+
+
+def test_locate_and_an_automatic_subject_work_without_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state-space model is traced, and its subject is proposed, on the command line."""
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    build("mamba").save_pretrained(tmp_path / "mamba")
+    byte_tokenizer().save_pretrained(tmp_path / "mamba")
+    fact = ("-m", "mamba", "--prompt", "The old tower is in the city of", "--target", "river")
+    probe = ("locate", "rome", *fact, "--subject", "The old tower", "--probe", "--json")
+    done = CliRunner().invoke(main, [*probe, "-o", "trace_samples", "2"])
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.stdout)["probe"]
+    assert values["total effect"] == pytest.approx(values["p(clean)"] - values["p(disturbed)"])
+    assert "state: largest effect" in values
+    assert "mlp: largest effect" in values
+    assert "attention: largest effect" not in values  # a block of Mamba has no second part
+    quick = ("-o", "steps", "2", "--force", "--json")
+    done = CliRunner().invoke(main, ["edit", "ft", *fact, "--subject", "auto", *quick])
+    assert done.exit_code == 0, done.output
+    assert "is taken; noise on it lowers the answer's probability" in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore")  # of the models' own code

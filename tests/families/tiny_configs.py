@@ -106,6 +106,58 @@ _MROPE = {
         "mrope_interleaved": True,
     }
 }
+_LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+}
+_YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 32,
+    }
+}
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0625,
+    "logits_scaling": 8.0,
+}
+_TIED = {"tie_word_embeddings": True}
+RELEASED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
+    "deepseek_v3": _YARN | {"n_group": 2, "topk_group": 1},
+    "falcon": {"new_decoder_architecture": True},
+    "llama": _LLAMA3 | _TIED,
+    "llama4_text": _LLAMA3,
+    "mllama_text_model": _LLAMA3,
+    "phi3": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 2.0, 4.0, 8.0],
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "qwen2": _TIED
+    | {"use_sliding_window": True, "sliding_window": 6}
+    | {"layer_types": [_FULL, _FULL, _SLIDING, _SLIDING]},
+    "qwen3": _TIED,
+    "stablelm": {"use_qkv_bias": True},
+}
+"""Settings that released checkpoints have, and the defaults of transformers have not."""
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         (
@@ -185,16 +237,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "hy_v4": {"indexer_types": ["full", "shared"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "llama": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        }
-    },
     "longcat_flash": {"head_dim": 4},
     "mllama_text_model": {"cross_attention_layers": [1]},
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
@@ -222,6 +264,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_head_dim": DEFAULT,
     },
 }
+
+for _kind, _settings in RELEASED.items():
+    SPECIAL[_kind] = SPECIAL.get(_kind, {}) | _settings
 
 
 def tiny_config(kind: str) -> Any:
