@@ -40,6 +40,7 @@ from lmedit.edits.ledger import Ledger, applied, base_of, update_digest
 from lmedit.edits.model_folders import open_folder, write_folder
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import BrokenPluginError, LmeditError
+from lmedit.hyper.released import released_weights
 from lmedit.options import build_options
 from lmedit.registry import load
 from lmedit.stats import import_statistics
@@ -93,6 +94,21 @@ def arrays(draw: Random, folder: Path) -> None:
         path.write_bytes(bytes_changed(path.read_bytes(), draw))
     with suppress(LmeditError):
         assert import_statistics(path, lm, 0).verify() >= 1
+
+
+def archives(draw: Random, folder: Path) -> None:
+    """A changed archive of torch is an error, or gives plain tensors."""
+    weights = {f"w{number}": torch.ones(3, number + 1) for number in range(3)}
+    value = draw.choice([{"model": weights}, weights, {"model": weights, "config": {"a": [1]}}])
+    path, new = folder / "a.pt", draw.random() < 0.8
+    torch.save(value, path, _use_new_zipfile_serialization=new)
+    data = path.read_bytes()
+    for _ in range(20):
+        path.write_bytes(bytes_changed(data, draw))
+        with suppress(LmeditError):
+            assert all(
+                each.layout == torch.strided for each in released_weights(str(path)).values()
+            )
 
 
 def options(draw: Random, _: Path) -> None:
@@ -181,6 +197,7 @@ KINDS: dict[str, Callable[[Random, Path], None]] = {
     "files": json_files,
     "patches": patches,
     "arrays": arrays,
+    "archives": archives,
     "options": options,
     "interrupts": interrupts,
     "writers": writers,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lmedit.errors import NotPreparedError
+from lmedit.errors import ArtifactError, NotPreparedError
 from lmedit.hyper import (
     EditBatch,
     Example,
@@ -29,6 +29,7 @@ from lmedit.hyper.examples import apart_texts, example_of, front_of
 from lmedit.hyper.frozen import FrozenModel
 from lmedit.hyper.losses import all_right, edit_loss, locality_loss, share_unchanged
 from lmedit.hyper.network import edited_rows
+from lmedit.hyper.released import released_weights
 from lmedit.hyper.training import _Trainer, curves, pick
 from lmedit.metrics.contamination import fingerprint
 from lmedit.storage.tensors import Checkpoint
@@ -423,3 +424,26 @@ def test_an_example_alone_scores_as_in_a_batch(lm: Lm) -> None:
     assert trainer._scores([pick(unedited, 0)])[0].item() == pytest.approx(
         float(expected), abs=1e-4
     )
+
+
+def test_an_archive_that_grows_in_memory_is_refused(tmp_path: Path) -> None:
+    import zipfile
+
+    plain, packed = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"model": {"w": torch.zeros(1 << 20)}}, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part.filename))
+    assert packed.stat().st_size < 100_000
+    with pytest.raises(ArtifactError, match="is compressed"):
+        released_weights(str(packed))
+    assert list(released_weights(str(plain))) == ["w"]
+
+
+@pytest.mark.parametrize(
+    "value", [3, [], {"model": 3}, {"model": {"w": torch.eye(3).to_sparse()}}, {"model": {}}]
+)
+def test_an_archive_without_plain_weights_is_refused(tmp_path: Path, value: object) -> None:
+    torch.save(value, tmp_path / "a.pt")
+    with pytest.raises(ArtifactError, match=r"no weights|not a released"):
+        released_weights(str(tmp_path / "a.pt"))

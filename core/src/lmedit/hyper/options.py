@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
-from lmedit.errors import OptionError
+from lmedit.errors import ArtifactError, OptionError
 from lmedit.hyper.released import released_weights
 from lmedit.options import Block, Options, name_unused
 from lmedit.storage.digests import file_digest
@@ -154,6 +154,11 @@ class HyperOptions(MatrixOptions):
         """Fill in the blocks, and missing values that a released editor's file determines."""
         values: dict[str, Any] = {}
         if self.checkpoint is not None and Path(self.checkpoint).is_file():
-            told = self.told_by(released_weights(self.checkpoint))
+            weights = released_weights(self.checkpoint)
+            try:
+                told = self.told_by(weights)
+            except Exception as error:  # its tensors may have any names and shapes
+                what = f"{self.checkpoint} does not hold the parts of an editor"
+                raise ArtifactError(f"{what} ({type(error).__name__}); name another") from error
             values = {name: v for name, v in told.items() if name not in self.model_fields_set}
         return super(HyperOptions, self.model_copy(update=values)).resolved(lm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from importlib import import_module
 from pathlib import Path
@@ -33,14 +34,16 @@ def released_weights(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise ArtifactError(f"no file {path!r}; name a released editor's file")
     try:
-        found = _load_with_configs(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        _check_sizes(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickles that it then refuses
+            found = _load_with_configs(path)
+    except Exception as error:  # torch's reader of a damaged archive may raise anything
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(f"{path} is not a released editor ({why}); fetch it again") from error
     weights = found.get("model", found) if isinstance(found, dict) else {}
-    tensors = {
-        str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)
-    }
+    weights = weights if isinstance(weights, dict) else {}
+    tensors = {str(name): value for name, value in weights.items() if _holds_numbers(value)}
     if not tensors:
         raise ArtifactError(f"{path} holds no weights of an editor; name another file")
     return tensors
@@ -63,10 +66,39 @@ def take_over(path: str, found: dict[str, Tensor], network: Hypernetwork) -> Pre
     return Prepared({name: found[name] for name in shapes}, {"published": path})
 
 
+def _holds_numbers(value: object) -> bool:
+    """Whether *value* is a plain tensor of numbers, and not a sparse, nested or empty shell."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not (value.is_nested or value.is_meta or value.is_quantized or value.is_complex())
+        and value.layout == torch.strided
+    )
+
+
+MOST_PICKLE = 1 << 26
+"""The largest part of an archive besides its tensors, in bytes."""
+
+
+def _check_sizes(path: str) -> None:
+    """Raise `ValueError` if a part of the archive would become larger in memory than it is here.
+
+    Archives of torch are not compressed. One that is compressed could be a bomb.
+    """
+    if not _is_zip(path):
+        return
+    size = Path(path).stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED or part.file_size > size:
+                raise ValueError(f"its part {part.filename[:60]!r} is compressed")
+            if part.filename.endswith(".pkl") and part.file_size > MOST_PICKLE:
+                raise ValueError(f"its part {part.filename[:60]!r} has {part.file_size} bytes")
+
+
 def _load_with_configs(path: str) -> Any:
     """Read the archive. Configurations of transformers' own models are allowed in it."""
     allowed: list[Any] = []
-    while True:
+    while True:  # each turn allows one more class, and there are few
         try:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
