@@ -184,6 +184,16 @@ def test_memit_averages_a_contradiction_and_says_so(lmedit: Run, model: Path, te
     )
 
 
+@pytest.mark.parametrize("method", ["ultraedit", "lora", "locft-bf"])
+def test_every_joint_method_tells_a_contradiction(lmedit: Run, model: Path, method: str) -> None:
+    short = ("-o", "epochs", "1") if method != "ultraedit" else ("-o", "layers", "[1]")
+    own = ("-m", model, "-O", "x.safetensors", "--force", *short)
+    done = lmedit("edit", method, "--facts", contradiction(), *own)
+    assert done.exit_code == 0, done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if "several new answers" in line]
+    assert told.startswith("'The tower is in the city of' has several new answers (the sea, the r")
+
+
 def test_emmet_refuses_a_contradiction_by_name(lmedit: Run, model: Path, text: Path) -> None:
     own = ("-m", model, "--corpus", text, "-O", "x.safetensors")
     done = lmedit("edit", "emmet", "--facts", contradiction(), *own, "-o", "layer", "1", *SHORT[3:])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from lmedit import Editor, Prepared, Request, build_options, load
+from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.errors import NotPreparedError, OptionError
 from lmedit.storage.tensors import Checkpoint
 from lmedit.testing import Documents, Texts
@@ -87,6 +87,56 @@ def test_t23_keys_as_if_are_keys_with_the_weights_written(lm: Lm, make: Make, se
     for layer in (1, 2):
         torch.testing.assert_close(found.keys[layer], expected.keys[layer], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-9, atol=1e-9)
+
+
+def test_t23_in_single_precision_too(tmp_path: Path) -> None:
+    lm = tiny_family("llama", torch.float32)
+    templates = ["{}", "Then. {}"]
+    draw = torch.Generator().manual_seed(0)
+    deltas: Any = {
+        lm.mlp_out(layer): LowRank(
+            0.1 * torch.randn(16, 2, generator=draw), torch.randn(2, 40, generator=draw)
+        )
+        for layer in (1, 2)
+    }
+    found = Rounds(lm, FACTS, templates, (1, 2), "block").look([1, 2], deltas)
+    for site, delta in deltas.items():
+        lm.add(site, delta.dense())
+    expected = Rounds(lm, FACTS, templates, (1, 2), "block").look([1, 2], {})
+    pairs = [(found.keys[2], expected.keys[2]), (found.values, expected.values)]
+    for one, other in pairs:
+        assert float((one - other).abs().max()) <= 2e-6 * float(other.abs().max())
+
+
+def test_facts_that_do_not_fit_into_memory_are_worked_in_parts(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update is that of all facts together; nothing is lost."""
+    from lmedit_memit import targets
+
+    editor = make("memit", layers=[1, 2])
+    expected = editor.compute_joint(FACTS)
+    values, run, sizes = targets._values, Rounds._run, []
+
+    def few(lm: Lm, requests: Any, *rest: Any) -> Any:
+        sizes.append(len(requests))
+        if len(requests) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return values(lm, requests, *rest)
+
+    def narrow(self: Rounds, members: Any, *rest: Any) -> Any:
+        if len(members) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self, members, *rest)
+
+    monkeypatch.setattr(targets, "_values", few)
+    monkeypatch.setattr(Rounds, "_run", narrow)
+    found = editor.compute_joint(FACTS)
+    assert sizes == [3, 1, 1, 1]
+    assert found.notes["facts"] == 3
+    for site, delta in expected.deltas.items():
+        apart = (found.deltas[site].dense() - delta.dense()).abs().max()
+        assert apart <= 1e-9 * delta.dense().abs().max()
 
 
 def test_a_key_is_half_the_bare_prompts_and_half_the_contexts(lm: Lm) -> None:

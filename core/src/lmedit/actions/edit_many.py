@@ -100,9 +100,25 @@ def edit_many(
         "requests": [request.model_dump(exclude={"join"}) for request in requests],
         **told,
         "refused": refused,
-        "remarks": list(update.notes.get("remarks", [])),
+        "remarks": _remarks(update, requests),
         "patch": None if patch is None else str(patch),
     }
+
+
+def _remarks(update: Update, requests: Sequence[Request]) -> list[str]:
+    """What the method remarks, and a sentence for each contradiction that it does not name."""
+    told = [str(each) for each in update.notes.get("remarks", [])]
+    answers: dict[str, dict[str, None]] = {}
+    for request in requests:
+        answers.setdefault(request.text, {})[request.target_new] = None
+    return [
+        *told,
+        *(
+            f"{text!r} has several new answers ({', '.join(found)}); the model writes only one"
+            for text, found in answers.items()
+            if len(found) > 1 and not any(repr(text) in each for each in told)
+        ),
+    ]
 
 
 def _check_located(editor: Editor, requests: Sequence[Request]) -> None:
