@@ -135,7 +135,7 @@ def test_a_strange_carry_is_refused_with_both_names(
     ("carry", "why"),
     [
         ({"keys": torch.tensor([torch.nan])}, "not finite"),
-        ({"keys": 3}, "tensors under names"),
+        ({"keys": 3}, "carry 'keys' as a int, not a tensor"),
         ({3: torch.ones(1)}, "tensors under names"),
         ([torch.ones(1)], "mapping"),
     ],

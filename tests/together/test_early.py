@@ -210,5 +210,6 @@ def test_refusals_import_no_heavy_library(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from lmedit.compare.worker import Ended
     from lmedit.plan import Plan
 
-OURS = frozenset(f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit"))
+OURS = frozenset(
+    f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit", "ultraedit")
+)
 """The distributions of this project. Their methods share a process unless the user says --isolate.
 """
 MOST_ENDS = 5

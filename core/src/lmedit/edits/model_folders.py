@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, update_digest
 from lmedit.edits.patches import load_patch, save_patch
@@ -59,6 +59,13 @@ class _Head(Frozen):
     weights: str
     touched: list[tuple[str, bool] | tuple[str, bool, int]]
     edits: list[_Edit]
+
+    @field_validator("edits")
+    @classmethod
+    def _check_ids(cls, edits: list[_Edit]) -> list[_Edit]:
+        if len({edit.id for edit in edits}) < len(edits):
+            raise ValueError("an edit stands in it twice")
+        return edits
 
 
 @dataclass(frozen=True)
