@@ -15,7 +15,7 @@ import torch
 
 from lmedit import Lm
 from lmedit.errors import LmeditError, ModelError, RequestError
-from lmedit.models.load import device_of
+from lmedit.models.devices import device_of
 from lmedit.storage.atomic import PREFIX
 from lmedit.tiny import tiny_lm
 

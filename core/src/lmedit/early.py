@@ -10,7 +10,7 @@ from lmedit.cases.layouts import split_name
 from lmedit.cases.load import path_of
 from lmedit.errors import OptionError, UnknownNameError
 from lmedit.models import check_layers
-from lmedit.models.load import device_of
+from lmedit.models.devices import device_of
 from lmedit.options import build_options
 from lmedit.stats import PREFIX, SELF, statistics_named
 

@@ -271,3 +271,20 @@ def for_methods(
         for name in [method] if dot else names:
             sorted_[name][option] = value
     return sorted_
+
+
+def remarks_on_files(given: Iterable[tuple[str, Any]], lm: Lm) -> list[str]:
+    """A note for each options file (``-o @FILE``) that was tuned on other weights."""
+    found = []
+    for path in (Path(value) for key, value in given if key == FILE_KEY):
+        for method, entry in read_tuned(path).items():
+            evidence = entry.get("evidence", {})
+            if evidence.get("model_digest", lm.digest) != lm.digest:
+                model = evidence.get("model")
+                found.append(f"{path}: {method} was tuned on other weights ({model})")
+    return found
+
+
+def takes_checkpoint(options: Options) -> bool:
+    """Whether *options* name a published editor's file. lmedit then reads it and trains nothing."""
+    return getattr(options, "checkpoint", None) is not None

@@ -19,12 +19,12 @@ from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import check_files, load_lm, outline
 from lmedit.observers import observe_all
 from lmedit.options import (
-    FILE_KEY,
     build_options,
     for_methods,
     parts_of,
-    read_tuned,
+    remarks_on_files,
     remarks_on_tuned,
+    takes_checkpoint,
 )
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path
@@ -270,7 +270,7 @@ def set_up(
     lm = plan.load_model()
     for remark in (
         *lm.notes,
-        *remarks_on_files(plan, lm),
+        *remarks_on_files(plan.options, lm),
         *remarks_on_tuned([each.method for each in methods], lm),
     ):
         tell(remark)
@@ -317,11 +317,6 @@ def editor_for(
     return prepare(loaded, lm, options, material, sweep)
 
 
-def takes_checkpoint(options: Options) -> bool:
-    """Whether *options* name a published editor's file. lmedit then reads it and trains nothing."""
-    return getattr(options, "checkpoint", None) is not None
-
-
 def _words(material: Material) -> str:
     """The name of *material*, and for text that the model writes, a better choice."""
     if isinstance(material, SelfWritten):
@@ -342,18 +337,6 @@ def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material 
     if name == SELF or (name is None and lm.text is None):
         return SelfWritten(lm)
     found: Material | None = corpus_of(name, lm.text, download=download)
-    return found
-
-
-def remarks_on_files(plan: Plan, lm: Lm) -> list[str]:
-    """A note for each options file (``-o @FILE``) that was tuned on other weights."""
-    found = []
-    for path in (Path(value) for key, value in plan.options if key == FILE_KEY):
-        for method, entry in read_tuned(path).items():
-            evidence = entry.get("evidence", {})
-            if evidence.get("model_digest", lm.digest) != lm.digest:
-                model = evidence.get("model")
-                found.append(f"{path}: {method} was tuned on other weights ({model})")
     return found
 
 

@@ -1,9 +1,8 @@
 """Find methods without importing them, and load them. A broken plugin is a value, not a crash.
 
 Discovery reads only the metadata of installed distributions. `load` imports a method and gives
-it its own plugin manager: the defaults, the method, a guard around it, and observers
-(`lmedit.observers`). So a call cannot reach the wrong method, and a broken plugin cannot break
-another one.
+it its own plugin manager: the defaults, the method, a guard around it, and observers. So a call
+cannot reach the wrong method, and a broken plugin cannot break another one.
 """
 
 from __future__ import annotations
@@ -233,8 +232,8 @@ def register(
 ) -> LoadedMethod:
     """Put *module* into its own plugin manager and call its `edit_describe`.
 
-    *name* is the name of the entry point, which the method must have (law 1). None accepts any
-    name. *code* is the digest of its code. Raises `BrokenPluginError`.
+    The method must have the *name* of its entry point (law 1), or any if it is None. *code* is the
+    digest of its code. Raises `BrokenPluginError`.
     """
     import pluggy
 

@@ -81,16 +81,12 @@ def edit_many(
     seconds = time.perf_counter() - started
     with editor.applied(update):
         after = _look(editor, requests, held.measure(lm))
-    results = [
-        {"before": was.joint, "after": now.joint, "verdict": verdict}
-        for was, now, verdict in zip(before.chances, after.chances, after.verdicts, strict=True)
-    ]
     norm = worst(relative_norms(lm, update).values())
     measured = {"measured_on": text, "relative_norm": norm, **_summary(before, after)}
     harm = damage(before.health, after.health, text)
     refused = unsound(update) or _why_not(measured) or harm
     facts = _facts(editor, requests, update, earlier)
-    told = {"seconds": seconds, "results": results, "measured": measured}
+    told = {"seconds": seconds, "results": _results(before, after), "measured": measured}
     patch = None
     if force or refused is None:
         patch = out or Path(f"{editor.name}-{len(requests)}-facts.safetensors")
@@ -128,6 +124,14 @@ def _check_located(editor: Editor, requests: Sequence[Request]) -> None:
             editor.locate(request)
         except RequestError as error:
             raise RequestError(f"fact {number} ({request.text!r}): {error}") from error
+
+
+def _results(before: _Look, after: _Look) -> list[dict[str, Any]]:
+    """For each fact the target's probability before and after, and the verdict."""
+    return [
+        {"before": was.joint, "after": now.joint, "verdict": verdict}
+        for was, now, verdict in zip(before.chances, after.chances, after.verdicts, strict=True)
+    ]
 
 
 def _summary(before: _Look, after: _Look) -> dict[str, Any]:

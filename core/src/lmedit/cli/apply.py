@@ -10,17 +10,15 @@ import click
 from lmedit.cli.common import (
     PLACE,
     as_json_text,
-    base_for,
     fact_line,
     json_flag,
     model_flags,
     note,
-    parts_for,
     refuse_unused,
     say,
-    tell_forced,
     tell_notes,
 )
+from lmedit.cli.patch_files import base_for, parts_for, tell_forced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,16 +65,7 @@ def apply(
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
 
-    chosen = _recipe(recipe)
-    if bool(patches) == bool(chosen):
-        raise click.UsageError("name patches or give --recipe, not both")
-    if chosen and recipe:
-        refuse_unused(f"is not used, since {recipe} names the base, {chosen.base}", "--model")
-        if base_for(model, ()) != "demo":
-            raise click.UsageError(f"{recipe} names the base, {chosen.base}; remove -m")
-        model, patches = chosen.base, tuple(chosen.patches(recipe))
-    else:
-        model = base_for(model, patches)
+    chosen, model, patches = _choose(recipe, model, patches)
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):
@@ -103,6 +92,21 @@ def _recipe(path: Path | None) -> Recipe | None:
     from lmedit.edits.recipes import read_recipe
 
     return read_recipe(path) if path else None
+
+
+def _choose(
+    path: Path | None, model: str, patches: tuple[Path, ...]
+) -> tuple[Recipe | None, str, tuple[Path, ...]]:
+    """The recipe at *path*, if one is given, the base and the patches."""
+    recipe = _recipe(path)
+    if bool(patches) == bool(recipe):
+        raise click.UsageError("name patches or give --recipe, not both")
+    if recipe is None or path is None:
+        return None, base_for(model, patches), patches
+    refuse_unused(f"is not used, since {path} names the base, {recipe.base}", "--model")
+    if base_for(model, ()) != "demo":
+        raise click.UsageError(f"{path} names the base, {recipe.base}; remove -m")
+    return recipe, recipe.base, tuple(recipe.patches(path))
 
 
 @click.command()

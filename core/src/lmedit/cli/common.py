@@ -15,7 +15,7 @@ from lmedit.storage.escapes import for_json, for_terminal
 from lmedit.storage.json_files import dump_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from lmedit.models import Lm
     from lmedit.plan import Plan, Setup
@@ -266,36 +266,6 @@ def tell_notes(lm: Lm) -> None:
     """Print the notes on how *lm* was loaded, on stderr."""
     for text in lm.notes:
         note(text)
-
-
-def base_for(model: str, patches: Sequence[Path]) -> str:
-    """The model of *patches*: that of -m if the user gave one, else the base that they name.
-
-    Its digest is checked when the patches are read.
-    """
-    source = click.get_current_context().get_parameter_source("model")
-    if source is not None and source.name != "DEFAULT":
-        return model
-    from lmedit.edits.patches import base_named
-
-    found = next((name for name in map(base_named, patches) if name), model)
-    if found != model:
-        note(f"the base is {found}, as the patch says; -m names another place of it")
-    return found
-
-
-def tell_forced(patches: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
-    """Print a note for each of *patches*, with their facts, that was written with --force."""
-    for path, facts in patches:
-        if facts.get("forced"):
-            note(f"{path} was written with --force, although {facts['forced']}")
-
-
-def parts_for(patches: Sequence[Path]) -> dict[str, str]:
-    """The parts of the model that the user named when the *patches* were made."""
-    from lmedit.edits.patches import parts_in
-
-    return {name: path for patch in patches for name, path in parts_in(patch).items()}
 
 
 def plan_of(given: dict[str, Any]) -> Plan:

@@ -9,14 +9,12 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
-    base_for,
     model_flags,
     note,
-    parts_for,
     say,
-    tell_forced,
     tell_notes,
 )
+from lmedit.cli.patch_files import base_for, parts_for, tell_forced
 
 if TYPE_CHECKING:
     from pathlib import Path

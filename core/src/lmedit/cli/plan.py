@@ -38,7 +38,7 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
     import torch
 
     from lmedit.actions.estimate import estimate
-    from lmedit.models.load import device_of
+    from lmedit.models.devices import device_of
     from lmedit.plan import Setup
 
     flags = ("--corpus", "--observe", "--seed", "--edit-timeout")

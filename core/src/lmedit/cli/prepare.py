@@ -53,7 +53,8 @@ def prepare(
 ) -> None:
     """Prepare METHOD for a model. You can stop it and start it again; the result is cached."""
     from lmedit.charts import files
-    from lmedit.plan import set_up, takes_checkpoint
+    from lmedit.options import takes_checkpoint
+    from lmedit.plan import set_up
     from lmedit.preparation import prepared_path
 
     refuse_unused("limits the hooks of an edit, and nothing is edited", "--edit-timeout")
@@ -61,13 +62,8 @@ def prepare(
         files.check_ending(plot)
     given["methods"] = (method,)
     plan = plan_of(given)
-    keys = {key for key, _ in plan.options}
-    if layers is not None and keys & {"layer", f"{method}.layer"}:
-        raise click.UsageError("-o layer is not used beside --layers; remove one of them")
-    if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
-        raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
-    once = {} if limit is None else {"limit": limit}
-    each = [once | at for at in _each(layers)]
+    _check_options(plan, method, layers)
+    each = [_once(limit) | at for at in _each(layers)]
     _check_flags(plan, plot)
     setup = set_up(plan, note, more=each)
     (loaded,) = setup.methods
@@ -86,10 +82,21 @@ def prepare(
         found.append({"method": method, "path": str(path), "facts": facts})
     if plot is not None:
         _draw(found[0]["facts"], plot)
-    if as_json:
-        say(as_json_text(found if layers else found[0]))
-        return
-    say("\n\n".join(_text(**one) for one in found if one["facts"]))
+    texts = "\n\n".join(_text(**one) for one in found if one["facts"])
+    say(as_json_text(found if layers else found[0]) if as_json else texts)
+
+
+def _once(limit: int | None) -> dict[str, Any]:
+    return {} if limit is None else {"limit": limit}
+
+
+def _check_options(plan: Plan, method: str, layers: str | None) -> None:
+    """Refuse options and flags of *plan* of which one makes the other useless."""
+    keys = {key for key, _ in plan.options}
+    if layers is not None and keys & {"layer", f"{method}.layer"}:
+        raise click.UsageError("-o layer is not used beside --layers; remove one of them")
+    if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
+        raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
 
 
 def _check_flags(plan: Plan, plot: Path | None) -> None:

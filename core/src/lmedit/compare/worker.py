@@ -1,9 +1,8 @@
 """The work of a comparison: edit and score each case. A failure is a result.
 
-If a method only adds its deltas and the weights are of full precision, no edit is written into the
-weights. Then several edits are scored together (`lmedit.replay.unmerged`). Else each edit is
-applied, scored and reverted. Finished tasks are in the store and are not repeated. Several
-processes may share a run.
+If a method only adds its deltas to weights of full precision, several edits are scored together,
+beside the weights (`lmedit.replay.unmerged`). Else each edit is applied, scored and reverted.
+Finished tasks are in the store and are not repeated. Several processes may share a run.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Computed:
-    """A computed update, its seconds, and its peak memory in MiB.
-
-    If several updates were computed together, the seconds are an equal share.
-    """
+    """A computed update, its (share of the) seconds, and its peak memory in MiB."""
 
     update: Update
     seconds: float

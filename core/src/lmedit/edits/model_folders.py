@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
 from lmedit.edits.ledger import SHORT, Ledger, LedgerEntry, check_fits, check_shapes, update_digest
+from lmedit.edits.ledger_file import read_head
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.edits.written import check_written
 from lmedit.errors import ArtifactError, LedgerError
@@ -22,10 +21,10 @@ from lmedit.models import LEDGER, TUNED_FILE, Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import SCHEMA, check_schema, read_json, write_json
+from lmedit.storage.json_files import SCHEMA, write_json
 from lmedit.storage.locks import folder_locked
 from lmedit.storage.tensors import BASE, load_tensors, save_tensors
-from lmedit.types import Frozen, Site, first_complaint
+from lmedit.types import Site
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -34,38 +33,6 @@ if TYPE_CHECKING:
     from lmedit.types import Update
 
 EDITS, ORIGINALS = "lmedit-edits", "base.safetensors"
-
-
-class _Base(Frozen):
-    name: str
-    digest: str
-
-
-class _Edit(BaseModel):
-    """An edit in the ledger: its id, and the facts of its patch."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    id: str = Field(pattern="^[0-9a-f]{64}$")
-    request: dict[str, Any] = Field(default_factory=dict)
-
-
-class _Head(Frozen):
-    """The content of `lmedit-ledger.json`."""
-
-    schema_number: int = Field(default=SCHEMA, alias="schema")
-    base: _Base
-    number_type: str
-    weights: str
-    touched: list[tuple[str, bool] | tuple[str, bool, int]]
-    edits: list[_Edit]
-
-    @field_validator("edits")
-    @classmethod
-    def _check_ids(cls, edits: list[_Edit]) -> list[_Edit]:
-        if len({edit.id for edit in edits}) < len(edits):
-            raise ValueError("an edit stands in it twice")
-        return edits
 
 
 @dataclass(frozen=True)
@@ -118,7 +85,7 @@ def with_ledger(lm: Lm, name: str) -> EditedModel:
     path = (lm.folder or Path(name)) / LEDGER
     if not path.is_file():
         return EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": digest})
-    head = _read(path)
+    head = read_head(path)
     if digest != head["weights"]:
         how_loaded = f"; it was written in {head['number_type']}, loaded in {lm.dtype_name}"
         raise ArtifactError(
@@ -160,19 +127,6 @@ def _ledger(lm: Lm, folder: Path, head: Mapping[str, Any]) -> Ledger:
     return Ledger(lm, tuple(entries), {s: tensors[s.name].clone() for s in touched})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        head = read_json(path)
-        check_schema(head.get("schema") if isinstance(head, dict) else None)
-        _Head.model_validate(head)
-    except ValidationError as error:
-        what = f"{path} is damaged ({first_complaint(error)}); apply the patches again"
-        raise ArtifactError(what) from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); apply the patches again") from error
-    return head
-
-
 def read_log(folder: Path) -> dict[str, Any]:
     """The edits in the model of *folder*, read from its ledger alone, without the weights.
 
@@ -180,7 +134,7 @@ def read_log(folder: Path) -> dict[str, Any]:
     """
     if not (folder / LEDGER).is_file():
         raise LedgerError(f"{folder} has no {LEDGER}: it holds no edit of lmedit")
-    return _read(folder / LEDGER)
+    return read_head(folder / LEDGER)
 
 
 def add_edits(model: EditedModel, edits: Sequence[tuple[Update, dict[str, Any]]]) -> EditedModel:

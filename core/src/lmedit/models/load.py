@@ -20,6 +20,7 @@ from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
 from lmedit.models.chat import chat_of
 from lmedit.models.checkpoint import auto_class, read_weights
+from lmedit.models.devices import SPREAD, device_of
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
 from lmedit.models.refusals import (
@@ -54,10 +55,6 @@ TUNED_FILE = "lmedit-tuned.json"
 def worlds() -> dict[str, World]:
     """The installed worlds by name: models that come with records and text."""
     return {point.name: point.load() for point in entry_points(group=WORLDS)}
-
-
-SPREAD = "map"
-"""The device name for all devices; accelerate fills them in turn, then memory and disk."""
 
 
 @dataclass(frozen=True)
@@ -314,23 +311,6 @@ def _complaint(place: Place, error: Exception) -> str:
     folder = place.folder.exists()
     remedy = place.remedy if folder else "add --download to fetch the missing files"
     return complaint(place.source, error, folder=folder, remedy=remedy)
-
-
-def device_of(device: str) -> str:
-    """The device with this name; auto: cuda, mps or cpu. Raises `ModelError`."""
-    if device == SPREAD:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device != "auto":
-        try:
-            found = torch.zeros(1, device=device)
-            if found.is_meta:
-                raise RuntimeError("it holds no values")
-            return str(found.device)
-        except Exception as error:
-            raise ModelError(f"no device {device!r} here; use cpu, or cuda or mps") from error
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _read_tuned(file: Path) -> Mapping[str, Any]:

@@ -55,7 +55,6 @@ def joint_update(
     seen = seen_at(lm, options, requests)
     targets = find_targets(lm, requests, templates, options, seen)
     rounds = Rounds(lm, requests, templates, layers, seen)
-    names = [f"{request.text} -> {request.target_new}" for request in requests]
     deltas: dict[Site, Delta] = {}
     before: Tensor | None = None
     for number, layer in enumerate(layers):
@@ -65,22 +64,26 @@ def joint_update(
         residual = targets.Z - look.values
         before = residual if before is None else before
         K, width = look.keys[layer], lm.mlp_width(layer)
-        metrics = [metric_of(each, lm.device_of(sites[0])) for each in places]
-        metric = metrics[0] if len(metrics) == 1 else Metric.of_parts(metrics, [width] * len(sites))
+        device = lm.device_of(sites[0])
+        metric = _join([metric_of(each, device) for each in places], width)
         B = memory_of(carried, places) if options.remember else None
-        B = B.to(K) if B is not None else None
         if check:
-            check(metric, K, B, names)
+            check(metric, K, B, [f"{each.text} -> {each.target_new}" for each in requests])
         X = joint_keys(metric, K, B)
         part = part_of(residual, len(layers) - number, spread).to(X)
         for site, rows in zip(sites, torch.split(X, width), strict=True):
             deltas[site] = change_of(part, rows, lm.working_dtype)
-        del metric, metrics
+        del metric
     after = rounds.look(layers if options.remember else [], deltas)
     assert before is not None
     notes = _notes(requests, targets, before, targets.Z - after.values)
     notes["value at"] = seen
     return Update(deltas, notes, _carry(after, lm, rounds) if options.remember else {})
+
+
+def _join(metrics: list[Metric], width: int) -> Metric:
+    """The metric of a layer, or that of its experts side by side, each of *width*."""
+    return metrics[0] if len(metrics) == 1 else Metric.of_parts(metrics, [width] * len(metrics))
 
 
 def _site(lm: Lm, place: Place) -> Site:

@@ -1,0 +1,137 @@
+"""Call a function in a process of its own, and get its answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+from lmedit import errors
+from lmedit.cli.common import note
+from lmedit.cli.endings import Stopped, signals_end
+from lmedit.cli.workers import SECONDS_TO_STOP, end_with_parent, end_workers
+from lmedit.errors import LmeditError
+from lmedit.storage.json_files import dump_json, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+POLL_SECONDS = 0.2
+
+
+class EndedError(Exception):
+    """A process ended before it answered; the text says how."""
+
+    def __init__(self, how: str, *, again: bool = True) -> None:
+        """*again* tells whether another process may get further."""
+        super().__init__(how)
+        self.again = again
+
+
+def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call *function* in a process of its own, and return its answer, which is a JSON value.
+
+    Raises the `LmeditError` that the function raised, and `EndedError` if the process ends without
+    an answer or another exception ends it.
+    """
+    made = _processes()
+    here, there = made.Pipe(duplex=False)
+    given = (there, dict(os.environ), function, arguments)
+    process = made.Process(target=_answer, args=given)
+    process.start()
+    there.close()
+    try:
+        kind, value = _last_word(here, process)
+        process.join(SECONDS_TO_STOP)
+    except (EOFError, OSError) as error:
+        process.join(POLL_SECONDS)
+        raise EndedError(_how(process.exitcode)) from error
+    finally:
+        end_workers([process])
+        here.close()
+    if kind == "answer":
+        return value
+    if kind == "bug":
+        raise EndedError(value, again=False)
+    known = getattr(errors, kind, LmeditError)
+    told = known.__new__(known)
+    LmeditError.__init__(told, value)
+    raise told
+
+
+def _processes() -> Any:
+    """What makes processes: a server that has imported the libraries, and no plugin, forks them.
+
+    Other systems than Linux start each process anew.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    made = get_context("forkserver")
+    made.set_forkserver_preload(["torch", "transformers.modeling_utils", "lmedit.actions.compare"])
+    return made
+
+
+def _last_word(here: Connection, process: BaseProcess) -> tuple[str, Any]:
+    """What *process* sends at its end; its notes before are printed."""
+    while True:
+        while not here.poll(POLL_SECONDS):
+            if not process.is_alive() and not here.poll():
+                raise EndedError(_how(process.exitcode))
+        kind, value = parse_json(here.recv_bytes(), nan_is_none=True)
+        if kind != "note":
+            return kind, value
+        note(value)
+
+
+def _how(code: int | None) -> str:
+    """How a process with this exit *code* ended."""
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with code {code}"
+
+
+_line: list[Connection] = []
+"""In a process that answers: the way to the one that asked."""
+
+
+def tell_asker(text: str) -> None:
+    """Let the process that asked print the note *text*."""
+    _line[0].send_bytes(dump_json(["note", text]).encode())
+
+
+def _answer(
+    there: Connection,
+    variables: Mapping[str, str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Send what *function* returns, or the error that it raises. *variables* are the caller's."""
+    os.environ.clear()
+    os.environ.update(variables)
+    from tqdm import tqdm
+
+    from lmedit.guards.hooks import alone_here
+
+    _line.append(there)
+    alone_here()
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    mine = os.getpid()
+    try:
+        with signals_end():
+            told = ["answer", function(*arguments)]
+    except Stopped:
+        return
+    except LmeditError as error:
+        told = [type(error).__name__, " ".join(str(error).split())]
+    except BaseException as error:  # noqa: BLE001  (the plugin may raise anything)
+        told = ["bug", " ".join(f"{type(error).__name__}: {error}".split())[:500]]
+    if os.getpid() == mine:
+        there.send_bytes(dump_json(told).encode())
+        there.close()
