@@ -114,6 +114,7 @@ def test_an_observer_sees_arguments_results_and_errors(
         "-m",
         model,
         "--json",
+        "--no-isolate",
         "--observe",
         tmp_path / "sees.py",
     )

@@ -66,8 +66,6 @@ def load_tensors(
     The tensors are views of the file; copy them to keep them longer than the file. Before a tensor
     is read, *check* receives the facts and the layout. It raises `ValueError` or `ArtifactError`.
     """
-    if not os.path.isfile(path):  # unlike Path.is_file, it accepts any name
-        raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
     with _open_file(path, kind) as (file, metadata):
         facts = parse_json(metadata.get("facts", ""))
         if check:
@@ -88,6 +86,8 @@ def read_facts(path: Path, kind: str) -> Any:
 @contextmanager
 def _open_file(path: Path, kind: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
     """Open the safetensors file *path* of *kind* with its metadata; raises `ArtifactError`."""
+    if not os.path.isfile(path):  # unlike Path.is_file, it accepts any name
+        raise ArtifactError(f"no file {str(path)!r}; name a {kind} file written by lmedit")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
