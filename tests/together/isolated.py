@@ -191,7 +191,9 @@ class Environment:
         """The rows of a tiny comparison, none of whose edits failed."""
         at, methods = self.material.folder, self.methods()
         model, cases, options = at / "model", at / "cases.json", {}
-        corpus = cases if methods and methods <= set(TRAINED) else at / "text.txt"
+        corpora = [f"{name}={cases}" for name in sorted(methods & set(TRAINED))]
+        if methods & {"rome", "memit"} or not corpora:
+            corpora.append(str(at / "text.txt"))
         for name in sorted(methods & set(TRAINED)):
             self.lmedit("prepare", name, "-m", model, "--corpus", cases, *flags(TRAINED[name]))
             options |= {f"{name}.{option}": value for option, value in TRAINED[name].items()}
@@ -201,8 +203,7 @@ class Environment:
             cases,
             "-m",
             model,
-            "--corpus",
-            corpus,
+            *(part for corpus in corpora for part in ("--corpus", corpus)),
             "--limit",
             1,
             "--json",

@@ -40,6 +40,7 @@ USED = {
     "--seed": "every method and every sample",
     "--compute": "refused if no method has the option",
     "--edit-timeout": "every hook of an edit",
+    "--isolate": "how the work of a method is run",
     "--corpus": "a method without preparation gives a note or an error",
     "--join": "how the model is asked",
     "--chat": "how the model is asked",
