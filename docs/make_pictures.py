@@ -15,11 +15,15 @@ from lmedit.charts.files import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = Path(__file__).with_name("pictures")
-RUN = ROOT / "runs" / "pictures"
+RUN, BATCH_RUN = ROOT / "runs" / "pictures", ROOT / "runs" / "pictures-batch"
 PYTHON = (sys.executable,)
 LMEDIT = ("-c", "from lmedit.cli import main; main()")
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
 COMPARISON = ("compare", "--cases", "demo", "-m", "demo", "--limit", "100", "--run", str(RUN))
+BATCH = (
+    *("compare", "ultraedit", "memit", "--cases", "demo", "-m", "demo", "--limit", "50"),
+    *("--regime", "batch", "--sizes", "50", "--run", str(BATCH_RUN)),
+)
 TRAINING = "worlds/editors.py"
 COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
@@ -32,6 +36,8 @@ COMMANDS = {
 """Pictures that one command draws; the path of the file is its last argument."""
 SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}
 """Pictures of the comparison's scores, with their methods; an empty tuple: all methods."""
+TOGETHER = "ultraedit-scores.svg"
+"""The picture of the scores of 50 facts in one change."""
 TRAININGS = {
     "demo-mend.svg": ("demo", "mend"),
     "demo-ke.svg": ("demo", "ke"),
@@ -46,11 +52,11 @@ def python(*arguments: str) -> None:
     subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=900)  # noqa: S603  (our own)
 
 
-def scores(methods: tuple[str, ...]) -> Bars:
-    """ES, PS and NS of the comparison's *methods* as bars; an empty tuple: all methods."""
-    rows = [row for row in Comparison.read(RUN).rows if not methods or row["method"] in methods]
+def scores(title: str, run: Path, methods: tuple[str, ...] = ()) -> Bars:
+    """ES, PS and NS of *methods* in *run* as bars; an empty tuple: all methods."""
+    rows = [row for row in Comparison.read(run).rows if not methods or row["method"] in methods]
     return Bars(
-        "100 facts edited in the embedded model",
+        title,
         "method",
         "%",
         tuple(row["method"] for row in rows),
@@ -71,11 +77,15 @@ def make(name: str) -> None:
         python(*LMEDIT, *COMMANDS[name], str(PICTURES / name))
     elif name in SCORES:
         python(*LMEDIT, *COMPARISON)
-        draw([scores(SCORES[name])], PICTURES / name)
+        title = "100 facts edited in the embedded model"
+        draw([scores(title, RUN, SCORES[name])], PICTURES / name)
+    elif name == TOGETHER:
+        python(*LMEDIT, *BATCH)
+        draw([scores("50 facts in one change of the embedded model", BATCH_RUN)], PICTURES / name)
     else:
         python(TRAINING, *TRAININGS[name])
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*COMMANDS, *SCORES]:
+    for each in sys.argv[1:] or [*COMMANDS, *SCORES, TOGETHER]:
         make(each)

@@ -83,7 +83,7 @@ def test_a_method_has_a_page_with_equations_a_picture_and_its_departures(plugin:
 def test_every_picture_has_a_command_and_a_page() -> None:
     made = script("make_pictures")
     pictures = {path.name for path in (DOCS / "pictures").iterdir()}
-    assert pictures == {*made.COMMANDS, *made.SCORES, *made.TRAININGS}
+    assert pictures == {*made.COMMANDS, *made.SCORES, made.TOGETHER, *made.TRAININGS}
     shown = set(re.findall(r"pictures/([\w.-]+)\)", "".join(map(text_of, PAGES))))
     assert shown == pictures
 
