@@ -64,7 +64,8 @@ def wait_for(what: Any, seconds: float = 120.0) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_workers_end_with_their_parent(tmp_path: Path, number: int) -> None:
     script = tmp_path / "script.py"
-    script.write_text(WORKERS)
+    # Under nohup a process ignores SIGHUP, as it should; so the script asks for the default.
+    script.write_text(f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n{WORKERS}")
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=-3)
     place = tmp_path / "child"
     try:
