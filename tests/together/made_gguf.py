@@ -65,6 +65,35 @@ def write_gguf(path: Path, kind: str = "F32", seed: int = 0, architecture: str =
     return path
 
 
+def write_gpt2(path: Path, model: Any, blocks: int) -> Path:
+    """Write a GPT-2 of transformers, with the tokenizer of `byte_tokenizer`, as F32."""
+    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+
+    writer = GGUFWriter(path, "gpt2")
+    config = model.config
+    writer.add_block_count(blocks)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    tokenizer = byte_tokenizer()
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    _add_tokenizer(writer, tokenizer, [token for token, _ in vocabulary])
+    names = get_tensor_name_map(MODEL_ARCH.GPT2, blocks)
+    for name, values in model.named_parameters():
+        module, _, end = name.rpartition(".")
+        array = values.detach().float().numpy()
+        turned = any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        array = np.ascontiguousarray(array.T if turned else array)
+        writer.add_tensor(f"{names.get_name(module)}.{end}", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def _add_keys(writer: Any) -> None:
     writer.add_name("toy")
     writer.add_block_count(LAYERS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,61 +12,185 @@ from lmedit.cli.common import (
     PLACE,
     model_flags,
     note,
+    refuse_unused,
     say,
     tell_notes,
 )
 from lmedit.cli.patch_files import base_for, parts_for, tell_forced
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
+
+    from lmedit.models import Lm
+    from lmedit.types import Update
 
 FOLDER = PLACE
+TYPES = ("F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+"""The number types in which a changed matrix of a GGUF file can be stored."""
 
 
 @click.command()
 @click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
-@click.option("-O", "--out", type=FOLDER, required=True, help="The adapter folder to write.")
+@click.option("-O", "--out", type=FOLDER, required=True, help="The folder or file to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["peft", "gguf-lora", "gguf"]),
+    default="peft",
+    show_default=True,
+    help="An adapter for peft, an adapter for llama.cpp and Ollama, or a whole GGUF model.",
+)
 @click.option("--rank", type=COUNT, help="Approximate dense changes with this rank.")
+@click.option(
+    "--base",
+    type=FOLDER,
+    metavar="FILE.gguf",
+    help="For GGUF: the file of the base.  [default: the file of -m]",
+)
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(TYPES),
+    default="F16",
+    show_default=True,
+    help="With --format gguf: the number type of the changed matrices.",
+)
+@click.option("--prove", is_flag=True, help="For GGUF: fail if llama.cpp cannot try the result.")
 @model_flags
 def export(
     patches: tuple[Path, ...],
     out: Path,
+    form: str,
     rank: int | None,
+    base: Path | None,
+    kind: str,
     model: str,
     device: str,
     dtype: str,
     *,
+    prove: bool,
     download: bool,
 ) -> None:
-    """Write the edits of the patches as one LoRA adapter, which peft can load.
+    """Write the edits of the patches as one adapter, or as a GGUF model.
 
     Low-rank edits (rome, kn, mend, ke) are exact. For a dense edit (ft), the command prints the
     share that is lost. peft loads the adapter and compares it with the edited model. If the logits
     differ by more than rounding (0.001 of the largest logit), nothing is written and the exit code
     is 1.
+
+    A GGUF model is its base's file with the changed matrices. All other tensors are copied byte for
+    byte. If llama.cpp is installed (lmedit[llamacpp]), it runs the result. Its probabilities are
+    compared with those of the edited model.
     """
-    from lmedit.edits.adapter_proof import check_peft, export_adapter
+    from lmedit.edits.gguf_export import check_prover
     from lmedit.edits.model_folders import open_folder, read_patches
     from lmedit.plan import quiet_hub
+
+    _check_flags(form)
+    model = base_for(model, patches)
+    base = _base_file(base, model, form)
+    if prove:
+        check_prover(base)
+    if form == "peft":
+        from lmedit.edits.adapter_proof import check_peft
+
+        check_peft()
+    quiet_hub()
+    parts = parts_for(patches)
+    opened = open_folder(model, device=device, dtype=dtype, download=download, parts=parts)
+    tell_notes(opened.lm)
+    found = read_patches(opened, patches)
+    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
+    updates, facts = [update for update, _ in found], {"edits": [facts for _, facts in found]}
+    _check_rank(rank, updates)
+    if form == "peft":
+        _write_peft(opened.lm, updates, out, facts, rank)
+    else:
+        _write_gguf(opened.lm, updates, out, facts, form=form, base=base, rank=rank, kind=kind)
+
+
+def _check_flags(form: str) -> None:
+    """Raise `click.UsageError` for a flag of another format."""
+    if form == "peft":
+        refuse_unused("is for --format gguf-lora and gguf", "--base", "--prove")
+    if form == "gguf":
+        refuse_unused("is for adapters", "--rank")
+    else:
+        refuse_unused("is for --format gguf", "--type")
+
+
+def _base_file(base: Path | None, model: str, form: str) -> Path | None:
+    """The GGUF file of the base: that of --base, else the file of -m; None if there is none."""
+    if form == "peft":
+        return None
+    from lmedit.edits.gguf_names import check_gguf
+    from lmedit.models.gguf_header import read_header
+    from lmedit.models.load import is_gguf
+
+    check_gguf()
+    found = base or (Path(model) if is_gguf(model) else None)
+    if found is None and form == "gguf":
+        raise click.UsageError("--format gguf changes a GGUF file; give --base FILE.gguf")
+    if found is not None:
+        read_header(found)
+    return found
+
+
+def _check_rank(rank: int | None, updates: Sequence[Update]) -> None:
     from lmedit.types import Dense
 
-    check_peft()
-    quiet_hub()
-    model = base_for(model, patches)
-    parts = parts_for(patches)
-    base = open_folder(model, device=device, dtype=dtype, download=download, parts=parts)
-    tell_notes(base.lm)
-    found = read_patches(base, patches)
-    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
-    updates = [update for update, _ in found]
     deltas = [delta for update in updates for delta in update.deltas.values()]
     if rank is not None and not any(isinstance(delta, Dense) for delta in deltas):
         raise click.UsageError("--rank is for dense changes, and these have low rank; remove it")
-    done = export_adapter(base.lm, updates, out, {"edits": [facts for _, facts in found]}, rank)
-    if done.adapter.lost:
-        note(f"{100 * done.adapter.lost:.2f} % of the change's energy is lost at rank {rank}")
+
+
+def _write_peft(
+    lm: Lm, updates: Sequence[Update], out: Path, facts: dict[str, Any], rank: int | None
+) -> None:
+    from lmedit.edits.adapter_proof import export_adapter
+
+    done = export_adapter(lm, updates, out, facts, rank)
+    _tell_lost(done.adapter.lost, rank)
     what = f"rank {done.adapter.rank}, largest difference of logits {done.difference:.2g}"
     say(f"{out}: {what}")
+
+
+def _write_gguf(
+    lm: Lm,
+    updates: Sequence[Update],
+    out: Path,
+    facts: dict[str, Any],
+    *,
+    form: str,
+    base: Path | None,
+    rank: int | None,
+    kind: str,
+) -> None:
+    """Write the edits for llama.cpp, and print the lines of an Ollama Modelfile."""
+    from lmedit.edits.gguf_export import export_lora, export_model
+
+    if form == "gguf-lora" or base is None:
+        done = export_lora(lm, updates, out, facts, base=base, rank=rank)
+        _tell_lost(done.lost, rank)
+        say(f"{out}: GGUF adapter of rank {done.rank} for {lm.name}")
+        lines = [f"FROM {base or 'BASE.gguf'}", f"ADAPTER {out}"]
+    else:
+        done = export_model(lm, updates, out, facts, base=base, kind=kind)
+        say(f"{out}: GGUF model of {len(done.kept)} changed tensors")
+        for name, share in done.kept.items():
+            say(f"  {name}: {100 * share:.1f} % of the edit is kept")
+        lines = [f"FROM {out}"]
+    if done.agreement:
+        say(done.agreement.text)
+    else:
+        missing = "give --base FILE.gguf" if base is None else "pip install 'lmedit[llamacpp]'"
+        note(f"not tried in llama.cpp; {missing}")
+    say("\n".join(["Modelfile for Ollama:", *(f"  {line}" for line in lines)]))
+
+
+def _tell_lost(lost: float, rank: int | None) -> None:
+    if lost:
+        note(f"{100 * lost:.2f} % of the change's energy is lost at rank {rank}")
 
 
 @click.command(name="import")
@@ -75,22 +200,25 @@ def export(
 def import_(
     folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
 ) -> None:
-    """Read a LoRA adapter and write it as a patch of the model.
+    """Read a LoRA adapter of peft (a folder) or of llama.cpp (FILE.gguf) as a patch of the model.
 
     If peft is installed, it loads the adapter too. If its logits differ from those of the patch by
     more than rounding, nothing is written and the exit code is 1.
     """
     from lmedit.edits.adapter_proof import check_import
+    from lmedit.edits.gguf_export import import_lora
     from lmedit.edits.ledger import base_of
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
+    from lmedit.models.gguf import SUFFIX
     from lmedit.plan import Plan
     from lmedit.version import __version__
 
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     tell_notes(lm)
-    update = read_adapter(lm, folder)
-    if not check_import(lm, update, folder):
+    if folder.suffix == SUFFIX:
+        update = import_lora(lm, folder)
+    elif not check_import(lm, update := read_adapter(lm, folder), folder):
         note("peft is not installed, so the patch is not compared with the adapter")
     facts = {
         "lmedit": __version__,

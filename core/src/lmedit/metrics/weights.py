@@ -88,10 +88,21 @@ def survival(lm: Lm, update: Update) -> dict[str, float]:
         change = delta.dense().to(weight.device, torch.float32)
         before = weight.float()
         left = (before + change).to(weight.dtype).float() - before
-        k = _leading(change)
-        wanted = (change @ k).double()
-        found[site.name] = float((left @ k).double() @ wanted / (wanted @ wanted))
+        found[site.name] = share_kept(change, left)
     return found
+
+
+def share_kept(change: Tensor, left: Tensor) -> float:
+    """The share of *change* that is in *left*, what rounding leaves of it; both (d_out, d_in).
+
+    It is (left k . change k) / |change k|^2 for the leading right singular vector k of *change*; 1
+    for a change of zeros.
+    """
+    if not bool(change.any()):
+        return 1.0
+    k = _leading(change)
+    wanted = (change @ k).double()
+    return float((left @ k).double() @ wanted / (wanted @ wanted))
 
 
 def _leading(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ModelError
@@ -38,8 +39,23 @@ FORMATS = {
 """The format of `struct` for each number of a value type."""
 DEPTH = 4
 """The deepest nesting of arrays; a deeper one is damage."""
+ALIGNMENT = 32
+"""The alignment in bytes of a file that names none."""
 EXACT = ("F32", "F16", "BF16")
 """The number types that float32 represents exactly."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One tensor in a GGUF file: its name, number type, shape (rows first), place and size."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    """Where its bytes begin, counted from `Header.start`."""
+    size: int
+    """Its number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,17 @@ class Header:
     """The number of tensors of each number type, by ggml's name of the type."""
     size: int
     """The length of the whole file in bytes, as the header implies it."""
+    tensors: tuple[Placed, ...] = ()
+    """The tensors in the order of the file."""
+    keys: tuple[int, int, int] = (0, 0, 0)
+    """The number of keys; the bytes of the file at which the keys begin and end."""
+    start: int = 0
+    """The byte of the file at which the tensors begin."""
+
+    @property
+    def alignment(self) -> int:
+        """Every tensor begins at a multiple of this number of bytes."""
+        return int(self.values.get("general.alignment", ALIGNMENT))
 
     @property
     def stored_as(self) -> str:
@@ -105,21 +132,28 @@ class _Reader:
             raise ValueError(f"version {version}")
         tensors, keys = self.number("Q"), self.number("Q")
         values: dict[str, Any] = {}
+        first = self.at
         for _ in range(keys):
             key = self.text()
             kind = self.number("I")
             value = self.value(kind)
             if kind != ARRAY:
                 values[key] = value
-        types: Counter[str] = Counter()
-        end = 0
-        for _ in range(tensors):
-            name, offset, size = self.tensor()
-            types[name] += 1
-            end = max(end, offset + size)
-        step = int(values.get("general.alignment", 32))
+        last = self.at
+        placed = tuple(self.tensor() for _ in range(tensors))
+        types = Counter(tensor.kind for tensor in placed)
+        end = max((tensor.offset + tensor.size for tensor in placed), default=0)
+        step = int(values.get("general.alignment", ALIGNMENT))
         start = -(-self.at // step) * step
-        return Header(str(values["general.architecture"]), values, dict(types), start + end)
+        return Header(
+            str(values["general.architecture"]),
+            values,
+            dict(types),
+            start + end,
+            placed,
+            (keys, first, last),
+            start,
+        )
 
     def number(self, form: str) -> Any:
         (found,) = struct.unpack_from(f"<{form}", self.data, self.at)
@@ -149,14 +183,12 @@ class _Reader:
             self.value(inner, depth + 1)
         return None
 
-    def tensor(self) -> tuple[str, int, int]:
-        """The type name, offset and size in bytes of the next tensor."""
+    def tensor(self) -> Placed:
+        """The next tensor's entry."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        self.text()
-        count = 1
-        for _ in range(self.number("I")):
-            count *= self.number("Q")
+        name = self.text()
+        shape = tuple(self.number("Q") for _ in range(self.number("I")))[::-1]
         number = self.number("I")
         if number not in {kind.value for kind in GGML_QUANT_SIZES}:
             raise ModelError(
@@ -165,4 +197,5 @@ class _Reader:
             )
         kind = GGMLQuantizationType(number)
         block, bytes_each = GGML_QUANT_SIZES[kind]
-        return kind.name, self.number("Q"), count // block * bytes_each
+        size = prod(shape) // block * bytes_each
+        return Placed(name, kind.name, shape, self.number("Q"), size)

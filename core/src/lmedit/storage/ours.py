@@ -20,6 +20,8 @@ MARKS = (
     b"Software\0lmedit",
     b"<dc:title>lmedit</dc:title>",
 )
+GGUF_KEY = b"lmedit.edits"
+"""The key that marks a GGUF file as written by lmedit."""
 HEAD = 1 << 16
 """How many bytes of a file are searched for a mark."""
 KINDS = frozenset({"prepared", "patch", "checkpoint", "statistics", "base"})
@@ -69,7 +71,7 @@ def wrote_file(path: Path) -> bool:
     """Whether lmedit wrote the file at *path*; its content shows it."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    if any(mark in head for mark in MARKS):
+    if any(mark in head for mark in MARKS) or (head.startswith(b"GGUF") and GGUF_KEY in head):
         return True
     return _is_ours_by_header(path, head) or _is_npz(path) or _is_options(path, head)
 
