@@ -30,6 +30,7 @@ from lmedit.cli.prepare import prepare
 from lmedit.cli.report import report
 from lmedit.cli.show import show
 from lmedit.cli.stats import stats
+from lmedit.cli.try_ import try_
 from lmedit.cli.tune import tune
 from lmedit.errors import LmeditError, UnsoundEditWarning, UsageError
 from lmedit.version import __version__
@@ -113,6 +114,7 @@ for command in (
     tune,
     locate,
     edit,
+    try_,
     apply,
     revert,
     log,

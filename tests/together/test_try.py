@@ -1,0 +1,100 @@
+"""`lmedit try`: base and edited side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from lmedit import LowRank, Update, load_lm
+from lmedit.actions.edit import top_tokens
+from lmedit.edits.ledger import applied, base_of
+from lmedit.edits.patches import save_patch
+from lmedit.metrics.generate import greedy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    from lmedit import Lm
+
+    Run = Callable[..., Result]
+PROMPT = "The river runs to"
+
+
+@pytest.fixture
+def base(model: Path) -> Lm:
+    return load_lm(str(model))
+
+
+@pytest.fixture
+def made(base: Lm) -> dict[str, Update]:
+    """Two patches of the tiny model, ``one`` and ``two``, in this folder."""
+    found = {}
+    for number, name in enumerate(("one", "two")):
+        site, draw = base.mlp_out(number), torch.Generator().manual_seed(number)
+        rows, columns = base.weight(site).shape
+        left, right = (torch.randn(*s, generator=draw) for s in ((rows, 1), (1, columns)))
+        found[name] = Update({site: LowRank(left, right)})
+        request = {"prompt": "{} is in", "subject": "The tower", "target_new": "Rome"}
+        facts = {"request": request, "model": base_of(base, found[name])}
+        save_patch(Path(f"{name}.safetensors"), found[name], facts)
+    return found
+
+
+def test_each_column_is_what_its_model_says(
+    lmedit: Run, model: Path, base: Lm, made: dict[str, Update]
+) -> None:
+    done = lmedit("try", "one.safetensors", "two.safetensors", PROMPT, "-m", model, "--json")
+    assert done.exit_code == 0, done.output
+    ((asked,), before) = json.loads(done.stdout), base.weights_digest()
+    assert asked["prompt"] == PROMPT
+    found = {each["model"]: each for each in asked["models"]}
+    assert [*found] == ["base", "one", "two", "all"]
+    assert found["base"]["top"] == top_tokens(base, PROMPT)
+    for name, update in made.items():
+        with applied(base, update):
+            top, text = top_tokens(base, PROMPT), greedy(base, [PROMPT], 16)[0]
+        assert found[name]["writes"] == text
+        assert [t["token"] for t in found[name]["top"]] == [t["token"] for t in top]
+    with applied(base, made["one"]), applied(base, made["two"]):
+        assert found["all"]["top"][0]["token"] == top_tokens(base, PROMPT)[0]["token"]
+    assert found["one"]["top"] != found["base"]["top"] != found["two"]["top"]
+    assert base.weights_digest() == before
+
+
+def test_without_prompts_it_asks_the_facts_then_stdin(
+    lmedit: Run, model: Path, made: dict[str, Update]
+) -> None:
+    Path("near.txt").write_text("A small boat is in\n", encoding="utf-8")
+    arguments = ["try", "one.safetensors", "-m", model, "--near", "near.txt"]
+    done = lmedit(*arguments, input=f"{PROMPT}\n\n")
+    assert done.exit_code == 0, done.output
+    asked = [line[8:] for line in done.stdout.splitlines() if line.startswith("prompt: ")]
+    assert asked[:2] == ["The tower is in", "A small boat is in"]
+    assert asked[-1] == PROMPT
+    assert "base" in done.stdout.splitlines()[1]
+    assert "one" in done.stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no prompt first", "one.safetensors"], "is no patch file"),
+        (["one.safetensors", "one.safetensors"], "named twice"),
+        (["missing.safetensors", PROMPT], "missing.safetensors"),
+        (["one.safetensors", " "], "the prompt is blank"),
+        (["one.safetensors", PROMPT, "--near", "x.txt"], "--near is for the facts"),
+    ],
+)
+def test_bad_input_is_one_line(
+    lmedit: Run, model: Path, made: dict[str, Update], arguments: list[str], words: str
+) -> None:
+    done = lmedit("try", *arguments, "-m", model)
+    assert done.exit_code != 0
+    assert done.stdout == ""
+    assert words in done.stderr.splitlines()[-1]
