@@ -13,7 +13,7 @@ from small_world import FACT
 
 from lmedit import Dense, LowRank, Update, load_lm, load_patch
 from lmedit.edits import gguf_export, llamacpp_proof
-from lmedit.edits.gguf_files import pack, read_tensor
+from lmedit.edits.gguf_files import pack_matrix, read_tensor
 from lmedit.edits.gguf_names import NOT_RUN, architecture_of, sites_by_name, tensor_names
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
@@ -214,7 +214,7 @@ def test_every_family_has_its_names_or_is_refused_by_name(family: str) -> None:
 @pytest.mark.parametrize("kind", ["F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
 def test_each_type_tells_what_it_keeps(kind: str) -> None:
     matrix = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    packed = pack(matrix, kind)
+    packed = pack_matrix(matrix, kind)
     error = float((packed.values - matrix).norm() / matrix.norm())
     assert error == 0 if kind == "F32" else 0 < error < 0.15
 

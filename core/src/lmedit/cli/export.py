@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,11 +19,13 @@ from lmedit.cli.patch_files import base_for, parts_for, tell_forced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lmedit.models import Lm
     from lmedit.types import Update
 
 FOLDER = PLACE
+GGUF = ".gguf"
 TYPES = ("F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 """The number types in which a changed matrix of a GGUF file can be stored."""
 
@@ -123,16 +124,11 @@ def _base_file(base: Path | None, model: str, form: str) -> Path | None:
     """The GGUF file of the base: that of --base, else the file of -m; None if there is none."""
     if form == "peft":
         return None
-    from lmedit.edits.gguf_names import check_gguf
-    from lmedit.models.gguf_header import read_header
-    from lmedit.models.load import is_gguf
+    from lmedit.edits.gguf_export import find_base
 
-    check_gguf()
-    found = base or (Path(model) if is_gguf(model) else None)
+    found = find_base(base, model)
     if found is None and form == "gguf":
         raise click.UsageError("--format gguf changes a GGUF file; give --base FILE.gguf")
-    if found is not None:
-        read_header(found)
     return found
 
 
@@ -210,13 +206,12 @@ def import_(
     from lmedit.edits.ledger import base_of
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
-    from lmedit.models.gguf import SUFFIX
     from lmedit.plan import Plan
     from lmedit.version import __version__
 
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     tell_notes(lm)
-    if folder.suffix == SUFFIX:
+    if folder.suffix == GGUF:
         update = import_lora(lm, folder)
     elif not check_import(lm, update := read_adapter(lm, folder), folder):
         note("peft is not installed, so the patch is not compared with the adapter")

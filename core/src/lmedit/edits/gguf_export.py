@@ -7,11 +7,12 @@ llama.cpp is installed, the result is tried in it before it is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.edits.gguf_files import pack, read_lora, read_tensor, write_lora, write_model
+from lmedit.edits.gguf_files import pack_matrix, read_lora, read_tensor, write_lora, write_model
 from lmedit.edits.gguf_names import (
     architecture_of,
     check_gguf,
@@ -25,12 +26,12 @@ from lmedit.edits.lora import adapter_of
 from lmedit.errors import ArtifactError
 from lmedit.metrics.weights import share_kept
 from lmedit.models.gguf_header import read_header
+from lmedit.models.load import is_gguf
 from lmedit.storage.ours import check_place
 from lmedit.types import Dense, LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from lmedit.edits.gguf_files import Packed
     from lmedit.edits.llamacpp_proof import Agreement
@@ -49,6 +50,18 @@ class Written:
     rank: int | None = None
     lost: float = 0.0
     kept: Mapping[str, float] = field(default_factory=dict)
+
+
+def find_base(base: Path | None, model: str) -> Path | None:
+    """The GGUF file of the base: *base*, else the file that *model* names; None if there is none.
+
+    Raises `ArtifactError` without the package gguf, and `ModelError` if the file is damaged.
+    """
+    check_gguf()
+    found = base or (Path(model) if is_gguf(model) else None)
+    if found is not None:
+        read_header(found)
+    return found
 
 
 def check_prover(base: Path | None) -> None:
@@ -141,7 +154,7 @@ def _round(
             update.deltas[site].dense().float().cpu() for update in updates if site in update.deltas
         ]
         change = torch.stack(deltas).sum(0)
-        packed = pack(before + change, "F32" if site.parameter.endswith(".bias") else kind)
+        packed = pack_matrix(before + change, "F32" if site.parameter.endswith(".bias") else kind)
         left = packed.values - before
         kept[site.name] = share_kept(change, left)
         if not kept[site.name] >= LEAST:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmedit.models.gguf_header import Header, Placed
+    from lmedit.models.gguf_header import Header, TensorEntry
 
 FACTS = GGUF_KEY.decode()
 """The key under which lmedit stores the facts of the edits, as JSON."""
@@ -45,7 +45,7 @@ class Packed:
     values: Tensor
 
 
-def pack(matrix: Tensor, kind: str) -> Packed:
+def pack_matrix(matrix: Tensor, kind: str) -> Packed:
     """*matrix* (d_out, d_in) in the number type *kind*.
 
     Raises `ArtifactError` if rows of this length cannot be stored so.
@@ -68,7 +68,7 @@ def pack(matrix: Tensor, kind: str) -> Packed:
     return Packed(kind, stored.tobytes(), back)
 
 
-def read_tensor(file: Path, header: Header, tensor: Placed) -> Tensor:
+def read_tensor(file: Path, header: Header, tensor: TensorEntry) -> Tensor:
     """The values of *tensor* in float32, in its shape. Raises `ArtifactError`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize

@@ -46,7 +46,7 @@ EXACT = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Placed:
+class TensorEntry:
     """One tensor in a GGUF file: its name, number type, shape (rows first), place and size."""
 
     name: str
@@ -69,7 +69,7 @@ class Header:
     """The number of tensors of each number type, by ggml's name of the type."""
     size: int
     """The length of the whole file in bytes, as the header implies it."""
-    tensors: tuple[Placed, ...] = ()
+    tensors: tuple[TensorEntry, ...] = ()
     """The tensors in the order of the file."""
     keys: tuple[int, int, int] = (0, 0, 0)
     """The number of keys; the bytes of the file at which the keys begin and end."""
@@ -183,7 +183,7 @@ class _Reader:
             self.value(inner, depth + 1)
         return None
 
-    def tensor(self) -> Placed:
+    def tensor(self) -> TensorEntry:
         """The next tensor's entry."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -198,4 +198,4 @@ class _Reader:
         kind = GGMLQuantizationType(number)
         block, bytes_each = GGML_QUANT_SIZES[kind]
         size = prod(shape) // block * bytes_each
-        return Placed(name, kind.name, shape, self.number("Q"), size)
+        return TensorEntry(name, kind.name, shape, self.number("Q"), size)
