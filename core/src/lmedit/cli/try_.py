@@ -10,15 +10,13 @@ import click
 
 from lmedit.cli.common import (
     as_json_text,
-    base_for,
     json_flag,
     model_flags,
     note,
-    parts_for,
     say,
-    tell_forced,
     tell_notes,
 )
+from lmedit.cli.patch_files import base_for, parts_for, tell_forced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -24,9 +24,9 @@ from lmedit.edits.ledger import check_fits
 from lmedit.edits.llamacpp_proof import Proof, runs_llamacpp
 from lmedit.edits.lora import adapter_of
 from lmedit.errors import ArtifactError
-from lmedit.metrics.weights import share_kept
 from lmedit.models.gguf_header import read_header
 from lmedit.models.load import is_gguf
+from lmedit.models.rounding import share_kept
 from lmedit.storage.ours import check_place
 from lmedit.types import Dense, LowRank, Update
 

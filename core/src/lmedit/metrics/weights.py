@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmedit.models.rounding import share_kept
 from lmedit.types import LowRank
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 EXACT_UP_TO = 1024
 """If the smaller side of a matrix is at most this, its singular values are computed exactly."""
 BLOCK, STEPS, TOLERANCE = 8, 500, 1e-10
-HALF, ROUNDS = 2, 10
-"""Bytes of a half-precision number; iterations to find a change's own key."""
+HALF = 2
+"""Bytes of a half-precision number."""
 
 
 def frobenius(delta: Delta) -> float:
@@ -90,27 +91,6 @@ def survival(lm: Lm, update: Update) -> dict[str, float]:
         left = (before + change).to(weight.dtype).float() - before
         found[site.name] = share_kept(change, left)
     return found
-
-
-def share_kept(change: Tensor, left: Tensor) -> float:
-    """The share of *change* that is in *left*, what rounding leaves of it; both (d_out, d_in).
-
-    It is (left k . change k) / |change k|^2 for the leading right singular vector k of *change*; 1
-    for a change of zeros.
-    """
-    if not bool(change.any()):
-        return 1.0
-    k = _leading(change)
-    wanted = (change @ k).double()
-    return float((left @ k).double() @ wanted / (wanted @ wanted))
-
-
-def _leading(matrix: Tensor) -> Tensor:
-    """The leading right singular vector (d_in,), by power iteration from the longest row."""
-    k = matrix[matrix.norm(dim=1).argmax()]
-    for _ in range(ROUNDS):
-        k = matrix.T @ (matrix @ (k / k.norm()))
-    return k / k.norm()
 
 
 def worst(values: Iterable[float | None]) -> float | None:
