@@ -106,6 +106,22 @@ UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("prepare", "rome", "--layers", "1,2", "-o", "layer", "1"),
         "-o layer is not used beside --layers",
     ),
+    ("export", "--base"): (
+        ("export", "none", "-O", "a", "--base", "b.gguf"),
+        "is for --format gguf-lora and gguf",
+    ),
+    ("export", "--prove"): (
+        ("export", "none", "-O", "a", "--prove"),
+        "is for --format gguf-lora and gguf",
+    ),
+    ("export", "--type"): (
+        ("export", "none", "-O", "a", "--type", "F32"),
+        "is for --format gguf",
+    ),
+    ("try", "--near"): (
+        ("try", "none.safetensors", "a prompt", "--near", "demo"),
+        "--near is for the facts of the patches",
+    ),
     ("export", "--rank"): (("export", "none", "-O", "a", "--rank", "3"), "none"),
     ("stats import", "--layer"): (
         ("stats", "import", "a.safetensors", "--layer", "3"),
