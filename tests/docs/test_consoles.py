@@ -9,9 +9,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from made_gguf import write_gguf
 
+from lmedit import LowRank, Update, load_lm, save_patch
 from lmedit.cli import main
+from lmedit.edits.ledger import base_of
 from lmedit.edits.model_folders import read_log
 from lmedit_demo import WORLD
 
@@ -85,8 +89,8 @@ def test_the_readmes_life_of_an_edit_is_as_it_is_shown() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
 def test_the_examples_of_patches_run(demo_is_prepared: None) -> None:
-    first, recipe, adapters = blocks("docs/how-to/patches.md", "console")
-    for command in first.splitlines():
+    first, tries, recipe, adapters = blocks("docs/how-to/patches.md", "console")
+    for command in (first + tries).splitlines():
         run(command)
     run("lmedit apply eiffel.safetensors -O wanted")
     head = read_log(Path("wanted"))
@@ -96,8 +100,8 @@ def test_the_examples_of_patches_run(demo_is_prepared: None) -> None:
     Path("recipe.toml").write_text(text, encoding="utf-8")
     for command in (recipe + adapters).splitlines():
         run(command)
-    used = {command.split()[1] for command in (first + recipe + adapters).splitlines()}
-    assert used == {"edit", "show", "apply", "log", "revert", "verify", "export", "import"}
+    used = {command.split()[1] for command in (first + tries + recipe + adapters).splitlines()}
+    assert used == {"edit", "show", "apply", "log", "revert", "verify", "try", "export", "import"}
     (code,) = blocks("docs/how-to/patches.md", "python")
     names: dict[str, object] = {}
     exec(compile(code, "patches.md", "exec"), names)
@@ -128,6 +132,16 @@ def patches() -> None:
     for subject, name in (("The Eiffel Tower", "eiffel"), ("The Louvre", "louvre")):
         fact = f"--prompt '{{}} is in the city of' --subject '{subject}' --target Rome"
         run(f"lmedit edit rome {fact} -O {name}.safetensors")
+
+
+def gguf_patch() -> None:
+    """A tiny GGUF model, and a patch of it under the name of the page."""
+    lm = load_lm(str(write_gguf(Path("BASE.gguf"), "Q8_0")))
+    rows, columns = lm.weight(lm.mlp_out(1)).shape
+    update = Update({lm.mlp_out(1): LowRank(torch.ones(rows, 1), torch.ones(1, columns))})
+    request = {"prompt": "{} is in", "subject": "The tower", "target_new": "Rome"}
+    facts = {"method": "test", "request": request, "model": base_of(lm, update)}
+    save_patch(Path("eiffel.safetensors"), update, facts)
 
 
 @pytest.mark.slow
@@ -163,9 +177,16 @@ def test_how_to_compare_on_my_facts_runs(demo_is_prepared: None) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
 def test_how_to_serve_an_edit_runs(demo_is_prepared: None) -> None:
     patches()
-    for command in commands("docs/how-to/serve-an-edit.md", MODEL="demo"):
-        run(command)
+    served = commands("docs/how-to/serve-an-edit.md", MODEL="demo")
+    of_gguf = [command for command in served if "gguf" in command]
+    for command in served:
+        if command not in of_gguf:
+            run(command)
     assert Path("adapter", "adapter_config.json").is_file()
+    gguf_patch()
+    for command in of_gguf:
+        assert "Modelfile for Ollama:" in run(command)
+    assert Path("eiffel.gguf").stat().st_size < Path("edited.gguf").stat().st_size
 
 
 @pytest.mark.slow
