@@ -101,7 +101,7 @@ def test_one_bad_record_fails_alone_in_a_pile(lm: Lm, tmp_path: Path) -> None:
     method = editor("ft", lm, layer=1, steps=1)
     found = pile_up(
         lm, cases, [method], tmp_path / "run", 0, scoring, Regime("sequential", (3,), 10.0)
-    )
+    ).finish()
     assert [row["n"] for row in found["rows"]] == [3, 3]
     assert 1 <= found["rows"][1]["n_failed"] < 3
 

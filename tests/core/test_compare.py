@@ -88,7 +88,7 @@ Make = Callable[..., Editor]
 
 def run(lm: Lm, cases: CaseSet, folder: Path, *editors: Editor) -> Result:
     """A run of its own: nothing is taken from an earlier one in *folder*."""
-    return compare(lm, cases, editors, folder / f"run-{len(list(folder.iterdir()))}", 0)
+    return compare(lm, cases, editors, folder / f"run-{len(list(folder.iterdir()))}", 0).finish()
 
 
 def row_of(result: Result, method: str) -> Result:
@@ -231,7 +231,7 @@ def test_what_no_case_has_is_null_and_never_a_number(lm: Lm, make: Make, tmp_pat
 
 
 def test_a_seed_is_kept(lm: Lm, cases: CaseSet, tmp_path: Path) -> None:
-    assert compare(lm, cases, [], tmp_path, 17)["seed"] == 17
+    assert compare(lm, cases, [], tmp_path, 17).finish()["seed"] == 17
 
 
 def test_the_time_of_an_edit_is_that_of_computing_it(

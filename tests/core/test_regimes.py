@@ -84,7 +84,7 @@ def scoring(lm: Lm) -> Scoring:
 
 
 def run(lm: Lm, cases: CaseSet, folder: Path, regime: Regime, *editors: Editor) -> dict[str, Any]:
-    return pile_up(lm, cases, editors, folder, 0, scoring(lm), regime)
+    return pile_up(lm, cases, editors, folder, 0, scoring(lm), regime).finish()
 
 
 def points(result: dict[str, Any], method: str) -> dict[int, dict[str, Any]]:
@@ -271,7 +271,7 @@ def test_an_editor_of_each_case_is_made_before_the_first_edit(
     candidate = Candidate("drawn", editor_of)
     result = pile_up(
         lm, cases, [], tmp_path, 0, scoring(lm), Regime("sequential", (3,)), [candidate]
-    )
+    ).finish()
     assert set(seen) == {lm.digest}
     assert [row["method"] for row in result["rows"]] == ["base", "drawn"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmedit.actions.damage import PLAIN, damage, sample_held_out
+from lmedit.actions.damage import PLAIN, sample_held_out
 from lmedit.actions.edit_text import measured_lines
 from lmedit.actions.probes import CONFIDENT, _names, from_cases, own_neighbours, probes_of
 from lmedit.actions.verdict import (
@@ -18,7 +18,7 @@ from lmedit.actions.verdict import (
     verdict_of,
     why_not,
 )
-from lmedit.metrics.harm import DRIFT, GROWTH
+from lmedit.metrics.harm import DRIFT, GROWTH, damage
 from lmedit.types import Case, Probe, Request
 
 if TYPE_CHECKING:

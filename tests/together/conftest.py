@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from demo_cache import demo_is_prepared, demo_statistics
 from small_world import record, save_model
@@ -81,3 +82,12 @@ def cases(tmp_path: Path) -> Path:
     records = [record(0), record(1, "A small boat"), record(2, "Nobody in the city")]
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked process must not wait for threads that it has not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -23,22 +23,15 @@ from lmedit.testing import Records
 from lmedit.tiny import TEXTS, tiny_family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from lmedit import Lm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REGIME = Regime("batched", (2, 6), batch=2)
 TIMED = ("seconds", "mebibytes", "peak")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A forked process must not wait for threads that it has not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +50,7 @@ def run(lm: Lm, cases: CaseSet, folder: Path) -> dict[str, Any]:
     options = build_options(loaded.method, {"layers": [1, 2], "edit_rate": 0.01}, lm)
     editor = Editor(loaded, lm, options, Prepared())
     scoring = Scoring(frozenset({"health"}), HeldOut(lm, TEXTS))
-    return pile_up(lm, cases, [editor], folder, 0, scoring, REGIME)
+    return pile_up(lm, cases, [editor], folder, 0, scoring, REGIME).finish()
 
 
 def timeless(value: Any) -> Any:

@@ -25,7 +25,9 @@ from lmedit.storage import atomic as parts
 from lmedit.storage.atomic import PREFIX, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KILLS = 40
 
@@ -60,15 +62,6 @@ def content(folder: Path) -> str:
 
 def hidden(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A forked process must not wait for threads that it has not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
-from lmedit.compare.comparison import Compared, compare_some
+from lmedit.compare.comparison import Compared, compare
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.paper_tables import PRESETS, paper_figures
-from lmedit.compare.regimes import Regime, pile_up_some
+from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.early import check_readable
@@ -138,8 +138,8 @@ class Comparing:
         lm, seed = self.setup.lm, self.setup.plan.drawn_from
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if self.regime is not None:
-            return pile_up_some(*given, self.regime, self.baselines)
-        found = compare_some(*given, self.baselines, after)
+            return pile_up(*given, self.regime, self.baselines)
+        found = compare(*given, self.baselines, after)
         if not self.measuring.preset:
             return found
         names = [*(row["method"] for row in found.results["rows"]), *self.setup.plan.others]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.health import HeldOut
 from lmedit.models import worlds
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.registry import LoadedMethod
     from lmedit.types import Request
-
-__all__ = ["damage", "sample_held_out", "unsound", "way_out"]
 
 LINES = 8
 """How many lines of a world's held-out text are read."""

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import damage, sample_held_out, unsound, way_out
+from lmedit.actions.damage import sample_held_out, way_out
 from lmedit.actions.probes import ask_through_chat, probes_of
 from lmedit.actions.verdict import chances_of, continue_greedily, sentence_of, verdict_of, why_not
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
+from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.weights import relative_norms, survival, worst
 from lmedit.registry import check_subject
 from lmedit.storage.cache import key_of

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import damage, sample_held_out, unsound
+from lmedit.actions.damage import sample_held_out
 from lmedit.actions.verdict import WRITES, TargetChance, verdict_of
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import CasesError, RequestError
 from lmedit.metrics.generate import greedy
+from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.metrics.weights import relative_norms, worst
 from lmedit.version import __version__

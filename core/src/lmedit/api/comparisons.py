@@ -96,7 +96,7 @@ def comparison(
     )
     with TemporaryDirectory() as own:
         folder = _path(run) or Path(own)
-        results = compare(lm, chosen, editors, folder, seed, scoring)
+        results = compare(lm, chosen, editors, folder, seed, scoring).finish()
         write_json(folder / RESULTS, results)
         return Comparison(read_run(folder))
 

@@ -15,7 +15,7 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
-from lmedit.cli.patch_files import base_for, parts_for, tell_forced
+from lmedit.cli.patch_files import base_for, open_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,25 +83,18 @@ def export(
     byte. If llama.cpp is installed (lmedit[llamacpp]), it runs the result. Its probabilities are
     compared with those of the edited model.
     """
-    from lmedit.edits.gguf_export import check_prover
-    from lmedit.edits.model_folders import open_folder, read_patches
-    from lmedit.plan import quiet_hub
-
     _check_flags(form)
     model = base_for(model, patches)
     base = _base_file(base, model, form)
     if prove:
+        from lmedit.edits.gguf_export import check_prover
+
         check_prover(base)
     if form == "peft":
         from lmedit.edits.adapter_proof import check_peft
 
         check_peft()
-    quiet_hub()
-    parts = parts_for(patches)
-    opened = open_folder(model, device=device, dtype=dtype, download=download, parts=parts)
-    tell_notes(opened.lm)
-    found = read_patches(opened, patches)
-    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
+    opened, found = open_with(patches, model, device=device, dtype=dtype, download=download)
     updates, facts = [update for update, _ in found], {"edits": [facts for _, facts in found]}
     _check_rank(rank, updates)
     if form == "peft":

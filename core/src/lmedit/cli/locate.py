@@ -15,6 +15,7 @@ from lmedit.cli.common import (
     fact_flags,
     fact_of,
     fact_values,
+    find_typed,
     json_flag,
     method_flags,
     model_flags,
@@ -90,7 +91,8 @@ def locate(
     values = None if facts else fact_values(given)
     known = _read_facts(facts, limit or LIMIT, download=plan.download) if facts else []
     probing = probe or facts is not None
-    if not probing and plan.load_methods()[0].method.locates_answer is False:
+    typed = not probing and find_typed("--target-true")
+    if typed and plan.load_methods()[0].method.locates_answer is False:
         refuse_unused("is used only with --probe", "--target-true")
     setup = set_up(plan, note, probing=probing)
     request = None if values is None else fact_of(setup, values)

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import note
+from lmedit.cli.common import note, tell_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from lmedit.edits.model_folders import EditedModel
+    from lmedit.types import Update
+
+    Read = list[tuple[Update, dict[str, Any]]]
 
 
 def base_for(model: str, patches: Sequence[Path]) -> str:
@@ -41,3 +46,20 @@ def parts_for(patches: Sequence[Path]) -> dict[str, str]:
     from lmedit.edits.patches import parts_in
 
     return {name: path for patch in patches for name, path in parts_in(patch).items()}
+
+
+def open_with(patches: Sequence[Path], model: str, **how: Any) -> tuple[EditedModel, Read]:
+    """Load *model* (*how*: see `load_lm`), and read the updates and facts of *patches* of it.
+
+    The model's notes, and patches that were written with --force, are told. The updates are not in
+    the model. Raises the errors of `open_folder` and `read_patches`.
+    """
+    from lmedit.edits.model_folders import open_folder, read_patches
+    from lmedit.plan import quiet_hub
+
+    quiet_hub()
+    opened = open_folder(model, **how, parts=parts_for(patches))
+    tell_notes(opened.lm)
+    found = read_patches(opened, patches)
+    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
+    return opened, found

@@ -62,9 +62,8 @@ def prepare(
         files.check_ending(plot)
     given["methods"] = (method,)
     plan = plan_of(given)
-    _check_options(plan, method, layers)
-    each = [_once(limit) | at for at in _each(layers)]
-    _check_flags(plan, plot)
+    each = _each(limit, layers)
+    _check_flags(plan, layers, plot)
     setup = set_up(plan, note, more=each)
     (loaded,) = setup.methods
     if loaded.method.prepares_on is None:
@@ -78,29 +77,22 @@ def prepare(
         editor = setup.editor(loaded, options, train=True, sweep=several)
         on = None if takes_checkpoint(options) else material
         path = prepared_path(loaded, setup.lm, options, on)
-        facts = dict(editor.prepared.facts)
-        found.append({"method": method, "path": str(path), "facts": facts})
+        found.append({"method": method, "path": str(path), "facts": dict(editor.prepared.facts)})
     if plot is not None:
         _draw(found[0]["facts"], plot)
-    texts = "\n\n".join(_text(**one) for one in found if one["facts"])
-    say(as_json_text(found if layers else found[0]) if as_json else texts)
+    if as_json:
+        say(as_json_text(found if layers else found[0]))
+        return
+    say("\n\n".join(_text(**one) for one in found if one["facts"]))
 
 
-def _once(limit: int | None) -> dict[str, Any]:
-    return {} if limit is None else {"limit": limit}
-
-
-def _check_options(plan: Plan, method: str, layers: str | None) -> None:
-    """Refuse options and flags of *plan* of which one makes the other useless."""
-    keys = {key for key, _ in plan.options}
+def _check_flags(plan: Plan, layers: str | None, plot: Path | None) -> None:
+    """Refuse options and flags of *plan* that would not be used; no model is loaded."""
+    (method,), keys = plan.methods, {key for key, _ in plan.options}
     if layers is not None and keys & {"layer", f"{method}.layer"}:
         raise click.UsageError("-o layer is not used beside --layers; remove one of them")
     if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
         raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
-
-
-def _check_flags(plan: Plan, plot: Path | None) -> None:
-    """Refuse flags that the method of *plan* would not use; no model is loaded."""
     (loaded,) = plan.load_methods()
     if loaded.method.prepares_on == "cases":
         return
@@ -116,12 +108,13 @@ def _text(path: str, facts: dict[str, Any], **_: Any) -> str:
     return "\n".join([*lines, f"{'kept in':<22} {path}"])
 
 
-def _each(layers: str | None) -> list[dict[str, int]]:
-    """The option that --layers sets, one dict for each layer."""
+def _each(limit: int | None, layers: str | None) -> list[dict[str, int]]:
+    """The options that --limit and --layers set, one dict for each layer."""
+    once = {} if limit is None else {"limit": limit}
     if layers is None:
-        return [{}]
+        return [once]
     try:
-        return [{"layer": int(part)} for part in layers.split(",")]
+        return [once | {"layer": int(part)} for part in layers.split(",")]
     except ValueError:
         raise click.UsageError(f"--layers {layers!r}: give numbers, for example 3,4,5") from None
 

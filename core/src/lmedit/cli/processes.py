@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from lmedit import errors
 from lmedit.cli.common import note
 from lmedit.cli.endings import Stopped, signals_end
-from lmedit.cli.workers import SECONDS_TO_STOP, end_with_parent, end_workers
+from lmedit.cli.workers import SECONDS_TO_STOP, become_worker, end_workers
 from lmedit.errors import LmeditError
 from lmedit.storage.json_files import dump_json, parse_json
 
@@ -113,15 +112,11 @@ def _answer(
     """Send what *function* returns, or the error that it raises. *variables* are the caller's."""
     os.environ.clear()
     os.environ.update(variables)
-    from tqdm import tqdm
-
     from lmedit.guards.hooks import alone_here
 
     _line.append(there)
     alone_here()
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    become_worker()
     mine = os.getpid()
     try:
         with signals_end():

@@ -14,9 +14,8 @@ from lmedit.cli.common import (
     model_flags,
     note,
     say,
-    tell_notes,
 )
-from lmedit.cli.patch_files import base_for, parts_for, tell_forced
+from lmedit.cli.patch_files import base_for, open_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,16 +57,9 @@ def try_(
 
         check_near(near)
     from lmedit.actions.trying import columns_text, look, prompts_of
-    from lmedit.edits.model_folders import open_folder, read_patches
-    from lmedit.plan import quiet_hub
 
     model = base_for(model, patches)
-    quiet_hub()
-    parts = parts_for(patches)
-    opened = open_folder(model, device=device, dtype=dtype, download=download, parts=parts)
-    tell_notes(opened.lm)
-    found = read_patches(opened, patches)
-    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
+    opened, found = open_with(patches, model, device=device, dtype=dtype, download=download)
     names = [path.stem if _alone(path, patches) else str(path) for path in patches]
     updates = {name: update for name, (update, _) in zip(names, found, strict=True)}
     asked: Iterable[str] = prompts

@@ -59,7 +59,16 @@ def end_workers(others: Sequence[BaseProcess]) -> None:
             other.join(SECONDS_TO_STOP)
 
 
-def end_with_parent() -> None:
+def become_worker() -> None:
+    """Leave Ctrl-C to the parent, end as soon as the parent ends, and have bars of one's own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+
+
+def _end_with_parent() -> None:
     """End this process as soon as its parent ends, however that ended."""
     parent = parent_process()
 
@@ -74,12 +83,9 @@ def end_with_parent() -> None:
 def _help(work: Callable[[], object], threads: int) -> None:
     """Run *work* in a worker process. On an error, print one line; the others continue."""
     import torch
-    from tqdm import tqdm
     from transformers.utils import logging
 
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    become_worker()
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     torch.set_num_threads(threads)

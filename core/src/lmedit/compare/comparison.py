@@ -73,22 +73,6 @@ def compare(
     seed: int,
     scoring: Scoring | None = None,
     baselines: Sequence[Candidate] = (),
-) -> dict[str, Any]:
-    """Compare *editors* on *cases* in the run *folder*; return the results object.
-
-    See `compare_some`.
-    """
-    return compare_some(lm, cases, editors, folder, seed, scoring, baselines).finish()
-
-
-def compare_some(
-    lm: Lm,
-    cases: CaseSet,
-    editors: Sequence[Editor],
-    folder: Path,
-    seed: int,
-    scoring: Scoring | None = None,
-    baselines: Sequence[Candidate] = (),
     after: Ended | None = None,
 ) -> Compared:
     """Compare *editors* on *cases* in the run *folder*.

@@ -46,23 +46,6 @@ def pile_up(
     scoring: Scoring,
     regime: Regime,
     baselines: Sequence[Candidate] = (),
-) -> dict[str, Any]:
-    """Compare *editors* and *baselines* under *regime*; return the results with their `curve`.
-
-    See `pile_up_some`.
-    """
-    return pile_up_some(lm, cases, editors, folder, seed, scoring, regime, baselines).finish()
-
-
-def pile_up_some(
-    lm: Lm,
-    cases: CaseSet,
-    editors: Sequence[Editor],
-    folder: Path,
-    seed: int,
-    scoring: Scoring,
-    regime: Regime,
-    baselines: Sequence[Candidate] = (),
 ) -> Compared:
     """Compare *editors* and *baselines* under *regime*.
 

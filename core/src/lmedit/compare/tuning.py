@@ -109,7 +109,7 @@ def _rows(
     rows = []
     with tqdm(settings, disable=None, desc="settings", leave=False) as bar:
         for setting in bar:
-            results = compare(lm, cases, [prepared(setting)], folder, seed)
+            results = compare(lm, cases, [prepared(setting)], folder, seed).finish()
             rows.append({"setting": dict(setting), **_columns_of(results["rows"][1])})
     return rows
 
@@ -129,7 +129,7 @@ def _controls(
         baselines.append(
             random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), seed)
         )
-    rows = compare(lm, cases, [], folder, seed, baselines=baselines)["rows"]
+    rows = compare(lm, cases, [], folder, seed, baselines=baselines).results["rows"]
     return {row["method"]: _columns_of(row) for row in rows}
 
 

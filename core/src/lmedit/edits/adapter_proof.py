@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.edits.ledger import applied
+from lmedit.edits.ledger import applied, sum_of
 from lmedit.edits.lora import Adapter, adapter_of, write_adapter
 from lmedit.errors import ArtifactError
 from lmedit.guards.untouched import note_state, put_back
-from lmedit.types import Dense, LowRank, Update
+from lmedit.types import LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +116,7 @@ def prove_adapter(lm: Lm, updates: Sequence[Update], folder: Path) -> float:
     Afterwards *lm* is as before. Raises `ArtifactError` if peft is not installed, or fails.
     """
     check_peft()
-    return _difference(lm, _logits_with(lm, _sum_of(updates)), folder)
+    return _difference(lm, _logits_with(lm, sum_of(updates)), folder)
 
 
 def _logits_with(lm: Lm, update: Update) -> list[Tensor]:
@@ -183,13 +183,3 @@ def _check_changes(model: Any, factors: Mapping[Site, LowRank]) -> None:
                 f"peft does not change {name} as this adapter does; nothing is kept, use lmedit "
                 "apply"
             )
-
-
-def _sum_of(updates: Sequence[Update]) -> Update:
-    """The sum of all changes as one update, dense."""
-    sums: dict[Site, Tensor] = {}
-    for update in updates:
-        for site, delta in update.deltas.items():
-            change = delta.dense()
-            sums[site] = sums[site] + change if site in sums else change
-    return Update({site: Dense(change) for site, change in sums.items()})

@@ -20,7 +20,7 @@ from lmedit.edits.gguf_names import (
     sites_by_name,
     tensor_names,
 )
-from lmedit.edits.ledger import check_fits
+from lmedit.edits.ledger import check_fits, sum_of
 from lmedit.edits.llamacpp_proof import Proof, runs_llamacpp
 from lmedit.edits.lora import adapter_of
 from lmedit.errors import ArtifactError
@@ -148,12 +148,9 @@ def _round(
     Raises `ArtifactError` if less than `LEAST` of a change is kept.
     """
     changed, rounded, kept = {}, {}, {}
-    for site in sorted({site for update in updates for site in update.deltas}):
+    for site, delta in sorted(sum_of(updates).deltas.items()):
         before = lm.weight(site).float().cpu()
-        deltas = [
-            update.deltas[site].dense().float().cpu() for update in updates if site in update.deltas
-        ]
-        change = torch.stack(deltas).sum(0)
+        change = delta.dense().float().cpu()
         packed = pack_matrix(before + change, "F32" if site.parameter.endswith(".bias") else kind)
         left = packed.values - before
         kept[site.name] = share_kept(change, left)

@@ -16,7 +16,7 @@ from lmedit.errors import ArtifactError, LedgerError
 from lmedit.models.undo import restored_after
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.shield import own_turn, signals_later
-from lmedit.types import DELTAS, LowRank, Update
+from lmedit.types import DELTAS, Dense, LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -251,3 +251,13 @@ class Ledger:
                     self.lm.restore(site, values)
                 self._state = state
             raise
+
+
+def sum_of(updates: Sequence[Update]) -> Update:
+    """The sum of all changes as one update, dense."""
+    sums: dict[Site, Tensor] = {}
+    for update in updates:
+        for site, delta in update.deltas.items():
+            change = delta.dense()
+            sums[site] = sums[site] + change if site in sums else change
+    return Update({site: Dense(change) for site, change in sums.items()})
