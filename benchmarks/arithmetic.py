@@ -55,7 +55,7 @@ def _keep(pair: list[Update], editor: Editor, request: Request) -> None:
 
 def scores(editor: Editor, cases: CaseSet, folder: Path) -> dict[str, float]:
     """The scores of *editor* over *cases*."""
-    row = compare(editor.lm, cases, [editor], folder, seed=0)["rows"][1]
+    row = compare(editor.lm, cases, [editor], folder, seed=0).finish()["rows"][1]
     return {name: row[name] for name in SCORES}
 
 

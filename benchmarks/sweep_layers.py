@@ -96,7 +96,7 @@ def measure(
     editor = prepare(
         loaded, lm, build_options(loaded.method, options, lm), corpus_of(None, lm.text)
     )
-    results = compare(lm, cases, [editor], folder, seed=0)
+    results = compare(lm, cases, [editor], folder, seed=0).finish()
     row: dict[str, Any] = results["rows"][1]
     return {**row, "method": method, "setting": options}
 

@@ -151,7 +151,8 @@ def test_the_baseline_in_context_puts_the_fact_in_front_of_every_prompt(
     assert all(prompt.startswith(first) for prompt in prompts)
     cases = CaseSet("toy", "d", (CASE,))
     baseline = Candidate("in-context", asked=put_in_context)
-    result = compare(lm, cases, [], tmp_path, 0, Scoring(frozenset({"locality"})), [baseline])
+    scoring = Scoring(frozenset({"locality"}))
+    result = compare(lm, cases, [], tmp_path, 0, scoring, [baseline]).finish()
     base, row = result["rows"]
     assert row["EM"] == pytest.approx(100 * score_cases(lm, [asked])[0]["EM"])
     assert row["EM"] != base["EM"]

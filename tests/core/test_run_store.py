@@ -93,8 +93,8 @@ def lm() -> Lm:
 
 def test_a_second_run_does_nothing_again(lm: Lm, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    first = compare(lm, cases(4), [editor(lm, log)], tmp_path / "run", 0)
-    second = compare(lm, cases(4), [editor(lm, log)], tmp_path / "run", 0)
+    first = compare(lm, cases(4), [editor(lm, log)], tmp_path / "run", 0).finish()
+    second = compare(lm, cases(4), [editor(lm, log)], tmp_path / "run", 0).finish()
     assert first == second
     assert len(log.read_text().splitlines()) == 4
 
@@ -134,8 +134,8 @@ def test_fifty_kills_lose_and_double_nothing(lm: Lm, tmp_path: Path) -> None:
         os.kill(process.pid or 0, signal.SIGKILL)
         ended(process)
         kills += 1
-    final = compare(lm, cases(60), [editor(lm, log)], folder, 0)
-    undisturbed = compare(lm, cases(60), [editor(lm)], tmp_path / "plain", 0)
+    final = compare(lm, cases(60), [editor(lm, log)], folder, 0).finish()
+    undisturbed = compare(lm, cases(60), [editor(lm)], tmp_path / "plain", 0).finish()
     assert rows(final) == rows(undisturbed)
     with RunStore(folder) as store:
         assert Counter(s.method for s in store.all()) == {"base": 60, "steady": 60}
@@ -147,7 +147,7 @@ def test_two_processes_share_a_run_without_doing_anything_twice(lm: Lm, tmp_path
 
     def work(number: int) -> None:
         torch.set_num_threads(1)
-        results = compare(lm, cases(30), [editor(lm, log, 0.02)], folder, 0)
+        results = compare(lm, cases(30), [editor(lm, log, 0.02)], folder, 0).finish()
         (tmp_path / f"{number}.json").write_text(json.dumps(results))
         os._exit(0)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from lmedit import Request, build_options, load
-from lmedit.actions.damage import unsound
+from lmedit.metrics.harm import unsound
 from lmedit.pipeline import prepare
 from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
