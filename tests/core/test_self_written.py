@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmedit import Checkpoint
-from lmedit.replay.sampling import sample_rows, start_token
+from lmedit.replay.sampling import _draw, sample_rows, start_token
 from lmedit.stats import Counting, SelfWritten, moments_of, self_written
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 
@@ -104,6 +104,19 @@ def test_sampled_tokens_are_those_of_whole_passes(family: str) -> None:
     rows = [[start_token(lm)], [5]]
     drawn = sample_rows(lm, rows, 4, torch.Generator().manual_seed(3), top_k=5)
     assert drawn == plain(lm, rows, 4, torch.Generator().manual_seed(3), 5)
+
+
+def test_each_token_is_drawn_as_often_as_its_probability_says() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.rand(700, generator=draw).pow(4)
+    weights[100:400] = 0  # a whole group of tokens is never drawn
+    wanted = weights / weights.sum()
+    tokens = _draw(wanted.log().expand(100_000, -1), draw, None)
+    times = torch.bincount(tokens, minlength=700)
+    assert times[100:400].sum() == 0
+    drawn = wanted > 0
+    surprise = (times - 100_000 * wanted)[drawn].square() / (100_000 * wanted[drawn])
+    assert 0.8 < surprise.mean() < 1.2  # chi-square over its degrees of freedom, 1 +- 0.07
 
 
 def plain(

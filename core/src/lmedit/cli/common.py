@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from pathlib import Path
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from lmedit.types import Request
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+    ParamType = click.ParamType[float]
+else:
+    ParamType = click.ParamType  # click before 8.5 has no type argument
 
 
 class PlaceType(click.Path):
@@ -47,23 +49,34 @@ class PlaceType(click.Path):
 LONGEST_NAME = 255
 """The longest name of a file in bytes, on the usual file systems."""
 PLACE = PlaceType()
-COUNT = click.IntRange(1, 2**31 - 1)
+
+
+class NumberType(ParamType):
+    """A number within bounds; *whole* if it is a count. --help shows it as NUMBER."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int, *, whole: bool) -> None:
+        """Numbers from *least* to *most*, inclusive."""
+        self.least, self.most, self.whole = least, most, whole
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number in *value*; wrong usage if it is no number or outside the bounds."""
+        try:
+            number = int(value) if self.whole else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a {'whole ' if self.whole else ''}number", param, ctx)
+        if not self.least <= number <= self.most:  # NaN neither
+            self.fail(f"{value} is not from {self.least} to {self.most}", param, ctx)
+        return number
+
+
+COUNT = NumberType(1, 10**9, whole=True)
 """A number of things, at least one."""
-NUMBER = click.IntRange(0, 2**31 - 1)
+NUMBER = NumberType(0, 2**31 - 1, whole=True)
 """A whole number that may be 0, as a seed."""
-WORKERS = click.IntRange(1, 256)
+WORKERS = NumberType(1, 256, whole=True)
 """A number of processes."""
-
-
-class FiniteRange(click.FloatRange):
-    """A number within bounds, which NaN is not."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The number in *value*; wrong usage if it is outside the bounds or no number."""
-        found = super().convert(value, param, ctx)
-        if math.isnan(found):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return found
 
 
 def flags(*decorators: Decorator) -> Decorator:
@@ -154,7 +167,7 @@ method_flags = flags(
     ),
     click.option(
         "--edit-timeout",
-        type=FiniteRange(0, 1e9),
+        type=NumberType(0, 10**9, whole=False),
         envvar=EDIT_VARIABLE,
         expose_value=False,
         callback=lambda _, __, value: _limit(value),

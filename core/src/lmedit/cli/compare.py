@@ -11,7 +11,7 @@ import click
 from lmedit.cli.common import (
     COUNT,
     PLACE,
-    FiniteRange,
+    NumberType,
     as_json_text,
     asking_flags,
     flags,
@@ -119,7 +119,7 @@ regime_flags = flags(
     ),
     click.option(
         "--collapse",
-        type=FiniteRange(1, 1e9),
+        type=NumberType(1, 10**9, whole=False),
         help="For all regimes but single: a model has collapsed if its perplexity grew by "
         f"this factor.  [default: {COLLAPSE:g}]",
     ),

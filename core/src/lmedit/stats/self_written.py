@@ -59,7 +59,7 @@ class SelfWritten:
             batch=BATCH,
             tokens=TOKENS,
             compute=faster_type(self.lm.device),
-            recipe=2,
+            recipe=3,
         )
 
     def __iter__(self) -> Iterator[str]:
