@@ -71,9 +71,10 @@ def install_digest(place: Place) -> str:
 
 
 def environment(place: Place, **extra: str) -> dict[str, str]:
-    """Return the variables for a program of *place*."""
+    """Return the variables for a program of *place*. Its compiled modules are stored, for speed."""
     path = f"{place.programs}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    left_out = {"PYTHONHOME", "PYTHONDONTWRITEBYTECODE"}
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return {**kept, "PATH": path, **extra}
 
 
@@ -100,8 +101,12 @@ def set_up(place: Place) -> None:
     print("dev.py: installing (a minute or two)", file=sys.stderr)
     pip = (place.programs / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check")
     run(*pip, "--upgrade", "pip", place=place)
+    # Most modules of torch and transformers are never imported, so pip compiles none of them.
+    install = (*pip, "--no-compile", "--constraint", place.constraints)
+    run(*install, "--group", "dev", place=place)
+    # The tools that build are there now: pip need not install them again for each distribution.
     editable = [part for member in members() for part in ("--editable", str(member))]
-    run(*pip, "--constraint", place.constraints, "--group", "dev", *editable, place=place)
+    run(*install, "--no-build-isolation", *editable, place=place)
     place.stamp.write_text(install_digest(place))
 
 

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import site
 import sysconfig
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,19 +95,23 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
             yield inside.as_posix(), file
 
 
-def _imported_modules(source: bytes) -> set[str]:
-    """The top-level names that *source* imports, anywhere in it; empty if it cannot be parsed."""
+@lru_cache(maxsize=1024)
+def _imported_modules(source: bytes) -> frozenset[str]:
+    """The top-level names that *source* imports, anywhere in it; empty if it cannot be parsed.
+
+    Each source is parsed once in a process.
+    """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
-        return set()
+        return frozenset()
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
 
 
 def _is_fixed(place: Path) -> bool:
