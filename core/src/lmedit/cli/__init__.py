@@ -27,6 +27,7 @@ from lmedit.cli.models import models
 from lmedit.cli.new import new
 from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
+from lmedit.cli.publish import publish
 from lmedit.cli.report import report
 from lmedit.cli.show import show
 from lmedit.cli.stats import stats
@@ -121,6 +122,7 @@ for command in (
     verify,
     export,
     import_,
+    publish,
     compare,
     report,
     cases,

@@ -73,6 +73,7 @@ def apply(
             model, device=device, dtype=dtype, download=download, parts=parts_for(patches)
         )
         tell_notes(edited.lm)
+        model_folders.check_in_place(edited.lm)
         if chosen:
             chosen.check_base(edited)
         found = model_folders.read_patches(edited, patches)

@@ -18,10 +18,11 @@ from lmedit.edits.ledger import applied, sum_of
 from lmedit.edits.lora import Adapter, adapter_of, write_adapter
 from lmedit.errors import ArtifactError
 from lmedit.guards.untouched import note_state, put_back
+from lmedit.models.quantised import quiet_packages
 from lmedit.types import LowRank, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -53,12 +54,14 @@ def export_adapter(
     folder: Path,
     facts: Mapping[str, Any],
     rank: int | None = None,
+    finish: Callable[[Path, float], object] = lambda _, __: None,
 ) -> Exported:
     """Write the sum of *updates* to *folder* as an adapter, after peft has proven it.
 
     *facts* (JSON) are stored with it. A *rank* cuts dense changes; then the proof is about the cut
-    changes. If the proof fails, nothing is written, and an adapter that was in *folder* stays.
-    Raises `ArtifactError`.
+    changes. *finish* receives the folder and the largest difference of logits before the folder
+    takes its place; it may add files. If the proof fails, nothing is written, and an adapter that
+    was in *folder* stays. Raises `ArtifactError`.
     """
     check_peft()
     adapter = adapter_of(updates, rank)
@@ -68,6 +71,7 @@ def export_adapter(
         found.append(check_adapter(lm, adapter, place))
         if adapter.lost:
             found.append(prove_adapter(lm, updates, place))
+        finish(place, found[-1])
 
     write_adapter(lm, adapter, folder, facts, check)
     return Exported(adapter, found[-1])
@@ -149,6 +153,7 @@ def _difference(
 @contextmanager
 def _wrapped(lm: Lm, folder: Path) -> Iterator[Any]:
     """The model of *lm* with the adapter in *folder*, as peft loads it; plain again afterwards."""
+    quiet_packages()  # peft imports bitsandbytes
     from peft import PeftModel
 
     before = note_state(lm.model)

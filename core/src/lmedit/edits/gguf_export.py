@@ -89,6 +89,7 @@ def export_lora(
     """
     check_gguf()
     check_place(out)
+    _check_plain(lm)
     adapter = adapter_of(updates, rank)
     architecture = architecture_of(lm)
     names = tensor_names(lm, adapter.factors, architecture)
@@ -126,6 +127,7 @@ def export_model(
     check_place(out)
     if out.exists() and out.samefile(base):
         raise ArtifactError(f"{out} is the base; choose another place")
+    _check_plain(lm)
     names = tensor_names(lm, {s for update in updates for s in update.deltas}, architecture_of(lm))
     check_base(lm, base, names)
     changed, rounded, kept = _round(lm, updates, kind)
@@ -138,6 +140,15 @@ def export_model(
 
     write_model(out, base, {name: changed[site] for site, name in names.items()}, facts, check)
     return Written(found[0] if found else None, kept=kept)
+
+
+def _check_plain(lm: Lm) -> None:
+    """Raise `ArtifactError` if *lm* is quantised: no GGUF file holds the same numbers."""
+    if (package := lm.quantised_by) is not None:
+        raise ArtifactError(
+            f"{lm.name} is quantised by {package}, and no GGUF file holds its numbers; make the "
+            "edit on the GGUF file that you serve (-m FILE.gguf), or use --format peft"
+        )
 
 
 def _round(

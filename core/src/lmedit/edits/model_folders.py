@@ -27,7 +27,7 @@ from lmedit.storage.tensors import BASE, load_tensors, save_tensors
 from lmedit.types import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from lmedit.storage.tensors import Layout
     from lmedit.types import Update
@@ -221,12 +221,29 @@ def check_model_place(folder: Path) -> None:
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
 
 
-def write_folder(model: EditedModel, folder: Path) -> None:
+def check_in_place(lm: Lm) -> None:
+    """Raise `ArtifactError` if the matrices of *lm* are quantised, so that no folder holds edits.
+
+    Call it before long work.
+    """
+    if (package := lm.quantised_by) is not None:
+        raise ArtifactError(
+            f"{lm.name} is quantised by {package}, and its matrices cannot hold an edit; use "
+            "lmedit export, which writes the edit as an adapter beside them"
+        )
+
+
+def write_folder(
+    model: EditedModel, folder: Path, finish: Callable[[Path], object] = lambda _: None
+) -> None:
     """Write *model* to *folder*, whole or not at all. The folder is new or was written by lmedit.
 
-    Raises `ArtifactError` if something else is there, or if the files hold other weights.
+    *finish* receives the folder before it takes its place; it may add files. Raises
+    `ArtifactError` if something else is there, if the files hold other weights, or if the model is
+    quantised.
     """
     check_model_place(folder)
+    check_in_place(model.lm)
     with replacing_folder(folder) as place:
         model.lm.model.save_pretrained(place)
         model.lm.tokenizer.save_pretrained(place)
@@ -243,6 +260,7 @@ def write_folder(model: EditedModel, folder: Path) -> None:
             write_json(place / TUNED_FILE, tuned)
         write_json(place / LEDGER, model.head)
         check_written(model.lm, place)
+        finish(place)
 
 
 def verify_folder(model: EditedModel) -> str:

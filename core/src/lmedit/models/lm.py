@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lmedit.errors import ModelError, RequestError
-from lmedit.models import families, offload, tokens
+from lmedit.models import families, offload, quantised, tokens
 from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
 from lmedit.models.identity import Identified
@@ -69,6 +69,8 @@ class Lm(Asked, Identified, Parts):
         drop_remainder(model)
         self.tokenizer: Any = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
+        quantised.check_readable(self.name, model)
+        self._packed, self._beside = quantised.places_of(self.name, model), quantised.Beside()
         self.tuned, self.folder = tuned, folder
         self.text, self.training = text, training
         self._again = again
@@ -128,6 +130,7 @@ class Lm(Asked, Identified, Parts):
             return False
         del self.model  # so that memory for one model is enough
         self.model = self._again().eval()
+        self._packed, self._beside = quantised.places_of(self.name, self.model), quantised.Beside()
         self._known = KnownTensors()
         return self.weights_digest() == digest
 
@@ -152,12 +155,16 @@ class Lm(Asked, Identified, Parts):
         return offload.names(self.model)
 
     def _write_state(self, name: str) -> tuple[int, int]:
+        if name in self._packed:
+            return self._beside.write_state(name, self._packed[name])
         if offload.lies_in_file(self.model, name):
             return -1, -1  # nobody writes to the file
         values = self._values(name)
         return values._version, values.data_ptr()
 
     def _values(self, name: str) -> Tensor:
+        if name in self._packed:
+            return self._beside.values(name, self._packed[name])
         return offload.fetch(self.model, name).detach()
 
     @property
@@ -206,7 +213,13 @@ class Lm(Asked, Identified, Parts):
 
     @torch.no_grad()
     def add(self, site: Site, change: Tensor) -> None:
-        """Add *change* (d_out, d_in). The sum is in float32 or finer and is rounded once."""
+        """Add *change* (d_out, d_in). The sum is in float32 or finer and is rounded once.
+
+        A quantised matrix stays as it is, and the sum lies beside it.
+        """
+        if site.parameter in self._packed:
+            self._put_beside(site, self.weight_plus(site, change))
+            return
         weight = families.as_matrix(
             offload.fetch_to_memory(self.model, site.parameter).detach(), site
         )
@@ -215,7 +228,21 @@ class Lm(Asked, Identified, Parts):
     @torch.no_grad()
     def restore(self, site: Site, values: Tensor) -> None:
         """Copy *values*, which `snapshot` returned, back into the parameter of *site*."""
+        if site.parameter in self._packed:
+            self._put_beside(site, values)
+            return
         _part(offload.fetch_to_memory(self.model, site.parameter), site).copy_(values)
+
+    def _put_beside(self, site: Site, values: Tensor) -> None:
+        self._beside.put(site.parameter, self._packed[site.parameter], values)
+
+    @property
+    def quantised_by(self) -> str | None:
+        """The package that packs the model's matrices; None if all are plain numbers.
+
+        Edits of such a model lie beside its matrices (`lmedit.models.quantised`).
+        """
+        return quantised.how_quantised(self.model)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tokens.Batch:
         """Rows of ids as one right-padded batch on the model's device.

@@ -23,12 +23,13 @@ from lmedit.models.checkpoint import auto_class, read_weights
 from lmedit.models.devices import SPREAD, device_of
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
+from lmedit.models.quantised import how_quantised
 from lmedit.models.refusals import (
     check_drafting,
     check_file,
     check_folder,
     check_kind,
-    check_unquantised,
+    check_quantised,
     check_weights,
     complaint,
     first_line,
@@ -98,7 +99,7 @@ def load_lm(
     *dtype* is auto (the checkpoint's), float32, bfloat16, float16 or float64. *device* is a name
     that torch knows, or ``map``: spread over all devices by accelerate. *download* allows a
     download. *parts* names parts that are not found (`options.PARTS`). Raises `ModelError`, also
-    if tensors are missing or cannot be edited in place. Code of the checkpoint never runs.
+    if tensors are missing or cannot be read. Code of the checkpoint never runs.
 
     *join* is the joint of prompts and answers. With *chat*, prompts are asked through the chat
     template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
@@ -223,7 +224,8 @@ def _place_on_device(
     model, tokenizer = _load(place, dtype, device, local=local, notes=notes)
     model.requires_grad_(False)
     if device != SPREAD:
-        model.to(device_of(device))
+        if how_quantised(model) is None:  # else it was read onto its device
+            model.to(device_of(device))
     elif lacks_weights(model):
         raise ModelError(
             f"{place.source!r} does not fit: a part of it was left out where it cannot be edited; "
@@ -240,8 +242,10 @@ def _load(
     if device == SPREAD and find_spec("accelerate") is None:
         raise ModelError("--device map needs accelerate; pip install 'lmedit[sharded]'")
     config = _config(place, local=local)
+    packed = getattr(config, "quantization_config", None) is not None
     if place.folder.is_dir():
-        check_weights(place.folder, place.remedy)
+        check_weights(place.folder, place.remedy, packed=packed)
+    where = "auto" if device == SPREAD else {"": device_of(device)} if packed else None
     try:
         tokenizer = _tokenizer(place, local=local)
         model = read_weights(
@@ -250,7 +254,7 @@ def _load(
             notes,
             dtype=torch_dtype,
             local_files_only=local,
-            device_map="auto" if device == SPREAD else None,
+            device_map=where,
         )
     except ModelError:
         raise
@@ -286,7 +290,7 @@ def _config(place: Place, *, local: bool) -> Any:
     except Exception as error:
         raise ModelError(_no_config(place, error, local=local)) from error
     check_kind(source, values)
-    check_unquantised(source, values, folder)
+    check_quantised(source, values, folder)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except Exception as error:

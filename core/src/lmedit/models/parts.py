@@ -165,7 +165,9 @@ class Parts:
 
     def mlp_width(self, layer: int) -> int:
         """D, the width of the keys of *layer*."""
-        site = self.mlp_out(layer, 0 if self.experts(layer) is not None else None)
+        if self.experts(layer) is None:
+            return families.matrix_shape(self.mlp_out_module(layer))[1]
+        site = self.mlp_out(layer, 0)
         shape = self.model.get_parameter(site.parameter).shape[-2:]
         return int(shape[0] if site.transposed else shape[1])
 

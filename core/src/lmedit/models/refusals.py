@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from lmedit.errors import ModelError
+from lmedit.models.quantised import check_method
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -93,11 +94,15 @@ def check_file(path: Path) -> None:
     raise ModelError(f"{str(path)!r} is a file; give a model folder, or a GGUF file (.gguf)")
 
 
-def check_weights(folder: Path, remedy: str) -> None:
-    """Raise `ModelError` if *folder* contains no safetensors, or matrices that are not floats."""
+def check_weights(folder: Path, remedy: str, *, packed: bool = False) -> None:
+    """Raise `ModelError` if *folder* contains no safetensors, or matrices that are not floats.
+
+    The matrices may be *packed*, if config.json names a quantisation that lmedit reads.
+    """
     where, names = repr(str(folder)), {path.name for path in folder.iterdir()}
     if names & set(WEIGHTS):
-        _check_floats(folder)
+        if not packed:
+            _check_floats(folder)
         return
     if files := sorted(name for name in names if name.endswith(PICKLED)):
         raise ModelError(
@@ -229,20 +234,15 @@ def check_drafting(name: str, config: Any) -> None:
         )
 
 
-def check_unquantised(name: str, values: Mapping[str, Any], folder: Path | None) -> None:
-    """Raise `ModelError` if config.json (*values*) says that the matrices are quantised.
+def check_quantised(name: str, values: Mapping[str, Any], folder: Path | None) -> None:
+    """Raise `ModelError` if config.json (*values*) names a quantisation that lmedit cannot read.
 
     An entry that a GGUF conversion left in a *folder* of plain floats is ignored.
     """
     quantised = values.get("quantization_config")
     if not quantised or (folder is not None and left_of_gguf(values) and _plain(folder)):
         return
-    named = quantised if isinstance(quantised, dict) else {"quant_method": quantised}
-    how = named.get("quant_method", "unknown method")
-    raise ModelError(
-        f"{name!r} is quantised ({how}): its matrices cannot be edited in place; load the "
-        "model that it was made from, in bfloat16 if memory is short"
-    )
+    check_method(name, quantised)
 
 
 def left_of_gguf(values: Mapping[str, Any]) -> bool:

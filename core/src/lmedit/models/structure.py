@@ -63,6 +63,8 @@ def is_experts(module: nn.Module) -> bool:
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of a matrix module."""
+    if isinstance(module, nn.Linear):  # a quantised weight has another shape
+        return module.out_features, module.in_features
     weight = module.get_parameter("weight")
     rows, columns = weight.shape
     return (columns, rows) if is_transposed(module) else (rows, columns)

@@ -77,9 +77,15 @@ def _near(lm: Lm, found: Tensor, plain: Tensor) -> bool:
 def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
     """Raise `UnknownArchitectureError` for a model whose edits lmedit cannot judge."""
     if not _near(lm, plain[0][: len(rows[1])], plain[1]):
+        why = "lmedit edits decoders that read from left to right, choose one"
+        if lm.quantised_by is not None:  # 8 bits of bitsandbytes: columns of large activations
+            why = (
+                f"{lm.quantised_by} rounds the tokens of a text together; quantise the model with "
+                "llm_int8_threshold=0.0, or in 4 bits"
+            )
         raise UnknownArchitectureError(
             f"{lm.name}: the tokens after a position, or their number, change the logits there; "
-            "lmedit edits decoders that read from left to right, choose one"
+            f"{why}"
         )
     calls = [0] * lm.n_layers
 
