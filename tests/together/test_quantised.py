@@ -104,7 +104,7 @@ def packed_bytes(lm: Lm) -> list[bytes]:
     """The packed numbers of every quantised matrix."""
     return [
         part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        for module in quantised.places_of(lm.name, lm.model).values()
+        for module in quantised.find_packed(lm.name, lm.model).values()
         for part in quantised._parts_of(module.weight)
     ]
 
@@ -132,7 +132,7 @@ def test_an_edit_lies_beside_the_numbers_and_its_adapter_gives_it(
 
     plain = load_lm(str(llama))
     lm = Lm(read(llama, kind), plain.tokenizer)
-    assert lm.quantised_by == KINDS[kind]
+    assert lm.packing == KINDS[kind]
     site, ids = lm.mlp_out(1), torch.arange(1, 9)[None]
     keys = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     assert lm.weight(site).shape == plain.weight(site).shape

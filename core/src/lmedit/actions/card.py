@@ -62,8 +62,8 @@ def check_licence(text: str) -> str:
 
 def card_text(card: Card) -> str:
     """The whole README.md."""
-    parts = [_front(card), _head(card), _changed(card), _use(card), _back(card), _licence(card)]
-    parts += ["## How it was made", *(_block(each) for each in _made(card)), _digests(card)]
+    parts = [_front(card), _head(card), _table(card), _use(card), _back(card), _licence(card)]
+    parts += ["## How it was made", *(_block(each) for each in _list_facts(card)), _digests(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,7 +96,7 @@ def _head(card: Card) -> str:
     )
 
 
-def _changed(card: Card) -> str:
+def _table(card: Card) -> str:
     rows = [
         "| fact | new answer | method | P(new answer) | P(old answer) | perplexity | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -166,7 +166,7 @@ def _licence(card: Card) -> str:
     return f"## Licence\n\nThe base model has the licence {card.licence}. It holds for this too."
 
 
-def _made(card: Card) -> list[Any]:
+def _list_facts(card: Card) -> list[Any]:
     """The facts of each edit as JSON values, with the first facts of a long list."""
     return [
         {

@@ -144,7 +144,7 @@ def export_model(
 
 def _check_plain(lm: Lm) -> None:
     """Raise `ArtifactError` if *lm* is quantised: no GGUF file holds the same numbers."""
-    if (package := lm.quantised_by) is not None:
+    if (package := lm.packing) is not None:
         raise ArtifactError(
             f"{lm.name} is quantised by {package}, and no GGUF file holds its numbers; make the "
             "edit on the GGUF file that you serve (-m FILE.gguf), or use --format peft"

@@ -226,7 +226,7 @@ def check_in_place(lm: Lm) -> None:
 
     Call it before long work.
     """
-    if (package := lm.quantised_by) is not None:
+    if (package := lm.packing) is not None:
         raise ArtifactError(
             f"{lm.name} is quantised by {package}, and its matrices cannot hold an edit; use "
             "lmedit export, which writes the edit as an adapter beside them"

@@ -69,8 +69,8 @@ class Lm(Asked, Identified, Parts):
         drop_remainder(model)
         self.tokenizer: Any = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
-        quantised.check_readable(self.name, model)
-        self._packed, self._beside = quantised.places_of(self.name, model), quantised.Beside()
+        quantised.check_packing(self.name, model)
+        self._packed, self._beside = quantised.find_packed(self.name, model), quantised.Beside()
         self.tuned, self.folder = tuned, folder
         self.text, self.training = text, training
         self._again = again
@@ -130,7 +130,10 @@ class Lm(Asked, Identified, Parts):
             return False
         del self.model  # so that memory for one model is enough
         self.model = self._again().eval()
-        self._packed, self._beside = quantised.places_of(self.name, self.model), quantised.Beside()
+        self._packed, self._beside = (
+            quantised.find_packed(self.name, self.model),
+            quantised.Beside(),
+        )
         self._known = KnownTensors()
         return self.weights_digest() == digest
 
@@ -237,7 +240,7 @@ class Lm(Asked, Identified, Parts):
         self._beside.put(site.parameter, self._packed[site.parameter], values)
 
     @property
-    def quantised_by(self) -> str | None:
+    def packing(self) -> str | None:
         """The package that packs the model's matrices; None if all are plain numbers.
 
         Edits of such a model lie beside its matrices (`lmedit.models.quantised`).

@@ -37,7 +37,7 @@ REPACKS, REPACKED = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
 """Of bitsandbytes: a module's switch for repacking, and the mark of repacked numbers."""
 
 
-def quantised_by(module: nn.Module) -> str | None:
+def packing_of(module: nn.Module) -> str | None:
     """The package that packs the matrix of *module*; None if it is plain."""
     weight = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear) or weight is None:
@@ -48,13 +48,13 @@ def quantised_by(module: nn.Module) -> str | None:
 
 def how_quantised(model: nn.Module) -> str | None:
     """The package that packs matrices of *model*; None if it has no such matrix."""
-    return next(filter(None, map(quantised_by, model.modules())), None)
+    return next(filter(None, map(packing_of, model.modules())), None)
 
 
 def plain_values(module: Any) -> Tensor:
     """The packed matrix of *module* as plain numbers (d_out, d_in), at least float32."""
     weight = module.weight
-    if quantised_by(module) != PACKAGES["bitsandbytes"]:
+    if packing_of(module) != PACKAGES["bitsandbytes"]:
         values = weight.dequantize()
     elif type(weight).__name__ == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit
@@ -96,7 +96,7 @@ def check_method(name: str, quantised: Any) -> None:
     quiet_packages()
 
 
-def check_readable(name: str, model: Any) -> None:
+def check_packing(name: str, model: Any) -> None:
     """Raise `ModelError` if transformers says that *model* is quantised in a way not read here."""
     quantised = getattr(model.config, "quantization_config", None)
     if quantised is not None:
@@ -160,13 +160,13 @@ def _parts_of(weight: Any) -> list[Tensor]:
     return [part for name in names for part in _parts_of(getattr(weight, name))]
 
 
-def places_of(name: str, model: nn.Module) -> Mapping[str, nn.Module]:
+def find_packed(name: str, model: nn.Module) -> Mapping[str, nn.Module]:
     """The quantised modules of *model*, by the name of their parameter.
 
     On some processors bitsandbytes repacks and rounds 4-bit matrices in the first pass. These
     modules do so no more. Raises `ModelError` if one did; *name* is the model's name.
     """
-    found = {f"{at}.weight": each for at, each in model.named_modules() if quantised_by(each)}
+    found = {f"{at}.weight": each for at, each in model.named_modules() if packing_of(each)}
     for module in found.values():
         if getattr(getattr(module.weight, "quant_state", None), REPACKED, False):
             raise ModelError(

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from lmedit.models import families
-from lmedit.models.quantised import quantised_by
+from lmedit.models.quantised import packing_of
 from lmedit.replay.ways import ways_of
 from lmedit.trace import wrapped
 
@@ -66,7 +66,7 @@ def products(lm: Lm, compute: Compute, *, head: bool = False) -> Iterator[None]:
 
 
 def _is_float32_matrix(module: nn.Module) -> bool:
-    if quantised_by(module) or not families.is_matrix(module):
+    if packing_of(module) or not families.is_matrix(module):
         return False
     weight = module.get_parameter("weight")
     return weight.dtype == torch.float32 and weight.device.type != "meta"

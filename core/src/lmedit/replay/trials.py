@@ -78,9 +78,9 @@ def _check(lm: Lm, rows: Sequence[list[int]], plain: Sequence[Tensor]) -> None:
     """Raise `UnknownArchitectureError` for a model whose edits lmedit cannot judge."""
     if not _near(lm, plain[0][: len(rows[1])], plain[1]):
         why = "lmedit edits decoders that read from left to right, choose one"
-        if lm.quantised_by is not None:  # 8 bits of bitsandbytes: columns of large activations
+        if lm.packing is not None:  # 8 bits of bitsandbytes: columns of large activations
             why = (
-                f"{lm.quantised_by} rounds the tokens of a text together; quantise the model with "
+                f"{lm.packing} rounds the tokens of a text together; quantise the model with "
                 "llm_int8_threshold=0.0, or in 4 bits"
             )
         raise UnknownArchitectureError(
