@@ -25,7 +25,7 @@ from lmedit.cases import corpus_of, load_cases
 from lmedit.compare.comparison import compare
 from lmedit.compare.table import table
 from lmedit.models import TUNED_FILE, world
-from lmedit.storage.json_files import write_json
+from lmedit.storage.json_files import write_entries, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -198,7 +198,7 @@ def main() -> None:
     results = HERE / "results" / f"{chosen.world}_sweep.json"
     rows = [*_of_other_methods(results, lm, chosen.methods), *rows]
     write_json(results, {"model": lm.digest, "rows": rows})
-    write_json(tuned_file(chosen.world), {**lm.tuned, **tuned})
+    write_entries(tuned_file(chosen.world), {**lm.tuned, **tuned})
     sweep = HERE.parent / "docs" / "explanation" / f"{chosen.world}-sweep.md"
     sweep.write_text(page(chosen.world, rows), encoding="utf-8")
     print(page(chosen.world, rows))

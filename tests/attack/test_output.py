@@ -65,7 +65,7 @@ def test_the_json_of_a_command_stays_json(tmp_path: Path, kind: str, warm: tuple
     lm.tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "noisy.py").write_text(PLUGIN.format(act=ACTS[kind], mark=str(tmp_path / "mark")))
     fact = ["--prompt", "{} is in", "--subject", "The tower", "--target", "the sea"]
-    flags = ["-m", "model", "--json", "--force", "-O", "a.safetensors"]
+    flags = ["-m", "model", "--json", "--force", "-O", "a.safetensors", "--no-isolate"]
     done = subprocess.run(
         [*warm, "-c", MAIN, "edit", "noisy", "--plugin", "noisy.py", *flags, *fact],
         capture_output=True,

@@ -39,7 +39,7 @@ def patched(lmedit: Run, model: Path, tmp_path: Path) -> Callable[..., tuple[Res
         for number, source in enumerate(sources):
             (tmp_path / f"observer{number}.py").write_text(source)
             flags += ["--observe", tmp_path / f"observer{number}.py"]
-        flags += ["-O", "out.safetensors", "--force", "--json"]
+        flags += ["-O", "out.safetensors", "--force", "--json", "--no-isolate"]
         done = lmedit("edit", "ft", *FACT, "-m", model, *flags)
         content = Path("out.safetensors").read_bytes() if done.exit_code == 0 else b""
         return done, content[8 + int.from_bytes(content[:8], "little") :]
@@ -53,7 +53,8 @@ Patched = Callable[..., tuple[Result, bytes]]
 def test_the_timer_tells_seconds_of_every_hook(lmedit: Run, model: Path, cases: Path) -> None:
     def counts(*flags: object) -> dict[str, int]:
         done = lmedit(
-            "compare", "ft", "--cases", cases, "-m", model, "--json", *flags, "--observe", TIMER
+            *("compare", "ft", "--cases", cases, "-m", model, "--json"),
+            *(*flags, "--observe", TIMER, "--no-isolate"),
         )
         assert json.loads(done.stdout)["rows"][1]["n_failed"] == 0
         told = re.findall(r"^(edit_\w+): \d+\.\d{3} s$", done.stderr, re.MULTILINE)
@@ -155,7 +156,7 @@ def test_a_broken_observer_changes_and_breaks_nothing(
 
 
 def test_the_same_observer_may_watch_twice(lmedit: Run, model: Path) -> None:
-    flags = ("--observe", TIMER, "--observe", TIMER, "--force")
+    flags = ("--observe", TIMER, "--observe", TIMER, "--force", "--no-isolate")
     done = lmedit("edit", "ft", *FACT, "-m", model, *flags)
     assert done.exit_code == 0
     assert done.stderr.count("edit_compute:") == 2
@@ -163,7 +164,16 @@ def test_the_same_observer_may_watch_twice(lmedit: Run, model: Path) -> None:
 
 def test_it_complains_once(lmedit: Run, tmp_path: Path, model: Path, cases: Path) -> None:
     (tmp_path / "bad.py").write_text(observer("yield", "1 / 0", hook="edit_locate", arguments=""))
-    done = lmedit("compare", "ft", "--cases", cases, "-m", model, "--observe", tmp_path / "bad.py")
+    done = lmedit(
+        "compare",
+        "ft",
+        "--cases",
+        cases,
+        "-m",
+        model,
+        "--no-isolate",
+        *("--observe", tmp_path / "bad.py"),
+    )
     assert done.exit_code == 0
     assert done.stderr.count("observer 'bad.py'") == 1
 
@@ -232,7 +242,15 @@ def test_an_installed_observer_watches_where_it_is_named(
     quiet = lmedit("edit", "ft", *FACT, "-m", model)
     assert "edit_compute:" not in quiet.stderr
     watched = lmedit(
-        "edit", "ft", *FACT, "-m", model, "--observe", "watch", env={BLOCK_VARIABLE: "ft"}
+        "edit",
+        "ft",
+        *FACT,
+        "-m",
+        model,
+        "--observe",
+        "watch",
+        "--no-isolate",
+        env={BLOCK_VARIABLE: "ft"},
     )
     assert "edit_compute:" in watched.stderr
     unknown = lmedit("edit", "ft", *FACT, "-m", model, "--observe", "wacth")

@@ -154,8 +154,8 @@ def _write_counts(result: Any) -> list[int]:
 
 
 def observe_all(methods: Sequence[LoadedMethod], names: Sequence[str]) -> None:
-    """Let each observer of *names* watch each of *methods*."""
-    for name in names:
+    """Let each observer of *names* watch each of *methods*; without methods, load none."""
+    for name in names if methods else ():
         plugin = observer(name)
         for loaded in methods:
             observe(loaded, plugin, Path(name).name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ArtifactError, NotPreparedError, OptionError
 from lmedit.storage.cache import cache_folder, key_of
-from lmedit.storage.json_files import parse_json, write_json
+from lmedit.storage.json_files import read_entries, write_entries
 from lmedit.storage.tensors import PREPARED, load_tensors, read_facts, save_tensors
 from lmedit.types import Prepared
 from lmedit.version import __version__
@@ -204,12 +204,11 @@ def _bases(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        return read_entries(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); install the model again") from error
-    return found if isinstance(found, dict) else {}
 
 
 def write_bases(folder: Path, bases: Mapping[str, str]) -> None:
     """Write into *folder* the digests that its shipped preparations depend on, by method."""
-    write_json(folder / BASES, {**_bases(folder), **bases})
+    write_entries(folder / BASES, {**_bases(folder), **bases})

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
 """Unset: all methods. Empty: no method. A list with commas: only these methods."""
-RESERVED = ("base", "in-context", "retrieve")
-"""Names of other rows in a comparison; a method must not use them."""
+ROWS = ("base", "in-context", "retrieve")
+"""Names of other rows in a comparison."""
+RESERVED = (*ROWS, "model", "schema")
+"""Names that a method must not use: `ROWS`, and other entries of an options file."""
 NAMES = "a name has letters, digits, hyphens and dots, at most 64"
 BUILT_IN = "lmedit:"
 """The prefix of the core's own plugins in a plugin manager."""

@@ -138,7 +138,7 @@ class Comparing:
         lm, seed = self.setup.lm, self.setup.plan.drawn_from
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if self.regime is not None:
-            return pile_up(*given, self.regime, self.baselines)
+            return pile_up(*given, self.regime, self.baselines, after=after)
         found = compare(*given, self.baselines, after)
         if not self.measuring.preset:
             return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
 from lmedit.compare.case_scores import score_cases
-from lmedit.compare.tuning import edits_of, settings_of, spread, tune
+from lmedit.compare.tuning import Kept, edits_of, settings_of, spread, tune
 from lmedit.errors import CasesError, RequestError, UsageError
 from lmedit.options import parse_value
 from lmedit.plan import Setup, Tell, set_up, silent
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.compare.worker import Ended
     from lmedit.options import Options
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
@@ -38,17 +39,19 @@ class Tuning:
     settings: tuple[Mapping[str, Any], ...] = ()
     """The settings to try; with a budget, these are not all settings of the method."""
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        """Finish the sweep in *folder*; return the best options with their evidence."""
+    def __call__(self, folder: Path, after: Ended | None = None) -> dict[str, Any]:
+        """Finish the sweep in *folder*; return the best options with their evidence.
+
+        *after* tells how another process ended that did this before.
+        """
         (loaded,) = self.setup.methods
         return tune(
             self.setup.lm,
             loaded,
             self.cases,
-            folder,
+            Kept(folder, self.setup.plan.drawn_from, after),
             given=self.given,
             prepared=self.editor,
-            seed=self.setup.plan.drawn_from,
             settings=self.settings,
         )
 

@@ -21,6 +21,7 @@ from lmedit.cli.doctor import doctor
 from lmedit.cli.edit import edit
 from lmedit.cli.endings import close_stdout, keep_stdout, open_streams, signals_end, tell_end
 from lmedit.cli.export import export, import_
+from lmedit.cli.foreign import find_ours
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
 from lmedit.cli.models import models
@@ -75,14 +76,14 @@ class Cli(click.Group):
 
 
 def _option_hint(flag: str) -> str | None:
-    """How to give *flag* if it is, or nearly is, an option of an installed method."""
-    from lmedit.registry import resolve
+    """How to give *flag* if it is, or nearly is, an option of a method of this project."""
+    from lmedit.registry import load
 
     name = flag.lstrip("-").replace("-", "_")
     if name == "preset":
         return "a preset of a method is given so: -o preset NAME"
     owners: dict[str, list[str]] = {}
-    for loaded in resolve((), (), lambda _: None):
+    for loaded in map(load, find_ours()):
         for option in loaded.method.options.model_fields:
             owners.setdefault(option, []).append(loaded.name)
     for near in get_close_matches(name, owners, n=1, cutoff=0.8):

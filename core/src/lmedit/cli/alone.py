@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cli.common import note
+from lmedit.cli.foreign import MOST_ENDS, OURS
 from lmedit.cli.processes import EndedError, ask, tell_asker
 from lmedit.cli.workers import worker_processes
 from lmedit.errors import BrokenPluginError, ModelError, NotPreparedError
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
     from lmedit.compare.comparison import Compared
     from lmedit.compare.worker import Ended
     from lmedit.plan import Plan
-
-OURS = frozenset(
-    f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit", "ultraedit")
-)
-"""The distributions of this project. Their methods share a process unless the user says --isolate.
-"""
-MOST_ENDS = 5
-"""How often the process of a method may end; then all its tasks that are left are failures."""
-
 
 # ---- who is alone
 
@@ -61,7 +53,8 @@ class Sharing:
 def share(plan: Plan, measuring: Measuring, *, isolate: bool | None) -> Sharing:
     """Tell which methods of *plan* compare alone.
 
-    *isolate* is the user's choice: every method, none, or by default those that are not ours.
+    *isolate* is the user's choice: every method, none, or by default those that are not ours, and
+    all methods that an observer watches.
     """
     if isolate is False:
         return Sharing()
@@ -86,7 +79,8 @@ def share(plan: Plan, measuring: Measuring, *, isolate: bool | None) -> Sharing:
         if name in in_files or name not in installed:
             return name in in_files
         entry = installed[name]
-        return entry.state == "ok" and (isolate is True or entry.distribution not in OURS)
+        foreign = entry.distribution not in OURS or bool(plan.observers)
+        return entry.state == "ok" and (isolate is True or foreign)
 
     alone = [name for name in dict.fromkeys(asked) if is_alone(name)]
     return Sharing(tuple(names), tuple(alone), frozenset(in_files))
@@ -160,7 +154,7 @@ def _one(
             break
         except EndedError as error:
             why = f"method {name!r}: {error}"
-            if not error.again or measuring.regime != "single":
+            if not error.again:
                 break
             note(f"{why}; another process goes on")
         if ends == 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import as_json_text, json_flag, method_flags, model_flags, note, plan_of, say
+from lmedit.cli.foreign import isolate_flag, runs_method
 
 if TYPE_CHECKING:
     from lmedit.laws import Trial
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("method", metavar="METHOD|FILE.py")
 @model_flags
 @method_flags
+@isolate_flag
 @json_flag
+@runs_method
 def check(method: str, *, as_json: bool, **given: Any) -> None:
     """Test each law (docs/reference/hooks.md) for a method. The exit code is 1 if a law is broken.
 

@@ -253,9 +253,16 @@ def say(text: object) -> None:
     click.echo(for_terminal(str(text)))
 
 
+note_elsewhere: list[Callable[[str], object]] = []
+"""In a process that answers another one: what takes the notes, so that the other prints them."""
+
+
 def note(text: str) -> None:
     """Print *text*, a note for the user, on stderr."""
-    click.echo(for_terminal(text), err=True)
+    if note_elsewhere:
+        note_elsewhere[0](text)
+    else:
+        click.echo(for_terminal(text), err=True)
 
 
 def as_json_text(value: Any) -> str:

@@ -48,7 +48,7 @@ case_flags = flags(
         "--isolate/--no-isolate",
         default=None,
         help="Give each method a process and a fresh model of its own, or none.  [default: only "
-        "methods of other projects]",
+        "methods of other projects; with observers, each]",
     ),
     click.option(
         "--preset",

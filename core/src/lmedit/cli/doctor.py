@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lmedit.cli.common import as_json_text, json_flag, say
+from lmedit.cli.foreign import check_entries
 
 LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "pluggy", "pydantic")
 
@@ -32,12 +33,12 @@ def findings() -> dict[str, dict[str, Any]]:
     import torch
 
     from lmedit.models import worlds
-    from lmedit.registry import check_entry, entries
+    from lmedit.registry import entries
     from lmedit.storage.cache import cache_folder
 
     cache = cache_folder()
     files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
-    methods = [check_entry(entry) for entry in entries()]
+    methods = check_entries(entries())
     return {
         "versions": {
             "python": platform.python_version(),

@@ -22,6 +22,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.foreign import isolate_flag, runs_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,7 +54,9 @@ if TYPE_CHECKING:
 @asking_flags
 @model_flags
 @method_flags
+@isolate_flag
 @json_flag
+@runs_method
 def edit(
     method: str,
     out: Path | None,

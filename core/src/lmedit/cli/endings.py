@@ -133,15 +133,20 @@ def tell_end(error: BaseException) -> int:
             return 128 + cause.number
         _line("stopped by Ctrl-C")
         return 1
-    if isinstance(error, OSError):
-        _mute_stdout()
-        where = f": {error.filename}" if error.filename else ""
-        _line(f"Error: {error.strerror or error}{where}; make room, or give another place")
-        return 1
-    if isinstance(error, MemoryError):
-        _line("Error: the memory does not suffice; give a smaller model, --dtype or --limit")
+    if isinstance(error, OSError | MemoryError):
+        if isinstance(error, OSError):
+            _mute_stdout()
+        _line(f"Error: {line_of(error)}")
         return 1
     raise error
+
+
+def line_of(error: OSError | MemoryError) -> str:
+    """What *error* of the system says, and the remedy, in one line."""
+    if isinstance(error, MemoryError):
+        return "the memory does not suffice; give a smaller model, --dtype or --limit"
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}; make room, or give another place"
 
 
 def _line(text: str) -> None:

@@ -24,6 +24,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.foreign import isolate_flag, runs_method
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @asking_flags
 @model_flags
 @method_flags
+@isolate_flag
 @click.option(
     "--plot",
     type=PLACE,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     "of all facts, as the ROME paper's notebook does.  [default: facts]",
 )
 @json_flag
+@runs_method
 def locate(
     method: str,
     plot: Path | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lmedit.cli.common import as_json_text, json_flag, note, say
+from lmedit.cli.foreign import check_entries
 
 
 @click.command()
@@ -16,7 +17,7 @@ def methods(*, check: bool, as_json: bool) -> None:
 
     found = registry.entries()
     if check:
-        found = [registry.check_entry(entry) for entry in found]
+        found = check_entries(found)
     if as_json:
         say(as_json_text([entry.__dict__ for entry in found]))
         return

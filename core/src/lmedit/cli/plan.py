@@ -16,6 +16,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.foreign import runs_method
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ GIGABYTE = 1e9
 @model_flags
 @method_flags
 @json_flag
+@runs_method
 def plan(method: str, *, as_json: bool, **given: Any) -> None:
     """Estimate the memory and time of METHOD on a model. It reads the config, not the weights.
 

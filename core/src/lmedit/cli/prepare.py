@@ -19,6 +19,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.foreign import isolate_flag, runs_method
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @asking_flags
 @model_flags
 @method_flags
+@isolate_flag
 @click.option("--limit", type=COUNT, help="Train on at most this many cases.")
 @click.option(
     "--layers", help="Prepare each of these layers, for example 3,4,5; in one pass if possible."
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     help="Draw the training curves into a .png, .svg or .html file.",
 )
 @json_flag
+@runs_method
 def prepare(
     method: str,
     limit: int | None,

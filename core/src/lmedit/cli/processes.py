@@ -9,9 +9,9 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from lmedit import errors
-from lmedit.cli.common import note
+from lmedit.cli.common import note, note_elsewhere
 from lmedit.cli.endings import Stopped, signals_end
-from lmedit.cli.workers import SECONDS_TO_STOP, become_worker, end_workers
+from lmedit.cli.workers import become_worker, end_workers
 from lmedit.errors import LmeditError
 from lmedit.storage.json_files import dump_json, parse_json
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 POLL_SECONDS = 0.2
+SECONDS_TO_LEAVE = 5.0
+"""How long a process may take to end by itself after its answer."""
 
 
 class EndedError(Exception):
@@ -46,7 +48,7 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
     there.close()
     try:
         kind, value = _last_word(here, process)
-        process.join(SECONDS_TO_STOP)
+        process.join(SECONDS_TO_LEAVE)
     except (EOFError, OSError) as error:
         process.join(POLL_SECONDS)
         raise EndedError(_how(process.exitcode)) from error
@@ -71,7 +73,8 @@ def _processes() -> Any:
     if sys.platform != "linux":
         return get_context("spawn")
     made = get_context("forkserver")
-    made.set_forkserver_preload(["torch", "transformers.modeling_utils", "lmedit.actions.compare"])
+    names = ["torch", "transformers.modeling_utils", "lmedit.actions.compare", "lmedit.cli"]
+    made.set_forkserver_preload(names)
     return made
 
 
@@ -98,6 +101,11 @@ _line: list[Connection] = []
 """In a process that answers: the way to the one that asked."""
 
 
+def is_asked() -> bool:
+    """Whether this process answers another one, which asked it."""
+    return bool(_line)
+
+
 def tell_asker(text: str) -> None:
     """Let the process that asked print the note *text*."""
     _line[0].send_bytes(dump_json(["note", text]).encode())
@@ -115,6 +123,7 @@ def _answer(
     from lmedit.guards.hooks import alone_here
 
     _line.append(there)
+    note_elsewhere.append(tell_asker)
     alone_here()
     become_worker()
     mine = os.getpid()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import as_json_text, fact_line, json_flag, note, plugin_flag, say
+from lmedit.cli.foreign import runs_method
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("method")
 @plugin_flag
 @json_flag
+@runs_method
 def show(method: str, plugins: tuple[Path, ...], *, as_json: bool) -> None:
     """Show a method: its options with defaults and meaning, its presets, and its hooks.
 

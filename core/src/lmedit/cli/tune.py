@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from lmedit.cli.common import (
     say,
     workers_flag,
 )
+from lmedit.cli.foreign import isolate_flag, new_run, runs_tasks
 from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ if TYPE_CHECKING:
 @asking_flags
 @model_flags
 @method_flags
+@isolate_flag
 @json_flag
+@runs_tasks
 def tune(
     method: str,
     folder: Path | None,
@@ -90,8 +92,7 @@ def tune(
     """
     from lmedit.actions.tune import set_up_tuning, take_part
     from lmedit.options import MODEL_KEY, parts_of, read_tuned
-    from lmedit.storage.atomic import new_folder
-    from lmedit.storage.json_files import write_json
+    from lmedit.storage.json_files import write_entries
     from lmedit.storage.locks import being_changed
     from lmedit.storage.ours import check_place
 
@@ -100,15 +101,15 @@ def tune(
     path = out or Path(f"{method}-tuned.json")
     check_place(path)
     tuning = set_up_tuning(plan, note).within(budget, workers, note)
-    folder = folder or new_folder(Path("runs"), f"tune-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = folder or new_run("tune")
     with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
-        entry = tuning(folder)
+        entry = tuning(folder, click.get_current_context().obj)
     parts = parts_of(plan.options)
     named = {MODEL_KEY: {"options": parts}} if parts else {}
     with being_changed(path):
         check_place(path)
         others = read_tuned(path) if path.exists() else {}
-        write_json(path, {**others, **named, method: entry})
+        write_entries(path, {**others, **named, method: entry})
     say(as_json_text(entry) if as_json else _text(entry))
     note(f"the options are in {path}; use them with -o @{path}")
 

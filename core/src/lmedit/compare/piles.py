@@ -14,8 +14,10 @@ from tqdm import tqdm
 from lmedit.compare.asking import asking_of
 from lmedit.compare.comparison import Outcome, editor_facts, protocol_facts, read_outcome
 from lmedit.compare.result import Result
+from lmedit.compare.scoring import only_finite, score_case, scores_before
 from lmedit.compare.worker import (
     POLL_SECONDS,
+    Ended,
     compute_update,
     facts_of,
     failure_of,
@@ -31,16 +33,14 @@ from lmedit.storage.code import core_code
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
-    Before = Tensor | str | None
-    """The scores of a case on the base model, None if nobody needs them, or the failure."""
-
     from lmedit.compare.candidates import Candidate
     from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.scoring import Before
     from lmedit.compare.store import RunStore, Stored
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
@@ -107,6 +107,8 @@ class Pile:
     mine: list[str] = field(default_factory=list)
     failed: str | None = None
     """The reason why none of its edits counts: it changed the model."""
+    after: Ended | None = None
+    """If a process ended while it did this work: the task that it had begun is a failure."""
 
     def heights(self) -> list[Height]:
         """Score the pile at each size. Afterwards the model is the base again, checked by hash."""
@@ -118,19 +120,6 @@ class Pile:
             self.failed = error.what
             self.parts, self.carried = [], []
             return self._heights()
-
-    def _before(self) -> list[Before]:
-        """The scores of each case on the base model, or the reason why they cannot be measured."""
-        try:
-            return [*self.scoring.before(self.lm, self.cases)]
-        except Exception:  # noqa: BLE001  (one text may be too long, for example)
-            return [self._before_one(case) for case in self.cases]
-
-    def _before_one(self, case: Case) -> Before:
-        try:
-            return self.scoring.before(self.lm, [case])[0]
-        except Exception as error:  # noqa: BLE001  (it is told as the failure of this case)
-            return failure_of(error)
 
     @property
     def _joins(self) -> bool:
@@ -144,7 +133,7 @@ class Pile:
 
     def _base_heights(self) -> list[Height]:
         """The base; or, for a baseline that changes the prompts, a height for each size."""
-        before = self._before()
+        before = scores_before(self.scoring, self.lm, self.cases)
         asks = self.candidate.asks
         sizes = self.regime.sizes if asks else (len(self.cases),)
         return [self._score_pile(size, before, {}) for size in sizes]
@@ -152,7 +141,7 @@ class Pile:
     def _heights(self) -> list[Height]:
         assert self.candidate.editor_of is not None
         editors = [self.candidate.editor_of(case) for case in self.cases]
-        before = self._before()
+        before = scores_before(self.scoring, self.lm, self.cases)
         with self._bar() as bar:
             if self.regime.kind != "batch":
                 return self._pile_up(editors, before, self._spans(), bar)
@@ -264,19 +253,27 @@ class Pile:
 
     def _update(self, part: Part) -> Update | None:
         """The update of a finished edit, as every process reads it; None if the edit failed."""
-        if self.failed or read_outcome(part.stored, self.candidate.name).failure is not None:
+        given_up = self.after is not None and self.after.give_up  # nothing of it runs any more
+        failure = read_outcome(part.stored, self.candidate.name).failure
+        if self.failed or given_up or failure is not None:
             return None
         return load_patch(self._patch(part.stored.key))[0]
 
     def _get_result(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
         """The result of a task: from the store, by doing it, or by waiting for another process."""
         while (found := self.store.get(key)) is None:
+            ended = self.after is not None and self._ended(self.after, key)
             if self.store.claim(key):
-                store_result(self.store, key, self.candidate.name, case_id, work())
+                result = Result(failure=self.after.why) if self.after and ended else work()
+                store_result(self.store, key, self.candidate.name, case_id, result)
                 self.mine.append(key)
             else:
                 time.sleep(POLL_SECONDS)
         return found
+
+    def _ended(self, after: Ended, key: str) -> bool:
+        """Whether a process ended during the task *key*, or too often."""
+        return after.give_up or self.store.left_behind(key)
 
     def _state(self, size: int) -> dict[str, Any]:
         """The values that determine the scores on a pile of *size* edits."""
@@ -293,7 +290,7 @@ class Pile:
         if self.candidate.asks:
             case = self.candidate.asks(self.cases[:size])(case)
         key = key_of(**self._state(size), case=case.model_dump(mode="json"))
-        work = partial(_score_case, scoring, self.lm, case, before[number])
+        work = partial(score_case, scoring, self.lm, case, before[number])
         return self._join_outcome(self._get_result(key, self.cases[number].id, work), number)
 
     def _score_pile(
@@ -306,10 +303,11 @@ class Pile:
 
         def look_at_model() -> Result:
             found = heldout.measure(self.lm) | drift(self.lm, untouched)
-            return Result(_finite(found))
+            return Result(only_finite(found))
 
         whole = self._get_result(key_of(**self._state(size), case=None), OF_MODEL, look_at_model)
-        model = dict(read_outcome(whole, self.candidate.name).scores or {})
+        model = {**dict.fromkeys(heldout.base), **drift(self.lm, {})}
+        model |= read_outcome(whole, self.candidate.name).scores or {}
         limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
         now = model["perplexity"]
         computed: Computed = self._computed if self.candidate.editor_of else "prompt"
@@ -328,22 +326,3 @@ class Pile:
         failure = edit.failure or found.failure
         found = replace(found, seconds=seconds, failure=failure, extras=extras)
         return replace(found, unsound=edit.unsound)
-
-
-def _score_case(scoring: Scoring, lm: Lm, case: Case, before: Before) -> Result:
-    """The scores of *case* on the present model; a record that cannot be scored is a failure."""
-    if isinstance(before, str):
-        return Result(failure=before)
-    try:
-        result = scoring.score(lm, [case], [before])[0]
-    except Exception as error:  # noqa: BLE001  (one text may be too long, for example)
-        return Result(failure=failure_of(error))
-    return replace(result, scores=_finite(result.scores or {}))
-
-
-def _finite(scores: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Replace NaN and infinity by None: a destroyed model has no score."""
-    return {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in scores.items()
-    }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from lmedit.cases import CaseSet
     from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.worker import Ended
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
 
@@ -37,7 +38,7 @@ FALLEN = 0.6
 """A method has collapsed at the first size with less than this part of its first S."""
 
 
-def pile_up(
+def pile_up(  # noqa: PLR0913
     lm: Lm,
     cases: CaseSet,
     editors: Sequence[Editor],
@@ -46,11 +47,13 @@ def pile_up(
     scoring: Scoring,
     regime: Regime,
     baselines: Sequence[Candidate] = (),
+    *,
+    after: Ended | None = None,
 ) -> Compared:
     """Compare *editors* and *baselines* under *regime*.
 
-    *scoring* must have held-out text. A row is a method's largest pile. It raises the errors of
-    `comparison.compare`.
+    *scoring* must have held-out text. A row is a method's largest pile. *after* tells that a
+    process ended while it did this before. Raises the errors of `comparison.compare`.
     """
     cases = as_asked(lm, cases)
     good = cases.good[: max(regime.sizes)]
@@ -61,8 +64,8 @@ def pile_up(
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])
         base = Pile(store, lm, Candidate(BASE), good, scoring, regime, folder).heights()[-1]
         piles = {
-            candidate.name: Pile(store, lm, candidate, good, scoring, regime, folder).heights()
-            for candidate in candidates
+            each.name: Pile(store, lm, each, good, scoring, regime, folder, after=after).heights()
+            for each in candidates
         }
     highest = {BASE: (Candidate(BASE), base)}
     highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}

@@ -1,20 +1,34 @@
-"""Build a `Scoring`: the measures of a comparison, its held-out text and its reference texts."""
+"""Build a `Scoring`: the measures of a comparison, its held-out text and its reference texts.
+
+Score single cases with it, so that a record that cannot be scored is a failure.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from lmedit.compare.case_scores import Scoring
+from lmedit.compare.result import Result
+from lmedit.compare.worker import failure_of
 from lmedit.errors import RequestError
 from lmedit.metrics.generated_text import load_references
 from lmedit.metrics.health import HeldOut
 from lmedit.models import worlds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from lmedit.models import Lm
+    from lmedit.types import Case
+
+    Before = Tensor | str | None
+    """The scores of a case on the base model, None if nobody needs them, or the failure."""
 
 
 def scoring_of(
@@ -44,3 +58,37 @@ def read_held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:
             return HeldOut(lm, islice((line for line in text if line.strip()), lines))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot read {path}: {error}; give a text file") from error
+
+
+def scores_before(scoring: Scoring, lm: Lm, cases: Sequence[Case]) -> list[Before]:
+    """The scores of each case on the base model *lm*, or why they cannot be measured."""
+
+    def one(case: Case) -> Before:
+        try:
+            return scoring.before(lm, [case])[0]
+        except Exception as error:  # noqa: BLE001  (it is told as the failure of this case)
+            return failure_of(error)
+
+    try:
+        return [*scoring.before(lm, cases)]
+    except Exception:  # noqa: BLE001  (one text may be too long, for example)
+        return [one(case) for case in cases]
+
+
+def score_case(scoring: Scoring, lm: Lm, case: Case, before: Before) -> Result:
+    """The scores of *case* on the present model; a record that cannot be scored is a failure."""
+    if isinstance(before, str):
+        return Result(failure=before)
+    try:
+        result = scoring.score(lm, [case], [before])[0]
+    except Exception as error:  # noqa: BLE001  (one text may be too long, for example)
+        return Result(failure=failure_of(error))
+    return replace(result, scores=only_finite(result.scores or {}))
+
+
+def only_finite(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Replace NaN and infinity by None: a destroyed model has no score."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in scores.items()
+    }

@@ -6,7 +6,7 @@ layer for each case.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.compare.worker import Ended
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.registry import LoadedMethod
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 FINALISTS, HEAT = 3, 3
 """1/HEAT of the cases score all settings; then all cases score the best FINALISTS settings."""
 SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed", "n_unsound")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where single results are kept, the seed, and how another process ended that did this."""
+
+    folder: Path
+    seed: int
+    after: Ended | None = None
 
 
 def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, Any]]:
@@ -62,24 +72,23 @@ def tune(
     lm: Lm,
     loaded: LoadedMethod,
     cases: CaseSet,
-    folder: Path,
+    kept: Kept,
     given: Setting,
     prepared: Prepared,
-    seed: int,
     settings: Sequence[Setting] | None = None,
 ) -> dict[str, Any]:
-    """Sweep in the run *folder*; return the best options with their evidence, for an options file.
+    """Sweep in the run folder of *kept*; return the best options and their evidence.
 
-    Every setting contains the *given* options. *prepared* makes the editor of a setting. An
-    interrupted sweep continues. *settings* are those to try, by default all. Raises `OptionError`
-    if no setting can be scored.
+    They are for an options file. Every setting contains the *given* options. *prepared* makes the
+    editor of a setting. An interrupted sweep continues. *settings* are those to try, by default
+    all. Raises `OptionError` if no setting can be scored.
     """
     every = settings_of(loaded, lm, given)
     settings = every if settings is None else settings
     few = replace(cases, items=cases.items[: max(1, len(cases.items) // HEAT)])
-    heat = _rows(lm, few, folder, settings, prepared, seed)
+    heat = _rows(lm, few, kept, settings, prepared)
     finalists = [row["setting"] for row in sorted(heat, key=_score, reverse=True)[:FINALISTS]]
-    final = _rows(lm, cases, folder, finalists, prepared, seed)
+    final = _rows(lm, cases, kept, finalists, prepared)
     best = max(final, key=_score)
     options = {**given, **best["setting"]}
     return {
@@ -91,11 +100,11 @@ def tune(
             "model": lm.name,
             "model_digest": lm.digest,
             "version": loaded.version,
-            "seed": seed,
+            "seed": kept.seed,
             "settings_tried": len(settings),
             "settings_of_method": len(every),
             **{name: best.get(name) for name in SHOWN},
-            "controls": _controls(lm, loaded, cases, folder, best["setting"], prepared, seed),
+            "controls": _controls(lm, loaded, cases, kept, best["setting"], prepared),
             "final": final,
             "heat": heat,
         },
@@ -103,13 +112,14 @@ def tune(
 
 
 def _rows(
-    lm: Lm, cases: CaseSet, folder: Path, settings: Sequence[Setting], prepared: Prepared, seed: int
+    lm: Lm, cases: CaseSet, kept: Kept, settings: Sequence[Setting], prepared: Prepared
 ) -> list[dict[str, Any]]:
     """A row of scores for each setting."""
     rows = []
     with tqdm(settings, disable=None, desc="settings", leave=False) as bar:
         for setting in bar:
-            results = compare(lm, cases, [prepared(setting)], folder, seed).finish()
+            editors, where = [prepared(setting)], (kept.folder, kept.seed)
+            results = compare(lm, cases, editors, *where, after=kept.after).finish()
             rows.append({"setting": dict(setting), **_columns_of(results["rows"][1])})
     return rows
 
@@ -118,18 +128,18 @@ def _controls(
     lm: Lm,
     loaded: LoadedMethod,
     cases: CaseSet,
-    folder: Path,
+    kept: Kept,
     best: Setting,
     prepared: Prepared,
-    seed: int,
 ) -> dict[str, Any]:
     """The unedited model and, if a layer was chosen, the method at random layers."""
     baselines = []
     if "layer" in best:
         baselines.append(
-            random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), seed)
+            random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), kept.seed)
         )
-    rows = compare(lm, cases, [], folder, seed, baselines=baselines).results["rows"]
+    found = compare(lm, cases, [], kept.folder, kept.seed, None, baselines, kept.after)
+    rows = found.results["rows"]
     return {row["method"]: _columns_of(row) for row in rows}
 
 

@@ -7,8 +7,10 @@ A GGUF adapter adds ``scale * alpha / r * B A`` to a matrix, as llama.cpp reads 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,16 +72,23 @@ def pack_matrix(matrix: Tensor, kind: str) -> Packed:
 
 def read_tensor(file: Path, header: Header, tensor: TensorEntry) -> Tensor:
     """The values of *tensor* in float32, in its shape. Raises `ArtifactError`."""
-    from gguf import GGMLQuantizationType
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+    blocks, rest = divmod(prod(tensor.shape), block)
+    if not tensor.shape or 0 in tensor.shape or rest or blocks * size != tensor.size:
+        raise ArtifactError(
+            f"{tensor.name} of {file} has the shape {tensor.shape}, which {tensor.kind} cannot "
+            "store; get the file again"
+        )
     with file.open("rb") as opened:
         opened.seek(header.start + tensor.offset)
         data = np.frombuffer(opened.read(tensor.size), np.uint8)
-    rows = data.reshape(-1, tensor.size * tensor.shape[-1] // int(np.prod(tensor.shape)))
     try:
+        rows = data.reshape(-1, tensor.size * tensor.shape[-1] // prod(tensor.shape))
         values = dequantize(rows, GGMLQuantizationType[tensor.kind])
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
         raise ArtifactError(
             f"the package gguf cannot read {tensor.name} of {file} ({tensor.kind}); give a file "
             "of another number type"
@@ -200,6 +209,16 @@ def _copy(old: BinaryIO, new: BinaryIO, start: int, size: int) -> None:
         size -= len(data)
 
 
+def _scale(file: Path, alpha: Any, rank: int) -> float:
+    """The factor of B A for the value *alpha* of the adapter in *file*; without one it is 1."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float | None) or not rank:
+        raise ArtifactError(f"{file} has rank {rank} and alpha {alpha!r:.40}; get the file again")
+    scale = float(alpha or rank) / rank
+    if not math.isfinite(scale):
+        raise ArtifactError(f"{file} has an alpha that is not finite; get the file again")
+    return scale
+
+
 def read_lora(file: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
     """The architecture of the adapter in *file*, and B (d_out, r) and A (r, d_in) by tensor name.
 
@@ -227,7 +246,7 @@ def read_lora(file: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
         mixed = " and ".join(map(str, sorted(ranks)))
         raise ArtifactError(f"{file} mixes the ranks {mixed}; convert it with one rank")
     (rank,) = ranks
-    scale = float(header.values.get(ALPHA) or rank) / rank
+    scale = _scale(file, header.values.get(ALPHA), rank)
     return header.architecture, {
         name: (
             scale * read_tensor(file, header, by_name[f"{name}{B}"]),

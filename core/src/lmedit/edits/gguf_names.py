@@ -112,7 +112,7 @@ def _name(known: Any, site: Site, architecture: str) -> str:
 
 def check_rows(tensor: str, architecture: str) -> None:
     """Raise `ArtifactError` if llama.cpp may store *tensor* in another order of rows."""
-    kind = tensor.split(".")[-2]
+    kind = tensor.rpartition(".")[0].rpartition(".")[2]
     same = kind in SAME_ROWS or (kind in ATTENTION and architecture in SAME_ATTENTION)
     if not same:
         raise ArtifactError(

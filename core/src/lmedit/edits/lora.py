@@ -21,7 +21,7 @@ from lmedit.edits.ledger import check_fits
 from lmedit.edits.patches import NUMBERS
 from lmedit.errors import ArtifactError
 from lmedit.storage.atomic import replacing_folder
-from lmedit.storage.json_files import read_json, write_json
+from lmedit.storage.json_files import read_json, write_entries, write_json
 from lmedit.types import LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def write_adapter(
             metadata={"format": "pt"},
         )
         write_json(place / CONFIG, config)
-        write_json(place / PROVENANCE, dict(facts))
+        write_entries(place / PROVENANCE, facts)
         check(place)
 
 

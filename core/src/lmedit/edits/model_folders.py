@@ -21,7 +21,7 @@ from lmedit.models import LEDGER, TUNED_FILE, Lm, load_lm
 from lmedit.storage.atomic import replacing_folder
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
-from lmedit.storage.json_files import SCHEMA, write_json
+from lmedit.storage.json_files import SCHEMA, write_entries, write_json
 from lmedit.storage.locks import folder_locked
 from lmedit.storage.tensors import BASE, load_tensors, save_tensors
 from lmedit.types import Site
@@ -257,7 +257,7 @@ def write_folder(
         if model.lm.named_parts:  # else nobody could read the folder without naming them again
             tuned["model"] = {"options": dict(model.lm.named_parts)}
         if tuned:
-            write_json(place / TUNED_FILE, tuned)
+            write_entries(place / TUNED_FILE, tuned)
         write_json(place / LEDGER, model.head)
         check_written(model.lm, place)
         finish(place)

@@ -1,5 +1,6 @@
 """A recipe: a TOML file with a base, edits in their order, and the expected digests.
 
+schema = 1                        # the number of this layout; optional
 base = "gpt2-xl"                  # as for -m
 digest = "9f2c..."                # of the base's weights; optional
 weights = "03ab..."               # of the weights with all edits; optional
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from lmedit.edits.ledger import SHORT, update_digest
 from lmedit.errors import ArtifactError
-from lmedit.storage.json_files import read_toml
+from lmedit.storage.json_files import SCHEMA, check_schema, read_toml
 from lmedit.types import Frozen, first_complaint
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Edit(Frozen):
 class Recipe(Frozen):
     """A base, edits, and digests or their beginnings; an empty digest is not checked."""
 
+    schema_number: int = Field(default=SCHEMA, alias="schema")
     base: str
     digest: str = ""
     weights: str = ""
@@ -77,7 +79,9 @@ def _check(what: str, found: str, wanted: str) -> None:
 def read_recipe(path: Path) -> Recipe:
     """Read the recipe in *path*; raises `ArtifactError` that names the fault."""
     try:
-        return Recipe.model_validate(read_toml(path))
+        table = read_toml(path)
+        check_schema(table.get("schema"))
+        return Recipe.model_validate(table)
     except OSError as error:
         raise ArtifactError(f"cannot read recipe {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from lmedit.errors import ArtifactError, ModelError
 from lmedit.models.gguf_header import Header, read_header
-from lmedit.models.refusals import check_class, first_line
+from lmedit.models.refusals import check_class, check_counts, first_line
 from lmedit.models.sources import MODELS, models_folder, pulled_folder
 from lmedit.models.written import compare_written
 from lmedit.storage.atomic import replacing_folder
-from lmedit.storage.json_files import read_json, write_json
+from lmedit.storage.escapes import for_terminal
+from lmedit.storage.json_files import read_entries, write_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def folder_of(file: Path) -> Converted:
             header = read_header(file)
             with replacing_folder(folder) as place:
                 convert(file, header, place)
-                write_json(place / RECORD, {"file": file.name, **describe_gguf(file, header)})
+                write_entries(place / RECORD, {"file": file.name, **describe_gguf(file, header)})
     return Converted(folder, f"{file.name}: {record_of(folder).get('note')}")
 
 
@@ -69,13 +70,10 @@ def record_of(folder: Path) -> dict[str, Any]:
     """Read the facts stored with a converted model. Raises `ModelError` if they are damaged."""
     path = folder / RECORD
     try:
-        found = read_json(path)
-        if not isinstance(found, dict):
-            raise ValueError("an object was expected")
+        return read_entries(path)
     except (OSError, ValueError) as error:
         what = f"{path} is damaged ({first_line(error)})"
         raise ModelError(f"{what}; delete the folder {folder}, lmedit makes it again") from error
-    return found
 
 
 @contextmanager
@@ -215,6 +213,7 @@ def _config(where: dict[str, Any], file: Path, header: Header) -> Any:
 
     with _name_errors(file, header, "config"):
         config = AutoConfig.from_pretrained(**where)
+    check_counts(str(file), config.to_dict())
     check_class(str(file), type(config), config.to_dict())
     return config
 
@@ -290,7 +289,7 @@ def _steps(name: str, count: int) -> Iterator[Callable[[str], None]]:
     bar = tqdm(total=count, unit="step", disable=None, leave=False, file=sys.stderr)
 
     def step(what: str) -> None:
-        bar.set_description(f"{name}: {what}", refresh=False)
+        bar.set_description(for_terminal(f"{name}: {what}"), refresh=False)
         bar.update()
 
     with bar:

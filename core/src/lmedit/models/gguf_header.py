@@ -79,7 +79,7 @@ class Header:
     @property
     def alignment(self) -> int:
         """Every tensor begins at a multiple of this number of bytes."""
-        return int(self.values.get("general.alignment", ALIGNMENT))
+        return whole_number(self.values, "general.alignment", ALIGNMENT)
 
     @property
     def stored_as(self) -> str:
@@ -97,12 +97,15 @@ class Header:
 
 def read_header(file: Path) -> Header:
     """Read the header of *file*. Raises `ModelError` if it is not a whole GGUF file of one part."""
+    if file.exists() and not file.is_file():
+        raise ModelError(f"{file} is not a file; give a GGUF file, or a model folder")
     try:
         with file.open("rb") as opened:
             if opened.read(len(MAGIC)) != MAGIC:
                 raise ModelError(f"{file} is not a GGUF file; give one, or a model folder")
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 found, length = _Reader(file, data).header(), len(data)
+        parts = whole_number(found.values, "split.count", 1)
     except OSError as error:
         what = error.strerror or error
         raise ModelError(f"cannot read {file}: {what}; give a GGUF file") from error
@@ -112,9 +115,17 @@ def read_header(file: Path) -> Header:
     if length < found.size:
         what = f"{file} is truncated: {length} bytes where {found.size} were expected"
         raise ModelError(f"{what}; get the file again")
-    if int(found.values.get("split.count", 0)) > 1:
-        what = f"{file} is one of {found.values['split.count']} parts of a model"
+    if parts > 1:
+        what = f"{file} is one of {parts} parts of a model"
         raise ModelError(f"{what}; merge them with llama-gguf-split --merge")
+    return found
+
+
+def whole_number(values: Mapping[str, Any], key: str, default: int) -> int:
+    """The number of *key*, at least 1; raises `ValueError` if the value is something else."""
+    found = values.get(key, default)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 32:
+        raise ValueError(f"{key} is {found!r:.40}")
     return found
 
 
@@ -143,7 +154,7 @@ class _Reader:
         placed = tuple(self.tensor() for _ in range(tensors))
         types = Counter(tensor.kind for tensor in placed)
         end = max((tensor.offset + tensor.size for tensor in placed), default=0)
-        step = int(values.get("general.alignment", ALIGNMENT))
+        step = whole_number(values, "general.alignment", ALIGNMENT)
         start = -(-self.at // step) * step
         return Header(
             str(values["general.architecture"]),

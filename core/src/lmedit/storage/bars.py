@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmedit.storage.escapes import for_terminal
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -13,7 +15,7 @@ def byte_bar(what: str, total: int | None, done: int = 0) -> tqdm[Any]:
     from tqdm import tqdm
 
     return tqdm(
-        desc=what,
+        desc=for_terminal(what),
         total=total,
         initial=done,
         unit="B",

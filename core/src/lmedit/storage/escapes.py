@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """Control characters, except line ends and tabs, and characters that reverse the text."""
 STARTS_FORMULA = ("=", "+", "-", "@", "\t", "\r")

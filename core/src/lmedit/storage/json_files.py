@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.storage.atomic import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 DEEPEST = 100
@@ -196,3 +197,17 @@ def write_json(path: Path, value: Any) -> None:
     text = dump_json(value) + "\n"
     with write_whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_entries(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write the object *entries* to *path* with the number of our layouts (`read_entries`)."""
+    write_json(path, {"schema": SCHEMA, **entries})
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries of a file of `write_entries`; raises `OSError` or `ValueError`."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("it must hold an object")
+    check_schema(found.pop("schema", None))
+    return found

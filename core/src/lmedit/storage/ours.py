@@ -99,13 +99,19 @@ def _is_npz(path: Path) -> bool:
 
 
 def _is_options(path: Path, head: bytes) -> bool:
-    """Whether it is a file of tuned options: an object of entries with options and evidence."""
+    """Whether it is a file of tuned options: an object of entries with options and evidence.
+
+    An entry of named parts of a model has no evidence.
+    """
     if not head.lstrip().startswith(b"{") or path.stat().st_size > 1 << 26:
         return False
     try:
         found = json.loads(path.read_bytes())
-        return bool(found) and all({"options", "evidence"} <= set(one) for one in found.values())
-    except (ValueError, TypeError, RecursionError):
+        entries = {name: one for name, one in found.items() if name != "schema"}
+        parts = entries.pop("model", {"options": {}})
+        whole = all({"options", "evidence"} <= set(one) for one in entries.values())
+        return bool(entries) and whole and set(parts) == {"options"}
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return False
 
 
