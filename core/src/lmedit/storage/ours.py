@@ -91,10 +91,12 @@ def _is_ours_by_header(path: Path, head: bytes) -> bool:
 
 
 def _is_npz(path: Path) -> bool:
+    from lmedit.storage.arrays import BROKEN
+
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment == MARK.encode()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (*BROKEN, OSError, ValueError):
         return False
 
 
