@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from click.testing import CliRunner
@@ -65,7 +66,12 @@ KEYS += (
 def world() -> Path:
     """A folder with a tiny model, a GGUF model, a GGUF adapter of GPT-2, and a patch; made once."""
     folder = Path(mkdtemp())
-    os.environ["LMEDIT_CACHE"] = str(folder / "cache")
+    with mock.patch.dict(os.environ, {"LMEDIT_CACHE": str(folder / "cache")}):
+        _fill(folder)
+    return folder
+
+
+def _fill(folder: Path) -> None:
     save_model(folder / "model", seed=1)
     write_gguf(folder / "toy.gguf")
     lm = load_lm(str(folder / "model"))
@@ -78,7 +84,6 @@ def world() -> Path:
     factors = {"blk.1.ffn_down": (torch.ones(rows, 2), torch.ones(2, columns))}
     named = {f"{name}.weight": pair for name, pair in factors.items()}
     write_lora(folder / "a.gguf", "gpt2", named, {"edits": []}, lambda _: None)
-    return folder
 
 
 def with_odd_key(data: bytes, draw: Random) -> bytes:

@@ -10,7 +10,8 @@ import pytest
 def test_a_few_tries_of_each_kind_find_nothing(kind: str) -> None:
     few = {"files": 60, "options": 40, "texts": 60, "kills": 2, "interrupts": 4}
     shapes = {"all options": 60, "folders": 20, "facts": 20, "flags": 10}
-    most = (few | shapes).get(kind, 3)
+    newer = {"layouts": 20, "wheels": 10, "new flags": 10}
+    most = (few | shapes | newer).get(kind, 3)
     reasons = [attack.try_once(kind, seed) for seed in range(1000, 1000 + most)]
     assert [reason for reason in reasons if reason is not None] == []
 

@@ -153,13 +153,14 @@ MOST_PARTS = 10_000
 
 
 def check_counts(name: str, values: Mapping[str, Any]) -> None:
-    """Raise `ModelError` if config.json (*values*) names more than `MOST_PARTS` of its parts."""
+    """Raise `ModelError` if config.json (*values*) names no block, or more than `MOST_PARTS`."""
     for key, value in values.items():
+        least = 1 if key in COUNTS else 0
         if isinstance(value, dict):
             check_counts(name, value)
-        elif key in PARTS and isinstance(value, int) and value > MOST_PARTS:
+        elif key in PARTS and isinstance(value, int) and not least <= value <= MOST_PARTS:
             raise ModelError(
-                f"the config of {name!r} says {key} {value}, and no model has more than "
+                f"the config of {name!r} says {key} {str(value)[:20]}; a model has {least} to "
                 f"{MOST_PARTS}; correct it"
             )
 
