@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lmedit.metrics.locality import with_edit
-from lmedit.registry import ROWS
+from lmedit.registry import RESERVED
 from lmedit.storage.cache import key_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lmedit.pipeline import Editor
     from lmedit.types import Case
 
-BASE, IN_CONTEXT, RETRIEVE = ROWS
+BASE, IN_CONTEXT, RETRIEVE = RESERVED[:3]
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,6 @@ def pile_up(  # noqa: PLR0913
     highest = {BASE: (Candidate(BASE), base)}
     highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
     rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
-    full = {BASE: base.outcomes} | {
-        name: heights[-1].outcomes
-        for name, heights in piles.items()
-        if heights[-1].size == len(good)
-    }
     curve = [_point(each, height) for each in candidates for height in piles[each.name]]
     results = {
         **results_head(lm, cases, seed, scoring, candidates),
@@ -83,7 +78,8 @@ def pile_up(  # noqa: PLR0913
         "curve": curve,
         "collapse_points": collapse_points(curve),
     }
-    return Compared(results, full)
+    whole = {name: p[-1].outcomes for name, p in piles.items() if p[-1].size == len(good)}
+    return Compared(results, {BASE: base.outcomes} | whole)
 
 
 def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:
