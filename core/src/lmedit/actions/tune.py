@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
 from lmedit.compare.case_scores import score_cases
-from lmedit.compare.tuning import Kept, edits_of, settings_of, spread, tune
+from lmedit.compare.tuning import Stage, edits_of, settings_of, spread, tune
 from lmedit.errors import CasesError, RequestError, UsageError
 from lmedit.options import parse_value
 from lmedit.plan import Setup, Tell, set_up, silent
@@ -49,7 +49,7 @@ class Tuning:
             self.setup.lm,
             loaded,
             self.cases,
-            Kept(folder, self.setup.plan.drawn_from, after),
+            Stage(folder, self.setup.plan.drawn_from, after),
             given=self.given,
             prepared=self.editor,
             settings=self.settings,

@@ -128,7 +128,7 @@ def _ask_again(given: dict[str, Any], folder: Path) -> dict[str, Any]:
             return _ask(given, after)
         except EndedError as error:
             if not error.again or not (folder / FILE).is_file() or ends == MOST_ENDS:
-                raise _ended(given, error) from error
+                raise _tell_end(given, error) from error
             why = f"{_culprit(given)}: {error}"
         note(f"{why}; another process goes on")
         if ends == 0:
@@ -145,7 +145,7 @@ def _ask_once(given: dict[str, Any]) -> dict[str, Any]:
     try:
         return _ask(given, None)
     except EndedError as error:
-        raise _ended(given, error) from error
+        raise _tell_end(given, error) from error
 
 
 def _ask(given: dict[str, Any], after: Ended | None) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _culprit(given: Mapping[str, Any]) -> str:
     return " or ".join([f"method {given['method']!r}", *observers])
 
 
-def _ended(given: Mapping[str, Any], error: Exception) -> BrokenPluginError:
+def _tell_end(given: Mapping[str, Any], error: Exception) -> BrokenPluginError:
     remedy = "correct it (--no-isolate shows where), or use another"
     return BrokenPluginError(f"{_culprit(given)}: {error}; {remedy}")
 

@@ -35,7 +35,7 @@ SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed", "n_unso
 
 
 @dataclass(frozen=True)
-class Kept:
+class Stage:
     """Where single results are kept, the seed, and how another process ended that did this."""
 
     folder: Path
@@ -72,7 +72,7 @@ def tune(
     lm: Lm,
     loaded: LoadedMethod,
     cases: CaseSet,
-    kept: Kept,
+    kept: Stage,
     given: Setting,
     prepared: Prepared,
     settings: Sequence[Setting] | None = None,
@@ -112,7 +112,7 @@ def tune(
 
 
 def _rows(
-    lm: Lm, cases: CaseSet, kept: Kept, settings: Sequence[Setting], prepared: Prepared
+    lm: Lm, cases: CaseSet, kept: Stage, settings: Sequence[Setting], prepared: Prepared
 ) -> list[dict[str, Any]]:
     """A row of scores for each setting."""
     rows = []
@@ -128,7 +128,7 @@ def _controls(
     lm: Lm,
     loaded: LoadedMethod,
     cases: CaseSet,
-    kept: Kept,
+    kept: Stage,
     best: Setting,
     prepared: Prepared,
 ) -> dict[str, Any]:
