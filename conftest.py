@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 SHOWN = 15
 """The number of files in the table."""
 _CPU: Counter[str] = Counter()
 _WALL: Counter[str] = Counter()
 _TESTS: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def _tried_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Try the short cuts of the same model once for many tests (`tried_once.py`)."""
+    if request.path.parent.name in {"attack", "families", "architecture", "worlds"}:
+        yield
+        return
+    import tried_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        if tried_once.may_share(request.module):
+            patch.setattr(tried_once.PLACE, tried_once.once)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -190,7 +190,7 @@ def test_how_to_serve_an_edit_runs(demo_is_prepared: None) -> None:
 
 
 @pytest.mark.slow
-def test_how_to_run_on_many_machines_runs() -> None:
+def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     notes()
     compare, *statistics = commands(
         "docs/how-to/many-machines.md",

@@ -86,8 +86,9 @@ def flags(options: Mapping[str, str]) -> list[str]:
 def build(out: Path) -> None:
     """The wheels of all members, in *out*."""
     plugins = [ROOT / "plugins" / name for name in PLUGINS]
-    for folder in (ROOT / "core", ROOT / "worlds" / "demo", *plugins):
-        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", out, folder)
+    folders = (ROOT / "core", ROOT / "worlds" / "demo", *plugins)
+    asked = ("wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out)
+    run(sys.executable, "-m", "pip", *asked, *folders)
 
 
 def link_libraries(out: Path) -> None:
@@ -166,7 +167,7 @@ class Environment:
 
     def install(self, *members: str) -> None:
         wheels = map(self.material.wheel, members)
-        self.pip("install", "-q", "--no-deps", "--no-index", *wheels)
+        self.pip("install", "-q", "--no-deps", "--no-index", "--no-compile", *wheels)
 
     def uninstall(self, *members: str) -> None:
         self.pip("uninstall", "-q", "-y", *map(MEMBERS.__getitem__, members))

@@ -148,7 +148,8 @@ def test_every_figure_is_confirmed(
         shared |= compare_both(lmedit)
     row, cases = shared["rows"][method], load_cases("demo", CASES).good
     second, base = shared["second"], shared["base"]
-    found = [edited(second, method, case, base) for case in cases]
+    compute = updates_of(method)
+    found = [edited(second, compute, case, base) for case in cases]
     for name in found[0]:
         values = np.array([figure[name] for figure in found])
         scale = (
@@ -178,14 +179,23 @@ def compare_both(lmedit: Run) -> dict[str, Any]:
     return {"rows": {row["method"]: row for row in rows}, "second": second, "base": base}
 
 
-def edited(second: Second, method: str, case: Any, base: dict[str, Any]) -> Figures:
-    """The figures of one case, on the model with the method's update put in by hand."""
+def updates_of(method: str) -> Callable[[Any], Any] | None:
+    """A function that returns the method's update for a request; None for the unedited model."""
     if method == "base":
-        return figures(second, case, base)
+        return None
     lm = load_lm("demo")
     loaded = load(method)
     options = build_options(loaded.method, {}, lm)
-    update = prepare(loaded, lm, options, corpus_of(None, lm.text)).compute(case.request)
+    return prepare(loaded, lm, options, corpus_of(None, lm.text)).compute
+
+
+def edited(
+    second: Second, compute: Callable[[Any], Any] | None, case: Any, base: dict[str, Any]
+) -> Figures:
+    """The figures of one case, on the model with the method's update put in by hand."""
+    if compute is None:
+        return figures(second, case, base)
+    update = compute(case.request)
     before = {name: value.clone() for name, value in second.model.state_dict().items()}
     norms, growths, after = [], [], dict(before)
     for site, delta in update.deltas.items():

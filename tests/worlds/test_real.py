@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Run = Callable[..., dict[str, Any]]
 
-FACT = ("--prompt", "The capital of {} is", "--subject", "France", "--target", "Rome")
-
 
 @pytest.fixture
 def lmedit(real_cache: Path, tmp_path: Path) -> Run:
@@ -41,8 +39,8 @@ def lmedit(real_cache: Path, tmp_path: Path) -> Run:
     return call
 
 
-def test_the_first_edit_takes_and_does_no_damage(lmedit: Run) -> None:
-    found = lmedit("edit", "rome", "-m", "smollm2", *FACT)
+def test_the_first_edit_takes_and_does_no_damage(first_edit: Path) -> None:
+    found = json.loads((first_edit / "told.json").read_text(encoding="utf-8"))
     assert found["before"]["writes"].strip().startswith("Paris")
     assert found["verdict"] == "took"
     assert found["after"]["writes"].strip().startswith("Rome")
