@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from told_chats import BOS, SPACED, TEMPLATE, with_bos
 
 from lmedit.actions.given_fact import read_fact
 from lmedit.cases import cases_given
@@ -28,29 +28,6 @@ from lmedit.types import Case, Probe, Request
 
 if TYPE_CHECKING:
     from lmedit.models import Lm
-
-BOS = "<s>"
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-SPACED = TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>{% endif").replace(
-    "\n{{ m.content }}", "{{ ' ' if m.role == 'assistant' else '\n' }}{{ m.content }}"
-)
-"""A template that writes a blank between its end and the answer, as Llama 2's does."""
-
-
-def with_bos(lm: Lm, template: str | None = TEMPLATE) -> Lm:
-    """*lm* with a tokenizer that puts BOS before every text, and with a chat template."""
-    tokenizer = lm.tokenizer
-    tokenizer.add_special_tokens({"bos_token": BOS})
-    number = tokenizer.convert_tokens_to_ids(BOS)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, number)]
-    )
-    tokenizer.chat_template = template
-    lm.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return lm
 
 
 @pytest.fixture
@@ -81,6 +58,8 @@ def told(lm: Lm, prompt: str, target: str) -> str:
         ('She said "', "Rome", 'She said "Rome'),
         ('She said "yes"', "and", 'She said "yes" and'),
         ("the dogs' 'bone", "is", "the dogs' 'bone is"),
+        ('She asked: "The capital is "', "Rome", 'She asked: "The capital is "Rome'),
+        ('"Where?" ("', "Rome", '"Where?" ("Rome'),
         ("She said \u201c", "Rome", "She said \u201cRome"),
         ("Its capital (", "Rome", "Its capital (Rome"),
         ("Its capital (old)", "Rome", "Its capital (old) Rome"),

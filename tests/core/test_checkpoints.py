@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_world import FACT, save_model
 
@@ -102,7 +105,36 @@ def test_another_shape_than_the_configs_is_refused(folder: Path) -> None:
     refused(folder, f"{name} is 16 x 20 where its config says 16 x 64", planned=False)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_that_is_no_number_is_named(folder: Path, value: float, kind: torch.dtype) -> None:
+    def spoil(found: Tensors) -> Tensors:
+        found = {name: tensor.to(kind) for name, tensor in found.items()}
+        found["transformer.h.2.mlp.c_fc.weight"][3, 5] = value
+        found["transformer.h.3.ln_1.bias"][:2] = value
+        return found
+
+    with_tensors(folder, spoil)
+    with_config(folder, dtype=str(kind).removeprefix("torch."))
+    line = refused(
+        folder, "1 of 1024 values of transformer.h.2.mlp.c_fc.weight are NaN", planned=False
+    )
+    assert "(2 such tensors); write the model again" in line
+
+
+def test_a_number_that_the_chosen_type_cannot_hold_is_named(folder: Path) -> None:
+    def enlarge(found: Tensors) -> Tensors:
+        found["transformer.h.2.mlp.c_fc.weight"][3, 5] = 1e6
+        return found
+
+    with_tensors(folder, enlarge)
+    load_lm(str(folder))
+    load_lm(str(folder), dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"infinite in float16 .* give --dtype bfloat16"):
+        load_lm(str(folder), dtype="float16")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "module.model."])
 def test_a_wrappers_prefix_is_taken_off_and_told(folder: Path, prefix: str) -> None:
     digest = load_lm(str(folder)).digest
     with_tensors(folder, lambda found: {prefix + name: v for name, v in found.items()})
@@ -161,6 +193,58 @@ def test_a_wrapped_set_that_is_not_whole_is_refused(folder: Path, name: str) -> 
     )
     with pytest.raises(ModelError, match=r"lacks \d+ tensors"):
         load_lm(str(folder))
+
+
+KNOWN = ["", "_orig_mod.", "module.", "state_dict.", "base_model.model.", "model.", "module.model."]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    prefix=st.sampled_from([*KNOWN, "net.", "student."]),
+    inner=st.sampled_from(["", "_orig_mod.", "_checkpoint_wrapped_module."]),
+    lost=st.sets(st.integers(0, 51), max_size=2),
+    spoiled=st.one_of(st.none(), st.tuples(st.integers(0, 51), st.sampled_from(["nan", "-inf"]))),
+)
+def test_any_renamed_set_is_the_same_weights_or_is_refused_by_name(
+    whole_folder: Path, prefix: str, inner: str, lost: set[int], spoiled: tuple[int, str] | None
+) -> None:
+    """A name that no wrapper makes, a lost tensor or NaN: the error names a tensor."""
+    file = whole_folder / "model.safetensors"
+    found, digest = load_file(whole_folder / "whole.st"), (whole_folder / "digest").read_text()
+    names = sorted(found)
+    assert len(names) == 52
+    if spoiled is not None:
+        found[names[spoiled[0]]].view(-1)[0] = float(spoiled[1])
+    renamed = {
+        prefix + name.replace(".mlp.", f".mlp.{inner}"): tensor
+        for number, (name, tensor) in enumerate(sorted(found.items()))
+        if number not in lost
+    }
+    save_file(renamed, file, {"format": "pt"})
+    gone = {names[number] for number in lost}
+    bad = set() if spoiled is None else {names[spoiled[0]]} - gone
+    if prefix in KNOWN and not gone and not bad:
+        assert load_lm(str(whole_folder)).digest == digest
+        return
+    with pytest.raises(ModelError) as refused:
+        load_lm(str(whole_folder))
+    told = str(refused.value)
+    assert "\n" not in told
+    if prefix in KNOWN and not gone:
+        assert "NaN or infinite" in told
+        assert bad.pop() in told
+    else:
+        assert "lacks" in told
+        assert any(name in told for name in [*names, "lm_head.weight"])
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2, its tensors in another file, and its digest."""
+    found = save_model(tmp_path_factory.mktemp("whole") / "model", seed=1)
+    shutil.copyfile(found / "model.safetensors", found / "whole.st")
+    (found / "digest").write_text(load_lm(str(found)).digest)
+    return found
 
 
 def test_matrices_of_whole_numbers_are_quantised(folder: Path) -> None:

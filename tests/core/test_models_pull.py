@@ -445,6 +445,41 @@ def test_a_worlds_text_options_and_editors_belong_to_its_pulled_model(
     assert load_lm("toy").tuned == {**own, "rome": {"options": {}}}
 
 
+@pytest.mark.parametrize("pulled", [True, False])
+def test_the_gguf_file_of_a_pulled_model_is_that_model(
+    toy: Toy, of_toy: Callable[..., World], tmp_path: Path, *, pulled: bool
+) -> None:
+    """It has the text, the options and the preparations of the model's world."""
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"ft": {"options": {"layer": 1}}}))
+    found = of_toy(tuned=tuned, prepared=tmp_path / "prepared")
+    if pulled:
+        pull_model("toy")
+    lm = load_lm(str(toy.file))
+    assert (lm.text, lm.training, lm.prepared) == (found.text, found.training, found.prepared)
+    assert lm.tuned["ft"] == {"options": {"layer": 1}}
+    assert lm.world == "toy"
+    if pulled:
+        assert lm.identity == load_lm("toy").identity
+    other = tmp_path / "other.gguf"
+    write_gguf(other, "F32")
+    assert (load_lm(str(other)).text, load_lm(str(other)).world) == (None, str(other))
+
+
+def test_the_statistics_of_a_pulled_model_are_found_by_its_gguf_file(
+    toy: Toy, of_toy: Callable[..., World]
+) -> None:
+    of_toy()
+    pull_model("toy")
+    made = [
+        json.loads(
+            run("prepare", "rome", "-m", name, "-o", "layer", 1, "-o", "ridge", 1, "--json").stdout
+        )["path"]
+        for name in ("toy", toy.file)
+    ]
+    assert made[0] == made[1]
+
+
 def test_a_worlds_prepared_editor_is_found(
     toy: Toy, of_toy: Callable[..., World], tmp_path: Path
 ) -> None:

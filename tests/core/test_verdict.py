@@ -15,6 +15,7 @@ from lmedit.actions.verdict import (
     begins_with,
     chances_of,
     sentence_of,
+    tell_repetition,
     verdict_of,
     why_not,
 )
@@ -71,6 +72,15 @@ def test_the_verdicts() -> None:
 )
 def test_what_is_written_ends_with_its_sentence(text: str, sentence: str) -> None:
     assert sentence_of(text, REQUEST).strip() == sentence
+
+
+def test_a_text_of_one_word_is_told_if_the_edit_made_it() -> None:
+    """KN on a real model: 'Obama' forty times; the verdict alone was 'took'."""
+    one, usual = "Obama " * 40, "a member of the House of Lords."
+    (told,) = tell_repetition(usual, one)
+    assert "repeats 'Obama'" in told
+    assert tell_repetition(one, one) == tell_repetition(usual, usual) == []
+    assert tell_repetition(usual, "Obama Obama") == tell_repetition(usual, "") == []
 
 
 def test_a_target_of_two_sentences_stays_whole() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
 from lmedit.cli import main
@@ -78,6 +81,94 @@ def test_the_default_lies_within_the_bounds(method: str, name: str) -> None:
     assert getattr(made, name) == default
 
 
+CHOICES = [
+    (method, name, get_args(field.annotation))
+    for method in METHODS
+    for name, field in METHODS[method].options.model_fields.items()
+    if get_origin(field.annotation) is Literal
+]
+SWITCHES = [
+    (method, name)
+    for method in METHODS
+    for name, field in METHODS[method].options.model_fields.items()
+    if field.annotation is bool
+]
+PLAIN = [
+    (method, name)
+    for method, name in NUMBERS
+    if METHODS[method].options.model_fields[name].annotation in {int, float}
+]
+WORDS = st.text(st.characters(categories=["L", "N", "P"]), max_size=6)
+MANY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+
+def _taken(method: str, name: str, typed: str) -> Any:
+    """The value of the option after ``-o name typed``; the error if it is refused."""
+    try:
+        return getattr(build_options(METHODS[method], {name: typed}), name)
+    except OptionError as error:
+        told = str(error)
+        assert told.startswith(f"{method}: {name}"), told
+        assert "\n" not in told
+        return error
+
+
+@MANY
+@given(st.sampled_from(CHOICES), st.data())
+def test_a_choice_is_one_of_its_words_or_refused(case: Any, data: st.DataObject) -> None:
+    method, name, words = case
+    typed = data.draw(st.one_of(st.sampled_from(words), WORDS, st.just("null"), st.just("[]")))
+    found = _taken(method, name, typed)
+    idle = isinstance(found, OptionError) and "has no effect" in str(found)
+    assert found == typed if typed in words and not idle else isinstance(found, OptionError)
+
+
+@MANY
+@given(st.sampled_from(SWITCHES), st.one_of(st.sampled_from(["true", "false"]), WORDS))
+def test_a_switch_is_true_or_false(case: tuple[str, str], typed: str) -> None:
+    method, name = case
+    found = _taken(method, name, typed)
+    if typed in {"true", "false"}:
+        idle = isinstance(found, OptionError) and "has no effect" in str(found)
+        assert idle or found is (typed == "true")
+    elif not isinstance(found, OptionError):
+        assert typed.strip('"').lower() in SPELLINGS
+        assert isinstance(found, bool)
+
+
+SPELLINGS = {"1", "0", "on", "off", "t", "f", "y", "n", "yes", "no", "true", "false", "1.0", "0.0"}
+"""What pydantic reads as true or false."""
+
+
+@MANY
+@given(st.sampled_from(PLAIN), st.floats(-5, 5) | st.integers(-3, 10**12))
+def test_a_number_is_obeyed_within_its_bounds_and_else_refused(
+    case: tuple[str, str], value: float
+) -> None:
+    method, name = case
+    field = METHODS[method].options.model_fields[name]
+    whole = field.annotation is int
+    inside = all(
+        value >= getattr(bound, "ge", -math.inf)
+        and value > getattr(bound, "gt", -math.inf)
+        and value <= getattr(bound, "le", math.inf)
+        and value < getattr(bound, "lt", math.inf)
+        for bound in field.metadata
+    )
+    small = abs(value) <= LARGEST or name == "seed"
+    kind = float(value).is_integer() if whole else True
+    found = _taken(method, name, repr(value))
+    if isinstance(found, OptionError):
+        idle = "has no effect" in str(found)
+        strict = name == "seed" and isinstance(value, float)
+        assert idle or strict or not (inside and small and kind), (case, value, str(found))
+    else:
+        assert inside
+        assert small
+        assert kind
+        assert found == value
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_presets_are_valid(name: str) -> None:
     for preset in METHODS[name].options.presets:
@@ -92,9 +183,9 @@ def test_a_plugin_without_bounds_is_bounded_too() -> None:
         words: tuple[str, ...] = ()
 
     method = Method("loose", "none", Loose)
-    for given in ({"rate": "1e10"}, {"rate": True}, {"layers": "[1, true]"}, {"layers": [2**31]}):
+    for values in ({"rate": "1e10"}, {"rate": True}, {"layers": "[1, true]"}, {"layers": [2**31]}):
         with pytest.raises(OptionError, match="loose: "):
-            build_options(method, given)
+            build_options(method, values)
     assert (
         build_options(method, {"both": "true", "rate": str(LARGEST)}).model_dump()["both"] is True
     )

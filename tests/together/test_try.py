@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import torch
 from lmedit import LowRank, Update, load_lm
 from lmedit.actions.edit import top_tokens
 from lmedit.edits.ledger import applied, base_of
-from lmedit.edits.patches import save_patch
+from lmedit.edits.patches import load_patch, save_patch
 from lmedit.metrics.generate import greedy
 
 if TYPE_CHECKING:
@@ -81,9 +82,68 @@ def test_without_prompts_it_asks_the_facts_then_stdin(
     assert "one" in done.stdout.splitlines()[1]
 
 
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(model: Path, made: dict[str, Update], tmp_path: Path) -> Lm:
+    """A copy of the tiny model with a chat template; patch ``one`` was made in the chat."""
+    del made
+    own = shutil.copytree(model, tmp_path / "chatting")
+    lm = load_lm(str(own))
+    lm.tokenizer.chat_template = TEMPLATE
+    lm.tokenizer.save_pretrained(own)
+    lm = load_lm(str(own), chat=True, system="Be short.")
+    _make_in_chat(lm, "one")
+    return lm
+
+
+def _make_in_chat(lm: Lm, name: str) -> None:
+    update, facts = load_patch(Path(f"{name}.safetensors"))
+    facts = {**facts, "asking": {"join": "none", "chat": {"system": "Be short."}}}
+    facts = {key: value for key, value in facts.items() if key not in {"sites", "notes"}}
+    Path(f"{name}.safetensors").unlink()
+    save_patch(Path(f"{name}.safetensors"), update, {**facts, "model": base_of(lm, update)})
+
+
+def test_a_patch_made_in_a_chat_is_tried_in_that_chat(lmedit: Run, chatting: Lm) -> None:
+    model = chatting.folder
+    assert chatting.chat is not None
+    plain = top_tokens(chatting, PROMPT)
+    wrapped = top_tokens(chatting, chatting.chat.wrap(PROMPT))
+    assert wrapped != plain
+    done = lmedit("try", "one.safetensors", PROMPT, "-m", model, "--json")
+    assert done.exit_code == 0, done.output
+    assert "asked through the chat template, as the patch was made" in done.stderr
+    ((asked,),) = (json.loads(done.stdout),)
+    assert (asked["prompt"], asked["chat"]) == (PROMPT, {"system": "Be short."})
+    assert asked["models"][0]["top"] == wrapped
+    told = lmedit("try", "one.safetensors", "-m", model, input=PROMPT)
+    assert "prompt: The tower is in (through the chat template)" in told.stdout
+    assert f"prompt: {PROMPT} (through the chat template)" in told.stdout
+    bare = lmedit("try", "one.safetensors", PROMPT, "-m", model, "--no-chat", "--json")
+    assert json.loads(bare.stdout)[0]["models"][0]["top"] == plain
+    assert json.loads(bare.stdout)[0]["chat"] is None
+
+
+def test_patches_of_several_chats_need_a_choice(lmedit: Run, chatting: Lm) -> None:
+    arguments = ["try", "one.safetensors", "two.safetensors", PROMPT, "-m", chatting.folder]
+    assert "made with different chats; give --chat" in lmedit(*arguments).stderr
+    done = lmedit(*arguments, "--chat", "--system", "Be short.", "--json")
+    assert done.exit_code == 0, done.output
+    assert chatting.chat is not None
+    wrapped = top_tokens(chatting, chatting.chat.wrap(PROMPT))
+    assert json.loads(done.stdout)[0]["models"][0]["top"] == wrapped
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["one.safetensors", PROMPT, "--chat"], "has no chat template"),
+        (["one.safetensors", PROMPT, "--system", "Be short."], "--system is for a chat"),
         (["no prompt first", "one.safetensors"], "is no patch file"),
         (["one.safetensors", "one.safetensors"], "named twice"),
         (["missing.safetensors", PROMPT], "missing.safetensors"),

@@ -135,6 +135,15 @@ ALSO = {
     "plan: seed": (("plan", "rome", "--seed", "0"), "does not change the estimate"),
     "plan: time": (("plan", "rome", "--edit-timeout", "3"), "does not change the estimate"),
     "prepare: time": (("prepare", "rome", "--edit-timeout", "3"), "nothing is edited"),
+    "prepare: option": (
+        ("prepare", "rome", "-o", "clamp", "3"),
+        "-o clamp does not change what rome prepares",
+    ),
+    "prepare: seed": (("prepare", "rome", "--seed", "3"), "--seed does not change what rome"),
+    "prepare: compute": (
+        ("prepare", "memit", "--compute", "bfloat16"),
+        "--compute does not change what memit",
+    ),
     "prepare: corpus": (
         ("prepare", "mend", "--corpus", "demo", "-o", "checkpoint", "a.pt"),
         "--corpus is not used",
@@ -246,6 +255,25 @@ CLASHES: list[tuple[str, dict[str, Any], str]] = [
     ("mend", {"checkpoint_order": "input_first"}, "checkpoint_order"),
     ("ke", {"checkpoint": "a.pt", "batch": 3}, "batch"),
 ]
+
+
+PREPARED = [name for name, method in METHODS.items() if method.prepares_on]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("method", PREPARED)
+def test_prepare_takes_only_options_that_it_uses(lmedit: Run, method: str) -> None:
+    """The cache key of what it makes holds the options that it takes, or they change no value."""
+    options = METHODS[method].options
+    taken = {*options.prepares, *options.prepares_too}
+    assert taken <= set(options.model_fields)
+    assert not set(options.prepares) & set(options.prepares_too)
+    for name in options.model_fields:
+        for typed in (name, f"{method}.{name}"):
+            done = lmedit("prepare", method, "-o", typed, "[[]]")
+            said = f"-o {typed} does not change what {method} prepares" in done.stderr
+            assert said is (name not in taken), (name, done.stderr)
+            assert done.exit_code == 2 or not said, name
 
 
 @pytest.mark.parametrize(("method", "given", "name"), CLASHES)

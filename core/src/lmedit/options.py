@@ -40,6 +40,9 @@ class Options(Frozen):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _NOTHING
     prepares: ClassVar[tuple[str, ...]] = ()
+    prepares_too: ClassVar[tuple[str, ...]] = ()
+    """More options that `lmedit prepare` takes. They set one of ``prepares`` (as ``span`` sets the
+    layers), or change only its time and memory. It refuses all others."""
     probes: ClassVar[tuple[str, ...]] = ()
     """Options that only `edit_probe` uses; lmedit refuses them where nothing is probed."""
 

@@ -174,6 +174,49 @@ def test_behind_a_norm_the_stream_gains_d_too(name: str) -> None:
     assert (gained - wanted).norm() < 0.5 * (blind - wanted).norm()
 
 
+@pytest.mark.parametrize("name", POST_NORM)
+@pytest.mark.parametrize("subject", ["The tower", "A small boat"])
+def test_the_gain_behind_norms_is_measured_against_the_papers_and_told(
+    name: str, subject: str
+) -> None:
+    """In each layer alone: what the stream gains has the direction that KN adds, or none."""
+    lm, asked = family(name), ONE.model_copy(update={"subject": subject})
+    made = Editor(loaded("kn"), lm, options(enough=None), Prepared())
+    found = made.locate(asked)
+    update = made.compute(asked)
+    old = int(lm.next_probabilities(asked.text).argmax())
+    new = lm.with_target(asked.text, asked.target_new)[1]
+    E = lm.embeddings("output")
+    d = level(exchange(E[old], E[new], 2.0, 2.0), E)
+    measured = []
+    for layer, of in by_layer(found.found["neurons"]).items():
+        site, mlp = lm.mlp_out(layer), mlps_at_prompt(lm, asked.text, [layer])[layer]
+        if site not in update.deltas:
+            continue
+        wanted = mlp.size(of) * mlp.limit_length(d, of, 0.5)
+        with made.applied(as_update({site: update.deltas[site]})):
+            gained = _stream_behind(lm, asked, layer) - mlp.stream
+        measured.append(
+            (
+                float(cosine_similarity(gained, wanted, dim=0)),
+                float(gained.norm() / wanted.norm()),
+            )
+        )
+    cosine, length = min(c for c, _ in measured), min(s for _, s in measured)
+    assert cosine > 0
+    assert update.notes["behind_norm_cosine"] == pytest.approx(cosine, abs=2e-2)
+    assert update.notes["behind_norm_length"] == pytest.approx(length, abs=2e-2)
+    (told,) = update.notes["remarks"]
+    assert f"a cosine of at least {update.notes['behind_norm_cosine']:.2f}" in told
+
+
+def _stream_behind(lm: Lm, asked: Request, layer: int) -> Tensor:
+    with captured(lm.block(layer)) as box:
+        lm.logits(lm.batch([lm.encode(asked.text)]))
+    state: Tensor = box.output[0, -1]
+    return state
+
+
 def post_norm_of_the_sum() -> Lm:
     """A block ends with a norm of stream and MLP together, as in BART and the first GPT."""
     sizes = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 128, "hidden_size": 16}

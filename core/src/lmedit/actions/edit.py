@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import sample_held_out, way_out
 from lmedit.actions.probes import ask_through_chat, probes_of
-from lmedit.actions.verdict import chances_of, continue_greedily, sentence_of, verdict_of, why_not
+from lmedit.actions.verdict import (
+    chances_of,
+    continue_greedily,
+    sentence_of,
+    tell_repetition,
+    verdict_of,
+    why_not,
+)
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
@@ -83,7 +90,7 @@ def edit_one(
         "before": before,
         "after": after,
         "refused": refused,
-        "remarks": [*update.notes.get("remarks", []), *looking.remarks],
+        "remarks": [*update.notes.get("remarks", []), *looking.tell_all(before, after)],
         "patch": str(patch) if kept else None,
     }
 
@@ -146,10 +153,14 @@ class _Looking:
         self.probes = {
             kind: ask_through_chat(lm, prompt) for kind, prompt in probes.prompts.items()
         }
-        self.remarks = (*_remarks(self.asking), *probes.remarks)
+        self.remarks = (*remarks_on_asking(self.asking), *probes.remarks)
         self.tokens = len(lm.with_target(self.request.text, request.target_new)[1])
         self.held: HeldOut
         self.text, self.held = sample_held_out(lm)
+
+    def tell_all(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+        """The notes for the user, with those on the edited model's text."""
+        return [*self.remarks, *tell_repetition(before["writes"], after["writes"])]
 
     def told(self, update: Update) -> dict[str, Any]:
         """The values that the edit does not change, and the size of *update*."""
@@ -195,13 +206,15 @@ class _Looking:
 def _asking(lm: Lm, request: Request) -> dict[str, Any]:
     """How *lm* is asked *request*, as JSON values: the joint, and the chat if there is one."""
     joint = lm.joint(request.text, request.target_new)
-    return {
-        "join": "space" if joint else "none",
-        "chat": None if lm.chat is None else {"system": lm.chat.system},
-    }
+    return {"join": "space" if joint else "none", "chat": chat_told(lm)}
 
 
-def _remarks(asking: Mapping[str, Any]) -> list[str]:
+def chat_told(lm: Lm) -> dict[str, Any] | None:
+    """The chat of *lm* as a patch tells it; None without one."""
+    return None if lm.chat is None else {"system": lm.chat.system}
+
+
+def remarks_on_asking(asking: Mapping[str, Any]) -> list[str]:
     """Lines for the user about how the model is asked, if it is not the default way."""
     remarks = []
     if asking["chat"] is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import sample_held_out
+from lmedit.actions.edit import chat_told, remarks_on_asking
 from lmedit.actions.verdict import WRITES, TargetChance, verdict_of
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from lmedit.actions.earlier import Earlier
     from lmedit.cases import CaseSet
+    from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Request, Update
 
@@ -72,8 +74,10 @@ def edit_many(
     names the fact if one cannot be located.
     """
     lm = editor.lm
-    requests = [lm.formulate(request) for request in requests]  # while the model is unedited
-    _check_located(editor, requests)
+    given = requests
+    requests = [lm.formulate(request) for request in given]  # while the model is unedited
+    asking = _asking(lm, requests)
+    _check_located(editor, given)
     text, held = sample_held_out(lm)
     before = _look(editor, requests, held.measure(lm))
     lm.state()  # so that reading all weights for the first time is not counted
@@ -86,20 +90,27 @@ def edit_many(
     measured = {"measured_on": text, "relative_norm": norm, **_summary(before, after)}
     harm = damage(before.health, after.health, text)
     refused = unsound(update) or _why_not(measured) or harm
-    facts = _facts(editor, requests, update, earlier)
+    facts = {**_facts(editor, given, update, earlier), "asking": asking}
     told = {"seconds": seconds, "results": _results(before, after), "measured": measured}
     patch = None
     if force or refused is None:
         patch = out or Path(f"{editor.name}-{len(requests)}-facts.safetensors")
         save_patch(patch, update, {**facts, **told, "forced": refused})
     return {
-        **{name: facts[name] for name in ("method", "model", "carried")},
-        "requests": [request.model_dump(exclude={"join"}) for request in requests],
+        **{name: facts[name] for name in ("method", "model", "carried", "asking")},
+        "requests": [request.model_dump(exclude={"join"}) for request in given],
         **told,
         "refused": refused,
-        "remarks": _remarks(update, requests),
+        "remarks": [*_remarks(update, given), *remarks_on_asking(asking)],
         "patch": None if patch is None else str(patch),
     }
+
+
+def _asking(lm: Lm, requests: Sequence[Request]) -> dict[str, Any]:
+    """How *lm* is asked: the joint, or auto if the facts have several, and the chat."""
+    joints = {bool(lm.joint(each.text, each.target_new)) for each in requests}
+    join = ("space" if joints == {True} else "none") if len(joints) == 1 else "auto"
+    return {"join": join, "chat": chat_told(lm)}
 
 
 def _remarks(update: Update, requests: Sequence[Request]) -> list[str]:

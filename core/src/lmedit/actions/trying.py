@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.edit import top_tokens
 from lmedit.actions.probes import probes_of
 from lmedit.edits.ledger import applied
-from lmedit.errors import RequestError
+from lmedit.errors import ArtifactError, RequestError
 from lmedit.metrics.generate import greedy
+from lmedit.models.chat import Chat, chat_of
 from lmedit.types import Request
 
 if TYPE_CHECKING:
@@ -24,29 +26,65 @@ BASE, ALL = "base", "all"
 """The columns of the model without a patch, and of all patches together."""
 
 
-def prompts_of(lm: Lm, facts: Sequence[Mapping[str, Any]], near: str | None) -> dict[str, str]:
-    """The prompts of the patches' *facts*, with neighbours as `lmedit edit` chooses them, by kind.
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the chat through which it is asked; None: it is asked as it is."""
 
-    *lm* is without the edits. *near* is a file of neighbours, see `probes_of`.
+    prompt: str
+    chat: Chat | None = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads. A blank prompt stays blank."""
+        return self.chat.wrap(self.prompt) if self.chat and self.prompt.strip() else self.prompt
+
+
+def chats_of(lm: Lm, facts: Sequence[Mapping[str, Any]]) -> list[Chat | None]:
+    """The chat with which each patch of *facts* was made, with the template of *lm*; or None.
+
+    Raises `ArtifactError` if the facts of a patch do not tell it, `ModelError` without a template.
     """
-    found: dict[str, str] = {}
+    found = []
     for fact in facts:
+        asking = fact.get("asking") or {}
+        chat = asking.get("chat") if isinstance(asking, dict) else asking
+        system = chat.get("system") if isinstance(chat, dict) else None
+        if not isinstance(chat, dict | None) or not isinstance(system, str | None):
+            raise ArtifactError("a patch does not tell how its prompts were asked; make it again")
+        found.append(None if chat is None else chat_of(lm.tokenizer, system, lm.name))
+    return found
+
+
+def questions_of(
+    lm: Lm,
+    facts: Sequence[Mapping[str, Any]],
+    near: str | None,
+    chats: Sequence[Chat | None],
+) -> list[Question]:
+    """The prompts of the patches' *facts*, with neighbours as `lmedit edit` chooses them.
+
+    *lm* is without the edits, and *chats* has the chat of each patch. *near* is a file of
+    neighbours, see `probes_of`.
+    """
+    found: list[Question] = []
+    for fact, chat in zip(facts, chats, strict=True):
+        lm.chat = chat
         told = fact.get("request") or next(iter(fact.get("requests", [])), None)
         if told is None:
             continue
         request = Request.model_validate(told)
-        mark = "" if not found else f" {len(found) + 1}"
-        found[f"prompt{mark}"] = request.text
-        prompts = probes_of(lm, request, near).prompts
-        found |= {f"{kind}{mark and ' of' + mark}": text for kind, text in prompts.items()}
+        asked = [request.text, *probes_of(lm, request, near).prompts.values()]
+        found += [Question(prompt, chat) for prompt in asked]
     return found
 
 
-def look(lm: Lm, updates: Mapping[str, Update], prompt: str) -> list[dict[str, Any]]:
-    """What *lm* writes after *prompt* and its top tokens: alone, with each update, with all.
+def look(lm: Lm, updates: Mapping[str, Update], question: Question) -> list[dict[str, Any]]:
+    """What *lm* answers to *question* and its top tokens: alone, with each update, with all.
 
-    Afterwards *lm* is as before. Raises `RequestError` for a blank prompt or one that is too long.
+    Afterwards *lm* has the same weights as before. Raises `RequestError` for a blank prompt or one
+    that is too long.
     """
+    prompt, lm.chat = question.text, question.chat
     if not prompt.strip():
         raise RequestError("the prompt is blank; write a text")
     columns: dict[str, Sequence[Update]] = {BASE: ()}
@@ -63,7 +101,7 @@ def look(lm: Lm, updates: Mapping[str, Update], prompt: str) -> list[dict[str, A
     return found
 
 
-def columns_text(prompt: str, found: Sequence[Mapping[str, Any]]) -> str:
+def columns_text(question: Question, found: Sequence[Mapping[str, Any]]) -> str:
     """*found* by `look` as text: one column for each model."""
     rows = [[each["model"] for each in found], [" ".join(each["writes"].split()) for each in found]]
     for number in range(max(len(each["top"]) for each in found)):
@@ -72,7 +110,8 @@ def columns_text(prompt: str, found: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         f"{mark:<8}{''.join(_cells(row))}".rstrip() for mark, row in zip(marks, rows, strict=False)
     ]
-    return "\n".join([f"prompt: {prompt}", *lines])
+    through = " (through the chat template)" if question.chat else ""
+    return "\n".join([f"prompt: {question.prompt}{through}", *lines])
 
 
 def _token(top: Mapping[str, Any]) -> str:

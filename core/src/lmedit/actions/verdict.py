@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -107,3 +108,25 @@ def why_not(verdict: Verdict, sentence: str, request: Request, ways: str = WAYS)
     if verdict == "did not take" and contains(sentence, target):
         return f"{line}, and {target!r} comes later; give --target as the model begins its answer"
     return f"{line}, not {target!r}; {ways}"
+
+
+LONG, MOST = 8, 0.8
+"""From this number of words, a text repeats one word if this share of them is the same."""
+
+
+def tell_repetition(before: str, after: str) -> list[str]:
+    """A line for the user if *after*, the edited model's text, repeats one word; else none.
+
+    A model that did so *before* the edit is not told of.
+    """
+    word = _repeated(after)
+    if word is None or _repeated(before) is not None:
+        return []
+    return [f"the edited model repeats {word!r}; look at its text before you use the edit"]
+
+
+def _repeated(text: str) -> str | None:
+    """The word that makes most of *text*, if there is one."""
+    words = text.split()
+    (word, count), *_ = Counter(words).most_common(1) or [("", 0)]
+    return word if len(words) >= LONG and count >= MOST * len(words) else None

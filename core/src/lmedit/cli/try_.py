@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,11 @@ from lmedit.cli.common import (
 from lmedit.cli.patch_files import base_for, open_with
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from lmedit.models import Lm
+    from lmedit.models.chat import Chat
 
 ENDING = ".safetensors"
 
@@ -31,11 +36,20 @@ ENDING = ".safetensors"
     help="Neighbours to ask: cases, or a text file of prompts, one per line.  "
     "[default: as lmedit edit chooses them]",
 )
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Ask each prompt through the tokenizer's chat template, or as it is.  "
+    "[default: as the patch was made]",
+)
+@click.option("--system", metavar="TEXT", help="With --chat: the system prompt.")
 @model_flags
 @json_flag
 def try_(
     given: tuple[str, ...],
     near: str | None,
+    chat: bool | None,
+    system: str | None,
     model: str,
     device: str,
     dtype: str,
@@ -56,24 +70,52 @@ def try_(
         from lmedit.actions.probes import check_near
 
         check_near(near)
-    from lmedit.actions.trying import columns_text, look, prompts_of
+    if system is not None and not chat:
+        raise click.UsageError("--system is for a chat; give --chat too, or remove --system")
+    from lmedit.actions.trying import Question, columns_text, look, questions_of
+    from lmedit.models import check_files
 
     model = base_for(model, patches)
+    check_files(model, download=download, chat=bool(chat))
     opened, found = open_with(patches, model, device=device, dtype=dtype, download=download)
     names = [path.stem if _alone(path, patches) else str(path) for path in patches]
     updates = {name: update for name, (update, _) in zip(names, found, strict=True)}
-    asked: Iterable[str] = prompts
-    if not prompts:
-        own = prompts_of(opened.lm, [facts for _, facts in found], near)
-        asked = _and_typed(own.values())
+    facts = [facts for _, facts in found]
+    chats = _chats(opened.lm, facts, system, chat=chat)
+    own = [] if prompts else questions_of(opened.lm, facts, near, chats)
+    typed = prompts or _read_typed()
     answers = []
-    for prompt in asked:
-        columns = look(opened.lm, updates, prompt)
-        answers.append({"prompt": prompt, "models": columns})
+    for question in chain(own, (Question(text, chats[0]) for text in typed)):
+        columns = look(opened.lm, updates, question)
+        told = None if question.chat is None else {"system": question.chat.system}
+        answers.append({"prompt": question.prompt, "chat": told, "models": columns})
         if not as_json:
-            say(columns_text(prompt, columns))
+            say(columns_text(question, columns))
     if as_json:
         say(as_json_text(answers))
+
+
+def _chats(
+    lm: Lm, facts: Sequence[Mapping[str, Any]], system: str | None, *, chat: bool | None
+) -> list[Chat | None]:
+    """The chat for the facts of each patch: as it was made, or as the user says.
+
+    Raises `click.UsageError` if typed prompts could be asked in several ways.
+    """
+    from lmedit.actions.trying import chats_of
+    from lmedit.models.chat import chat_of
+
+    if chat is not None:
+        return [chat_of(lm.tokenizer, system, lm.name) if chat else None] * len(facts)
+    found = chats_of(lm, facts)
+    if len(set(found)) > 1:
+        raise click.UsageError(
+            "the patches were made with different chats; give --chat, with --system TEXT if there "
+            "was one, or --no-chat"
+        )
+    if found[0] is not None:
+        note("asked through the chat template, as the patch was made; --no-chat asks plainly")
+    return found
 
 
 def _split(given: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -97,9 +139,8 @@ def _alone(path: Path, patches: Sequence[Path]) -> bool:
     return sum(other.stem == path.stem for other in patches) == 1
 
 
-def _and_typed(first: Iterable[str]) -> Iterator[str]:
-    """*first*, then the lines of stdin that are not blank. A terminal shows a mark for each."""
-    yield from first
+def _read_typed() -> Iterator[str]:
+    """The lines of stdin that are not blank. A terminal shows a mark for each."""
     terminal = sys.stdin.isatty()
     while True:
         if terminal:

@@ -1,7 +1,8 @@
 """Find the options that suit a model: try all combinations on few cases, the best on all cases.
 
-The controls show how much the choice matters: the unedited model, and the method at a random
-layer for each case.
+A setting must edit first: S alone prefers settings that change nothing, since they leave every
+neighbour as it is. The controls show how much the choice matters: the unedited model, and the
+method at a random layer for each case.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 FINALISTS, HEAT = 3, 3
 """1/HEAT of the cases score all settings; then all cases score the best FINALISTS settings."""
+SLACK = 5.0
+"""In percent: a setting that edits fewer facts than the best one, by more, is behind it."""
 SHOWN = ("S", "ES", "PS", "NS", "relation_specificity", "n", "n_failed", "n_unsound")
 
 
@@ -79,17 +82,18 @@ def tune(
 ) -> dict[str, Any]:
     """Sweep in the run folder of *kept*; return the best options and their evidence.
 
-    They are for an options file. Every setting contains the *given* options. *prepared* makes the
-    editor of a setting. An interrupted sweep continues. *settings* are those to try, by default
-    all. Raises `OptionError` if no setting can be scored.
+    They are for an options file. The best is that with the largest S among those that edit as many
+    facts as any (`rank`). Every setting contains the *given* options. *prepared* makes the editor
+    of a setting. An interrupted sweep continues. *settings* are those to try, by default all.
+    Raises `OptionError` if no setting can be scored.
     """
     every = settings_of(loaded, lm, given)
     settings = every if settings is None else settings
     few = replace(cases, items=cases.items[: max(1, len(cases.items) // HEAT)])
     heat = _rows(lm, few, kept, settings, prepared)
-    finalists = [row["setting"] for row in sorted(heat, key=_score, reverse=True)[:FINALISTS]]
+    finalists = [row["setting"] for row in rank(heat)[:FINALISTS]]
     final = _rows(lm, cases, kept, finalists, prepared)
-    best = max(final, key=_score)
+    best = rank(final)[0]
     options = {**given, **best["setting"]}
     return {
         "options": options,
@@ -109,6 +113,18 @@ def tune(
             "heat": heat,
         },
     }
+
+
+def rank(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """*rows* of scores, the best first.
+
+    ES, the share of edits after which the new answer leads, comes first, up to `SLACK` points;
+    then S. Raises `OptionError` if a row has no S.
+    """
+    edited = [float(row["ES"] or 0.0) for row in rows]
+    enough = max(edited, default=0.0) - SLACK
+    order = [(share >= enough, _score(row)) for share, row in zip(edited, rows, strict=True)]
+    return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__, reverse=True)]
 
 
 def _rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -97,6 +97,8 @@ def _without_experts(lm: Lm) -> tuple[int, ...]:
 
 class HyperOptions(MatrixOptions):
     """Base class of the options of hypernetwork editors."""
+
+    prepares_too: ClassVar[tuple[str, ...]] = ("at_once", "cache_gigabytes")
 
     limit: int = Field(default=10_000, ge=20, description="Largest number of training cases.")
     batch: int = Field(default=10, ge=1, description="Number of edits in one training step.")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lmedit.errors import ModelError
+from lmedit.models import offload
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 INNER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 """Names that torch.compile, FSDP, checkpointing and Lightning put before wrapped parts."""
-OUTER = r"^(?:module\.|state_dict\.|base_model\.model\.|model\.(?=model\.|transformer\.|lm_head\.))"
+OUTER = r"(?:module\.|state_dict\.|base_model\.model\.|model\.(?=model\.|transformer\.|lm_head\.))"
 """Prefixes that DataParallel, training scripts, peft and Lightning put before all names."""
 OUTERS = rf"^(?:{INNER}|{OUTER})+"
 WRAPPERS = rf"{OUTERS}|{INNER}"
@@ -25,7 +29,8 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
     """Load the model of *config* with the weights of *source*; *how* goes to transformers' loader.
 
     A wrapper's prefix is removed from tensor names if the weights are complete then; *notes*
-    receives a line about it. Raises `ModelError` if tensors are missing or have another shape.
+    receives a line about it. Raises `ModelError` if tensors are missing, have another shape, or
+    hold NaN or infinity.
     """
     model, info = _read(source, config, how)
     wrapped = [key for key in info["unexpected_keys"] if re.search(WRAPPERS, key)]
@@ -42,7 +47,36 @@ def read_weights(source: str, config: Any, notes: list[str], **how: Any) -> PreT
         notes.append(
             f"{source}: {_list_tensors(unread)} not read, since the model has no such part"
         )
+    check_finite(source, model)
     return model
+
+
+@torch.no_grad()
+def check_finite(source: str, model: PreTrainedModel) -> None:
+    """Raise `ModelError` if a parameter of *model* holds NaN or infinity, and name the parameter.
+
+    Every answer of such a model would be NaN. *source* is its name for the user.
+    """
+    bad = {}
+    for name in sorted(offload.names(model), key=_natural):
+        values = offload.fetch(model, name)
+        if not values.is_meta and values.is_floating_point() and not _is_finite(values):
+            bad[name] = int((~values.isfinite()).sum())
+    if not bad:
+        return
+    first, count = next(iter(bad.items()))
+    values = offload.fetch(model, first)
+    kind = str(values.dtype).removeprefix("torch.")
+    wide = ", or give --dtype bfloat16" if values.dtype == torch.float16 else ""
+    raise ModelError(
+        f"{source!r}: {count} of {values.numel()} values of {first} are NaN or infinite in {kind} "
+        f"({len(bad)} such tensor{'' if len(bad) == 1 else 's'}); write the model again{wide}"
+    )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; both show in the smallest and the largest value."""
+    return not values.numel() or all(bool(each.isfinite()) for each in values.aminmax())
 
 
 def auto_class(config: Any) -> Any:

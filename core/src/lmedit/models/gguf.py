@@ -48,6 +48,8 @@ class Converted:
 
     folder: Path
     note: str
+    world: str | None = None
+    """The name of the model that can be pulled, if the file is exactly that model's."""
 
 
 def folder_of(file: Path) -> Converted:
@@ -63,7 +65,9 @@ def folder_of(file: Path) -> Converted:
             with replacing_folder(folder) as place:
                 convert(file, header, place)
                 write_entries(place / RECORD, {"file": file.name, **describe_gguf(file, header)})
-    return Converted(folder, f"{file.name}: {record_of(folder).get('note')}")
+    record = record_of(folder)
+    same = (name for name, source in MODELS.items() if source.sha256 == record.get("sha256"))
+    return Converted(folder, f"{file.name}: {record.get('note')}", next(same, None))
 
 
 def record_of(folder: Path) -> dict[str, Any]:

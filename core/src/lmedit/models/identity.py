@@ -113,7 +113,8 @@ class Identified(ABC):
     name: str
     family: Family
     base_name: str | None = None
-    """For a model with edits in its folder: the name of the model without them."""
+    """The world's name of a model that has another name here: with edits in its folder, the name of
+    the model without them; for a GGUF file, the name of the pulled model of that file."""
 
     @abstractmethod
     def weights_digest(self) -> str:

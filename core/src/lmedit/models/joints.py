@@ -37,7 +37,8 @@ _OPENING = "([{\u00ab\u2018\u201c\u201e\u2039\u00bf\u00a1`"
 _CLOSING = ".?!,;)]}\u00bb\u2019\u201d\u203a%"
 """Characters after which a blank is written before the next word."""
 _STRAIGHT = "\"'"
-"""Quotes with one form. The first one in a line opens, the next one closes, and so on."""
+"""Quotes with one form. Behind a blank it opens; else the first one in a line opens, the next one
+closes, and so on."""
 
 
 def split_blanks(prompt: str, target: str, joint: str) -> tuple[str, str]:
@@ -91,8 +92,15 @@ def _kind(sign: str) -> str:
 
 
 def _opens(prompt: str) -> bool:
-    """Whether the straight quote at the end of *prompt* opens; apostrophes do not count."""
+    """Whether the straight quote at the end of *prompt* opens.
+
+    It does at the start of a line, and behind a blank or an opening sign. Elsewhere the quotes of
+    the line are counted; apostrophes do not count.
+    """
     line, quote = prompt.rpartition("\n")[2], prompt[-1]
+    before = line[-2:-1]
+    if not before or before.isspace() or _kind(before) == "opening":
+        return True
     at = [i for i, sign in enumerate(line) if sign == quote]
     inside = [i for i in at if line[i - 1 : i].isalnum() and line[i + 1 : i + 2].isalnum()]
     return (len(at) - len(inside)) % 2 == 1

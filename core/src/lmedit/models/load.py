@@ -70,6 +70,8 @@ class Place:
     """The remedy if the files are damaged."""
     note: str | None = None
     """A note for the user at every load."""
+    known_as: str | None = None
+    """The name of its world, if that is not the name that the user gave."""
 
     @property
     def parts(self) -> dict[str, str]:
@@ -146,7 +148,7 @@ def _load_lm(
     )
     lm.prepared, lm.notes = world.prepared if world else None, tuple(notes)
     lm.chat = asked
-    lm.base_name = _base_name(place.folder) or None
+    lm.base_name = place.known_as
     return lm
 
 
@@ -188,15 +190,22 @@ def find_place(name: str) -> Place:
         return Place(str(folder), folder, world, remedy=command)
     if is_gguf(name):
         found = gguf.folder_of(Path(name))
-        remedy = "delete that folder, lmedit makes it again"
-        return Place(str(found.folder), found.folder, remedy=remedy, note=found.note)
+        return Place(
+            str(found.folder),
+            found.folder,
+            worlds().get(found.world or ""),
+            remedy="delete that folder, lmedit makes it again",
+            note=found.note,
+            known_as=found.world,
+        )
     if name.startswith("~"):
         name = os.path.expanduser(name)
     folder = Path(name)
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a hub id")
     check_file(folder)
-    return Place(name, folder, worlds().get(_base_name(folder)))
+    base = _base_name(folder) or None
+    return Place(name, folder, worlds().get(base or ""), known_as=base)
 
 
 def _base_name(folder: Path) -> str:

@@ -72,22 +72,42 @@ def exchange_answer(
         }
         return plain, {}, None
     mlps = mlps_at_prompt(lm, text, list(places))
-    deltas, shares, arriving, aims = {}, [], [], []
+    deltas, shares, arriving, aims, turned = {}, [], [], [], []
     for layer, of in places.items():
         mlp = mlps[layer]
-        limited = _straighten(lm, text, layer, mlp, mlp.limit_length(d, of, options.limit), of)
+        aimed = mlp.limit_length(d, of, options.limit)
+        limited = _straighten(lm, text, layer, mlp, aimed, of)
+        found = mlp.arriving(limited, of, aimed)
+        if found and found[0] <= 0:  # the norm turns the change away from the new answer
+            turned.append(layer)
+            continue
         deltas[lm.mlp_out(layer)] = replacing(lm, layer, of, mlp.value_for(limited), mlp.signs(of))
         gain = mlp.size(of) * mlp.reachable(limited)
         if gain.any():  # neurons that are silent here add nothing here
             aims.append(Aim(layer, mlp.stream, gain, exact=mlp.exact))
         shares.append(mlp.size(of) * float(limited.norm() / mlp.stream.norm()))
-        if found := mlp.arriving(limited, of):
+        if found:
             arriving.append(found)
+    if not deltas:
+        raise RequestError(
+            f"kn: the norms behind the MLPs of {lm.name} turn every change away from the new "
+            "answer; use rome or ft"
+        )
+    notes = _describe(mlps, places, d, arriving, turned)
+    notes["largest_share_of_stream"] = max(shares)
+    return deltas, notes, min(aims, key=lambda aim: aim.layer, default=None)
+
+
+def _describe(
+    mlps: Mapping[int, MlpAtPrompt],
+    places: Mapping[int, Sequence[int]],
+    d: Tensor,
+    arriving: Sequence[tuple[float, float]],
+    turned: Sequence[int],
+) -> dict[str, Any]:
+    """What the patch notes: signs, factors, and what the stream gains of *d* (H,) behind norms."""
     signs = torch.cat([mlps[layer].signs(of) for layer, of in places.items()])
-    notes: dict[str, Any] = {
-        "negative_activations": int((signs < 0).sum()),
-        "largest_share_of_stream": max(shares),
-    }
+    notes: dict[str, Any] = {"negative_activations": int((signs < 0).sum())}
     factors = [mlp.factor for mlp in mlps.values() if mlp.factor != 1.0]
     if factors:
         notes["smallest_factor_to_stream"] = min(factors, key=abs)
@@ -98,7 +118,18 @@ def exchange_answer(
     if arriving:
         notes["behind_norm_cosine"] = min(cosine for cosine, _ in arriving)
         notes["behind_norm_length"] = min(length for _, length in arriving)
-    return deltas, notes, min(aims, key=lambda aim: aim.layer, default=None)
+        notes["remarks"] = [_tell_norm(arriving, turned)]
+    return notes
+
+
+def _tell_norm(arriving: Sequence[tuple[float, float]], turned: Sequence[int]) -> str:
+    """A sentence on how much of the change the stream gains behind the norms."""
+    cosine, length = min(c for c, _ in arriving), min(length for _, length in arriving)
+    left = f"; layers {turned} are left as they are, since their norm turns it away"
+    return (
+        "a norm follows each MLP: the stream gains the added vectors with a cosine of at least "
+        f"{cosine:.2f} and at least {length:.2f} of their length{left if turned else ''}"
+    )
 
 
 REACHES, LARGEST_ERROR = 0.85, 0.01

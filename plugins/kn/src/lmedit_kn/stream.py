@@ -87,15 +87,19 @@ class MlpAtPrompt:
         gain = self.factor * self._apply_norm(torch.ones_like(self.out)).to(d)
         return gain * (v - out * (out @ v) / (out @ out)) / out.pow(2).mean().sqrt()
 
-    def arriving(self, d: Tensor, places: Sequence[int]) -> tuple[float, float] | None:
-        """Cosine and relative length of the stream's gain if *places* should add *d*.
+    def arriving(
+        self, d: Tensor, places: Sequence[int], aimed: Tensor
+    ) -> tuple[float, float] | None:
+        """Cosine and relative length of the stream's gain if *places* add *d*, against *aimed*.
+
+        *aimed* (H,) is what they should add; *d* may be shorter, so that the norm bends it less.
 
         None if no norm follows: then it gains exactly the sum that they add. None also where the
         whole block has to be run to know (`exchanging.reach`).
         """
         if self.norm is None or self.J is not None:
             return None
-        wanted = self.size(places) * d
+        wanted = self.size(places) * aimed
         after = self.out + (self.size(places) * self.value_for(d)).to(self.out)
         gained = self.factor * (self._apply_norm(after) - self._apply_norm(self.out)).to(d)
         return float(F.cosine_similarity(gained, wanted, dim=0)), float(

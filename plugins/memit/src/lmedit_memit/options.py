@@ -119,6 +119,8 @@ class DampedOptions(JointOptions):
 class SpreadOptions(JointOptions):
     """Options of methods that edit several layers."""
 
+    prepares_too: ClassVar[tuple[str, ...]] = ("layer", "span")  # they choose the layers
+
     layers: tuple[Block, ...] | None = Field(
         default=None,
         description="Blocks to edit, ascending. null: published, or span blocks that end at layer.",

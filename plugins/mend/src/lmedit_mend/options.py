@@ -37,6 +37,7 @@ class MendOptions(HyperOptions):
             "checkpoint": {"sign": 1, "last_rectified": True},
         }
     )
+    prepares_too: ClassVar[tuple[str, ...]] = (*HyperOptions.prepares_too, "checkpoint_order")
     prepares: ClassVar[tuple[str, ...]] = (
         *TRAINING,
         "seed",

@@ -90,7 +90,7 @@ class RomeOptions(ValueOptions):
         "max_length",
         "tolerance",
     )
-
+    prepares_too: ClassVar[tuple[str, ...]] = ("release",)  # it may choose the layer
     probes: ClassVar[tuple[str, ...]] = ("trace_samples", "trace_window", "trace_noise")
 
     release: Literal["head", "2022-02"] = Field(

@@ -180,6 +180,7 @@ class UltraEditOptions(NamedMatrices):
     )
     published: ClassVar[Shapes] = ULTRAEDIT
     prepares: ClassVar[tuple[str, ...]] = ("matrices", "warm_up", "whitened")
+    prepares_too: ClassVar[tuple[str, ...]] = ("layers", "seed")
 
     edit_rate: float | None = Field(
         default=None,
@@ -251,6 +252,7 @@ class MalmenOptions(HyperOptions, NamedMatrices):
         }
     )
     published: ClassVar[Shapes] = MALMEN
+    prepares_too: ClassVar[tuple[str, ...]] = (*HyperOptions.prepares_too, "layers")
     prepares: ClassVar[tuple[str, ...]] = (
         *(name for name in TRAINING if name != "layers"),
         "matrices",
