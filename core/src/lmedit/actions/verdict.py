@@ -119,13 +119,13 @@ def tell_repetition(before: str, after: str) -> list[str]:
 
     A model that did so *before* the edit is not told of.
     """
-    word = _repeated(after)
-    if word is None or _repeated(before) is not None:
+    word = _find_main_word(after)
+    if word is None or _find_main_word(before) is not None:
         return []
     return [f"the edited model repeats {word!r}; look at its text before you use the edit"]
 
 
-def _repeated(text: str) -> str | None:
+def _find_main_word(text: str) -> str | None:
     """The word that makes most of *text*, if there is one."""
     words = text.split()
     (word, count), *_ = Counter(words).most_common(1) or [("", 0)]
