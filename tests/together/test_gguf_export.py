@@ -12,12 +12,14 @@ from made_gguf import write_gguf, write_gpt2
 from small_world import FACT
 
 from lmedit import Dense, LowRank, Update, load_lm, load_patch
-from lmedit.edits import gguf_export, llamacpp_proof
+from lmedit.actions.edit import top_tokens
+from lmedit.edits import gguf_export, gguf_names, llamacpp_proof
 from lmedit.edits.gguf_files import pack_matrix, read_tensor
 from lmedit.edits.gguf_names import NOT_RUN, architecture_of, sites_by_name, tensor_names
 from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import ArtifactError
+from lmedit.models import gguf as gguf_models
 from lmedit.models.gguf_header import read_header
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
 from lmedit.types import Site
@@ -342,3 +344,85 @@ def test_a_method_edits_the_base_of_the_file(lmedit: Run, place: Path) -> None:
         (tensor,) = (each for each in header.tensors if each.name == name)
         values = read_tensor(Path("ft.gguf"), header, tensor)
         torch.testing.assert_close(values, lm.weight(site) + update.deltas[site].dense())
+
+
+@pytest.mark.parametrize("form", ["gguf-lora", "gguf"])
+def test_the_header_of_the_base_and_the_patches_are_read_once(
+    lmedit: Run, place: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    from lmedit.edits import gguf_files, patches
+    from lmedit.models import gguf_header
+
+    headers: list[str] = []
+    facts: list[str] = []
+    read, read_patch = gguf_header.read_header, patches.read_facts
+
+    def counting(file: Path) -> Any:
+        headers.append(file.name)
+        return read(file)
+
+    def counting_patch(path: Path, kind: str) -> Any:
+        facts.append(path.name)
+        return read_patch(path, kind)
+
+    for module in (gguf_header, gguf_files, gguf_export, gguf_models):
+        monkeypatch.setattr(module, "read_header", counting)
+    monkeypatch.setattr(patches, "read_facts", counting_patch)
+    done = lmedit("export", patch(place, "low"), "--format", form, "-O", "out.gguf")
+    assert done.exit_code == 0, done.output
+    assert headers.count("toy.gguf") == 1
+    assert facts == ["low.safetensors"]
+
+
+def test_try_asks_a_gguf_file(lmedit: Run, place: Path) -> None:
+    prompt, base = "The tower is in", place / "toy.gguf"
+    done = lmedit("try", patch(place, "low"), prompt, "-m", base, "--json")
+    assert done.exit_code == 0, done.output
+    (asked,) = json.loads(done.stdout)
+    plain, edited = asked["models"]
+    assert [plain["model"], edited["model"]] == ["base", "low"]
+    assert plain["top"] == top_tokens(load_lm(str(base)), prompt)
+    assert plain["top"] != edited["top"]
+    without = lmedit("try", patch(place, "low"), prompt, "--json")  # the patch names its base
+    assert json.loads(without.stdout) == [asked]
+
+
+@pytest.mark.parametrize("command", ["try", "edit", "export", "publish", "import"])
+def test_every_command_refuses_a_truncated_base(
+    lmedit: Run, place: Path, tmp_path: Path, command: str
+) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((place / "toy.gguf").read_bytes()[:-500])
+    arguments = {
+        "try": (patch(place, "low"), "A prompt"),
+        "edit": ("ft", *FACT, "-O", "out.gguf"),
+        "export": (patch(place, "low"), "--format", "gguf-lora", "-O", "out.gguf"),
+        "publish": (patch(place, "low"), "-O", "out.gguf"),
+        "import": (place / "toy.gguf", "-O", "out.gguf"),
+    }[command]
+    refused(lmedit(command, *arguments, "-m", cut), "cut.gguf is truncated")
+
+
+def test_a_truncated_patch_and_a_missing_package_are_refused(
+    lmedit: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cut.safetensors").write_bytes(patch(place, "low").read_bytes()[:-20])
+    for form in ("peft", "gguf-lora", "gguf"):
+        done = lmedit("export", "cut.safetensors", "--format", form, "-O", "out.gguf")
+        refused(done, "cut.safetensors")
+    monkeypatch.setattr(gguf_names, "find_spec", lambda _: None)
+    done = lmedit("export", patch(place, "low"), "--format", "gguf-lora", "-O", "out.gguf")
+    refused(done, "pip install 'lmedit[gguf]'")
+
+
+def test_a_family_without_an_architecture_is_refused(lmedit: Run) -> None:
+    lm = tiny_family("opt", torch.float32)
+    lm.model.save_pretrained("opt")
+    lm.tokenizer.save_pretrained("opt")
+    lm = load_lm("opt")
+    site = lm.mlp_out(1)
+    rows, columns = lm.weight(site).shape
+    update = Update({site: LowRank(torch.ones(rows, 1), torch.ones(1, columns))})
+    save_patch(Path("p.safetensors"), update, {"model": base_of(lm, update)})
+    done = lmedit("export", "p.safetensors", "--format", "gguf-lora", "-m", "opt", "-O", "out.gguf")
+    refused(done, "llama.cpp has no architecture for opt (family opt)")

@@ -18,12 +18,13 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
-from lmedit.cli.patch_files import base_for, parts_for, tell_forced
+from lmedit.cli.patch_files import look_at, tell_forced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lmedit.cli.patch_files import Given
     from lmedit.edits.model_folders import EditedModel
     from lmedit.edits.recipes import Recipe
     from lmedit.types import Update
@@ -65,12 +66,13 @@ def apply(
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
 
-    chosen, model, patches = _choose(recipe, model, patches)
+    chosen, given = _choose(recipe, model, patches)
+    patches = tuple(given.patches)
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):
         edited = model_folders.open_folder(
-            model, device=device, dtype=dtype, download=download, parts=parts_for(patches)
+            given.model, device=device, dtype=dtype, download=download, parts=given.parts
         )
         tell_notes(edited.lm)
         model_folders.check_in_place(edited.lm)
@@ -97,17 +99,17 @@ def _recipe(path: Path | None) -> Recipe | None:
 
 def _choose(
     path: Path | None, model: str, patches: tuple[Path, ...]
-) -> tuple[Recipe | None, str, tuple[Path, ...]]:
-    """The recipe at *path*, if one is given, the base and the patches."""
+) -> tuple[Recipe | None, Given]:
+    """The recipe at *path*, if one is given, and the patches with their base."""
     recipe = _recipe(path)
     if bool(patches) == bool(recipe):
         raise click.UsageError("name patches or give --recipe, not both")
     if recipe is None or path is None:
-        return None, base_for(model, patches), patches
+        return None, look_at(model, patches)
     refuse_unused(f"is not used, since {path} names the base, {recipe.base}", "--model")
-    if base_for(model, ()) != "demo":
+    if look_at(model, ()).model != "demo":
         raise click.UsageError(f"{path} names the base, {recipe.base}; remove -m")
-    return recipe, recipe.base, tuple(recipe.patches(path))
+    return recipe, look_at(model, tuple(recipe.patches(path)), recipe.base)
 
 
 @click.command()

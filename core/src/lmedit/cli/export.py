@@ -15,12 +15,13 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
-from lmedit.cli.patch_files import base_for, open_with
+from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lmedit.edits.gguf_files import BaseFile
     from lmedit.models import Lm
     from lmedit.types import Update
 
@@ -84,23 +85,23 @@ def export(
     compared with those of the edited model.
     """
     _check_flags(form)
-    model = base_for(model, patches)
-    base = _base_file(base, model, form)
+    given = look_at(model, patches)
+    file = _base_file(base, given.model, form)
     if prove:
         from lmedit.edits.gguf_export import check_prover
 
-        check_prover(base)
+        check_prover(file)
     if form == "peft":
         from lmedit.edits.adapter_proof import check_peft
 
         check_peft()
-    opened, found = open_with(patches, model, device=device, dtype=dtype, download=download)
+    opened, found = open_with(given, device=device, dtype=dtype, download=download)
     updates, facts = [update for update, _ in found], {"edits": [facts for _, facts in found]}
     _check_rank(rank, updates)
     if form == "peft":
         _write_peft(opened.lm, updates, out, facts, rank)
     else:
-        _write_gguf(opened.lm, updates, out, facts, form=form, base=base, rank=rank, kind=kind)
+        _write_gguf(opened.lm, updates, out, facts, form=form, base=file, rank=rank, kind=kind)
 
 
 def _check_flags(form: str) -> None:
@@ -113,7 +114,7 @@ def _check_flags(form: str) -> None:
         refuse_unused("is for --format gguf", "--type")
 
 
-def _base_file(base: Path | None, model: str, form: str) -> Path | None:
+def _base_file(base: Path | None, model: str, form: str) -> BaseFile | None:
     """The GGUF file of the base: that of --base, else the file of -m; None if there is none."""
     if form == "peft":
         return None
@@ -151,7 +152,7 @@ def _write_gguf(
     facts: dict[str, Any],
     *,
     form: str,
-    base: Path | None,
+    base: BaseFile | None,
     rank: int | None,
     kind: str,
 ) -> None:
@@ -162,7 +163,7 @@ def _write_gguf(
         done = export_lora(lm, updates, out, facts, base=base, rank=rank)
         _tell_lost(done.lost, rank)
         say(f"{out}: GGUF adapter of rank {done.rank} for {lm.name}")
-        lines = [f"FROM {base or 'BASE.gguf'}", f"ADAPTER {out}"]
+        lines = [f"FROM {base.path if base else 'BASE.gguf'}", f"ADAPTER {out}"]
     else:
         done = export_model(lm, updates, out, facts, base=base, kind=kind)
         say(f"{out}: GGUF model of {len(done.kept)} changed tensors")

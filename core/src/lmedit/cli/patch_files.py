@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,20 +19,33 @@ if TYPE_CHECKING:
     Read = list[tuple[Update, dict[str, Any]]]
 
 
-def base_for(model: str, patches: Sequence[Path]) -> str:
-    """The model of *patches*: that of -m if the user gave one, else the base that they name.
+@dataclass(frozen=True)
+class Given:
+    """Patches that the user named, and how to load their base."""
 
-    Its digest is checked when the patches are read.
+    patches: Sequence[Path]
+    model: str
+    parts: Mapping[str, str]
+    """The parts of the model that the user named when the patches were made."""
+
+
+def look_at(model: str, patches: Sequence[Path], base: str | None = None) -> Given:
+    """Read what *patches* say about their base. Each is read once here, and once with its tensors.
+
+    The model is *base*, else that of -m if the user gave one, else the base that the patches name.
+    Its digest is checked when the patches are read whole.
     """
-    source = click.get_current_context().get_parameter_source("model")
-    if source is not None and source.name != "DEFAULT":
-        return model
-    from lmedit.edits.patches import base_named
+    from lmedit.edits.patches import base_in
 
-    found = next((name for name in map(base_named, patches) if name), model)
+    bases = [base_in(path) for path in patches]
+    parts = {name: path for base in bases for name, path in base.parts.items()}
+    source = click.get_current_context().get_parameter_source("model")
+    if base is not None or (source is not None and source.name != "DEFAULT"):
+        return Given(patches, base or model, parts)
+    found = next((base.name for base in bases if base.name), model)
     if found != model:
         note(f"the base is {found}, as the patch says; -m names another place of it")
-    return found
+    return Given(patches, found, parts)
 
 
 def tell_forced(patches: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
@@ -41,15 +55,8 @@ def tell_forced(patches: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
             note(f"{path} was written with --force, although {facts['forced']}")
 
 
-def parts_for(patches: Sequence[Path]) -> dict[str, str]:
-    """The parts of the model that the user named when the *patches* were made."""
-    from lmedit.edits.patches import parts_in
-
-    return {name: path for patch in patches for name, path in parts_in(patch).items()}
-
-
-def open_with(patches: Sequence[Path], model: str, **how: Any) -> tuple[EditedModel, Read]:
-    """Load *model* (*how*: see `load_lm`), and read the updates and facts of *patches* of it.
+def open_with(given: Given, **how: Any) -> tuple[EditedModel, Read]:
+    """Load the model of *given* (*how*: see `load_lm`); read its patches' updates and facts.
 
     The model's notes, and patches that were written with --force, are told. The updates are not in
     the model. Raises the errors of `open_folder` and `read_patches`.
@@ -58,8 +65,8 @@ def open_with(patches: Sequence[Path], model: str, **how: Any) -> tuple[EditedMo
     from lmedit.plan import quiet_hub
 
     quiet_hub()
-    opened = open_folder(model, **how, parts=parts_for(patches))
+    opened = open_folder(given.model, **how, parts=given.parts)
     tell_notes(opened.lm)
-    found = read_patches(opened, patches)
-    tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
+    found = read_patches(opened, given.patches)
+    tell_forced([(path, facts) for path, (_, facts) in zip(given.patches, found, strict=True)])
     return opened, found

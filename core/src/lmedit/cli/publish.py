@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from lmedit.cli.common import COUNT, PLACE, model_flags, note, refuse_unused, say
-from lmedit.cli.patch_files import base_for, open_with
+from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.actions.card import Card
+    from lmedit.cli.patch_files import Given
 
 
 @click.command()
@@ -72,9 +73,9 @@ def publish(
     if base_id is not None:
         check_hub_id(base_id, "--base-id")
     licence = check_licence(licence) if licence else None
-    model = base_for(model, patches)
+    given = look_at(model, patches)
     how = {"device": device, "dtype": dtype, "download": download}
-    card = _write(kind, patches, out, model, how, (base_id, licence, rank))
+    card = _write(kind, given, out, how, (base_id, licence, rank))
     say(f"{out}: {len(card.facts)} edit(s) of {card.base} as {_article(kind)}, with README.md")
     if card.licence is None:
         note("the licence of the base is unknown; name it: --licence NAME")
@@ -90,9 +91,8 @@ def _article(kind: str) -> str:
 
 def _write(
     kind: str,
-    patches: tuple[Path, ...],
+    given: Given,
     out: Path,
-    model: str,
     how: dict[str, object],
     told: tuple[str | None, str | None, int | None],
 ) -> Card:
@@ -104,8 +104,8 @@ def _write(
     base_id, licence, rank = told
     if kind == "adapter":
         check_peft()
-        opened, found = open_with(patches, model, **how)
+        opened, found = open_with(given, **how)
         return publish_adapter(opened, found, out, base_id=base_id, licence=licence, rank=rank)
     check_model_place(out)
-    opened, found = open_with(patches, model, **how)
+    opened, found = open_with(given, **how)
     return publish_model(opened, found, out, base_id=base_id, licence=licence)

@@ -16,7 +16,7 @@ from lmedit.cli.common import (
     note,
     say,
 )
-from lmedit.cli.patch_files import base_for, open_with
+from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,9 +75,9 @@ def try_(
     from lmedit.actions.trying import Question, columns_text, look, questions_of
     from lmedit.models import check_files
 
-    model = base_for(model, patches)
-    check_files(model, download=download, chat=bool(chat))
-    opened, found = open_with(patches, model, device=device, dtype=dtype, download=download)
+    looked = look_at(model, patches)
+    check_files(looked.model, download=download, chat=bool(chat))
+    opened, found = open_with(looked, device=device, dtype=dtype, download=download)
     names = [path.stem if _alone(path, patches) else str(path) for path in patches]
     updates = {name: update for name, (update, _) in zip(names, found, strict=True)}
     facts = [facts for _, facts in found]

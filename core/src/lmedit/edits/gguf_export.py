@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.edits.gguf_files import pack_matrix, read_lora, read_tensor, write_lora, write_model
+from lmedit.edits.gguf_files import (
+    BaseFile,
+    pack_matrix,
+    read_lora,
+    read_tensor,
+    write_lora,
+    write_model,
+)
 from lmedit.edits.gguf_names import (
     architecture_of,
     check_gguf,
@@ -52,19 +59,19 @@ class Written:
     kept: Mapping[str, float] = field(default_factory=dict)
 
 
-def find_base(base: Path | None, model: str) -> Path | None:
+def find_base(base: Path | None, model: str) -> BaseFile | None:
     """The GGUF file of the base: *base*, else the file that *model* names; None if there is none.
+
+    Its header is read here, and not again.
 
     Raises `ArtifactError` without the package gguf, and `ModelError` if the file is damaged.
     """
     check_gguf()
     found = base or (Path(model) if is_gguf(model) else None)
-    if found is not None:
-        read_header(found)
-    return found
+    return None if found is None else BaseFile(found, read_header(found))
 
 
-def check_prover(base: Path | None) -> None:
+def check_prover(base: BaseFile | None) -> None:
     """Raise `ArtifactError` unless an export on the GGUF file *base* can be tried in llama.cpp."""
     if not runs_llamacpp():
         raise ArtifactError("--prove needs llama.cpp; pip install 'lmedit[llamacpp]'")
@@ -78,7 +85,7 @@ def export_lora(
     out: Path,
     facts: Mapping[str, Any],
     *,
-    base: Path | None = None,
+    base: BaseFile | None = None,
     rank: int | None = None,
 ) -> Written:
     """Write the sum of *updates* to *out* as a GGUF adapter for the GGUF file *base*.
@@ -100,7 +107,7 @@ def export_lora(
 
     def check(part: Path) -> None:
         if proof is not None and base is not None:
-            found.append(proof.check_adapter(base, part))
+            found.append(proof.check_adapter(base.path, part))
 
     factors = {
         name: (adapter.factors[s].left, adapter.factors[s].right) for s, name in names.items()
@@ -115,7 +122,7 @@ def export_model(
     out: Path,
     facts: Mapping[str, Any],
     *,
-    base: Path,
+    base: BaseFile,
     kind: str,
 ) -> Written:
     """Write the GGUF file *base* with *updates* to *out*; changed matrices are stored as *kind*.
@@ -125,7 +132,7 @@ def export_model(
     """
     check_gguf()
     check_place(out)
-    if out.exists() and out.samefile(base):
+    if out.exists() and out.samefile(base.path):
         raise ArtifactError(f"{out} is the base; choose another place")
     _check_plain(lm)
     names = tensor_names(lm, {s for update in updates for s in update.deltas}, architecture_of(lm))
@@ -136,7 +143,7 @@ def export_model(
 
     def check(part: Path) -> None:
         if proof is not None:
-            found.append(proof.check_model(base, part))
+            found.append(proof.check_model(base.path, part))
 
     write_model(out, base, {name: changed[site] for site, name in names.items()}, facts, check)
     return Written(found[0] if found else None, kept=kept)
@@ -174,27 +181,27 @@ def _round(
     return changed, Update(rounded), kept
 
 
-def check_base(lm: Lm, base: Path, names: Mapping[Site, str]) -> None:
+def check_base(lm: Lm, base: BaseFile, names: Mapping[Site, str]) -> None:
     """Raise `ArtifactError` unless the GGUF file *base* holds the matrices *names* of *lm*.
 
     Each is read as float32 and compared with the model's number by number.
     """
-    header = read_header(base)
+    file, header = base.path, base.header
     if header.architecture != architecture_of(lm):
         raise ArtifactError(
-            f"{base} is a model of {header.architecture}, not of {architecture_of(lm)} as "
+            f"{file} is a model of {header.architecture}, not of {architecture_of(lm)} as "
             f"{lm.name}; give the GGUF file of the patch's base"
         )
     tensors = {tensor.name: tensor for tensor in header.tensors}
     for site, name in names.items():
         if name not in tensors:
-            raise ArtifactError(f"{base} has no tensor {name}; give the file of the patch's base")
-        theirs = read_tensor(base, header, tensors[name])
+            raise ArtifactError(f"{file} has no tensor {name}; give the file of the patch's base")
+        theirs = read_tensor(file, header, tensors[name])
         ours = lm.weight(site).float().cpu()
         theirs = theirs[:, None] if theirs.dim() == 1 else theirs
         if theirs.shape != ours.shape or not torch.equal(theirs, ours):
             raise ArtifactError(
-                f"{base} does not hold the {name} that the patch was made on; make the edit on "
+                f"{file} does not hold the {name} that the patch was made on; make the edit on "
                 "that file (-m FILE.gguf)"
             )
 

@@ -39,6 +39,14 @@ CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
+class BaseFile:
+    """The GGUF file of a base, and its header, which is read once."""
+
+    path: Path
+    header: Header
+
+
+@dataclass(frozen=True)
 class Packed:
     """A matrix as a GGUF file stores it: its number type, its bytes, and the values they hold."""
 
@@ -132,7 +140,7 @@ def write_lora(
 
 def write_model(
     path: Path,
-    base: Path,
+    base: BaseFile,
     changed: Mapping[str, Packed],
     facts: Mapping[str, Any],
     check: Callable[[Path], object],
@@ -142,8 +150,8 @@ def write_model(
     All other tensors and all keys are copied byte for byte. *check* receives the finished file
     before it takes its place.
     """
-    header = read_header(base)
-    with write_whole(path) as part, base.open("rb") as old, part.open("wb") as new:
+    header = base.header
+    with write_whole(path) as part, base.path.open("rb") as old, part.open("wb") as new:
         _write_keys(old, new, header, facts)
         _write_entries(new, header, changed)
         total = sum(tensor.size for tensor in header.tensors)

@@ -166,18 +166,9 @@ def _check_readable(path: Path, told: Mapping[str, Any], tensors: Mapping[str, T
         raise ArtifactError(f"cannot write {path}: {error}; no patch can hold it") from error
 
 
-def base_named(path: Path) -> str | None:
-    """The name of the model that the patch *path* was made on; None if it names none.
-
-    Raises `ArtifactError` if the file is not a patch.
-    """
-    facts = read_facts(path, PATCH)
-    return _validate(path, facts).model.name
-
-
-def parts_in(path: Path) -> dict[str, str]:
-    """The parts of its model that the user named for the patch *path*; raises `ArtifactError`."""
-    return _validate(path, read_facts(path, PATCH)).model.parts
+def base_in(path: Path) -> Base:
+    """What the patch *path* says about its base. Raises `ArtifactError` if it is not a patch."""
+    return _validate(path, read_facts(path, PATCH)).model
 
 
 def load_patch(
