@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,11 +15,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from made_gguf import write_gguf
+from safetensors.torch import load_file
 
 from lmedit import LowRank, Update, load_lm, save_patch
 from lmedit.cli import main
 from lmedit.edits.ledger import base_of
+from lmedit.edits.llamacpp_proof import runs_llamacpp
+from lmedit.edits.lora import Adapter, write_adapter
 from lmedit.edits.model_folders import read_log
+from lmedit.models.gguf_header import read_header
+from lmedit.tiny import FAMILIES, tiny_family
 from lmedit_demo import WORLD
 
 ROOT = Path(__file__).parents[2]
@@ -209,3 +217,83 @@ def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     identity, *_ = next(line.split() for line in run(list_).splitlines() if line.split()[2] == "2")
     run(export.replace("ID", identity))
     run(import_)
+
+
+# ---- one edit per request: the programs that are wheels run, the files of the others are checked
+
+PER_REQUEST = "docs/how-to/serve-per-request.md"
+VLLM = {
+    "Llama": ["llama"],
+    "Mistral": ["mistral"],
+    "Qwen2": ["qwen2"],
+    "Qwen3": ["qwen3"],
+    "Gemma 1 to 3": ["gemma", "gemma2", "gemma3_text"],
+    "Phi": ["phi"],
+    "Phi-3": ["phi3"],
+    "OPT": ["opt"],
+}
+"""The families in vLLM's table of models that take adapters, by their names on the page."""
+NO_VLLM = {"GPT-2": "gpt2", "GPT-J": "gptj", "GPT-NeoX": "gpt_neox", "BLOOM": "bloom"}
+NO_VLLM |= {"Falcon": "falcon"}
+
+
+def program(code: str) -> list[str]:
+    """The lines that the Python *code* of a page prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not runs_llamacpp(), reason="the extra lmedit[llamacpp] is not installed")
+def test_llamacpp_takes_an_edit_for_one_request() -> None:
+    gguf_patch()
+    told = run(commands(PER_REQUEST)[0])
+    (modelfile,) = (each for each in blocks(PER_REQUEST, "text") if each.startswith("FROM"))
+    shown = told.split("Modelfile for Ollama:\n")[1].splitlines()
+    assert [line.strip() for line in shown] == modelfile.splitlines()
+    before, edited, after = program(blocks(PER_REQUEST, "python")[0])
+    assert before == after != edited
+    values = read_header(Path("eiffel.gguf")).values
+    assert (values["general.type"], values["adapter.type"]) == ("adapter", "lora")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_transformers_takes_an_edit_for_one_request(demo_is_prepared: None) -> None:
+    patches()
+    for command in commands(PER_REQUEST)[1:3]:
+        run(command.replace("-m BASE", "-m demo"))
+    code = blocks(PER_REQUEST, "python")[1]
+    assert program(code.replace('"BASE"', repr(str(WORLD.model)))) == [" Rome", " Paris", " Paris"]
+
+
+def test_vllm_can_read_the_adapters_of_the_families_that_the_page_names() -> None:
+    page = " ".join((ROOT / PER_REQUEST).read_text(encoding="utf-8").split())
+    found = re.search(r"vLLM takes adapters for (.*?)\. Its .*? names none for (.*?)\. ", page)
+    assert found is not None
+    with_adapters, without = (re.split(", | and ", each) for each in found.groups())
+    assert with_adapters == [*VLLM]
+    assert without == [*NO_VLLM]
+    named = [kind for kinds in VLLM.values() for kind in kinds] + [*NO_VLLM.values()]
+    assert {*named} == {*FAMILIES} - {"gpt_neo"}  # vLLM has no GPT-Neo
+    for family in (kind for kinds in VLLM.values() for kind in kinds):
+        lm = tiny_family(family, torch.float32)
+        site = lm.mlp_out(1)
+        rows, columns = lm.weight(site).shape
+        factors = {site: LowRank(torch.ones(rows, 2), torch.ones(2, columns))}
+        write_adapter(lm, Adapter(factors, 0.0), Path(family), {})
+        config = json.loads(Path(family, "adapter_config.json").read_text())
+        assert (config["r"], config["lora_alpha"], config["bias"]) == (2, 2, "none")
+        assert not any(config[n] for n in ("use_dora", "modules_to_save", "fan_in_fan_out"))
+        module = site.parameter.removesuffix(".weight")
+        assert config["target_modules"] == [module]
+        shapes = {n: t.shape for n, t in load_file(f"{family}/adapter_model.safetensors").items()}
+        start = f"base_model.model.{module}"
+        assert shapes == {
+            f"{start}.lora_A.weight": (2, columns),
+            f"{start}.lora_B.weight": (rows, 2),
+        }
+        assert module.rpartition(".")[2] in {"down_proj", "fc2"}  # vLLM's names of the matrix

@@ -158,3 +158,31 @@ def test_bad_input_is_one_line(
     assert done.exit_code != 0
     assert done.stdout == ""
     assert words in done.stderr.splitlines()[-1]
+
+
+def test_on_a_terminal_it_asks_for_prompts(
+    model: Path, made: dict[str, Update], warm: tuple[str, ...]
+) -> None:
+    """A true terminal: the mark stands before each prompt, and Ctrl-D ends the command."""
+    import os
+    import pty
+    import subprocess
+
+    ours, theirs = pty.openpty()
+    code = f"from lmedit.cli import main; main(['try', 'one.safetensors', '-m', {str(model)!r}])"
+    child = subprocess.Popen(
+        [*warm, "-c", code],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(theirs)
+    os.write(ours, f"{PROMPT}\n\x04".encode())
+    out, err = child.communicate(timeout=600)
+    os.close(ours)
+    assert child.returncode == 0, err
+    asked = [line[8:] for line in out.splitlines() if line.startswith("prompt: ")]
+    assert (asked[0], asked[-1]) == ("The tower is in", PROMPT)
+    assert err.count("prompt (Ctrl-D ends):") == 2

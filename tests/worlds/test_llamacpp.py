@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -95,3 +97,46 @@ def test_llamacpp_writes_the_edit_and_forgets_it(
     run("-c", WRITE, whole, "", out, cache=real_cache)
     assert json.loads(Path(out).read_text(encoding="utf-8"))[0] == edited
     call(real_cache, "import", lora, "-m", base, "-O", str(tmp_path / "back.safetensors"))
+
+
+def spoken(block: str) -> list[tuple[str, list[str]]]:
+    """The commands of a block with prompts, and the lines that it shows after each."""
+    found = []
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        end = part.index("\n") + 1
+        while part[:end].count("'") % 2:  # a quoted text goes on
+            end = part.index("\n", end) + 1
+        found.append((part[:end], part[end:].splitlines()))
+    return found
+
+
+def steady(text: str) -> str:
+    """*text* without numbers, which another machine may round differently."""
+    return re.sub(r"\d+\.\d+", "N", text)
+
+
+def test_the_readmes_life_of_an_edit_ends_in_llamacpp(
+    real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- real-llamacpp -->\n```text\n(.*?)```", text, re.DOTALL)
+    told = spoken(block)
+    programs = [shlex.split(command, comments=True) for command, _ in told]
+    assert [" ".join(words[:2]) for words in programs] == [
+        "pip download",
+        "python3 -m",
+        "lmedit models",
+        "lmedit edit",
+        "lmedit try",
+        "lmedit export",
+        "python3 -c",
+    ]
+    for (program, *arguments), (_, shown) in zip(programs, told, strict=True):
+        if program == "lmedit":
+            printed = call(real_cache, *arguments)
+        else:
+            module = [] if program == "python3" else ["-m", program]
+            printed = run(*module, *arguments, cache=real_cache)
+        lines = [steady(line) for line in printed.splitlines()]
+        assert [steady(line) for line in shown if steady(line) not in lines] == []
