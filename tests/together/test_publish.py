@@ -192,6 +192,7 @@ def test_many_facts_are_listed_in_part(lmedit: Run, model: Path, base: Lm) -> No
     [
         (["--public"], "--public is for --push"),
         (["--as", "model", "--rank", "2"], "--rank is for adapters"),
+        (["--rank", "2"], "--rank is for dense changes"),
         (["--base-id", "a b"], "is no id of the hub"),
         (["--base-id", "../x"], "is no id of the hub"),
         (["--licence", "MIT\nx: y"], "is no identifier"),

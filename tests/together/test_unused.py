@@ -27,6 +27,10 @@ Run = Callable[..., Result]
 FACT = ("--prompt", "{} is in", "--subject", "It", "--target", "Rome")
 
 USED = {
+    "--as": "what is written",
+    "--base-id": "the card and the adapter name it",
+    "--licence": "the card names it",
+    "--push": "where the folder is uploaded",
     "--json": "the form of what is printed",
     "--out": "the place of what is written",
     "--model": "the model; see below for commands that need none",
@@ -117,6 +121,14 @@ UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("export", "--type"): (
         ("export", "none", "-O", "a", "--type", "F32"),
         "is for --format gguf",
+    ),
+    ("publish", "--rank"): (
+        ("publish", "none", "-O", "a", "--as", "model", "--rank", "3"),
+        "--rank is for adapters",
+    ),
+    ("publish", "--public"): (
+        ("publish", "none", "-O", "a", "--public"),
+        "--public is for --push",
     ),
     ("try", "--near"): (
         ("try", "none.safetensors", "a prompt", "--near", "demo"),

@@ -97,7 +97,7 @@ def export(
         check_peft()
     opened, found = open_with(given, device=device, dtype=dtype, download=download)
     updates, facts = [update for update, _ in found], {"edits": [facts for _, facts in found]}
-    _check_rank(rank, updates)
+    check_rank_used(rank, updates)
     if form == "peft":
         _write_peft(opened.lm, updates, out, facts, rank)
     else:
@@ -126,7 +126,8 @@ def _base_file(base: Path | None, model: str, form: str) -> BaseFile | None:
     return found
 
 
-def _check_rank(rank: int | None, updates: Sequence[Update]) -> None:
+def check_rank_used(rank: int | None, updates: Sequence[Update]) -> None:
+    """Raise `click.UsageError` for a *rank* if no change of *updates* is dense."""
     from lmedit.types import Dense
 
     deltas = [delta for update in updates for delta in update.deltas.values()]

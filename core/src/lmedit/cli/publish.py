@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmedit.cli.common import COUNT, PLACE, model_flags, note, refuse_unused, say
+from lmedit.cli.export import check_rank_used
 from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _write(
     if kind == "adapter":
         check_peft()
         opened, found = open_with(given, **how)
+        check_rank_used(rank, [update for update, _ in found])
         return publish_adapter(opened, found, out, base_id=base_id, licence=licence, rank=rank)
     check_model_place(out)
     opened, found = open_with(given, **how)
