@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from small_world import record, save_model
 from lmedit.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click.testing import Result
 
 FACT = ("--prompt", "{} is in", "--subject", "The tower", "--target", "the sea")
@@ -276,3 +280,34 @@ def test_a_pile_keeps_the_sizes_that_were_finished(place: Path) -> None:
     assert [(point["size"], point["n_failed"]) for point in found["curve"]] == [(1, 0), (8, 8)]
     assert [point["perplexity"] is None for point in found["curve"]] == [False, True]
     assert all("its process ended" in failure for failure in found["rows"][1]["failures"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_methods_process_too(number: signal.Signals) -> None:
+    toy(compute="open('pid', 'w').write(str(os.getpid())); time.sleep(1000)")
+    flags = ["-m", "tiny", "--plugin", "toy.py", "--corpus", "text.txt", "-O", "p.safetensors"]
+    run = [sys.executable, "-c", "from lmedit.cli import main; main()"]
+    command = subprocess.Popen([*run, "edit", "toy", *FACT, *flags], stderr=subprocess.PIPE)
+    wait_until(lambda: Path("pid").is_file() and Path("pid").read_text() != "")
+    command.send_signal(number)
+    command.communicate(timeout=60)
+    process = int(Path("pid").read_text())
+    wait_until(lambda: not is_running(process))
+    assert not Path("p.safetensors").exists()
+
+
+def is_running(process: int) -> bool:
+    """Whether *process* runs; one that ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.1)

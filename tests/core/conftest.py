@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmedit import Dense, Lm, Location, Method, Options, Request, Update, hookimpl
-from lmedit.models import load as loading
+from lmedit.models import installed_worlds
 from lmedit.pipeline import Editor
 from lmedit.registry import LoadedMethod, register
 from lmedit.tiny import tiny_lm
@@ -88,7 +88,9 @@ def install_world(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
 
     def install(toy: World) -> World:
         point = SimpleNamespace(name="toy", load=lambda: toy)
-        monkeypatch.setattr(loading, "entry_points", lambda group: [point] if group else [])
+        monkeypatch.setattr(
+            installed_worlds, "entry_points", lambda group: [point] if group else []
+        )
         return toy
 
     return install

@@ -211,3 +211,14 @@ def test_the_model_on_disk_is_never_changed(lmedit: Run, model: Path, cases: Pat
     lmedit("edit", "ft", *FACT, "-m", model)
     lmedit("compare", "ft", "--cases", cases, "-m", model)
     assert digest() == before
+
+
+@pytest.mark.parametrize(
+    "code", ["raise OSError('no disk')", "import sys; sys.exit(3)", "world = 3"]
+)
+def test_a_broken_world_breaks_only_itself(
+    install: Callable[..., None], lmedit: Run, model: Path, code: str
+) -> None:
+    install("broken", code, group="lmedit.worlds")
+    assert lmedit("locate", "ft", *FACT, "-m", model).exit_code == 0
+    refused(lmedit("locate", "ft", *FACT, "-m", "broken"), "the world 'broken' cannot be loaded")

@@ -17,7 +17,8 @@ from lmedit.edits.model_folders import EditedModel, add_edits, check_in_place, w
 from lmedit.errors import ArtifactError, ModelError
 from lmedit.metrics.weights import survival
 from lmedit.models.gguf_header import read_header
-from lmedit.models.load import WORLDS, is_gguf
+from lmedit.models.installed_worlds import WORLDS
+from lmedit.models.load import is_gguf
 from lmedit.models.sources import MODELS
 from lmedit.storage.json_files import read_json, write_json
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.errors import ModelError, UnknownNameError
+from lmedit.errors import ModelError
 from lmedit.models import gguf
 from lmedit.models.chat import chat_of
 from lmedit.models.checkpoint import auto_class, read_weights
 from lmedit.models.devices import SPREAD, device_of
+from lmedit.models.installed_worlds import check_world, worlds
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
 from lmedit.models.quantised import how_quantised
@@ -46,16 +46,10 @@ if TYPE_CHECKING:
 
     from lmedit.types import Join, World
 
-WORLDS = "lmedit.worlds"
 LEDGER = "lmedit-ledger.json"
 """A file in a model folder: its base and the edits in it (`lmedit.edits.model_folders`)."""
 TUNED_FILE = "lmedit-tuned.json"
 """A file in a model folder: options tuned for that model, by method, with the evidence."""
-
-
-def worlds() -> dict[str, World]:
-    """The installed worlds by name: models that come with records and text."""
-    return {point.name: point.load() for point in entry_points(group=WORLDS)}
 
 
 @dataclass(frozen=True)
@@ -180,6 +174,8 @@ def outline(
 def find_place(name: str) -> Place:
     """Find the files of the model *name*. Converts a GGUF file first. Raises `ModelError`."""
     world = worlds().get(name)
+    if world is None:
+        check_world(name)
     if world is not None and isinstance(world.model, Path):
         return Place(str(world.model), world.model, world)
     pulled = name if world is None else str(world.model)
@@ -335,11 +331,3 @@ def _read_tuned(file: Path) -> Mapping[str, Any]:
         raise ModelError(f"{file} is not an options file: {error}; delete it") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not JSON ({error}); delete it or tune again") from error
-
-
-def world(name: str) -> World:
-    """The world *name*; raises `UnknownNameError`."""
-    known = worlds()
-    if name not in known:
-        raise UnknownNameError("world", name, known)
-    return known[name]
