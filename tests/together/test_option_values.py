@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
 from lmedit.cli import main
+from lmedit.cli.common import NumberType
 from lmedit.errors import OptionError
 from lmedit.options import LARGEST, Method, Options, build_options
 from lmedit.registry import resolve
@@ -201,10 +202,11 @@ def _flags(command: click.Command = main, path: str = "") -> Iterator[tuple[str,
         yield path, parameter
 
 
+KINDS = (NumberType, click.types.IntParamType, click.types.FloatParamType)
 NUMBER_FLAGS = [
     pytest.param(parameter, id=f"{path} {parameter.opts[0]}")
     for path, parameter in _flags()
-    if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType)
+    if isinstance(parameter.type, KINDS)
 ]
 
 
