@@ -14,7 +14,7 @@ from lmedit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lmedit.api.comparisons import Comparison, comparison
-    from lmedit.api.editors import editor
+    from lmedit.api.editors import best_edit, editor
     from lmedit.charts import Bars, Heat, Lines
     from lmedit.edits.ledger import Ledger, applied
     from lmedit.edits.patches import load_patch, save_patch
@@ -48,7 +48,7 @@ _HOMES = {
     "lmedit.edits.patches": ("load_patch", "save_patch"),
     "lmedit.charts": ("Bars", "Heat", "Lines"),
     "lmedit.api.comparisons": ("Comparison", "comparison"),
-    "lmedit.api.editors": ("editor",),
+    "lmedit.api.editors": ("best_edit", "editor"),
     "lmedit.hookspecs": ("hookimpl",),
     "lmedit.edits.ledger": ("Ledger", "applied"),
     "lmedit.models": ("Lm", "load_lm"),
@@ -104,6 +104,7 @@ __all__ = [
     "Work",
     "World",
     "applied",
+    "best_edit",
     "build_options",
     "comparison",
     "editor",

@@ -91,3 +91,7 @@ class CasesError(LmeditError):
 
 class RunError(LmeditError):
     """A run folder cannot be read or written."""
+
+
+class LimitError(LmeditError):
+    """A measured value is outside a budget or a gate."""

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 GROUP = "lmedit.methods"
 BLOCK_VARIABLE = "LMEDIT_PLUGINS"
 """Unset: all methods. Empty: no method. A list with commas: only these methods."""
-RESERVED = ("base", "in-context", "retrieve", "model", "schema")
-"""Names that a method must not use: three rows of comparisons, two entries of options files."""
+RESERVED = ("base", "in-context", "retrieve", "model", "schema", "best")
+"""Names that no method has: rows of comparisons, entries of options files, `lmedit edit best`."""
 NAMES = "a name has letters, digits, hyphens and dots, at most 64"
 BUILT_IN = "lmedit:"
 """The prefix of the core's own plugins in a plugin manager."""

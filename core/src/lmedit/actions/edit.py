@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import sample_held_out, way_out
@@ -22,8 +24,10 @@ from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
 from lmedit.metrics.harm import damage, unsound
+from lmedit.metrics.locality import next_log_probabilities
 from lmedit.metrics.weights import relative_norms, survival, worst
 from lmedit.registry import check_subject
+from lmedit.replay.unmerged import under_one
 from lmedit.storage.cache import key_of
 from lmedit.storage.ours import check_place
 from lmedit.version import __version__
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
+    from lmedit.replay.unmerged import UnmergedEdits
     from lmedit.types import Request, Update
 
 TOP = 5
@@ -63,44 +68,82 @@ def edit_one(
     """
     lm = editor.lm
     check_subject(editor.loaded, request)
-    patch = out or Path(f"{_slug(editor, request)}.safetensors")
-    check_place(patch)
-    looking = _Looking(lm, request, near)
-    before, verdict = looking.look()
-    if verdict == "took":
-        what = f"{lm.name} already answers {request.target_new!r} to {request.text!r}"
-        raise RequestError(f"{what}; nothing to edit, give another --target")
-    update, seconds = _compute(editor, request)
-    left = _survival(lm, update, force=force)
-    with editor.applied(update):
+    patch = patch_place(editor, request, out)
+    looking = Looking(lm, request, near)
+    before = looking.before()
+    made = timed_update(editor, request)
+    left = _survival(lm, made.update, force=force)
+    with editor.applied(made.update):
         after, verdict = looking.look()
-    refused = why_not(verdict, after["writes"], request, _ways(editor, update))
-    if harm := damage(before, after, looking.text) or unsound(update):
+    refused = why_not(verdict, after["writes"], request, _ways(editor, made.update))
+    if harm := damage(before, after, looking.text) or unsound(made.update):
         refused = f"{harm}; {way_out(editor.loaded, request)}"
-    before, after = _finite(before), _finite(after)
-    told = {"verdict": verdict, **looking.told(update), "survives": left}
-    facts = {**_facts(editor, request, update), "asking": looking.asking, "seconds": seconds}
-    kept = force or refused is None
-    if kept:
+    seen = Seen(before, after, verdict, left, refused)
+    return write_edit(editor, looking, made, seen, patch if force or refused is None else None)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A computed update, and the seconds that its computation took."""
+
+    update: Update
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The model before and after an edit (from `Looking.look`), and what follows from it."""
+
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    verdict: Verdict
+    survives: float | None
+    refused: str | None = None
+
+
+def write_edit(
+    editor: Editor,
+    looking: Looking,
+    made: Made,
+    seen: Seen,
+    patch: Path | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write the patch of an edit if *patch* is a path; return the object of `lmedit edit --json`.
+
+    *more* are further facts of the patch.
+    """
+    request, update = looking.bare, made.update
+    before, after = _finite(seen.before), _finite(seen.after)
+    told = {"verdict": seen.verdict, **looking.told(update), "survives": seen.survives}
+    facts = {**_facts(editor, request, update), "asking": looking.asking, "seconds": made.seconds}
+    if patch is not None:
         metrics = {"before": _measure(before), "after": _measure(after), **told}
-        save_patch(patch, update, {**facts, "metrics": metrics, "forced": refused})
+        save_patch(patch, update, {**facts, "metrics": metrics, "forced": seen.refused, **more})
     return {
         **{name: facts[name] for name in ("method", "model", "request", "asking", "seconds")},
         **told,
         "before": before,
         "after": after,
-        "refused": refused,
+        "refused": seen.refused,
         "remarks": [*update.notes.get("remarks", []), *looking.tell_all(before, after)],
-        "patch": str(patch) if kept else None,
+        "patch": None if patch is None else str(patch),
     }
 
 
-def _compute(editor: Editor, request: Request) -> tuple[Update, float]:
-    """The update of *request*, and the seconds that its computation took."""
+def patch_place(editor: Editor, request: Request, out: Path | None) -> Path:
+    """The place of the patch: *out*, or a name of its own. Raises an error if it cannot be used."""
+    patch = out or Path(f"{_slug(editor, request)}.safetensors")
+    check_place(patch)
+    return patch
+
+
+def timed_update(editor: Editor, request: Request) -> Made:
+    """Compute the update of *request*, and measure the time."""
     editor.lm.state()  # so that reading all weights for the first time is not counted
     started = time.perf_counter()
     update = editor.compute(request)
-    return update, time.perf_counter() - started
+    return Made(update, time.perf_counter() - started)
 
 
 def _survival(lm: Lm, update: Update, *, force: bool) -> float | None:
@@ -142,11 +185,14 @@ def _ways(editor: Editor, update: Update) -> str:
     return f"try {own}{', '.join(values)} (lmedit tune {name} finds them), or another method"
 
 
-class _Looking:
+class Looking:
     """Measures a model before and after an edit. Create it while the model is unedited."""
 
-    def __init__(self, lm: Lm, request: Request, near: str | None) -> None:
-        self.lm = lm
+    def __init__(
+        self, lm: Lm, request: Request, near: str | None, held: tuple[str, HeldOut] | None = None
+    ) -> None:
+        """*held* is held-out text of the unedited *lm* with its name, by default a few lines."""
+        self.lm, self.bare = lm, request
         self.request = lm.formulate(request)
         self.asking = _asking(lm, self.request)
         probes = probes_of(lm, request, near)
@@ -156,7 +202,16 @@ class _Looking:
         self.remarks = (*remarks_on_asking(self.asking), *probes.remarks)
         self.tokens = len(lm.with_target(self.request.text, request.target_new)[1])
         self.held: HeldOut
-        self.text, self.held = sample_held_out(lm)
+        self.text, self.held = held or sample_held_out(lm)
+
+    def before(self) -> dict[str, Any]:
+        """The answers of the unedited model. Raises `RequestError` if it gives the new answer."""
+        before, verdict = self.look()
+        if verdict == "took":
+            target, text = self.bare.target_new, self.bare.text
+            what = f"{self.lm.name} already answers {target!r} to {text!r}"
+            raise RequestError(f"{what}; nothing to edit, give another --target")
+        return before
 
     def tell_all(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         """The notes for the user, with those on the edited model's text."""
@@ -171,8 +226,10 @@ class _Looking:
             "number_type": self.lm.dtype_name,
         }
 
-    def look(self) -> tuple[dict[str, Any], Verdict]:
+    def look(self, edits: UnmergedEdits | None = None) -> tuple[dict[str, Any], Verdict]:
         """The model's answers now, and whether it gives the new answer.
+
+        With *edits*, they are those under its one edit, which is not in the weights.
 
         The answers are the probabilities of both targets, the model's text, the top tokens, and
         those of the probes. Perplexity and KL from the unedited model (nats per token) follow.
@@ -180,9 +237,10 @@ class _Looking:
         lm, request = self.lm, self.request
         names = {"target_new": request.target_new, "target_true": request.target_true}
         known = {name: target for name, target in names.items() if target is not None}
-        chances = dict(zip(known, chances_of(lm, request.text, [*known.values()]), strict=True))
+        found = chances_of(lm, request.text, [*known.values()], edits)
+        chances = dict(zip(known, found, strict=True))
         new, true = chances["target_new"], chances.get("target_true")
-        text = continue_greedily(lm, request.text, new.tokens)
+        text = continue_greedily(lm, request.text, new.tokens, edits)
         seen = {
             "target_new": new.joint,
             "target_true": true and true.joint,
@@ -190,15 +248,15 @@ class _Looking:
             "target_true_per_token": true and true.per_token,
             "correct": new.correct,
             "writes": sentence_of(text, request),
-            "top": top_tokens(lm, request.text),
+            "top": top_tokens(lm, request.text, edits=edits),
             "probes": {
                 kind: {
                     "prompt": lm.chat.bare(prompt) if lm.chat else prompt,
-                    "top": top_tokens(lm, prompt),
+                    "top": top_tokens(lm, prompt, edits=edits),
                 }
                 for kind, prompt in self.probes.items()
             },
-            **self.held.measure(lm),
+            **self.held.measure(lm, under_one(edits, 1)),
         }
         return seen, verdict_of(text, request.target_new, new)
 
@@ -240,9 +298,18 @@ def _measure(look: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in look.items() if name not in NOT_KEPT}
 
 
-def top_tokens(lm: Lm, prompt: str, count: int = TOP) -> list[dict[str, Any]]:
-    """The *count* most probable next tokens after *prompt*, with their probabilities."""
-    best = lm.next_probabilities(prompt).topk(count)
+def top_tokens(
+    lm: Lm, prompt: str, count: int = TOP, edits: UnmergedEdits | None = None
+) -> list[dict[str, Any]]:
+    """The *count* most probable next tokens after *prompt*, with their probabilities.
+
+    With *edits*, they are those under its one edit.
+    """
+    if edits is None:
+        best = lm.next_probabilities(prompt).topk(count)
+    else:
+        logs = next_log_probabilities(lm, [prompt], under=under_one(edits, 1))
+        best = logs[0].exp().topk(count)
     return [
         {"token": lm.decode([int(index)]), "p": float(p)}
         for p, index in zip(best.values, best.indices, strict=True)

@@ -64,7 +64,7 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
     it, they come from the model's world; without a world, from the model itself. Raises
     `CasesError` if *near* cannot be read. The prompts are bare, also in a chat.
     """
-    if near is not None and (prompts := _plain_prompts(near)):
+    if near is not None and (prompts := plain_prompts(near)):
         named = _number_kinds({"neighbour": prompts[:NEIGHBOURS]})
     elif near is not None:
         named = from_cases(load_cases(near).good, request)
@@ -83,7 +83,7 @@ def probes_of(lm: Lm, request: Request, near: str | None = None) -> Probes:
 
 def check_near(near: str) -> None:
     """Raise `CasesError` if *near* cannot be read; no model is needed."""
-    if not _plain_prompts(near):
+    if not plain_prompts(near):
         load_cases(near)
 
 
@@ -110,8 +110,11 @@ def _number_kinds(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     }
 
 
-def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
-    """The prompts of *cases* that are paraphrases, neighbours, or about the same subject."""
+def from_cases(cases: Sequence[Case], request: Request, most: int = NEIGHBOURS) -> dict[str, str]:
+    """The prompts of *cases* that are paraphrases, neighbours, or about the same subject.
+
+    There are *most* neighbours at most.
+    """
     own = [c for c in cases if request.subject is not None and c.request.subject == request.subject]
     same = [c for c in own if _asks(c, request)]
     alike = same or [c for c in cases if c.request.prompt == request.prompt]
@@ -125,7 +128,7 @@ def from_cases(cases: Sequence[Case], request: Request) -> dict[str, str]:
     return _number_kinds(
         {
             "paraphrase": paraphrases[:1],
-            "neighbour": list(dict.fromkeys(neighbours))[:NEIGHBOURS],
+            "neighbour": list(dict.fromkeys(neighbours))[:most],
             "another fact": [text for text in others if text != request.text][:1],
         }
     )
@@ -144,7 +147,7 @@ def _without(request: Request, prompts: Iterable[str]) -> list[str]:
     return [prompt for prompt in prompts if name not in prompt]
 
 
-def _plain_prompts(near: str) -> list[str]:
+def plain_prompts(near: str) -> list[str]:
     """The prompts of a text file, one per line, or of a JSON list of texts; else an empty list."""
     path = Path(near)
     if not path.is_file():
@@ -163,12 +166,12 @@ def _plain_prompts(near: str) -> list[str]:
     return texts if all(isinstance(each, str) for each in texts) else []
 
 
-def own_neighbours(lm: Lm, request: Request) -> list[str]:
+def own_neighbours(lm: Lm, request: Request, most: int = NEIGHBOURS) -> list[str]:
     """The request's prompt with other names, which *lm* itself lists together with the subject.
 
-    Names are sequences of capitalised words in greedy lists. A prompt is kept if the model's top
-    token has at least the probability `CONFIDENT` and does not begin the new answer. The order is
-    that of the lists.
+    There are *most* prompts at most. Names are sequences of capitalised words in greedy lists. A
+    prompt is kept if the model's top token has at least the probability `CONFIDENT` and does not
+    begin the new answer. The order is that of the lists.
     """
     if request.subject is None:
         return []
@@ -176,7 +179,7 @@ def own_neighbours(lm: Lm, request: Request) -> list[str]:
     names = _names(greedy(lm, lists, LIST_TOKENS), request)
     prompts = [request.prompt.replace("{}", name) for name in names]
     kept = _keep_confident(lm, prompts, request)
-    return sorted(kept, key=lambda prompt: kept[prompt].empty)[:NEIGHBOURS]
+    return sorted(kept, key=lambda prompt: kept[prompt].empty)[:most]
 
 
 def _names(texts: Sequence[str], request: Request) -> list[str]:

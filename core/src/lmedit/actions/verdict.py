@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from lmedit.metrics.generate import greedy
 from lmedit.metrics.generated_text import contains
 from lmedit.metrics.teacher_forcing import score_targets
+from lmedit.replay.unmerged import under_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lmedit.models import Lm
+    from lmedit.replay.unmerged import UnmergedEdits
     from lmedit.types import Request
 
 Verdict = Literal["took", "took only under teacher forcing", "did not take"]
@@ -43,21 +45,29 @@ class TargetChance:
     """Whether each token is top-1, given the prompt and the target's own earlier tokens."""
 
 
-def chances_of(lm: Lm, prompt: str, targets: Sequence[str]) -> list[TargetChance]:
-    """The probability of each of *targets* after *prompt*."""
+def chances_of(
+    lm: Lm, prompt: str, targets: Sequence[str], edits: UnmergedEdits | None = None
+) -> list[TargetChance]:
+    """The probability of each of *targets* after *prompt*; with *edits*, under its one edit."""
     found = []
-    for target, score in zip(
-        targets, score_targets(lm, [(prompt, target) for target in targets]), strict=True
-    ):
+    under = under_one(edits, len(targets))
+    scores = score_targets(lm, [(prompt, target) for target in targets], under=under)
+    for target, score in zip(targets, scores, strict=True):
         n = len(lm.with_target(prompt, target)[1])
         mean = score.log_probability
         found.append(TargetChance(math.exp(n * mean), math.exp(mean), n, score.correct))
     return found
 
 
-def continue_greedily(lm: Lm, prompt: str, target_tokens: int) -> str:
-    """The greedy continuation of *prompt* by *lm*, at most `WRITES` tokens."""
-    return greedy(lm, [prompt], max(WRITES, target_tokens + 5))[0]
+def continue_greedily(
+    lm: Lm, prompt: str, target_tokens: int, edits: UnmergedEdits | None = None
+) -> str:
+    """The greedy continuation of *prompt* by *lm*, at most `WRITES` tokens.
+
+    With *edits*, *lm* writes under its one edit.
+    """
+    under = under_one(edits, 1)
+    return greedy(lm, [prompt], max(WRITES, target_tokens + 5), under=under)[0]
 
 
 def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:

@@ -1,22 +1,28 @@
-"""An editor in one call, for a model in memory."""
+"""An editor in one call, or the best edit within a budget, for a model in memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmedit.actions.best import Budget, find_best
+from lmedit.actions.choices import choices_of
 from lmedit.cases import cases_given
+from lmedit.compare.limits import parse_limits
 from lmedit.errors import NotPreparedError
 from lmedit.options import build_options
-from lmedit.plan import editor_for, text_of
+from lmedit.plan import Plan, Setup, editor_for, text_of
 from lmedit.registry import load, load_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit.actions.best import Best
     from lmedit.cases import CasesGiven
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.plan import Texts
-    from lmedit.types import Material
+    from lmedit.types import Material, Request
 
 
 def editor(
@@ -55,3 +61,35 @@ def editor(
             f"{loaded.name} is not prepared for {lm.name} with these options; give {needed}= to "
             "prepare it"
         ) from None
+
+
+def best_edit(
+    lm: Lm,
+    request: Request,
+    budget: str = "",
+    *,
+    methods: Sequence[str] = (),
+    near: str | None = None,
+    heldout: str | Path | None = None,
+    text: str | Path | None = None,
+    **options: Any,
+) -> Best:
+    """Try methods on *lm*, and return the first edit of *request* within *budget*.
+
+    *budget* is a text as for ``--budget``; without one, the limits of `lmedit edit` hold. *methods*
+    are tried in their order; by default all installed ones, from cheap to dear. *near* and
+    *heldout* are files as for ``--near`` and ``--heldout``, *text* is prepared on. *options* are
+    those of every method. *lm* is as before; use ``lmedit.applied(lm, best.update)``.
+
+    Raises `LimitError` if no edit is within the budget, and `OptionError` for a wrong budget.
+    """
+    limits = parse_limits(budget, "budget") if budget else ()
+    plan = Plan(
+        tuple(methods),
+        options=tuple(options.items()),
+        corpora=() if text is None else (str(text),),
+    )
+    setup = Setup(plan, tuple(plan.load_methods()), lm)
+    choices, _ = choices_of(setup)
+    given = Budget(limits, near, None if heldout is None else Path(heldout))
+    return find_best(lm, choices, request, given)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from lmedit.cli.apply import apply, log, revert, verify
+from lmedit.cli.audit import audit
 from lmedit.cli.cases import cases
 from lmedit.cli.check import check
 from lmedit.cli.compare import compare
@@ -121,6 +122,7 @@ for command in (
     revert,
     log,
     verify,
+    audit,
     export,
     import_,
     publish,

@@ -18,6 +18,7 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
+from lmedit.cli.gate import gate_flags, gate_of, through_gate
 from lmedit.cli.patch_files import look_at, tell_forced
 
 if TYPE_CHECKING:
@@ -44,11 +45,15 @@ TELLING, LEAST = 0.99, 0.5
     help="Read the base, the patches and the expected digests from this file.",
 )
 @click.option("--force", is_flag=True, help="Apply also edits that are mostly lost by rounding.")
+@gate_flags
 @model_flags
 def apply(
     patches: tuple[Path, ...],
     out: Path,
     recipe: Path | None,
+    gate: str | None,
+    near: str | None,
+    heldout: Path | None,
     model: str,
     device: str,
     dtype: str,
@@ -61,6 +66,9 @@ def apply(
     The transformers library loads the folder as any other model. `lmedit revert` can take out each
     edit again, in any order. The model of -m can be the base or a folder with other edits; it is
     not changed. The written weights are compared with the model, bit for bit, before they are kept.
+
+    With --gate, the edited model is measured against its base. If a limit does not hold, the exit
+    code is 1 and nothing is written. The ledger of the folder keeps the measured values.
     """
     from lmedit.edits import model_folders
     from lmedit.plan import quiet_hub
@@ -68,6 +76,7 @@ def apply(
 
     chosen, given = _choose(recipe, model, patches)
     patches = tuple(given.patches)
+    limits = gate_of(gate, near, heldout, chosen, recipe)
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):
@@ -86,6 +95,7 @@ def apply(
         model_folders.add_edits(edited, found)
         if chosen:
             chosen.check_result(edited)
+        edited = through_gate(edited, limits, f"{out} is not written, because it")
         model_folders.write_folder(edited, out)
     tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
@@ -168,6 +178,10 @@ def log(folder: Path, *, facts: bool, as_json: bool) -> None:
         say(f"{edit['id'][:12]}  {edit.get('method')}: {fact_line(edit)}")
         for request in edit.get("requests", []) if facts else []:
             say(f"  {fact_line({'request': request})}")
+    if head.get("gate"):
+        from lmedit.actions.gate import gate_text
+
+        say(f"gate  {gate_text(head['gate'])}")
 
 
 @click.command()
@@ -178,12 +192,19 @@ def log(folder: Path, *, facts: bool, as_json: bool) -> None:
     metavar="FILE.toml",
     help="Also check that the model is what this recipe describes.",
 )
-def verify(folder: Path, recipe: Path | None) -> None:
-    """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger."""
+@gate_flags
+def verify(
+    folder: Path, recipe: Path | None, gate: str | None, near: str | None, heldout: Path | None
+) -> None:
+    """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger.
+
+    With --gate, or if the recipe has a gate, the model is also measured against its base.
+    """
     from lmedit.edits.model_folders import open_folder, read_log, verify_folder
     from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)
+    limits = gate_of(gate, near, heldout, chosen, recipe)
     quiet_hub()
     read_log(folder)
     edited = open_folder(str(folder), device="cpu")
@@ -193,6 +214,11 @@ def verify(folder: Path, recipe: Path | None) -> None:
     count = len(edited.ledger.entries)
     digest = verify_folder(edited)
     say(f"{folder}: {edited.base['name']} ({digest[:12]}) with {count} edit(s), to the bit")
+    if limits is not None:
+        from lmedit.actions.gate import gate_text
+
+        measured = through_gate(edited, limits, str(folder)).gate
+        say(f"gate  {gate_text(measured or {})}")
 
 
 def _tell_missing(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmedit.cli.best import BEST, budget_flags, edit_within
 from lmedit.cli.common import (
     COUNT,
     PLACE,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     help="Neighbours to look at before and after: cases, or a text file of prompts, one per line.  "
     "[default: the world's, else names from the model itself]",
 )
+@budget_flags
 @click.option(
     "--facts",
     metavar="NAME|FILE",
@@ -61,6 +63,8 @@ def edit(
     method: str,
     out: Path | None,
     near: str | None,
+    budget: str | None,
+    heldout: Path | None,
     facts: str | None,
     *,
     force: bool,
@@ -73,15 +77,24 @@ def edit(
     does the model now write the whole target? An edit that did not take, or that damages the
     model, is refused. Then no patch is written and the exit code is 1, unless --force is given.
 
+    With --budget, the edit is tried beside the weights. It is written only if the model gives the
+    answer after the prompt and all paraphrases, and all limits hold. METHOD best tries all
+    methods, from cheap to dear, and takes the first that passes; -o methods rome,ft names some.
+
     With --facts, METHOD computes one change for many facts (memit, emmet, alphaedit, ...). If the
     model is a folder of `lmedit apply`, the method knows the earlier edits there.
     """
-    given["methods"] = (method,)
     if facts is not None:
-        refuse_unused("is for one fact, and --facts names many", "--near")
+        refuse_unused("is for one fact, and --facts names many", "--near", "--budget", "--heldout")
+        given["methods"] = (method,)
         _edit_many(facts, given, out, force=force, as_json=as_json)
         return
     refuse_unused("is for --facts", "--limit")
+    if budget is not None or method == BEST:
+        edit_within(method, given, budget, near, heldout, out, as_json=as_json)
+        return
+    refuse_unused("is for --budget", "--heldout")
+    given["methods"] = (method,)
     values = fact_values(given)
     plan = plan_of(given)
     if near is not None:

@@ -28,6 +28,23 @@ class _Edit(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
+class _Limit(Frozen):
+    term: str
+    sign: str
+    number: float
+
+
+class _Measured(BaseModel):
+    """The values of a gate, and its limits."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    limits: list[_Limit]
+    passed: bool
+    values: dict[str, float]
+    measured_on: str
+
+
 class _Head(Frozen):
     """The content of `lmedit-ledger.json`."""
 
@@ -37,6 +54,8 @@ class _Head(Frozen):
     weights: str
     touched: list[tuple[str, bool] | tuple[str, bool, int]]
     edits: list[_Edit]
+    gate: _Measured | None = None
+    """What the gate of `lmedit apply` measured; None without a gate."""
 
     @field_validator("edits")
     @classmethod

@@ -43,6 +43,8 @@ class EditedModel:
     ledger: Ledger
     base: Mapping[str, str]
     """Name and digest of the model without any edit."""
+    gate: Mapping[str, Any] | None = None
+    """What a gate measured on this model with these edits (`actions.gate`), for the ledger."""
 
     @property
     def head(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class EditedModel:
             "number_type": self.lm.dtype_name,
             "weights": self.lm.weights_digest(),
             **_edits_of(self.ledger),
+            **({} if self.gate is None else {"gate": dict(self.gate)}),
         }
 
 

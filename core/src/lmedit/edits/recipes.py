@@ -4,6 +4,9 @@ schema = 1                        # the number of this layout; optional
 base = "gpt2-xl"                  # as for -m
 digest = "9f2c..."                # of the base's weights; optional
 weights = "03ab..."               # of the weights with all edits; optional
+gate = "KL<0.02, ppl<1.05"        # limits that the result must hold; optional
+near = "facts.jsonl"              # neighbours for the gate, as --near; optional
+heldout = "text.txt"              # held-out text for the gate, as --heldout; optional
 
 [[edit]]
 patch = "eiffel.safetensors"      # a path from the recipe's folder
@@ -43,11 +46,19 @@ class Recipe(Frozen):
     base: str
     digest: str = ""
     weights: str = ""
+    gate: str = ""
+    near: str = ""
+    heldout: str = ""
     edit: tuple[Edit, ...] = Field(min_length=1)
 
     def patches(self, recipe_path: Path) -> list[Path]:
         """The paths of the patch files; *recipe_path* is that of the recipe."""
         return [recipe_path.parent / edit.patch for edit in self.edit]
+
+    def beside(self, recipe_path: Path, name: str) -> str | None:
+        """The file *name* from the recipe's folder, or *name* itself if there is no such file."""
+        file = recipe_path.parent / name
+        return (str(file) if file.is_file() else name) or None
 
     def check_base(self, model: EditedModel) -> None:
         """Raise `ArtifactError` if *model* has another base."""

@@ -115,6 +115,11 @@ class RowEdits:
         return RowEdits(self.edits, [edit for edit, count in pairs for _ in range(count)])
 
 
+def under_one(edits: UnmergedEdits | None, count: int) -> RowEdits | None:
+    """*count* texts that are all read with the first of *edits*; None without edits."""
+    return None if edits is None else RowEdits(edits, [0] * count)
+
+
 class _RowDeltas:
     """Add the rows' deltas to a module's output; None adds nothing."""
 
