@@ -198,6 +198,24 @@ def test_how_to_serve_an_edit_runs(demo_is_prepared: None) -> None:
 
 
 @pytest.mark.slow
+def test_how_to_keep_limits_runs(demo_is_prepared: None) -> None:
+    best, *others, apply, verify = commands("docs/how-to/limits.md")
+    printed = [run(command) for command in (best, *others)]
+    assert re.search(r"^ft .* 3 of 3 .*  taken$", printed[0], re.MULTILINE)
+    assert all("KL 0.00" in told for told in (printed[1], printed[3], printed[4]))
+    assert "audit: every difference is explained by the ledger" in printed[5]
+    Path("text.txt").write_text("The Louvre is in the city of Paris.\n", encoding="utf-8")
+    (recipe,) = blocks("docs/how-to/limits.md", "toml")
+    Path("recipe.toml").write_text(recipe, encoding="utf-8")
+    run(apply)
+    assert "tokens of text.txt" in run(verify)
+    (code,) = blocks("docs/how-to/limits.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "limits.md", "exec"), names)
+    assert names["best"].editor.name == "ft"  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
 def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     notes()
     compare, *statistics = commands(

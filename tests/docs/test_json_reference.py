@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from doc_scripts import script
 from jsonschema import Draft202012Validator
+from safetensors.torch import load_file, save_file
 
 from lmedit.cli import main
 from lmedit.compare.measures import MEASURES
@@ -91,6 +92,10 @@ OF_MANY_FACTS = ("requests", "carried", "prepared_from", "results", "measured")
 """The keys of a patch that only a joint edit of several facts has."""
 
 
+OF_A_BUDGET = "budget"
+"""The key of a patch that only an edit within a budget has."""
+
+
 @pytest.mark.slow
 def test_an_edit_and_its_patch_are_what_the_schemas_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +107,41 @@ def test_an_edit_and_its_patch_are_what_the_schemas_say(
     assert seen == known
     seen, known = compared(read_facts(patch, PATCH), "patch")
     of_experts = {"sites[].index"}
-    assert seen == {path for path in known if not path.startswith(OF_MANY_FACTS)} - of_experts
+    others = (*OF_MANY_FACTS, OF_A_BUDGET)
+    assert seen == {path for path in known if not path.startswith(others)} - of_experts
+
+
+@pytest.mark.slow
+def test_an_edit_within_a_budget_is_what_the_schemas_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    patch = tmp_path / "edit.safetensors"
+    flags = ("-o", "methods", "mend", "--budget", "KL<0.5", "-O", patch, "--json")
+    seen, known = compared(printed("edit", "best", *FACT, *flags), "edit-best")
+    assert seen == known - {"edit.*"}
+    seen, known = compared(read_facts(patch, PATCH), "patch")
+    assert {path for path in known if path.startswith(OF_A_BUDGET)} <= seen
+
+
+@pytest.mark.slow
+def test_an_audit_is_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
+    patch, folder = tmp_path / "edit.safetensors", tmp_path / "edited"
+    printed("edit", "mend", *FACT, "-O", patch, "--json")
+    assert CliRunner().invoke(main, ["apply", str(patch), "-O", str(folder)]).exit_code == 0
+    told = printed("audit", folder, "--json")
+    seen, known = compared(told, "audit")
+    only_of_changes = ("config.", "tensors[].remainder.")
+    assert seen == {path for path in known if not path.startswith(only_of_changes)}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "n_ctx": 7}), encoding="utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wpe.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    done = CliRunner().invoke(main, ["audit", str(folder), "--json"])
+    assert done.exit_code == 1
+    assert compared(json.loads(done.stdout), "audit")[0] == known
 
 
 @pytest.mark.slow

@@ -66,7 +66,9 @@ USED = {
     "--html": "a page",
     "--format": "the form of what is printed",
     "--from": "the file to pull from",
-    "--budget": "the number of settings",
+    "--budget": "the number of settings, or the limits of an edit",
+    "--base": "the base of an audit; see below for export",
+    "--gate": "the limits of a model",
     "--check": "loads each method",
     "--facts": "the facts",
     "--plot": "refused without a picture",
@@ -82,6 +84,21 @@ UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("edit", "memit", "--facts", "demo", "--near", "demo"),
         "--near is for one fact",
     ),
+    ("edit", "--budget"): (
+        ("edit", "memit", "--facts", "demo", "--budget", "KL<1"),
+        "--budget is for one fact",
+    ),
+    ("edit", "--heldout"): (("edit", "ft", *FACT, "--heldout", "a"), "--heldout is for --budget"),
+    ("apply", "--near"): (
+        ("apply", "none.safetensors", "-O", "a", "-m", "demo", "--near", "demo"),
+        "--near is for --gate",
+    ),
+    ("apply", "--heldout"): (
+        ("apply", "none.safetensors", "-O", "a", "-m", "demo", "--heldout", "b"),
+        "--heldout is for --gate",
+    ),
+    ("verify", "--near"): (("verify", "none", "--near", "demo"), "--near is for --gate"),
+    ("verify", "--heldout"): (("verify", "none", "--heldout", "b"), "--heldout is for --gate"),
     ("locate", "--limit"): (("locate", "rome", *FACT, "--limit", "3"), "--limit is for --facts"),
     ("locate", "--pooling"): (
         ("locate", "rome", *FACT, "--pooling", "facts"),

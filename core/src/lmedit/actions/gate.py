@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
-from lmedit.compare.limits import RATIO, failing, in_digits, limits_json
+from lmedit.compare.limits import RATIO, failing, limits_json, values_text
 from lmedit.compare.measures import measure
 from lmedit.errors import LimitError, RequestError
 from lmedit.metrics.weights import drift, survival
@@ -128,12 +128,7 @@ def _sources(facts: Sequence[Judged]) -> dict[str, Any]:
 
 def gate_text(result: Mapping[str, Any]) -> str:
     """The measured values of a gate with their limits, as one line."""
-    parts = [
-        f"{each['term']} {in_digits(result['values'].get(each['term']))} "
-        f"({each['sign']}{each['number']:g})"
-        for each in result["limits"]
-    ]
-    return f"{', '.join(parts)} on {result['measured_on']}"
+    return f"{values_text(result['limits'], result['values'])} on {result['measured_on']}"
 
 
 def check_gate(gate: Gate, result: Mapping[str, Any], what: str) -> None:

@@ -81,6 +81,10 @@ def _patch_text(told: dict[str, Any]) -> str:
         lines += measured_lines(told.get("request", {}), told["metrics"])
         if "verdict" in told["metrics"]:
             lines.append(f"verdict: {verdict_text(told['metrics'])}")
+    if told.get("budget"):
+        from lmedit.compare.limits import values_text
+
+        lines.append(f"budget: {values_text(told['budget']['limits'], told['budget']['values'])}")
     if told.get("forced"):
         lines.append(f"written with --force, although {told['forced']}")
     return "\n  ".join([f"edit {told['id'][:12]}", *lines])

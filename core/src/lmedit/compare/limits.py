@@ -207,3 +207,11 @@ def groups_of(limits: Sequence[Limit]) -> frozenset[str]:
 def limits_json(limits: Iterable[Limit]) -> list[dict[str, Any]]:
     """*limits* as JSON values."""
     return [{"term": each.term, "sign": each.sign, "number": each.number} for each in limits]
+
+
+def values_text(limits: Iterable[Mapping[str, Any]], values: Mapping[str, float | None]) -> str:
+    """The measured *values* of *limits* (JSON values), with the limits, as text."""
+    return ", ".join(
+        f"{each['term']} {in_digits(values.get(each['term']))} ({each['sign']}{each['number']:g})"
+        for each in limits
+    )
