@@ -208,7 +208,11 @@ def test_in_python(demo: Lm) -> None:
     ("flags", "code", "told"),
     [
         (("best", "--budget", "KLX<1"), 1, "--budget: no term 'KLX'; the nearest are KL"),
-        (("best", "--budget", "KL<1", "--force"), 2, "--force writes edits outside the budget"),
+        (
+            ("best", "--budget", "KL<1", "--force"),
+            2,
+            "--force has no use beside a budget; remove it",
+        ),
         (("best", "-o", "methods", ","), 2, "-o methods names no method"),
         (("best", "-o", "methods", "rom"), 1, "did you mean 'rome'"),
         (("ft", "--budget", "KL<1", "-o", "methods", "ft"), 2, "is for lmedit edit best"),

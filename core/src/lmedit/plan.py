@@ -190,10 +190,11 @@ class Setup:
         *,
         train: bool = False,
         sweep: Sequence[Options] = (),
+        stored: bool = False,
     ) -> Editor:
-        """The editor of *loaded*; see `editor_for`."""
+        """The editor of *loaded*; see `editor_for`. With *stored*, nothing is prepared."""
         chosen = options or self.options(loaded)
-        material = self.material(loaded, train=train)
+        material = None if stored else self.material(loaded, train=train)
         return editor_for(
             loaded,
             self.lm,

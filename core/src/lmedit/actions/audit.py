@@ -43,15 +43,7 @@ def audit_folder(folder: Path, base: str | None, *, download: bool = False) -> d
     *base* is a model's name as for -m; by default the one that the folder's ledger names. Raises
     `ModelError` if one of them cannot be read, and `ArtifactError` for a damaged ledger.
     """
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is no model folder; give one")
-    ledger = LedgerOf(folder)
-    name = base or (ledger.head["base"]["name"] if ledger.head else None)
-    if name is None:
-        raise UsageError(f"{folder} has no {LEDGER} that names its base; give --base")
-    place = folder_named(name, download=download)
-    if place.resolve() == folder.resolve():
-        raise UsageError(f"{folder} is the base itself; give another --base")
+    ledger, name, place = _base_of(folder, base, download=download)
     mine, theirs = StoredWeights.of(folder), StoredWeights.of(place)
     names = match_names(set(mine.files), set(theirs.files))
     found = [
@@ -85,6 +77,20 @@ def audit_folder(folder: Path, base: str | None, *, download: bool = False) -> d
         "problems": problems,
     }
     return {**told, "unexplained": list_unexplained(told)}
+
+
+def _base_of(folder: Path, base: str | None, *, download: bool) -> tuple[LedgerOf, str, Path]:
+    """The ledger of *folder*, and the name and the folder of its base."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no model folder; give one")
+    ledger = LedgerOf(folder)
+    name = base or (ledger.head["base"]["name"] if ledger.head else None)
+    if name is None:
+        raise UsageError(f"{folder} has no {LEDGER} that names its base; give --base")
+    place = folder_named(name, download=download)
+    if place.resolve() == folder.resolve():
+        raise UsageError(f"{folder} is the base itself; give another --base")
+    return ledger, name, place
 
 
 def list_unexplained(told: Mapping[str, Any]) -> list[str]:
@@ -256,7 +262,7 @@ def _tensor_lines(found: Mapping[str, Any], facts: Mapping[str, str]) -> list[st
 
 
 def _why(found: Mapping[str, Any]) -> str:
-    """What is not explained: the reason, and the rank, the energy and the norm of the rest."""
+    """The reason, and the rank, the energy and the norm of the unexplained rest."""
     why = f"; {found['why']}" if found["why"] else ""
     rest = found["remainder"]
     if rest is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.actions.edit import LEAST_LEFT, Looking, Seen, patch_place, timed_update, write_edit
+from lmedit.actions.edit import LEAST_LEFT, Looked, Looking, patch_place, timed_update, write_edit
 from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
 from lmedit.actions.verdict import begins_with, sentence_of
@@ -42,7 +42,7 @@ MORE = 5
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """A tried edit: its answers and measured values, and why it is not taken (None: it is)."""
 
     name: str
@@ -91,7 +91,7 @@ class Best:
 
     editor: Editor
     update: Update
-    tried: tuple[Trial, ...]
+    tried: tuple[Attempt, ...]
 
 
 class Search:
@@ -107,24 +107,24 @@ class Search:
         self.fact: Judged = judge(lm, request, budget.near)
         self.gauge = Gauge(lm, [self.fact], self.limits, held[1], budget.seed)
 
-    def run(self, choices: Sequence[Choice]) -> list[Trial]:
+    def run(self, choices: Sequence[Choice]) -> list[Attempt]:
         """Try *choices* in their order, up to the first that passes.
 
         An error of one choice is a failed trial; `ModelChangedError` is raised.
         """
-        found: list[Trial] = []
+        found: list[Attempt] = []
         for each in tqdm(choices, "trying methods", disable=None, leave=False):
             try:
                 found.append(self._try(each))
             except ModelChangedError:
                 raise
             except LmeditError as error:
-                found.append(Trial(each.name, each.untuned, " ".join(str(error).split())))
+                found.append(Attempt(each.name, each.untuned, " ".join(str(error).split())))
             if found[-1].why_not is None:
                 break
         return found
 
-    def _try(self, choice: Choice) -> Trial:
+    def _try(self, choice: Choice) -> Attempt:
         check_subject(choice.loaded, self.request)
         editor = choice.editor()
         made = timed_update(editor, self.request)
@@ -142,7 +142,7 @@ class Search:
         reasons += ["rounding removes most of the edit"] if (left or 1.0) < LEAST_LEFT else []
         why_not = "; ".join(reasons) or None
         untuned = editor.options.untuned
-        return Trial(editor.name, untuned, why_not, editor, made, tuple(answers), values)
+        return Attempt(editor.name, untuned, why_not, editor, made, tuple(answers), values)
 
     def _answers(self, edits: UnmergedEdits | None) -> list[dict[str, Any]]:
         """What the model writes after the prompt and the paraphrases, and whether it is right."""
@@ -170,7 +170,7 @@ class Search:
         return found
 
     def result(
-        self, tried: Sequence[Trial], left_out: Sequence[str], out: Path | None
+        self, tried: Sequence[Attempt], left_out: Sequence[str], out: Path | None
     ) -> dict[str, Any]:
         """The object of `lmedit edit best --json`; the patch of the edit that passed is written."""
         last = tried[-1] if tried and tried[-1].why_not is None else None
@@ -187,7 +187,7 @@ class Search:
         edit = self._write(last, [each.name for each in tried], out)
         return {**told, "edit": edit, "refused": None, "patch": edit["patch"]}
 
-    def _write(self, taken: Trial, tried: list[str], out: Path | None) -> dict[str, Any]:
+    def _write(self, taken: Attempt, tried: list[str], out: Path | None) -> dict[str, Any]:
         editor, made = taken.editor, taken.made
         assert editor is not None
         assert made is not None
@@ -196,7 +196,7 @@ class Search:
             after, verdict = self.looking.look(edits)
         values = taken.as_json()["values"]
         budget = {"limits": limits_json(self.limits), "values": values, "tried": tried}
-        seen = Seen(self.before, after, verdict, values["survival"])
+        seen = Looked(self.before, after, verdict, values["survival"])
         return write_edit(editor, self.looking, made, seen, patch, {"budget": budget})
 
 
@@ -215,7 +215,7 @@ def beside(editor: Editor, update: Update) -> Iterator[UnmergedEdits | None]:
         yield None
 
 
-def refusal(tried: Sequence[Trial], limits: Sequence[Limit]) -> str:
+def refusal(tried: Sequence[Attempt], limits: Sequence[Limit]) -> str:
     """The line if no trial passed: it names the nearest one."""
     if not tried:
         return "no method can be tried; name some with -o methods, or prepare one"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmedit.errors import LmeditError, NotPreparedError, OptionError
-from lmedit.pipeline import ready, work_of
+from lmedit.pipeline import work_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ def _is_ready(setup: Setup, loaded: LoadedMethod, options: Options) -> bool:
     Raises `NotPreparedError` for a method that must be trained.
     """
     try:
-        ready(loaded, setup.lm, options, None, own=True)
+        setup.editor(loaded, options, stored=True)
     except NotPreparedError:
         if loaded.method.prepares_on == "cases":
             raise

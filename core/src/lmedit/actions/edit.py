@@ -78,7 +78,7 @@ def edit_one(
     refused = why_not(verdict, after["writes"], request, _ways(editor, made.update))
     if harm := damage(before, after, looking.text) or unsound(made.update):
         refused = f"{harm}; {way_out(editor.loaded, request)}"
-    seen = Seen(before, after, verdict, left, refused)
+    seen = Looked(before, after, verdict, left, refused)
     return write_edit(editor, looking, made, seen, patch if force or refused is None else None)
 
 
@@ -91,7 +91,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Looked:
     """The model before and after an edit (from `Looking.look`), and what follows from it."""
 
     before: Mapping[str, Any]
@@ -105,7 +105,7 @@ def write_edit(
     editor: Editor,
     looking: Looking,
     made: Made,
-    seen: Seen,
+    seen: Looked,
     patch: Path | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from lmedit.cli.common import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lmedit.compare.limits import Limit
+
 BEST = "best"
 """As METHOD of `lmedit edit`: the first of several methods that passes."""
 METHODS = "methods"
@@ -56,13 +58,7 @@ def edit_within(
 
     Raises `LimitError` if none is; then nothing is written.
     """
-    from lmedit.compare.limits import parse_limits
-
-    refuse_unused("writes edits outside the budget; widen --budget, or", "--force")
-    given["methods"] = (method,) if method != BEST else _methods(given)
-    if method != BEST and any(key == METHODS for key, _ in given["pairs"]):
-        raise click.UsageError("-o methods is for lmedit edit best; remove it")
-    limits = parse_limits(budget, "--budget") if budget is not None else ()
+    limits = _limits(method, given, budget)
     values = fact_values(given)
     plan = plan_of(given)
     from lmedit.actions.best import Budget, Search
@@ -91,6 +87,17 @@ def edit_within(
         raise LimitError(f"{result['refused']}; no patch is written")
     if not as_json:
         note(f"the model is BASE; the edit is in {result['patch']}")
+
+
+def _limits(method: str, given: dict[str, Any], budget: str | None) -> tuple[Limit, ...]:
+    """The limits of *budget*; *given* gets the methods to try."""
+    from lmedit.compare.limits import parse_limits
+
+    refuse_unused("has no use beside a budget", "--force")
+    given["methods"] = (method,) if method != BEST else _methods(given)
+    if method != BEST and any(key == METHODS for key, _ in given["pairs"]):
+        raise click.UsageError("-o methods is for lmedit edit best; remove it")
+    return parse_limits(budget, "--budget") if budget is not None else ()
 
 
 def _methods(given: dict[str, Any]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ class LedgerOf:
             self._tell(f"{path} is damaged ({error}); lmedit revert cannot use it")
 
 
-def expected(base: Tensor, name: str, ledger: LedgerOf, dtype: torch.dtype) -> Tensor:
+def add_edits_of(base: Tensor, name: str, ledger: LedgerOf, dtype: torch.dtype) -> Tensor:
     """*base* with the edits that *ledger* has of the parameter *name*, added in *dtype*."""
     values = base.to(ledger.number_type or dtype).clone()
     for update in ledger.updates(name):
@@ -146,28 +146,28 @@ def compare_tensor(
     edits = tuple(ledger.edits_of.get(name, ()))
     types = (_type(was), _type(now))
 
-    def found(state: str, remainder: Remainder | None = None, why: str = "") -> Found:
+    def finding(state: str, remainder: Remainder | None = None, why: str = "") -> Found:
         return Found(name, state, tuple(now.shape), *types, edits, remainder, why)
 
     if was.shape != now.shape:
         what = f"it is {_sides(now)}, in the base {_sides(was)}"
-        return found(UNEXPLAINED, why=what)
+        return finding(UNEXPLAINED, why=what)
     plain = was.to(now.dtype)
     if not edits and _equal(plain, now):
-        return found(SAME if was.dtype == now.dtype else RETYPED)
+        return finding(SAME if was.dtype == now.dtype else RETYPED)
     wanted = plain
     try:
-        wanted = expected(was, name, ledger, now.dtype) if edits else plain
+        wanted = add_edits_of(was, name, ledger, now.dtype) if edits else plain
     except ArtifactError as error:
-        return found(UNEXPLAINED, why=str(error))
+        return finding(UNEXPLAINED, why=str(error))
     if _equal(wanted, now):
-        return found(EXPLAINED)
+        return finding(EXPLAINED)
     if not now.is_floating_point() or not now.float().isfinite().all():
-        return found(UNEXPLAINED, why="its values are not finite numbers of floating point")
-    return _rest(found, now, wanted, plain, was)
+        return finding(UNEXPLAINED, why="its values are not finite numbers of floating point")
+    return _rest(finding, now, wanted, plain, was)
 
 
-def _rest(found: Any, now: Tensor, wanted: Tensor, plain: Tensor, was: Tensor) -> Found:
+def _rest(finding: Any, now: Tensor, wanted: Tensor, plain: Tensor, was: Tensor) -> Found:
     """The state of a tensor *now* that is not *wanted* to the bit."""
     wide = torch.float64 if now.dtype == torch.float64 else torch.float32
     rest, size = now.to(wide) - wanted.to(wide), torch.maximum(wanted.abs(), plain.abs()).to(wide)
@@ -176,9 +176,9 @@ def _rest(found: Any, now: Tensor, wanted: Tensor, plain: Tensor, was: Tensor) -
     remainder = measure_remainder(rest, was.to(wide), eps)
     added_up = wanted is not plain or was.dtype != now.dtype
     if close and added_up and not remainder.rank:  # another library rounds sums in another way
-        return found(ROUNDED)
+        return finding(ROUNDED)
     why = "the edits of the ledger are not in it" if _equal(plain, now) else ""
-    return found(UNEXPLAINED, remainder, why)
+    return finding(UNEXPLAINED, remainder, why)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
