@@ -87,7 +87,7 @@ def test_a_gate_that_fails_writes_nothing(lmedit: Run, model: Path, patches: Pat
     done = lmedit(*apply, "--gate", "KL<0.02, ppl<9999")
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
-    assert "out is not written, because it fails the gate: KL " in last
+    assert "out is not written: it fails the gate: KL " in last
     assert "is not < 0.02 (measured on 8 plain sentences)" in last
     assert not Path("out").exists()
     assert lmedit(*apply).exit_code == 0

@@ -95,8 +95,7 @@ def apply(
         model_folders.add_edits(edited, found)
         if chosen:
             chosen.check_result(edited)
-        edited = through_gate(edited, limits, f"{out} is not written, because it")
-        model_folders.write_folder(edited, out)
+        model_folders.write_folder(through_gate(edited, limits, f"{out} is not written: it"), out)
     tell_forced([(path, facts) for path, (_, facts) in zip(patches, found, strict=True)])
     note(f"{out} holds {len(edited.ledger.entries)} edit(s) of {edited.base['name']}")
 
