@@ -204,7 +204,8 @@ def test_how_to_keep_limits_runs(demo_is_prepared: None) -> None:
     assert re.search(r"^ft .* 3 of 3 .*  taken$", printed[0], re.MULTILINE)
     assert all("KL 0.00" in told for told in (printed[1], printed[3], printed[4]))
     assert "audit: every difference is explained by the ledger" in printed[5]
-    Path("text.txt").write_text("The Louvre is in the city of Paris.\n", encoding="utf-8")
+    notes()
+    Path("notes.txt").rename("text.txt")
     (recipe,) = blocks("docs/how-to/limits.md", "toml")
     Path("recipe.toml").write_text(recipe, encoding="utf-8")
     run(apply)
