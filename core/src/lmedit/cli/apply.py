@@ -51,15 +51,13 @@ def apply(
     patches: tuple[Path, ...],
     out: Path,
     recipe: Path | None,
-    gate: str | None,
-    near: str | None,
-    heldout: Path | None,
     model: str,
     device: str,
     dtype: str,
     *,
     force: bool,
     download: bool,
+    **of_gate: Any,
 ) -> None:
     """Write a model folder that contains the edits of the patches, in the given order.
 
@@ -76,7 +74,7 @@ def apply(
 
     chosen, given = _choose(recipe, model, patches)
     patches = tuple(given.patches)
-    limits = gate_of(gate, near, heldout, chosen, recipe)
+    limits = gate_of(chosen, recipe, **of_gate)
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):
@@ -192,9 +190,7 @@ def log(folder: Path, *, facts: bool, as_json: bool) -> None:
     help="Also check that the model is what this recipe describes.",
 )
 @gate_flags
-def verify(
-    folder: Path, recipe: Path | None, gate: str | None, near: str | None, heldout: Path | None
-) -> None:
+def verify(folder: Path, recipe: Path | None, **of_gate: Any) -> None:
     """Check that the weights in FOLDER are, to the bit, the base plus the edits of its ledger.
 
     With --gate, or if the recipe has a gate, the model is also measured against its base.
@@ -203,7 +199,7 @@ def verify(
     from lmedit.plan import quiet_hub
 
     chosen = _recipe(recipe)
-    limits = gate_of(gate, near, heldout, chosen, recipe)
+    limits = gate_of(chosen, recipe, **of_gate)
     quiet_hub()
     read_log(folder)
     edited = open_folder(str(folder), device="cpu")

@@ -39,11 +39,12 @@ gate_flags = flags(
 
 
 def gate_of(
-    text: str | None,
-    near: str | None,
-    heldout: Path | None,
     recipe: Recipe | None,
     recipe_path: Path | None,
+    *,
+    gate: str | None,
+    near: str | None,
+    heldout: Path | None,
 ) -> Gate | None:
     """The gate of the flags and of the recipe; None if neither has one. No model is needed.
 
@@ -55,7 +56,7 @@ def gate_of(
     from lmedit.compare.limits import parse_limits
     from lmedit.early import check_readable
 
-    limits = [] if text is None else [*parse_limits(text, "--gate")]
+    limits = [] if gate is None else [*parse_limits(gate, "--gate")]
     if recipe is not None and recipe_path is not None and recipe.gate:
         limits += parse_limits(recipe.gate, f"{recipe_path}: gate")
         theirs = recipe.beside(recipe_path, recipe.heldout)
