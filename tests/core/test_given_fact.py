@@ -26,6 +26,13 @@ def read(flags: dict[str, str | None], text: str | None = None) -> tuple[dict[st
     return read_fact(flags, text, told.append), told
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_a_blank_present_answer_is_refused(blank: str) -> None:
+    flags = {"prompt": "{} is in", "subject": "It", "target_new": "Rome", "target_true": blank}
+    with pytest.raises(RequestError, match="--target-true is blank; give the present answer"):
+        read_fact(flags, None, lambda _: None)
+
+
 def test_flags_win_over_the_file() -> None:
     values, told = read({"target_new": "the river"}, "\ufeff" + json.dumps(FLAGS))
     assert values == FLAGS | {"target_new": "the river"}

@@ -129,6 +129,25 @@ def test_a_patch_made_in_a_chat_is_tried_in_that_chat(lmedit: Run, chatting: Lm)
     assert json.loads(bare.stdout)[0]["chat"] is None
 
 
+def test_a_patch_of_many_facts_made_in_a_chat_tells_it(lmedit: Run, chatting: Lm) -> None:
+    facts = [
+        {"prompt": "{} is in", "subject": subject, "target_new": new}
+        for subject, new in (("The tower", "the"), ("A small boat", "river"))
+    ]
+    Path("facts.jsonl").write_text("\n".join(map(json.dumps, facts)), encoding="utf-8")
+    arguments = ["edit", "locft-bf", "--facts", "facts.jsonl", "-m", chatting.folder, "--force"]
+    arguments += ["--chat", "--system", "Be short.", "-O", "many.safetensors", "--json"]
+    done = lmedit(*arguments)
+    assert done.exit_code == 0, done.output
+    told, (_, kept) = json.loads(done.stdout), load_patch(Path("many.safetensors"))
+    for found in (told, kept):
+        assert found["asking"]["chat"] == {"system": "Be short."}
+        assert [each["prompt"] for each in found["requests"]] == ["{} is in"] * 2
+    assert "asked through the chat template of the tokenizer" in told["remarks"]
+    tried = lmedit("try", "many.safetensors", "-m", chatting.folder, input="")
+    assert "prompt: The tower is in (through the chat template)" in tried.stdout
+
+
 def test_patches_of_several_chats_need_a_choice(lmedit: Run, chatting: Lm) -> None:
     arguments = ["try", "one.safetensors", "two.safetensors", PROMPT, "-m", chatting.folder]
     assert "made with different chats; give --chat" in lmedit(*arguments).stderr

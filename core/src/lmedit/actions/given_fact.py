@@ -28,6 +28,8 @@ def read_fact(flags: Mapping[str, str | None], text: str | None, tell: Tell) -> 
     not a JSON object, if a value is missing or wrong, or if prompt and subject do not fit
     together. It needs no model.
     """
+    if (true := flags.get("target_true")) is not None and not true.strip():
+        raise RequestError("--target-true is blank; give the present answer, or leave it out")
     values = {} if text is None else _by_our_names(_of_json(text))
     values |= {name: value for name, value in flags.items() if value is not None}
     _check_names(values)
