@@ -18,7 +18,7 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
-from lmedit.cli.gate import gate_flags, gate_of, through_gate
+from lmedit.cli.gate import gate_flags, gate_of, refuse_without_gate, through_gate
 from lmedit.cli.patch_files import look_at, tell_forced
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def apply(
     from lmedit.plan import quiet_hub
     from lmedit.storage.locks import being_changed
 
+    refuse_without_gate(recipe, of_gate["gate"])
     chosen, given = _choose(recipe, model, patches)
     patches = tuple(given.patches)
     limits = gate_of(chosen, recipe, **of_gate)

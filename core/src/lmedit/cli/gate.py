@@ -38,6 +38,12 @@ gate_flags = flags(
 )
 
 
+def refuse_without_gate(recipe: Path | None, gate: str | None) -> None:
+    """Raise `click.UsageError` for a flag of a gate where there is neither gate nor recipe."""
+    if recipe is None and gate is None:
+        refuse_unused("is for --gate", "--near", "--heldout")
+
+
 def gate_of(
     recipe: Recipe | None,
     recipe_path: Path | None,
