@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Result]
 
-ROME = ("-o", "samples", "60", "-o", "steps", "2", "-o", "tolerance", "null", "-o", "ridge", "0.1")
+PREPARED = ("-o", "samples", "60", "-o", "tolerance", "null", "-o", "ridge", "0.1")
+ROME = ("-o", "steps", "2", *PREPARED)
 
 
 def apply_ft(lmedit: Run, model: Path, layer: int, out: str) -> None:
@@ -69,7 +70,7 @@ def test_statistics_below_an_edit_are_found(
     base = Path("base")
     load_lm(str(model), dtype=dtype).model.save_pretrained(base)
     load_lm(str(model)).tokenizer.save_pretrained(base)
-    asked = ("prepare", "rome", "-m", base, "--corpus", text, "--layers", "1,2", *ROME)
+    asked = ("prepare", "rome", "-m", base, "--corpus", text, "--layers", "1,2", *PREPARED)
     assert lmedit(*asked).exit_code == 0
     known = {one.id for one in list_statistics()}
     apply_ft(lmedit, base, 1, "edited")
@@ -92,7 +93,7 @@ def test_statistics_below_an_edit_are_found(
 
 
 def test_what_is_prepared_instead_is_said(lmedit: Run, model: Path, text: Path) -> None:
-    lmedit("prepare", "rome", "-m", model, "--corpus", text, "-o", "layer", "1", *ROME)
+    lmedit("prepare", "rome", "-m", model, "--corpus", text, "-o", "layer", "1", *PREPARED)
     method, lm = load("rome"), load_lm(str(model))
     given = {"samples": 60, "tolerance": None, "ridge": 0.1}
     with pytest.raises(NotPreparedError, match=r"prepared: layer 1 \(.*corpus.txt\)\); run: "):
@@ -126,12 +127,10 @@ JOINT = (
     "samples",
     "300",
     "-o",
-    "steps",
-    "2",
-    "-o",
     "damping",
     "0.1",
 )
+STEPS = ("-o", "steps", "2")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_joint_methods_are_prepared_on_what_is_below_their_matrices(
     assert done.exit_code == 0, done.stderr
     apply_ft(lmedit, model, 3, "higher")
     apply_ft(lmedit, model, 0, "lower")
-    edit = ("edit", method, *FACT, *own, "--force", "-O", "patch.safetensors")
+    edit = ("edit", method, *FACT, *own, *STEPS, "--force", "-O", "patch.safetensors")
     found = lmedit(*edit, "-m", "higher")
     assert found.exit_code == 0, found.stderr
     refused = lmedit(*edit, "-m", "lower")
