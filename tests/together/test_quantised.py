@@ -6,6 +6,7 @@ import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,20 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_compiler() -> None:
+    """quanto compiles C++ at the first product in 4 bits; this does the same in torch."""
+    if not here("optimum.quanto"):
+        return
+    from optimum.quanto.library.extensions.extension import get_extension
+
+    def unpack(packed: Tensor, bits: int) -> Tensor:
+        shifts = range(0, 8, bits)
+        return torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])
+
+    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack)
 
 
 def config_of(kind: str) -> Any:

@@ -6,6 +6,8 @@ user can fix, 2 wrong usage. A traceback is a bug. Commands import heavy modules
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import warnings
 from difflib import get_close_matches
@@ -50,6 +52,7 @@ class Cli(click.Group):
         """Run the program. It always ends with an exit code, and an error is one line."""
         if not standalone_mode:
             return super().main(*args, **{**extra, "standalone_mode": False})
+        atexit.register(gc.freeze)  # the last garbage collection would take a second
         open_streams()
         warnings.simplefilter("ignore", UnsoundEditWarning)  # the commands refuse or count them
         keep_stdout()
