@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 OURS = frozenset(
     f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit", "ultraedit")
 )
-"""The distributions of this project. Their methods share a process unless the user says --isolate.
-"""
+"""The distributions of this project. By default their methods share a process."""
 MOST_ENDS = 5
 """How often the process of a method may end; then nothing of it is tried again."""
 
@@ -54,6 +53,17 @@ def find_ours() -> list[str]:
 def runs_method(command: Command) -> Command:
     """Run *command* in a process of its own if the user's method is not ours, or is observed."""
 
+    def run_away(given: dict[str, Any]) -> None:
+        if given.get("fact") is not None:
+            given["fact"] = given["fact"].read()
+        _finish(_ask_once(given))
+
+    return _here_or(command, run_away)
+
+
+def _here_or(command: Command, run_away: Callable[[dict[str, Any]], None]) -> Command:
+    """*command*, which `run_away` runs if its code needs a process of its own."""
+
     @wraps(command)
     def run(**given: Any) -> None:
         from lmedit.cli.processes import is_asked
@@ -61,10 +71,8 @@ def runs_method(command: Command) -> Command:
         isolate = given.pop("isolate", None)
         if is_asked() or not _needs_process(given, isolate=isolate):
             command(**given)
-            return
-        if given.get("fact") is not None:
-            given["fact"] = given["fact"].read()
-        _finish(_ask_once(given))
+        else:
+            run_away(given)
 
     return run
 
@@ -89,14 +97,7 @@ def runs_tasks(command: Command) -> Command:
     If the process ends, its task is a failure, and another process goes on.
     """
 
-    @wraps(command)
-    def run(**given: Any) -> None:
-        from lmedit.cli.processes import is_asked
-
-        isolate = given.pop("isolate", None)
-        if is_asked() or not _needs_process(given, isolate=isolate):
-            command(**given)
-            return
+    def run_away(given: dict[str, Any]) -> None:
         folder: Path = given["folder"] or new_run(command.__name__)
         try:
             _finish(_ask_again(given, folder))
@@ -105,7 +106,7 @@ def runs_tasks(command: Command) -> Command:
                 with suppress(OSError):
                     folder.rmdir()  # only if nothing is in it
 
-    return run
+    return _here_or(command, run_away)
 
 
 def new_run(name: str) -> Path:

@@ -1,7 +1,7 @@
 """The runs of a causal trace as whole passes, for models where a part of a pass gives other logits.
 
-So it is with state-space models: a state carries the text from token to token. Every restored run
-is then a row of the whole text through all blocks. It gives the same numbers, and takes longer.
+State-space models are such models: a state carries the text from token to token. Every restored
+run is then a row of the whole text through all blocks. The numbers are the same; it takes longer.
 """
 
 from __future__ import annotations
