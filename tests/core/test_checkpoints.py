@@ -21,6 +21,7 @@ from small_world import FACT, save_model
 from lmedit.cli import main
 from lmedit.errors import ModelError
 from lmedit.models import load_lm, outline
+from lmedit.models.refusals import JSON_KINDS
 from lmedit.tiny import FAMILIES, tiny_family
 
 if TYPE_CHECKING:
@@ -398,6 +399,25 @@ def test_a_config_that_is_no_object_is_damaged(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(ModelError, match=r"config\.json"):
         load_lm(str(folder))
+
+
+WRONG = [
+    (key, value)
+    for key, kind in JSON_KINDS.items()
+    for value in (0.5, 3, True, "a", ["a"], {"a": 1})
+    if not isinstance(value, kind)
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_key_of_the_config_of_another_kind_is_named(folder: Path, key: str, value: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}))
+    for read in (load_lm, outline):
+        with pytest.raises(
+            ModelError, match=f"{key} in its config.json is of the kind {type(value).__name__}"
+        ):
+            read(str(folder))
 
 
 def test_an_encoder_decoder_is_named(tmp_path: Path) -> None:

@@ -165,12 +165,26 @@ def check_counts(name: str, values: Mapping[str, Any]) -> None:
             )
 
 
+JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "model_type": (str, int, float),
+    "architectures": (list,),
+    "auto_map": (dict, list, str),
+    "quantization_config": (dict, str),
+    "text_config": (dict,),
+}
+"""The possible kinds of the keys of config.json that lmedit reads before transformers does."""
+
+
 def check_kind(name: str, values: Mapping[str, Any]) -> None:
     """Raise `ModelError` if config.json (*values*) describes no decoder, or needs own code."""
     from transformers import CONFIG_MAPPING, __version__
 
     if not isinstance(values, dict):
         raise ModelError(damage_line(name, "its config.json holds no JSON object"))
+    for key, wanted in JSON_KINDS.items():
+        if values.get(key) is not None and not isinstance(values[key], wanted):
+            what = f"{key} in its config.json is of the kind {type(values[key]).__name__}"
+            raise ModelError(damage_line(name, what))
     check_counts(name, values)
     kind = values.get("model_type")
     if kind is None:
