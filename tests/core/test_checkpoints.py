@@ -21,7 +21,7 @@ from small_world import FACT, save_model
 from lmedit.cli import main
 from lmedit.errors import ModelError
 from lmedit.models import load_lm, outline
-from lmedit.models.refusals import JSON_KINDS
+from lmedit.models.config_values import JSON_KINDS, WIDTHS
 from lmedit.tiny import FAMILIES, tiny_family
 
 if TYPE_CHECKING:
@@ -414,9 +414,17 @@ def test_a_key_of_the_config_of_another_kind_is_named(folder: Path, key: str, va
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}))
     for read in (load_lm, outline):
-        with pytest.raises(
-            ModelError, match=f"{key} in its config.json is of the kind {type(value).__name__}"
-        ):
+        with pytest.raises(ModelError, match=f"has {key} of the kind {type(value).__name__}; "):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("key", WIDTHS)
+@pytest.mark.parametrize("value", [0, -1, 0.0])
+def test_a_model_without_width_is_named(folder: Path, key: str, value: float) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}))
+    for read in (load_lm, outline):
+        with pytest.raises(ModelError, match=f"says {key} {value}; a model has at least 1"):
             read(str(folder))
 
 

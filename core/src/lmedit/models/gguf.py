@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from lmedit.errors import ArtifactError, ModelError
+from lmedit.models.config_values import check_values
 from lmedit.models.gguf_header import Header, read_header
-from lmedit.models.refusals import check_class, check_counts, first_line
+from lmedit.models.refusals import check_class, first_line
 from lmedit.models.sources import MODELS, models_folder, pulled_folder
 from lmedit.models.written import compare_written
 from lmedit.storage.atomic import replacing_folder
@@ -217,7 +218,7 @@ def _config(where: dict[str, Any], file: Path, header: Header) -> Any:
 
     with _name_errors(file, header, "config"):
         config = AutoConfig.from_pretrained(**where)
-    check_counts(str(file), config.to_dict())
+    check_values(str(file), config.to_dict())
     check_class(str(file), type(config), config.to_dict())
     return config
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from lmedit.errors import ModelError
+from lmedit.models.config_values import check_values
 from lmedit.models.quantised import check_method
 
 if TYPE_CHECKING:
@@ -145,47 +146,13 @@ def _check_floats(folder: Path) -> None:
                 )
 
 
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""The names of the number of blocks in configs."""
-PARTS = (*COUNTS, "num_experts", "num_local_experts", "n_routed_experts")
-MOST_PARTS = 10_000
-"""More blocks or experts than any model has: building them would take hours."""
-
-
-def check_counts(name: str, values: Mapping[str, Any]) -> None:
-    """Raise `ModelError` if config.json (*values*) names no block, or more than `MOST_PARTS`."""
-    for key, value in values.items():
-        least = 1 if key in COUNTS else 0
-        if isinstance(value, dict):
-            check_counts(name, value)
-        elif key in PARTS and isinstance(value, int) and not least <= value <= MOST_PARTS:
-            raise ModelError(
-                f"the config of {name!r} says {key} {str(value)[:20]}; a model has {least} to "
-                f"{MOST_PARTS}; correct it"
-            )
-
-
-JSON_KINDS: dict[str, tuple[type, ...]] = {
-    "model_type": (str, int, float),
-    "architectures": (list,),
-    "auto_map": (dict, list, str),
-    "quantization_config": (dict, str),
-    "text_config": (dict,),
-}
-"""The possible kinds of the keys of config.json that lmedit reads before transformers does."""
-
-
 def check_kind(name: str, values: Mapping[str, Any]) -> None:
     """Raise `ModelError` if config.json (*values*) describes no decoder, or needs own code."""
     from transformers import CONFIG_MAPPING, __version__
 
     if not isinstance(values, dict):
         raise ModelError(damage_line(name, "its config.json holds no JSON object"))
-    for key, wanted in JSON_KINDS.items():
-        if values.get(key) is not None and not isinstance(values[key], wanted):
-            what = f"{key} in its config.json is of the kind {type(values[key]).__name__}"
-            raise ModelError(damage_line(name, what))
-    check_counts(name, values)
+    check_values(name, values)
     kind = values.get("model_type")
     if kind is None:
         return  # transformers may recognise it by its name

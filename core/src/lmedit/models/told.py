@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ModelError, RequestError
 from lmedit.models.chat import no_template
+from lmedit.models.config_values import COUNTS
 from lmedit.models.gguf_header import read_header
 from lmedit.models.installed_worlds import worlds
 from lmedit.models.load import find_place, is_gguf
-from lmedit.models.refusals import COUNTS, check_folder, not_here
+from lmedit.models.refusals import check_folder, not_here
 from lmedit.models.sources import MODELS
 from lmedit.storage.json_files import read_json
 
