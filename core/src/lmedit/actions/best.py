@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.actions.edit import LEAST_LEFT, Looked, Looking, patch_place, timed_update, write_edit
+from lmedit.actions.edit import Looked, Looking, patch_place, timed_update, write_edit
 from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
 from lmedit.actions.verdict import begins_with, sentence_of
@@ -22,6 +22,7 @@ from lmedit.errors import LimitError, LmeditError, ModelChangedError
 from lmedit.metrics.generate import greedy
 from lmedit.metrics.harm import unsound
 from lmedit.metrics.weights import relative_norms, spectral_growth, survival, worst
+from lmedit.models.rounding import LEAST_KEPT
 from lmedit.registry import check_subject
 from lmedit.replay.unmerged import UnmergedEdits, under_one
 
@@ -139,7 +140,7 @@ class Search:
         reasons += failing(self.limits, values)
         reasons += [told] if (told := unsound(made.update)) else []
         left = values["survival"]
-        reasons += ["rounding removes most of the edit"] if (left or 1.0) < LEAST_LEFT else []
+        reasons += ["rounding removes most of the edit"] if (left or 1.0) < LEAST_KEPT else []
         why_not = "; ".join(reasons) or None
         untuned = editor.options.untuned
         return Attempt(editor.name, untuned, why_not, editor, made, tuple(answers), values)

@@ -26,6 +26,7 @@ from lmedit.errors import RequestError
 from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.locality import next_log_probabilities
 from lmedit.metrics.weights import relative_norms, survival, worst
+from lmedit.models.rounding import LEAST_KEPT
 from lmedit.registry import check_subject
 from lmedit.replay.unmerged import under_one
 from lmedit.storage.cache import key_of
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
     from lmedit.types import Request, Update
 
 TOP = 5
-
-
-LEAST_LEFT = 0.5
-"""If less than this share of an edit survives rounding to half precision, it is refused."""
 
 
 def edit_one(
@@ -149,10 +146,10 @@ def timed_update(editor: Editor, request: Request) -> Made:
 def _survival(lm: Lm, update: Update, *, force: bool) -> float | None:
     """The share of *update* that rounding to half precision leaves; None at full precision.
 
-    Raises `RequestError` if it is less than `LEAST_LEFT`, unless *force*.
+    Raises `RequestError` if it is less than `LEAST_KEPT`, unless *force*.
     """
     left = min(survival(lm, update).values(), default=None)
-    if left is not None and left < LEAST_LEFT and not force:
+    if left is not None and left < LEAST_KEPT and not force:
         raise RequestError(
             f"rounding to {lm.dtype_name} would leave {100 * left:.0f} % of the edit; give "
             "--dtype float32, or --force to edit anyway"

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import PLAIN
+from lmedit.actions.damage import PLAIN, sample_held_out
 from lmedit.actions.probes import ABOUT, ASKED, from_cases, own_neighbours, plain_prompts
 from lmedit.cases import load_cases
 from lmedit.compare.measures import HELDOUT_LINES
 from lmedit.compare.scoring import read_held_out
-from lmedit.metrics.health import HeldOut
 from lmedit.models import worlds
 from lmedit.models.joints import settle_case
 from lmedit.types import Case
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.types import Request
 
@@ -135,7 +135,7 @@ def held_out_text(lm: Lm, path: Path | None) -> tuple[str, HeldOut]:
     `RequestError` if *path* cannot be read.
     """
     if path is None and lm.world not in worlds():
-        return f"{len(PLAIN)} plain sentences", HeldOut(lm, PLAIN)
+        return sample_held_out(lm)
     held = read_held_out(lm, path, HELDOUT_LINES)
     file = path or worlds()[lm.world].heldout
     return f"{held.n_tokens} tokens of {file.name}", held

@@ -19,6 +19,7 @@ from lmedit.metrics.weights import survival
 from lmedit.models.gguf_header import read_header
 from lmedit.models.installed_worlds import WORLDS
 from lmedit.models.load import is_gguf
+from lmedit.models.rounding import LEAST_KEPT
 from lmedit.models.sources import MODELS
 from lmedit.storage.json_files import read_json, write_json
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     Edits = Sequence[tuple[Update, Mapping[str, Any]]]
 
 README = "README.md"
-LEAST = 0.5
-"""If rounding keeps less than this share of an edit, no model is published with it."""
 
 
 def publish_adapter(
@@ -84,7 +83,7 @@ def publish_model(
     """
     check_in_place(opened.lm)
     kept = [min(survival(opened.lm, update).values(), default=1.0) for update, _ in edits]
-    if min(kept) < LEAST:
+    if min(kept) < LEAST_KEPT:
         raise ArtifactError(
             f"only {100 * min(kept):.0f} % of an edit survives rounding to {opened.lm.dtype_name}; "
             "give --as adapter, which keeps all of it"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from lmedit.types import Update
 
 FOLDER = PLACE
-TELLING, LEAST = 0.99, 0.5
-"""If rounding keeps less than these shares of an edit, `apply` prints a note, or refuses."""
+TELLING = 0.99
+"""If rounding keeps less than this share of an edit, `apply` prints a note."""
 
 
 @click.command()
@@ -241,15 +241,16 @@ def _check_rounding(
 ) -> None:
     """Print, for each edit, the share that survives rounding to the model's number type.
 
-    Raises `RequestError` if it is less than `LEAST`, unless *force*.
+    Raises `RequestError` if it is less than `LEAST_KEPT`, unless *force*.
     """
     from lmedit.errors import RequestError
     from lmedit.metrics.weights import survival
+    from lmedit.models.rounding import LEAST_KEPT
 
     for path, update in zip(patches, updates, strict=True):
         left = min(survival(edited.lm, update).values(), default=1.0)
         what = f"{100 * left:.1f} % of it survives rounding to {edited.lm.dtype_name}"
-        if left < LEAST and not force:
+        if left < LEAST_KEPT and not force:
             raise RequestError(
                 f"{path}: only {what}; lmedit export keeps all of it, --force applies the rest"
             )

@@ -33,7 +33,7 @@ from lmedit.edits.lora import adapter_of
 from lmedit.errors import ArtifactError
 from lmedit.models.gguf_header import read_header
 from lmedit.models.load import is_gguf
-from lmedit.models.rounding import share_kept
+from lmedit.models.rounding import LEAST_KEPT, share_kept
 from lmedit.storage.ours import check_place
 from lmedit.types import Dense, LowRank, Update
 
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from lmedit.edits.llamacpp_proof import Agreement
     from lmedit.models import Lm
     from lmedit.types import Site
-
-LEAST = 0.5
-"""If a number type keeps less than this share of an edit, the edit is refused."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def _round(
 ) -> tuple[dict[Site, Packed], Update, dict[str, float]]:
     """The changed matrices in the type *kind*, what they change, and the kept share by site.
 
-    Raises `ArtifactError` if less than `LEAST` of a change is kept.
+    Raises `ArtifactError` if less than `LEAST_KEPT` of a change is kept.
     """
     changed, rounded, kept = {}, {}, {}
     for site, delta in sorted(sum_of(updates).deltas.items()):
@@ -172,7 +169,7 @@ def _round(
         packed = pack_matrix(before + change, "F32" if site.parameter.endswith(".bias") else kind)
         left = packed.values - before
         kept[site.name] = share_kept(change, left)
-        if not kept[site.name] >= LEAST:
+        if not kept[site.name] >= LEAST_KEPT:
             raise ArtifactError(
                 f"{packed.kind} keeps only {100 * kept[site.name]:.0f} % of the edit of "
                 f"{site.name}; give --type F32, or --format gguf-lora"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEAST_KEPT = 0.5
+"""An edit is refused if rounding keeps less than this share of it."""
 ROUNDS = 10
 """Iterations to find a change's own key."""
 
