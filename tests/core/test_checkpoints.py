@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_world import FACT, save_model
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lmedit.cli import main
 from lmedit.errors import ModelError
 from lmedit.models import load_lm, outline
-from lmedit.models.config_values import JSON_KINDS, WIDTHS
+from lmedit.models.config_values import JSON_KINDS, WIDTHS, check_values
 from lmedit.tiny import FAMILIES, tiny_family
 
 if TYPE_CHECKING:
@@ -426,6 +429,19 @@ def test_a_model_without_width_is_named(folder: Path, key: str, value: float) ->
     for read in (load_lm, outline):
         with pytest.raises(ModelError, match=f"says {key} {value}; a model has at least 1"):
             read(str(folder))
+
+
+def test_the_defaults_of_every_family_are_possible() -> None:
+    checked = set()
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            values = CONFIG_MAPPING[kind]().to_dict()
+        except (TypeError, ValueError, AttributeError, ImportError, StrictDataclassError):
+            continue  # a config that needs values
+        check_values(kind, values)
+        checked.add(kind)
+    assert len(checked) > 150
+    assert "doge" in checked  # 16384 experts
 
 
 def test_an_encoder_decoder_is_named(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """The names of the number of blocks in configs."""
-PARTS = (*COUNTS, "num_experts", "num_local_experts", "n_routed_experts")
-MOST_PARTS = 10_000
-"""More blocks or experts than any model has: building them would take hours."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+MOST_BLOCKS, MOST_EXPERTS = 10_000, 2**16
+"""More than any model has: building them would take hours. Doge has 16384 experts."""
 WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "n_inner")
 JSON_KINDS: dict[str, tuple[type, ...]] = {
     "model_type": (str, int, float),
@@ -28,7 +28,8 @@ JSON_KINDS: dict[str, tuple[type, ...]] = {
 def check_values(name: str, values: Mapping[str, Any]) -> None:
     """Raise `ModelError` for a value of config.json (*values*) that no model has.
 
-    These are keys of another JSON kind, no block or more than `MOST_PARTS`, and no width.
+    These are keys of another JSON kind, a number of blocks or experts that is too large or
+    too small, and no width.
     """
     for key, kinds in JSON_KINDS.items():
         if values.get(key) is not None and not isinstance(values[key], kinds):
@@ -46,11 +47,13 @@ def check_values(name: str, values: Mapping[str, Any]) -> None:
 def _check_counts(name: str, values: Mapping[str, Any]) -> None:
     """The numbers of blocks and experts in a config, also in configs within it."""
     for key, value in values.items():
-        least = 1 if key in COUNTS else 0
         if isinstance(value, dict):
             _check_counts(name, value)
-        elif key in PARTS and isinstance(value, int) and not least <= value <= MOST_PARTS:
+        if not isinstance(value, int) or key not in (*COUNTS, *EXPERTS):
+            continue
+        least, most = (1, MOST_BLOCKS) if key in COUNTS else (0, MOST_EXPERTS)
+        if not least <= value <= most:
             raise ModelError(
                 f"the config of {name!r} says {key} {str(value)[:20]}; a model has {least} to "
-                f"{MOST_PARTS}; correct it"
+                f"{most}; correct it"
             )
