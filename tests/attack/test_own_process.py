@@ -131,6 +131,36 @@ def test_every_command_survives_its_method(part: str, command: tuple[str, ...]) 
     is_one_line(method(*command), "method 'toy': its process ended with code 3")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [True, False])
+def test_a_process_that_ends_after_its_patch_leaves_none(late: bool) -> None:
+    """The process that asks writes the patch when the answer is there; no note tells of it."""
+    ends = "sys.modules['lmedit.cli.edit'].say = lambda *_: os._exit(3)"
+    toy(compute=ends if late else "pass")
+    before = set(os.listdir())
+    done = method("edit", "--json", "--force", "-O", "p.safetensors")
+    if late:
+        is_one_line(done, "its process ended with code 3")
+        assert set(os.listdir()) - before <= {"cache"}
+        assert "the edit is in" not in done.stderr
+    else:
+        assert done.exit_code == 0, done.stderr
+        assert set(os.listdir()) - before <= {"cache", "p.safetensors"}
+        told = lmedit("show", "p.safetensors", "--json")
+        assert json.loads(told.stdout)["method"] == "toy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["prepare", "edit", "compare"])
+def test_an_endless_preparation_has_a_limit(place: Path, command: str) -> None:
+    toy(prepare="[None for _ in iter(int, 1)]")
+    (place / "cases.json").write_text(json.dumps([record(0)]))
+    more = ("--cases", "cases.json") if command == "compare" else ()
+    done = method(command, "--prepare-timeout", "1", *more)
+    is_one_line(done, "edit_prepare raised TimeUpError: it took more than 1 s")
+    assert "--prepare-timeout" in done.stderr
+
+
 def test_show_plan_and_check_survive_too() -> None:
     toy(at_import=LEAVES)
     for command in (("show", "toy"), ("plan", "toy", "-m", "tiny"), ("check", "toy", "-m", "tiny")):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from small_world import FACT, record, save_model
 
 from lmedit.tiny import tiny_lm
@@ -213,12 +214,50 @@ def test_the_model_on_disk_is_never_changed(lmedit: Run, model: Path, cases: Pat
     assert digest() == before
 
 
-@pytest.mark.parametrize(
-    "code", ["raise OSError('no disk')", "import sys; sys.exit(3)", "world = 3"]
-)
+WORLDS = {
+    "raise OSError('no disk')": "(OSError: no disk)",
+    "import sys; sys.exit(3)": "(SystemExit: 3)",
+    "world = 3": "(TypeError: it is module, not World)",
+    "import os; os._exit(3)": "(its process ended with code 3)",
+    "import os; os.kill(os.getpid(), 9)": "(its process was ended by SIGKILL)",
+    "while True: pass": "(its import took more than 2 s)",
+    "import os\nif not os.fork(): os._exit(3)": "(TypeError: it is module, not World)",
+}
+"""The code of a broken world, and what its line says."""
+
+
+@pytest.mark.parametrize("code", WORLDS)
 def test_a_broken_world_breaks_only_itself(
-    install: Callable[..., None], lmedit: Run, model: Path, code: str
+    install: Callable[..., None],
+    lmedit: Run,
+    model: Path,
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lmedit.models.installed_worlds.SECONDS", 2.0)
     install("broken", code, group="lmedit.worlds")
     assert lmedit("locate", "ft", *FACT, "-m", model).exit_code == 0
-    refused(lmedit("locate", "ft", *FACT, "-m", "broken"), "the world 'broken' cannot be loaded")
+    line = f"the world 'broken' cannot be loaded {WORLDS[code]}"
+    refused(lmedit("locate", "ft", *FACT, "-m", "broken"), line)
+    told = json.loads(lmedit("doctor", "--json").stdout)
+    assert line in told["worlds"]["broken"]
+    assert not told["worlds"]["demo"].startswith("broken")
+
+
+def test_a_world_of_another_project_is_used_without_its_code(
+    install: Callable[..., None], lmedit: Run, model: Path, tmp_path: Path
+) -> None:
+    """Its values come from a process of its own, so its code changes nothing here."""
+    text = tmp_path / "text.txt"
+    text.write_text("The sea is near the tower.\n", encoding="utf-8")
+    code = (
+        "import torch\nfrom pathlib import Path\nfrom lmedit import World\n"
+        "torch.set_default_dtype(torch.float64)\nprint('hello')\n"
+        f"world = World(model=Path({str(model)!r}), cases=Path({str(text)!r}), "
+        f"text=Path({str(text)!r}), heldout=Path({str(text)!r}))\n"
+    )
+    install("other", code, group="lmedit.worlds", value="toy_other:world")
+    done = lmedit("locate", "ft", *FACT, "-m", "other", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["sites"]
+    assert torch.get_default_dtype() == torch.float32

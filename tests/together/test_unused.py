@@ -18,6 +18,7 @@ from lmedit.errors import OptionError
 from lmedit.options import Method, Options, build_options
 from lmedit.registry import resolve
 from lmedit.tiny import tiny_lm
+from lmedit.types import Prepared, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ USED = {
     "--seed": "every method and every sample",
     "--compute": "refused if no method has the option",
     "--edit-timeout": "every hook of an edit",
+    "--prepare-timeout": "every preparation",
     "--isolate": "how the work of a method is run",
     "--corpus": "a method without preparation gives a note or an error",
     "--join": "how the model is asked",
@@ -163,6 +165,7 @@ ALSO = {
     "plan: observe": (("plan", "rome", "--observe", "timer"), "does not change the estimate"),
     "plan: seed": (("plan", "rome", "--seed", "0"), "does not change the estimate"),
     "plan: time": (("plan", "rome", "--edit-timeout", "3"), "does not change the estimate"),
+    "plan: time to prepare": (("plan", "rome", "--prepare-timeout", "3"), "does not change the"),
     "prepare: time": (("prepare", "rome", "--edit-timeout", "3"), "nothing is edited"),
     "prepare: option": (
         ("prepare", "rome", "-o", "clamp", "3"),
@@ -184,6 +187,28 @@ ALSO = {
     "locate: answer of rome": (
         ("locate", "rome", *FACT, "--target-true", "Oslo"),
         "--target-true is used only with --probe",
+    ),
+    "locate: an option of the edit": (
+        ("locate", "rome", *FACT, "-o", "clamp", "3"),
+        "-o clamp does not change where rome would edit",
+    ),
+    "locate: a named option of the edit": (
+        ("locate", "memit", *FACT, "-o", "memit.steps", "3"),
+        "-o memit.steps does not change where memit would edit",
+    ),
+    "locate: seed": (("locate", "rome", *FACT, "--seed", "3"), "--seed is used only with --probe"),
+    "locate: seed of ft": (("locate", "ft", *FACT, "--seed", "3"), "--seed does not change where"),
+    "locate: compute": (
+        ("locate", "rome", *FACT, "--compute", "bfloat16"),
+        "--compute is used only with --probe",
+    ),
+    "locate: corpus": (
+        ("locate", "rome", *FACT, "--corpus", "demo"),
+        "--corpus is not used: rome needs no preparation here",
+    ),
+    "locate: a file of a trained editor": (
+        ("locate", "mend", *FACT, "-o", "checkpoint", "a.pt"),
+        "-o checkpoint does not change where mend would edit",
     ),
     "edit: a probe's option": (
         ("edit", "rome", *FACT, "-o", "trace_window", "3"),
@@ -284,6 +309,40 @@ CLASHES: list[tuple[str, dict[str, Any], str]] = [
     ("mend", {"checkpoint_order": "input_first"}, "checkpoint_order"),
     ("ke", {"checkpoint": "a.pt", "batch": 3}, "batch"),
 ]
+
+
+def _recording(options: Any, read: set[str]) -> Any:
+    """*options*, which note the fields that are read."""
+    kind = type(options)
+
+    def get(self: Any, name: str) -> Any:
+        if name in kind.model_fields:
+            read.add(name)
+        return super(recording, self).__getattribute__(name)
+
+    recording = type("Recording", (kind,), {"__getattribute__": get, "__module__": kind.__module__})
+    made = recording.model_construct(**{n: getattr(options, n) for n in kind.model_fields})
+    made.__pydantic_private__ = options.__pydantic_private__
+    return made
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_locate_takes_only_options_that_it_uses(name: str) -> None:
+    """What `edit_locate` and `edit_probe` read is what the options declare."""
+    (loaded,) = (each for each in resolve([name], (), lambda _: None))
+    kind, lm = loaded.method.options, tiny_lm()
+    assert kind.locates is not None
+    assert {*kind.locates, *kind.probes, *kind.probes_too} <= kind.model_fields.keys()
+    options = build_options(loaded.method, {}, lm)
+    request = Request(prompt="{} is in", subject="The tower", target_new="the sea")
+    read: set[str] = set()
+    seen = _recording(options, read)
+    given = {"lm": lm, "request": request, "options": seen, "prepared": Prepared({}, {"free": {}})}
+    location = loaded.manager.hook.edit_locate(**given)
+    assert read <= {*kind.locates}, read
+    read.clear()
+    loaded.manager.hook.edit_probe(location=location, **given)
+    assert read <= {*kind.locates, *kind.probes, *kind.probes_too}, read
 
 
 PREPARED = [name for name, method in METHODS.items() if method.prepares_on]

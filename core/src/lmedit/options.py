@@ -45,6 +45,11 @@ class Options(Frozen):
     layers), or change only its time and memory. It refuses all others."""
     probes: ClassVar[tuple[str, ...]] = ()
     """Options that only `edit_probe` uses; lmedit refuses them where nothing is probed."""
+    probes_too: ClassVar[tuple[str, ...]] = ()
+    """Options that `edit_probe` uses, as other hooks do."""
+    locates: ClassVar[tuple[str, ...] | None] = None
+    """All options that `edit_locate` uses, and those that set one of them, as ``span`` sets the
+    layers. `lmedit locate` refuses others. None: unknown, and nothing is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

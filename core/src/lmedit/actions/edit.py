@@ -116,7 +116,12 @@ def write_edit(
     facts = {**_facts(editor, request, update), "asking": looking.asking, "seconds": made.seconds}
     if patch is not None:
         metrics = {"before": _measure(before), "after": _measure(after), **told}
-        save_patch(patch, update, {**facts, "metrics": metrics, "forced": seen.refused, **more})
+        save_patch(
+            patch,
+            update,
+            {**facts, "metrics": metrics, "forced": seen.refused, **more},
+            result=True,
+        )
     return {
         **{name: facts[name] for name in ("method", "model", "request", "asking", "seconds")},
         **told,

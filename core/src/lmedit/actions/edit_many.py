@@ -95,7 +95,7 @@ def edit_many(
     patch = None
     if force or refused is None:
         patch = out or Path(f"{editor.name}-{len(requests)}-facts.safetensors")
-        save_patch(patch, update, {**facts, **told, "forced": refused})
+        save_patch(patch, update, {**facts, **told, "forced": refused}, result=True)
     return {
         **{name: facts[name] for name in ("method", "model", "carried", "asking")},
         "requests": [request.model_dump(exclude={"join"}) for request in given],

@@ -17,7 +17,7 @@ from lmedit.edits.model_folders import EditedModel, add_edits, check_in_place, w
 from lmedit.errors import ArtifactError, ModelError
 from lmedit.metrics.weights import survival
 from lmedit.models.gguf_header import read_header
-from lmedit.models.installed_worlds import WORLDS
+from lmedit.models.installed_worlds import WORLDS, worlds
 from lmedit.models.load import is_gguf
 from lmedit.models.rounding import LEAST_KEPT
 from lmedit.models.sources import MODELS
@@ -182,8 +182,11 @@ def _in_gguf(name: str) -> Any:
 
 def _of_world(name: str) -> Any:
     """The licence of the distribution that holds the model of the world *name*."""
+    world = worlds().get(name)
+    if world is None or not isinstance(world.model, Path):
+        return None
     (point,) = entry_points(group=WORLDS, name=name) or [None]
-    if point is None or point.dist is None or not isinstance(point.load().model, Path):
+    if point is None or point.dist is None:
         return None
     told = point.dist.metadata.json
     return told.get("license_expression")

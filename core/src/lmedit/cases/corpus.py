@@ -151,8 +151,8 @@ def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> 
     if name is None:
         return FileCorpus(own.name, (own,)) if own else None
     known = worlds()
-    if name in known:
-        return FileCorpus(name, (known[name].text,))
+    if world := known.get(name):
+        return FileCorpus(name, (world.text,))
     path = Path(name)
     if path.is_dir():
         files = tuple(sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".jsonl"}))
@@ -168,5 +168,5 @@ def corpus_of(name: str | None, own: Path | None, *, download: bool = False) -> 
     raise CasesError(f"no corpus {name!r}; give a file, a folder or one of: {_names(known)}")
 
 
-def _names(known: dict[str, Any]) -> str:
+def _names(known: Iterable[str]) -> str:
     return ", ".join(sorted([*known, *HUB]))

@@ -124,8 +124,8 @@ def path_of(name: str) -> Path | None:
     if path.name != name and path.exists():
         return path
     known = worlds()
-    if name in known and known[name].cases.is_file():
-        return known[name].cases
+    if (world := known.get(name)) and world.cases.is_file():
+        return world.cases
     if path.exists():
         return path
     if name in SOURCES:

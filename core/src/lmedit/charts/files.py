@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.charts.figures import draw_file, inline, pyplot
 from lmedit.errors import OptionError
-from lmedit.storage.atomic import write_whole
+from lmedit.storage.atomic import write_result
 from lmedit.storage.ours import check_place
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def draw(charts: Sequence[Chart], path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     content = _page(inline(charts)).encode("utf-8") if kind == "html" else draw_file(charts, kind)
     check_place(path)
-    with write_whole(path) as part:
+    with write_result(path) as part:
         part.write_bytes(content)
 
 

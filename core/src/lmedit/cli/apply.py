@@ -10,7 +10,6 @@ import click
 from lmedit.cli.common import (
     PLACE,
     as_json_text,
-    fact_line,
     json_flag,
     model_flags,
     note,
@@ -19,7 +18,7 @@ from lmedit.cli.common import (
     tell_notes,
 )
 from lmedit.cli.gate import gate_flags, gate_of, refuse_without_gate, through_gate
-from lmedit.cli.patch_files import look_at, tell_forced
+from lmedit.cli.patch_files import fact_line, look_at, tell_forced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

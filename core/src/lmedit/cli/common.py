@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.guards.hooks import EDIT_VARIABLE
+from lmedit.guards.hooks import EDIT_VARIABLE, PREPARE_VARIABLE
 from lmedit.storage.escapes import for_json, for_terminal
 from lmedit.storage.json_files import dump_json
 
@@ -170,10 +170,20 @@ method_flags = flags(
         type=NumberType(0, 10**9, whole=False),
         envvar=EDIT_VARIABLE,
         expose_value=False,
-        callback=lambda _, __, value: _limit(value),
+        callback=lambda _, __, value: _limit(EDIT_VARIABLE, value),
         metavar="SECONDS",
         help="The longest time of one hook of an edit. An edit that takes longer fails.  "
         "[default: no limit]",
+    ),
+    click.option(
+        "--prepare-timeout",
+        type=NumberType(0, 10**9, whole=False),
+        envvar=PREPARE_VARIABLE,
+        expose_value=False,
+        callback=lambda _, __, value: _limit(PREPARE_VARIABLE, value),
+        metavar="SECONDS",
+        help="The longest time of one preparation or training. One that takes longer fails; a "
+        "method that stores its state continues at the next call.  [default: no limit]",
     ),
     click.option("--seed", type=NUMBER, help="Random seed.  [default: 0]"),
     click.option(
@@ -215,17 +225,17 @@ workers_flag = click.option(
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-def _limit(seconds: float | None) -> None:
-    """Set the time limit of hooks for this process and its workers, until the command ends."""
+def _limit(variable: str, seconds: float | None) -> None:
+    """Set a time limit of hooks for this process and its workers, until the command ends."""
     if seconds is None:
         return
-    before = os.environ.get(EDIT_VARIABLE)
-    os.environ[EDIT_VARIABLE] = str(seconds)
+    before = os.environ.get(variable)
+    os.environ[variable] = str(seconds)
 
     def restore() -> None:
-        del os.environ[EDIT_VARIABLE]
+        del os.environ[variable]
         if before is not None:
-            os.environ[EDIT_VARIABLE] = before
+            os.environ[variable] = before
 
     click.get_current_context().call_on_close(restore)
 
@@ -269,17 +279,6 @@ def as_json_text(value: Any) -> str:
     """*value* as indented JSON, in characters that stdout can encode."""
     encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return for_json(dump_json(value, ascii_only=encoding != "utf8"))
-
-
-def fact_line(facts: Mapping[str, Any]) -> str:
-    """The fact in a patch's *facts* as one line: prompt and new answer, or the adapter's name."""
-    request, requests = facts.get("request", {}), facts.get("requests", [])
-    if requests:
-        return f"{len(requests)} facts: {fact_line({'request': requests[0]})}, ..."
-    if not request:
-        return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
-    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject") or "{}"))
-    return f"{text} -> {request.get('target_new')}"
 
 
 def tell_notes(lm: Lm) -> None:

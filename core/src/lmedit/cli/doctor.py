@@ -54,9 +54,20 @@ def findings() -> dict[str, dict[str, Any]]:
             "files": len(files),
             "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1),
         },
-        "worlds": {name: str(world.model) for name, world in worlds().items()},
+        "worlds": {name: _tell_world(name) for name in worlds()},
         "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
     }
+
+
+def _tell_world(name: str) -> str:
+    """The model of the world *name*, or why the world cannot be loaded."""
+    from lmedit.errors import ModelError
+    from lmedit.models import world
+
+    try:
+        return str(world(name).model)
+    except ModelError as error:
+        return f"broken {error}"
 
 
 def _version(name: str) -> str:

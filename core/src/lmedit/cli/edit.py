@@ -84,6 +84,10 @@ def edit(
     With --facts, METHOD computes one change for many facts (memit, emmet, alphaedit, ...). If the
     model is a folder of `lmedit apply`, the method knows the earlier edits there.
     """
+    if out is not None:
+        from lmedit.storage.ours import check_place
+
+        check_place(out)
     if facts is not None:
         refuse_unused("is for one fact, and --facts names many", "--near", "--budget", "--heldout")
         given["methods"] = (method,)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 import threading
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import wraps
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmedit.cli.common import note, note_elsewhere
 from lmedit.errors import BrokenPluginError, LmeditError, UsageError
+from lmedit.storage.atomic import place_result, results_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lmedit.compare.worker import Ended
     from lmedit.registry import MethodEntry
@@ -118,7 +121,6 @@ def new_run(name: str) -> Path:
 
 def _ask_again(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the present command tells; a process that ends is followed by another one."""
-    from lmedit.cli.common import note
     from lmedit.cli.processes import EndedError
     from lmedit.compare.store import FILE, RunStore
     from lmedit.compare.worker import Ended
@@ -157,7 +159,13 @@ def _ask(given: dict[str, Any], after: Ended | None) -> dict[str, Any]:
     names = [str(each.name) for each in context.command.params]
     sources = {name: source for name in names if (source := context.get_parameter_source(name))}
     encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8")
-    told: dict[str, Any] = ask(run_here, context.command.name, given, sources, encoding, after)
+    with tempfile.TemporaryDirectory(prefix="lmedit-") as folder:
+        asked = (context.command.name, given, sources, encoding, after, folder)
+        told: dict[str, Any] = ask(run_here, *asked)
+        for name, place in told["results"]:
+            place_result(Path(folder) / name, Path(place))
+    for text in told["notes"]:
+        note(text)
     return told
 
 
@@ -204,12 +212,47 @@ class Collected(io.StringIO):
 
 
 def run_here(
-    name: str, given: dict[str, Any], sources: dict[str, Any], encoding: str, after: Ended | None
+    name: str,
+    given: dict[str, Any],
+    sources: dict[str, Any],
+    encoding: str,
+    after: Ended | None,
+    folder: str,
 ) -> dict[str, Any]:
     """Run the command *name* with the parsed values *given*: the work of its own process.
 
-    *sources* tell where each value comes from. Returns what the command printed and how it ended.
+    *sources* tell where each value comes from. Returns what the command printed, how it ended, and
+    the files that it wrote into *folder*: the process that asked puts them in their places. So
+    nothing is written, and no note tells of a file, if this process ends without an answer.
     """
+    with results_wait(Path(folder)) as results, late_notes(results) as notes:
+        told = _run_command(name, given, sources, encoding, after)
+    return {**told, "results": [] if told["kind"] else results, "notes": notes}
+
+
+@contextmanager
+def late_notes(results: Sequence[object]) -> Iterator[list[str]]:
+    """Collect the notes of the block that come when there are *results* already."""
+    notes: list[str] = []
+    tell = note_elsewhere[0] if note_elsewhere else None
+
+    def keep(text: str) -> None:
+        if results or tell is None:
+            notes.append(text)
+        else:
+            tell(text)
+
+    note_elsewhere[:0] = [keep]
+    try:
+        yield notes
+    finally:
+        note_elsewhere.remove(keep)
+
+
+def _run_command(
+    name: str, given: dict[str, Any], sources: dict[str, Any], encoding: str, after: Ended | None
+) -> dict[str, Any]:
+    """What the command *name* prints, and how it ends."""
     import warnings
 
     from lmedit.cli import main

@@ -15,7 +15,6 @@ from lmedit.cli.common import (
     fact_flags,
     fact_of,
     fact_values,
-    find_typed,
     json_flag,
     method_flags,
     model_flags,
@@ -25,6 +24,7 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.foreign import isolate_flag, runs_method
+from lmedit.cli.unused import check_locating_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,8 +94,9 @@ def locate(
     values = None if facts else fact_values(given)
     known = _read_facts(facts, limit or LIMIT, download=plan.download) if facts else []
     probing = probe or facts is not None
-    typed = not probing and find_typed("--target-true")
-    if typed and plan.load_methods()[0].method.locates_answer is False:
+    (loaded,) = plan.load_methods()
+    check_locating_options(plan, loaded, probe=probing)
+    if not probing and loaded.method.locates_answer is False:
         refuse_unused("is used only with --probe", "--target-true")
     setup = set_up(plan, note, probing=probing)
     request = None if values is None else fact_of(setup, values)

@@ -70,3 +70,14 @@ def open_with(given: Given, **how: Any) -> tuple[EditedModel, Read]:
     found = read_patches(opened, given.patches)
     tell_forced([(path, facts) for path, (_, facts) in zip(given.patches, found, strict=True)])
     return opened, found
+
+
+def fact_line(facts: Mapping[str, Any]) -> str:
+    """The fact in a patch's *facts* as one line: prompt and new answer, or the adapter's name."""
+    request, requests = facts.get("request", {}), facts.get("requests", [])
+    if requests:
+        return f"{len(requests)} facts: {fact_line({'request': requests[0]})}, ..."
+    if not request:
+        return f"adapter {facts['adapter']}" if "adapter" in facts else "no request"
+    text = str(request.get("prompt", "")).replace("{}", str(request.get("subject") or "{}"))
+    return f"{text} -> {request.get('target_new')}"

@@ -43,7 +43,7 @@ def plan(method: str, *, as_json: bool, **given: Any) -> None:
     from lmedit.models.devices import device_of
     from lmedit.plan import Setup
 
-    flags = ("--corpus", "--observe", "--seed", "--edit-timeout")
+    flags = ("--corpus", "--observe", "--seed", "--edit-timeout", "--prepare-timeout")
     refuse_unused("does not change the estimate", *flags)
     given["methods"] = (method,)
     plan = plan_of(given)

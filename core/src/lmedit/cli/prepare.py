@@ -20,12 +20,12 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.foreign import isolate_flag, runs_method
+from lmedit.cli.unused import check_prepared_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.plan import Plan
-    from lmedit.registry import LoadedMethod
 
 
 @click.command()
@@ -101,35 +101,13 @@ def _check_flags(plan: Plan, layers: str | None, plot: Path | None) -> None:
     if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
         raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
     (loaded,) = plan.load_methods()
-    _check_options(plan, loaded)
+    check_prepared_options(plan, loaded)
     if loaded.method.prepares_on == "cases":
         return
     unused = [("--plot", plot is not None), ("--chat", plan.chat), ("--join", plan.join != "auto")]
     for flag, given in unused:
         if given:
             raise click.UsageError(f"{flag} is for methods that train on cases; remove it")
-
-
-def _check_options(plan: Plan, loaded: LoadedMethod) -> None:
-    """Refuse single options and flags of *plan* that only an edit uses.
-
-    A preset or an options file may hold such options beside others.
-    """
-    from lmedit.options import FILE_KEY, PARTS
-
-    options = loaded.method.options
-    if loaded.method.prepares_on is None:
-        return
-    used = {*options.prepares, *options.prepares_too, "preset", FILE_KEY, *PARTS}
-    given = [(f"-o {key}", key.removeprefix(f"{loaded.name}.")) for key, _ in plan.options]
-    given += [("--seed", "seed")] if plan.seed is not None else []
-    given += [("--compute", "compute")] if plan.compute is not None else []
-    for typed, name in given:
-        if name in options.model_fields and name not in used:
-            raise click.UsageError(
-                f"{typed} does not change what {loaded.name} prepares; remove it here, and give it "
-                "to lmedit edit"
-            )
 
 
 def _text(path: str, facts: dict[str, Any], **_: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from lmedit.cli.common import note, note_elsewhere
 from lmedit.cli.endings import Stopped, signals_end
 from lmedit.cli.workers import become_worker, end_workers
 from lmedit.errors import LmeditError
+from lmedit.models.installed_worlds import how_ended
 from lmedit.storage.json_files import dump_json, parse_json
 
 if TYPE_CHECKING:
@@ -92,9 +92,7 @@ def _last_word(here: Connection, process: BaseProcess) -> tuple[str, Any]:
 
 def _how(code: int | None) -> str:
     """How a process with this exit *code* ended."""
-    if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with code {code}"
+    return "its process ended" if code is None else how_ended(code)
 
 
 _line: list[Connection] = []

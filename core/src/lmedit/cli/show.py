@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import as_json_text, fact_line, json_flag, note, plugin_flag, say
+from lmedit.cli.common import as_json_text, json_flag, note, plugin_flag, say
 from lmedit.cli.foreign import runs_method
+from lmedit.cli.patch_files import fact_line
 
 if TYPE_CHECKING:
     from lmedit.registry import LoadedMethod

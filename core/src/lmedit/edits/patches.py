@@ -131,9 +131,12 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
     return shapes
 
 
-def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
+def save_patch(
+    path: Path, update: Update, facts: Mapping[str, Any], *, result: bool = False
+) -> None:
     """Write *update* as a patch file with its *facts* (JSON).
 
+    *result* tells that a command announces the file (`atomic.write_result`).
     Raises `ArtifactError` if the known facts do not have the types of `Facts`.
     """
     tensors: dict[str, Tensor] = {}
@@ -147,7 +150,7 @@ def save_patch(path: Path, update: Update, facts: Mapping[str, Any]) -> None:
     told = {**facts, "sites": sites, "notes": dict(update.notes)}
     _check_readable(path, told, tensors)
     check_place(path)
-    save_tensors(path, PATCH, tensors, told)
+    save_tensors(path, PATCH, tensors, told, result=result)
 
 
 def _check_readable(path: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from lmedit.errors import HookError, LmeditError
 from lmedit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     import pluggy
 
@@ -46,11 +46,20 @@ def prints_aside() -> Iterator[None]:
                 os._exit(FORKED)  # else it would do the rest of our work a second time
 
 
-EDIT_VARIABLE = "LMEDIT_EDIT_TIMEOUT"
-"""The seconds that a hook of one edit may take; unset or 0: no limit."""
+EDIT_VARIABLE, PREPARE_VARIABLE = "LMEDIT_EDIT_TIMEOUT", "LMEDIT_PREPARE_TIMEOUT"
+"""The seconds that a hook of one edit, and `edit_prepare`, may take; unset or 0: no limit."""
 IMPORT_SECONDS = 120.0
-"""The seconds that the import of a plugin may take."""
-LIMITED = frozenset({"edit_locate", "edit_compute", "edit_probe", "edit_apply", "edit_revert"})
+"""The seconds that the import of a plugin, and `edit_plan`, may take."""
+FLAGS = {EDIT_VARIABLE: "--edit-timeout", PREPARE_VARIABLE: "--prepare-timeout"}
+"""The flags that set these variables."""
+LIMITED = {"edit_prepare": PREPARE_VARIABLE} | dict.fromkeys(
+    (
+        *("edit_locate", "edit_compute", "edit_compute_many", "edit_compute_joint"),
+        *("edit_probe", "edit_apply", "edit_revert"),
+    ),
+    EDIT_VARIABLE,
+)
+"""The variable that limits each hook. The limit of `edit_compute_many` is for each request."""
 
 
 class TimeUpError(BaseException):
@@ -58,14 +67,18 @@ class TimeUpError(BaseException):
 
 
 @contextmanager
-def time_limit(hook: str) -> Iterator[None]:
-    """Raise `TimeUpError` in the block if *hook* of an edit takes longer than the user allows."""
-    text = os.environ.get(EDIT_VARIABLE, "") if hook in LIMITED else ""
+def time_limit(hook: str, times: int = 1) -> Iterator[None]:
+    """Raise `TimeUpError` in the block if *hook* takes longer than the user allows, *times* over.
+
+    `edit_plan` only estimates, so it has the limit of an import.
+    """
+    variable = LIMITED.get(hook)
+    text = os.environ.get(variable, "") if variable else ""
     try:
-        seconds = float(text or 0)
+        seconds = times * float(text or 0)
     except ValueError:
         seconds = 0.0
-    with at_most(seconds):
+    with at_most(IMPORT_SECONDS if hook == "edit_plan" else seconds):
         yield
 
 
@@ -140,21 +153,36 @@ def implements(manager: pluggy.PluginManager, hook: str) -> bool:
 def guard_of(culprit: str, plugin: object) -> ModuleType:
     """A plugin that wraps all hooks of the method *plugin*; errors call it *culprit*."""
 
-    def around(hook: str) -> Callable[[], Generator[None, Any, Any]]:
+    def work(hook: str, times: int = 1) -> Generator[None, Any, Any]:
+        with prints_aside(), time_limit(hook, times):
+            try:
+                return (yield)
+            except (LmeditError, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                what = f"{hook} raised {last_line(error)}{_place(error, plugin)}"
+                raise HookError(f"{culprit}: {what}{_more_time(error, hook)}") from error
+
+    def around(hook: str) -> Callable[..., Generator[None, Any, Any]]:
         @hookimpl(wrapper=True, tryfirst=True)
         def wrapper() -> Generator[None, Any, Any]:
-            with prints_aside(), time_limit(hook):
-                try:
-                    return (yield)
-                except (LmeditError, KeyboardInterrupt):
-                    raise
-                except BaseException as error:
-                    what = f"{hook} raised {last_line(error)}{_place(error, plugin)}"
-                    raise HookError(f"{culprit}: {what}") from error
+            return (yield from work(hook))
 
         return wrapper
 
-    return plugin_of("guard", {hook: around(hook) for hook in HOOKS})
+    @hookimpl(wrapper=True, tryfirst=True)
+    def edit_compute_many(requests: Sequence[Any]) -> Generator[None, Any, Any]:
+        return (yield from work("edit_compute_many", len(requests)))
+
+    hooks = {hook: around(hook) for hook in HOOKS}
+    return plugin_of("guard", hooks | {"edit_compute_many": edit_compute_many})
+
+
+def _more_time(error: BaseException, hook: str) -> str:
+    """The remedy if *error* says that *hook* took too long; else empty."""
+    if not isinstance(error, TimeUpError) or hook not in LIMITED:
+        return ""
+    return f"; give it more time with {FLAGS[LIMITED[hook]]}, or use another method"
 
 
 def plugin_of(name: str, hooks: Mapping[str, Any]) -> ModuleType:

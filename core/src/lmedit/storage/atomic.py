@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lmedit.errors import ArtifactError
 from lmedit.storage.locks import FolderLock, folder_locked, lock_folder
-from lmedit.storage.ours import list_files, others_in, place_of
+from lmedit.storage.ours import check_place, list_files, others_in, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,6 +214,47 @@ def write_whole(path: Path) -> Iterator[Path]:
             part.replace(place)
             _names_to_disk(place.parent)
         except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
+
+
+_waiting: list[tuple[Path, list[tuple[str, str]]]] = []
+"""In a process that answers another one: where results wait, and which wait."""
+
+
+@contextmanager
+def results_wait(folder: Path) -> Iterator[list[tuple[str, str]]]:
+    """In the block, `write_result` writes into *folder*; `place_result` puts a result in its place.
+
+    The list fills with pairs: a file's name in *folder*, and its place.
+    """
+    _waiting.append((folder, []))
+    try:
+        yield _waiting[-1][1]
+    finally:
+        _waiting.pop()
+
+
+@contextmanager
+def write_result(path: Path) -> Iterator[Path]:
+    """As `write_whole`, for a file that a command announces. In `results_wait`, it waits."""
+    if not _waiting:
+        with write_whole(path) as part:
+            yield part
+        return
+    folder, results = _waiting[-1]
+    name = str(len(results))
+    with write_whole(folder / name) as part:
+        yield part
+    results.append((name, str(path.absolute())))
+
+
+def place_result(waiting: Path, path: Path) -> None:
+    """Put the file *waiting*, which `write_result` wrote, to *path*. Raises `ArtifactError`."""
+    check_place(path)
+    with write_whole(path) as part:
+        try:
+            shutil.copyfile(waiting, part)
+        except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error}; nothing was kept") from error
 
 

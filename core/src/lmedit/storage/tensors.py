@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lmedit.errors import ArtifactError
-from lmedit.storage.atomic import write_whole
+from lmedit.storage.atomic import write_result, write_whole
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.json_files import SCHEMA, check_schema, dump_json, parse_json
 
@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     """Tensors by name: the dtype as safetensors names it, and the shape."""
 
 
-def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
-    """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum."""
+def save_tensors(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Any, *, result: bool = False
+) -> None:
+    """Write *tensors* with *facts* (JSON) as a safetensors file of *kind*, with a checksum.
+
+    *result* tells that a command announces the file (`atomic.write_result`).
+    """
     # Copies, because safetensors refuses tensors that share memory.
     flat = {
         name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -41,7 +46,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: An
     text = dump_json(facts, indent=None, ascii_only=True, ordered=True)
     metadata = {"kind": kind, "facts": text, "sha256": _checksum(kind, flat, text)}
     metadata["schema"] = str(SCHEMA)
-    with write_whole(path) as part:
+    with (write_result if result else write_whole)(path) as part:
         save_file(flat, part, metadata=metadata)
         _order_header(part)
 

@@ -62,6 +62,8 @@ def epsilon_by_width(width: int) -> float:
 class FtOptions(ArithmeticOptions, LayerOptions):
     """FT's options; the defaults are the released code's, with a rate by width for other models."""
 
+    locates: ClassVar[tuple[str, ...] | None] = ("layer", "expert", "bias")
+
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "code": {"learning_rate": XL_RATE},
@@ -177,6 +179,8 @@ LOCFT: Shapes = MappingProxyType(
 class LocFtOptions(BreadthOptions):
     """LocFT-BF's options; the defaults are the released code's, with a rate by width elsewhere."""
 
+    locates: ClassVar[tuple[str, ...] | None] = ("layer",)
+
     published: ClassVar[Shapes] = LOCFT
     learning_rate: float = Field(
         default=5e-4,
@@ -191,6 +195,8 @@ class LocFtOptions(BreadthOptions):
 
 class LoraOptions(BreadthOptions):
     """LoRA's options; `easyedit` are the values of EasyEdit, without its dropout."""
+
+    locates: ClassVar[tuple[str, ...] | None] = ("layers", "layer", "modules")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {

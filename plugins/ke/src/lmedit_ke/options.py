@@ -30,6 +30,7 @@ class KeOptions(HyperOptions):
             "checkpoint": {"train_embeddings": True},
         }
     )
+    locates: ClassVar[tuple[str, ...] | None] = ("layers",)
     prepares: ClassVar[tuple[str, ...]] = (
         *TRAINING,
         "seed",

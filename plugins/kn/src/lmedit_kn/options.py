@@ -72,6 +72,12 @@ class KnOptions(ArithmeticOptions):
     """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    probes_too: ClassVar[tuple[str, ...]] = ("seed",)
+    locates: ClassVar[tuple[str, ...] | None] = (
+        *("site", "rule", "steps", "answer_tokens", "leading_space", "rows", "compute"),
+        *("adaptive_threshold", "threshold", "percentile", "refine", "share"),
+        *("prompts", "frames", "negative_prompts"),
+    )
 
     @classmethod
     def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:

@@ -120,6 +120,7 @@ class SpreadOptions(JointOptions):
     """Options of methods that edit several layers."""
 
     prepares_too: ClassVar[tuple[str, ...]] = ("layer", "span")  # they choose the layers
+    locates: ClassVar[tuple[str, ...] | None] = ("layers", "layer", "span")
 
     layers: tuple[Block, ...] | None = Field(
         default=None,
@@ -237,6 +238,7 @@ class EmmetOptions(DampedOptions):
     )
     published: ClassVar[Shapes] = EMMET
     prepares: ClassVar[tuple[str, ...]] = ("layer", *PREPARES, "damping")
+    locates: ClassVar[tuple[str, ...] | None] = ("layer",)
 
     softness: float = Field(
         default=0.0,

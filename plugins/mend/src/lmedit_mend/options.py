@@ -38,6 +38,7 @@ class MendOptions(HyperOptions):
         }
     )
     prepares_too: ClassVar[tuple[str, ...]] = (*HyperOptions.prepares_too, "checkpoint_order")
+    locates: ClassVar[tuple[str, ...] | None] = ("layers",)
     prepares: ClassVar[tuple[str, ...]] = (
         *TRAINING,
         "seed",

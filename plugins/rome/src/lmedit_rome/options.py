@@ -92,6 +92,8 @@ class RomeOptions(ValueOptions):
     )
     prepares_too: ClassVar[tuple[str, ...]] = ("release",)  # it may choose the layer
     probes: ClassVar[tuple[str, ...]] = ("trace_samples", "trace_window", "trace_noise")
+    probes_too: ClassVar[tuple[str, ...]] = ("seed", "compute")
+    locates: ClassVar[tuple[str, ...] | None] = ("layer", "expert", "release")
 
     release: Literal["head", "2022-02"] = Field(
         default="head", description="The release whose published values fill in missing options."

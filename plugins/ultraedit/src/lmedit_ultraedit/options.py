@@ -67,6 +67,8 @@ MALMEN: Shapes = MappingProxyType(
 class NamedMatrices(MatrixOptions):
     """Options of methods that edit some matrices of some blocks."""
 
+    locates: ClassVar[tuple[str, ...] | None] = ("layers", "matrices")
+
     published: ClassVar[Shapes] = MappingProxyType({})
 
     layers: tuple[Block, ...] | None = Field(
