@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main() -> None:
+def tell_world() -> None:
     """Import the world that stdin names, and write its values or why that failed."""
     asked = json.loads(sys.stdin.read())
     sys.path[:] = asked["places"]
@@ -45,4 +45,4 @@ def values_of(loaded: object) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    tell_world()
