@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -95,3 +96,10 @@ class RunError(LmeditError):
 
 class LimitError(LmeditError):
     """A measured value is outside a budget or a gate."""
+
+
+def how_ended(code: int) -> str:
+    """How a process with this exit *code* ended, in words."""
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with code {code}"

@@ -44,6 +44,14 @@ budget_flags = flags(
 )
 
 
+def check_out(out: Path | None) -> None:
+    """Raise `ArtifactError` if no patch can be written to *out*; no model is loaded."""
+    from lmedit.storage.ours import check_place
+
+    if out is not None:
+        check_place(out)
+
+
 def edit_within(
     method: str,
     given: dict[str, Any],
@@ -68,15 +76,12 @@ def edit_within(
     from lmedit.early import check_readable
     from lmedit.errors import LimitError
     from lmedit.plan import set_up
-    from lmedit.storage.ours import check_place
 
     check_readable("--heldout", heldout)
     if near is not None:
         from lmedit.actions.probes import check_near
 
         check_near(near)
-    if out is not None:
-        check_place(out)
     setup = set_up(plan, note)
     request = request_from_fact(setup.lm, values, note)
     search = Search(setup.lm, request, Budget(limits, near, heldout, plan.drawn_from))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.best import BEST, budget_flags, edit_within
+from lmedit.cli.best import BEST, budget_flags, check_out, edit_within
 from lmedit.cli.common import (
     COUNT,
     PLACE,
@@ -84,10 +84,7 @@ def edit(
     With --facts, METHOD computes one change for many facts (memit, emmet, alphaedit, ...). If the
     model is a folder of `lmedit apply`, the method knows the earlier edits there.
     """
-    if out is not None:
-        from lmedit.storage.ours import check_place
-
-        check_place(out)
+    check_out(out)
     if facts is not None:
         refuse_unused("is for one fact, and --facts names many", "--near", "--budget", "--heldout")
         given["methods"] = (method,)

@@ -11,8 +11,7 @@ from lmedit import errors
 from lmedit.cli.common import note, note_elsewhere
 from lmedit.cli.endings import Stopped, signals_end
 from lmedit.cli.workers import become_worker, end_workers
-from lmedit.errors import LmeditError
-from lmedit.models.installed_worlds import how_ended
+from lmedit.errors import LmeditError, how_ended
 from lmedit.storage.json_files import dump_json, parse_json
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ values. So it cannot end, block or change the process of the user.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import ModelError, UnknownNameError
+from lmedit.errors import ModelError, UnknownNameError, how_ended
 from lmedit.models.refusals import first_line
 from lmedit.storage.json_files import parse_json
 from lmedit.types import World
@@ -113,13 +112,6 @@ def _ask(value: str, places: tuple[str, ...]) -> dict[str, Any] | str:
             return {n: Path(v[0]) if isinstance(v, list) else v for n, v in told["world"].items()}
         except KeyError:
             return first_line(ModelError(told.get("why")))
-
-
-def how_ended(code: int) -> str:
-    """How a process with this exit *code* ended, in words."""
-    if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with code {code}"
 
 
 def check_world(name: str) -> None:
