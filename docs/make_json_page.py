@@ -98,7 +98,8 @@ def table(schema: dict[str, Any]) -> str:
 
 def _simplify(path: str) -> str:
     """Patterns as a reader knows them."""
-    return path.replace("^portability/(?!.*_ci$)", "portability/NAME").replace("_ci$", "MEASURE_ci")
+    simple = path.replace("^portability/(?!.*_(ci|sd)$)", "portability/NAME")
+    return simple.replace("_ci$", "MEASURE_ci").replace("_sd$", "MEASURE_sd")
 
 
 def page() -> str:

@@ -151,13 +151,13 @@ def test_results_are_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.Mo
     seen, known = compared(printed(*common, tmp_path / "one"), "results")
     stored = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
     assert compared(stored, "results")[0] == seen
-    few = ("--heldout-lines", 4)
+    few = ("--heldout-lines", 4, "--seeds", "0,1")
     piled = printed(*common, tmp_path / "two", "--regime", "sequential", "--sizes", "1,2", *few)
     seen |= compared(piled, "results")[0]
     assert {path for path in seen if path not in known} == set()
     grouped = {f"rows[].{name}" for name, known in MEASURES.items() if known.group}
     missing = {path for path in known - seen if path.partition(".")[0] not in ONLY_WITH_A_PRESET}
-    allowed = grouped | {"rows[].failures.*", "rows[].^portability/(?!.*_ci$)"}
+    allowed = grouped | {"rows[].failures.*", "rows[].^portability/(?!.*_(ci|sd)$)"}
     of_joint_methods = {path for path in missing if path.startswith("rows[].right_after")}
     assert missing <= allowed | of_joint_methods | {"rows[].computed"}
 

@@ -68,6 +68,8 @@ class Plan:
     observers: tuple[str, ...] = ()
     seed: int | None = None
     """The random seed, if the user gave one; see `drawn_from`."""
+    trained_seed: int | None = None
+    """With several seeds: the first one. Methods that are trained with a seed use this training."""
     compute: str | None = None
     """The option `compute` of every method that has it, if the user gave one."""
     corpora: tuple[str, ...] = ()
@@ -160,7 +162,14 @@ class Setup:
     def options(self, loaded: LoadedMethod, **more: Any) -> Options:
         """The resolved options of *loaded*: those of the user, and *more*, which win."""
         given = {**self.given_options(loaded), **more}
-        return build_options(loaded.method, given, self.lm, self.plan.seed)
+        return build_options(loaded.method, given, self.lm, self._seed_of(loaded))
+
+    def _seed_of(self, loaded: LoadedMethod) -> int | None:
+        """The seed of *loaded*; with several seeds, that of its training if it was trained."""
+        trained = loaded.method.prepares_on == "cases"
+        first = self.plan.trained_seed if trained else None
+        seeded = "seed" in loaded.method.options.prepares
+        return self.plan.seed if first is None or not seeded else first
 
     def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:
         """The data that *loaded* is prepared on. None if the user and the model name none.

@@ -13,6 +13,7 @@ from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
+from lmedit.compare.seeds import reorder
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError
 from lmedit.models import worlds
@@ -52,6 +53,8 @@ class Measuring:
     collapse: float | None = None
     """The growth of perplexity of a collapsed model; None: `COLLAPSE`."""
     stop_on_collapse: bool = False
+    own_order: bool = False
+    """Whether edits that pile up come in the order of the seed (`seeds.order_of`)."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` if the values do not go together."""
@@ -154,6 +157,8 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
     shape = plan.outline() if measuring.preset else None
     cases = measuring.cases(plan, shape)
     regime = measuring.piles(cases)
+    if regime is not None and measuring.own_order:
+        cases = reorder(cases, plan.drawn_from, max(regime.sizes))
     measuring.check(plan)
     setup = set_up(plan, tell, used=(measuring.random_layer,))
     editors = setup.editors()

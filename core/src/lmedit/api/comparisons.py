@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_given
+from lmedit.compare.claims import claim_lines
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.scoring import scoring_of
@@ -55,7 +56,8 @@ class Comparison:
     def _remarks(self) -> list[str]:
         """The differences between the methods, the failures, and the unsound edits."""
         told = [*failures(self.rows), *unsound_lines(self.rows)]
-        return [*difference_lines(self.run.raw.get("differences", ())), *told]
+        found = difference_lines(self.run.raw.get("differences", ()))
+        return [*found, *claim_lines(self.run.raw.get("claims", ())), *told]
 
     def __str__(self) -> str:
         return "\n".join([as_table(self.run), "", *self._remarks()]).rstrip()

@@ -98,10 +98,55 @@ def names_of(files: Sequence[str]) -> list[str]:
 # ---- the comparison
 
 
+def compare_seeds(
+    plan: Plan,
+    measuring: Measuring,
+    sharing: Sharing,
+    folder_of: Callable[[], Path],
+    workers: int,
+    seeds: Sequence[int],
+) -> tuple[Compared, Path]:
+    """Compare as `compare_shared` under each of *seeds*, in one run folder; join the results.
+
+    A seed decides the contexts, the samples and the order of the edits. Training is not repeated:
+    methods that were trained use the training of the first seed.
+    """
+    from lmedit.compare.seeds import pool
+
+    found: list[Compared] = []
+    for number, seed in enumerate(seeds, 1):
+        note(f"seed {seed}, {number} of {len(seeds)}")
+        mine = replace(plan, seed=seed, trained_seed=seeds[0])
+        ordered = replace(measuring, own_order=True)
+        compared, folder = compare_shared(mine, ordered, sharing, folder_of, workers)
+        folder_of = partial(_same, folder)
+        found.append(compared)
+    for name in _trained_once(found):
+        note(f"{name}: the training of seed {seeds[0]} serves every seed")
+    return pool(found, seeds), folder
+
+
+def _same(folder: Path) -> Path:
+    return folder
+
+
+def _trained_once(found: Sequence[Compared]) -> list[str]:
+    """The methods whose options have the first seed under every seed."""
+    several = [
+        {row["method"]: row.get("options", {}).get("seed") for row in each.results["rows"]}
+        for each in found
+    ]
+    return [
+        name
+        for name, seed in several[0].items()
+        if seed is not None and all(each.get(name) == seed for each in several)
+    ]
+
+
 def compare_shared(
     plan: Plan, measuring: Measuring, sharing: Sharing, folder_of: Callable[[], Path], workers: int
-) -> tuple[dict[str, Any], Path]:
-    """Compare all methods of *plan* in one run folder; return the results, and the folder.
+) -> tuple[Compared, Path]:
+    """Compare all methods of *plan* in one run folder; return the comparison, and the folder.
 
     *folder_of* makes the folder; it is called when everything is checked.
     """
@@ -121,7 +166,7 @@ def compare_shared(
         own = replace(own, in_context=())
         compared = _one(name, sharing, plan, own, folder, workers, first)
         found += [compared] if compared else []
-    return _join(first, found, sharing.names).finish(), folder
+    return _join(first, found, sharing.names), folder
 
 
 def _one(

@@ -20,6 +20,7 @@ from lmedit.cli.common import (
     model_flags,
     note,
     plan_of,
+    refuse_unused,
     say,
     workers_flag,
 )
@@ -124,7 +125,29 @@ regime_flags = flags(
         f"this factor.  [default: {COLLAPSE:g}]",
     ),
     click.option("--stop-on-collapse", is_flag=True, help="Stop editing a collapsed model."),
+    click.option(
+        "--seeds",
+        callback=lambda _, __, value: read_seeds(value),
+        metavar="N,N,...",
+        help="Run everything for each of these seeds, and report means and spread. A seed decides "
+        "contexts, samples, and the order of edits in one model (0: that of the file).",
+    ),
 )
+
+
+def read_seeds(text: str | None) -> tuple[int, ...]:
+    """The seeds in *text*; empty without it. Raises `click.UsageError` if they are not seeds."""
+    if text is None:
+        return ()
+    seeds = [
+        int(part) if part.strip().isascii() and part.strip().isdigit() else -1
+        for part in text.split(",")
+    ]
+    if min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) != len(seeds) or len(seeds) < 2:
+        raise click.UsageError(
+            f"--seeds {text!r} names no two different seeds; give whole numbers, as 0,1,2"
+        )
+    return tuple(seeds)
 
 
 @click.command()
@@ -142,6 +165,7 @@ def compare(
     workers: int,
     *,
     isolate: bool | None,
+    seeds: tuple[int, ...],
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -150,10 +174,12 @@ def compare(
     Each case is edited, scored and reverted on its own. Hashes prove that the weights are restored.
     """
     from lmedit.actions.compare import Measuring
-    from lmedit.cli.alone import compare_shared, share
+    from lmedit.cli.alone import compare_seeds, compare_shared, share
     from lmedit.storage.atomic import new_folder
     from lmedit.storage.json_files import write_json
 
+    if seeds:
+        refuse_unused("and --seeds name the seed twice", "--seed")
     given["methods"] = names
     plan = plan_of(given)
     measuring = Measuring(**given)
@@ -163,18 +189,22 @@ def compare(
         name = datetime.now().strftime("%Y%m%d-%H%M%S")
         return folder or new_folder(Path("runs"), name)
 
-    results, folder = compare_shared(plan, measuring, sharing, folder_of, workers)
+    task = (plan, measuring, sharing, folder_of, workers)
+    found, folder = compare_seeds(*task, seeds) if seeds else compare_shared(*task)
+    results = found.finish()
     write_json(folder / "results.json", results)
     _show(results, as_json=as_json)
     note(f"the model is BASE, checked by hash; results are in {folder}")
 
 
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
+    from lmedit.compare.claims import claim_lines
     from lmedit.compare.table import (
         collapse_lines,
         difference_lines,
         failures,
         retention_lines,
+        seed_lines,
         table,
         unsound_lines,
         with_paper_rows,
@@ -187,7 +217,9 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
             [table(with_paper_rows(results))],
             retention_lines(results.get("curve", [])),
             collapse_lines(results.get("collapse_points", {})),
+            seed_lines(results.get("seeds", ())),
             difference_lines(results["differences"]),
+            claim_lines(results["claims"]),
         ]
         say("\n\n".join("\n".join(part) for part in parts if part))
     for line in [*failures(results["rows"]), *unsound_lines(results["rows"])]:

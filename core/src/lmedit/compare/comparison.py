@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.compare.asking import as_asked, asking_of
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
+from lmedit.compare.claims import claims
 from lmedit.compare.measures import protocol
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
@@ -60,9 +61,17 @@ class Compared:
     """By candidate, the unedited model too. A candidate that gave up early is left out."""
 
     def finish(self) -> dict[str, Any]:
-        """The results object, with the differences between the candidates."""
+        """The results object, with the differences between the candidates, and the claims."""
         edited = {name: found for name, found in self.outcomes.items() if name != BASE}
-        return {**self.results, "differences": differences(edited, self.results["seed"])}
+        seed = self.results["seed"]
+        by_seed = [
+            {row["method"]: row for row in each["rows"]} for each in self.results.get("by_seed", ())
+        ]
+        return {
+            **self.results,
+            "differences": differences(edited, seed),
+            "claims": claims(edited, seed, by_seed),
+        }
 
 
 def compare(

@@ -17,6 +17,8 @@ FOLLOWS = "portability/"
 """The prefix of a probe group's score; the data set's name of the group follows."""
 HALF_WIDTH = "_ci"
 """The suffix of a score's name in a row for half of its 95 % interval."""
+SPREAD = "_sd"
+"""The suffix of a number's name in a row for its standard deviation over seeds."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def measure(name: str) -> Measure | None:
     """The measure of the column *name*; None if this version does not know the column."""
     if name in MEASURES:
         return MEASURES[name]
-    if name.startswith(FOLLOWS) and not name.endswith(HALF_WIDTH):
+    if name.startswith(FOLLOWS) and not name.endswith((HALF_WIDTH, SPREAD)):
         group = name.removeprefix(FOLLOWS)
         meaning = f"share of the probes of {group!r} that are right"
         return Measure(name, group, meaning, "teacher-forced, all tokens of one spelling top-1")

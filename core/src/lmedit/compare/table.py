@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import HALF_WIDTH, measure, sort_columns
+from lmedit.compare.measures import HALF_WIDTH, SPREAD, measure, sort_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from lmedit.compare.measures import Measure
 
 HIDDEN = frozenset(
     {
@@ -23,12 +25,15 @@ HIDDEN = frozenset(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text: only measured columns, 95 % half-widths in brackets."""
+    """Rows as aligned text: only measured columns, 95 % half-widths in brackets.
+
+    With several seeds the standard deviation over them follows in the brackets.
+    """
     names = {name for row in rows for name in row if measure(name) and row[name] is not None}
     shown = [known for name in sort_columns(names - HIDDEN) if (known := measure(name))]
     lines = [["method", "n", "failed", *(known.label for known in shown)]]
     for row in rows:
-        cells = [_cell(row.get(m.name), row.get(f"{m.name}{HALF_WIDTH}"), m.digits) for m in shown]
+        cells = [_cell_of(row, known) for known in shown]
         name = method_title(row["method"], untuned=row.get("untuned", False))
         lines.append([name, str(row["n"]), str(row["n_failed"]), *cells])
     return "\n".join(align(lines))
@@ -46,6 +51,23 @@ def align(lines: Sequence[Sequence[str]]) -> list[str]:
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     ]
+
+
+def _cell_of(row: Mapping[str, Any], known: Measure) -> str:
+    value, half_width = row.get(known.name), row.get(f"{known.name}{HALF_WIDTH}")
+    spread = row.get(f"{known.name}{SPREAD}")
+    if spread is None or not known.protocol:
+        return _cell(value, half_width, known.digits)
+    over_cases = "-" if half_width is None else f"{half_width:.{known.digits}f}"
+    return f"{_cell(value, None, known.digits)} ({over_cases}, {spread:.{known.digits}f})"
+
+
+def seed_lines(seeds: Sequence[int]) -> list[str]:
+    """What the brackets of the table hold, if there are several seeds."""
+    if len(seeds) < 2:
+        return []
+    brackets = "half of the 95 % interval over cases, and the standard deviation over seeds"
+    return [f"means over the seeds {', '.join(map(str, seeds))}; in brackets: {brackets}"]
 
 
 def _cell(value: float | None, half_width: float | None, digits: int) -> str:

@@ -32,20 +32,29 @@ class Interval:
 
 
 def paired_difference(
-    one: Record, other: Record, seed: int = 0, resamples: int = RESAMPLES
+    one: Record,
+    other: Record,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval | None:
     """mean(one) - mean(other) over the same cases, in their order; None without cases.
 
-    If a case has no score (None) with one method, it is dropped for both.
+    If a case has no score (None) with one method, it is dropped for both. *level* is the coverage
+    of the interval, between 0 and 1.
     """
     pairs = zip(one, other, strict=True)
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     values = torch.tensor(differences, dtype=torch.float64)
-    return _interval(len(values), lambda drawn: values[drawn].mean(-1), seed, resamples)
+    return _interval(len(values), lambda drawn: values[drawn].mean(-1), seed, resamples, level)
 
 
 def paired_score_difference(
-    one: Sequence[Record], other: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES
+    one: Sequence[Record],
+    other: Sequence[Record],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval | None:
     """S of *one* minus S of *other* over the same cases; both are records (ES, PS, NS).
 
@@ -56,11 +65,15 @@ def paired_score_difference(
     a, b = _table(one), _table(other)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} records; give the same cases on both sides")
-    return _interval(len(a), lambda drawn: _s(a[drawn]) - _s(b[drawn]), seed, resamples)
+    return _interval(len(a), lambda drawn: _s(a[drawn]) - _s(b[drawn]), seed, resamples, level)
 
 
 def _interval(
-    cases: int, statistic: Callable[[Tensor], Tensor], seed: int, resamples: int
+    cases: int,
+    statistic: Callable[[Tensor], Tensor],
+    seed: int,
+    resamples: int,
+    level: float,
 ) -> Interval | None:
     """*statistic* maps case numbers (R, cases) to (R,); it returns NaN if there is no value."""
     if not cases:
@@ -74,7 +87,7 @@ def _interval(
         statistic(torch.randint(cases, (min(at_once, resamples - done), cases), generator=random))
         for done in range(0, resamples, at_once)
     ]
-    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.cat(found).nanquantile(tails).tolist()
     return Interval(estimate, low, high)
 

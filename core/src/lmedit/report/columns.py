@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lmedit.compare.measures import HALF_WIDTH, Measure, measure, sort_columns
+from lmedit.compare.measures import HALF_WIDTH, SPREAD, Measure, measure, sort_columns
 from lmedit.metrics.counterfact import interval, mean
 from lmedit.report.read import BASE, FinishedRun, Row
 
@@ -56,7 +56,9 @@ def columns(run: FinishedRun) -> list[Column]:
     """The columns that any row has: known ones in their order, then unknown ones."""
     rows = run.results.rows
     found = {name for row in rows for name in row.model_extra or {} if row.number(name) is not None}
-    names = {name for name in found if name not in PLAIN and not name.endswith(HALF_WIDTH)}
+    names = {
+        name for name in found if name not in PLAIN and not name.endswith((HALF_WIDTH, SPREAD))
+    }
     made = [Column(name, measure(name)) for name in sort_columns(names | set(run.score_names))]
     return [c for c in made if any(cell(run, row, c)[0] is not None for row in rows)]
 
