@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
+from lmedit.early import (
+    check_blocks,
+    check_corpora,
+    check_device,
+    check_options,
+    name_corpora,
+    words_of,
+)
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import check_files, load_lm, outline
 from lmedit.observers import observe_all
@@ -166,10 +173,9 @@ class Setup:
 
     def _seed_of(self, loaded: LoadedMethod) -> int | None:
         """The seed of *loaded*; with several seeds, that of its training if it was trained."""
-        trained = loaded.method.prepares_on == "cases"
-        first = self.plan.trained_seed if trained else None
-        seeded = "seed" in loaded.method.options.prepares
-        return self.plan.seed if first is None or not seeded else first
+        method, first = loaded.method, self.plan.trained_seed
+        trained = method.prepares_on == "cases" and "seed" in method.options.prepares
+        return first if trained and first is not None else self.plan.seed
 
     def material(self, loaded: LoadedMethod, *, train: bool = False) -> Material | None:
         """The data that *loaded* is prepared on. None if the user and the model name none.
@@ -323,15 +329,8 @@ def editor_for(
             if not makes:
                 raise
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
-        tell(f"{loaded.name}: preparing on {_words(material)}, once for this model")
+        tell(f"{loaded.name}: preparing on {words_of(material)}, once for this model")
     return prepare(loaded, lm, options, material, sweep)
-
-
-def _words(material: Material) -> str:
-    """The name of *material*, and for text that the model writes, a better choice."""
-    if isinstance(material, SelfWritten):
-        return "text that the model writes itself (better: --corpus FILE)"
-    return material.name
 
 
 def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material | None:
