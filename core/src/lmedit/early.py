@@ -12,7 +12,7 @@ from lmedit.errors import OptionError, UnknownNameError
 from lmedit.models import check_layers
 from lmedit.models.devices import device_of
 from lmedit.options import build_options
-from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
+from lmedit.stats import PREFIX, SELF, statistics_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.options import Options
     from lmedit.registry import LoadedMethod
-    from lmedit.types import Material
 
 
 def check_device(device: str) -> None:
@@ -134,10 +133,3 @@ def check_readable(flag: str, path: Path | None, *, folder: bool = False) -> Non
         return
     kind = "folder" if folder else "file"
     raise OptionError(f"{flag} {path}: this {kind} does not exist; give its path")
-
-
-def words_of(material: Material) -> str:
-    """The name of *material*, and for text that the model writes, a better choice."""
-    if isinstance(material, SelfWritten):
-        return "text that the model writes itself (better: --corpus FILE)"
-    return material.name

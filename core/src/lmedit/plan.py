@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
-from lmedit.early import (
-    check_blocks,
-    check_corpora,
-    check_device,
-    check_options,
-    name_corpora,
-    words_of,
-)
+from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import check_files, load_lm, outline
 from lmedit.observers import observe_all
@@ -36,7 +29,7 @@ from lmedit.options import (
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
-from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named
+from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named, words_of
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -76,7 +69,7 @@ class Plan:
     seed: int | None = None
     """The random seed, if the user gave one; see `drawn_from`."""
     trained_seed: int | None = None
-    """With several seeds: the first one. Methods that are trained with a seed use this training."""
+    """With several seeds: the first one; methods that were trained use its training."""
     compute: str | None = None
     """The option `compute` of every method that has it, if the user gave one."""
     corpora: tuple[str, ...] = ()
@@ -172,7 +165,6 @@ class Setup:
         return build_options(loaded.method, given, self.lm, self._seed_of(loaded))
 
     def _seed_of(self, loaded: LoadedMethod) -> int | None:
-        """The seed of *loaded*; with several seeds, that of its training if it was trained."""
         method, first = loaded.method, self.plan.trained_seed
         trained = method.prepares_on == "cases" and "seed" in method.options.prepares
         return first if trained and first is not None else self.plan.seed

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.models import Lm
+    from lmedit.types import Material
 
 SELF = "self"
 """The name of this corpus."""
@@ -109,3 +110,10 @@ def _read(path: Path) -> list[str] | None:
         return None
     good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
     return texts if good else None
+
+
+def words_of(material: Material) -> str:
+    """The name of *material*, and for text that the model writes, a better choice."""
+    if isinstance(material, SelfWritten):
+        return "text that the model writes itself (better: --corpus FILE)"
+    return material.name
