@@ -29,7 +29,7 @@ from lmedit.options import (
 from lmedit.pipeline import Editor, locates_unprepared, prepare, ready
 from lmedit.preparation import prepared_path
 from lmedit.registry import resolve
-from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named, words_of
+from lmedit.stats import PREFIX, SELF, SelfWritten, statistics_named, text_name
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def editor_for(
             if not makes:
                 raise
     if material is not None and not prepared_path(loaded, lm, options, material).is_file():
-        tell(f"{loaded.name}: preparing on {words_of(material)}, once for this model")
+        tell(f"{loaded.name}: preparing on {text_name(material)}, once for this model")
     return prepare(loaded, lm, options, material, sweep)
 
 

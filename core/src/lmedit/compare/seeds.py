@@ -31,10 +31,10 @@ def order_of(seed: int, cases: int) -> list[int]:
     if seed == 0:
         return list(range(cases))
 
-    def drawn(number: int) -> str:
+    def draw(number: int) -> str:
         return hashlib.sha256(f"order of edits {seed} {number}".encode()).hexdigest()
 
-    return sorted(range(cases), key=drawn)
+    return sorted(range(cases), key=draw)
 
 
 def reorder(cases: CaseSet, seed: int, most: int) -> CaseSet:

@@ -9,7 +9,7 @@ from lmedit.stats.counting import (
     places_of,
     second_moments,
 )
-from lmedit.stats.self_written import SELF, SelfWritten, words_of
+from lmedit.stats.self_written import SELF, SelfWritten, text_name
 from lmedit.stats.solving import cholesky, condition, positive_factor
 from lmedit.stats.store import (
     PREFIX,
@@ -43,5 +43,5 @@ __all__ = [
     "positive_factor",
     "second_moments",
     "statistics_named",
-    "words_of",
+    "text_name",
 ]

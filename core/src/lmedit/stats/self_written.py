@@ -112,7 +112,7 @@ def _read(path: Path) -> list[str] | None:
     return texts if good else None
 
 
-def words_of(material: Material) -> str:
+def text_name(material: Material) -> str:
     """The name of *material*, and for text that the model writes, a better choice."""
     if isinstance(material, SelfWritten):
         return "text that the model writes itself (better: --corpus FILE)"
