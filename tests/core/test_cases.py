@@ -16,6 +16,7 @@ from lmedit import World
 from lmedit.cases import BrokenCase, CaseSet, corpus, corpus_of, load_cases
 from lmedit.errors import CasesError, UnknownNameError
 from lmedit.models import world
+from lmedit.storage.json_files import check_value, may_be_unsound
 
 # record 0 of CounterFact, its lists cut short, with the ids and fields the official file has
 RECORD: dict[str, Any] = {
@@ -161,6 +162,32 @@ BROKEN = {
     "a relation without answer": (with_([{"prompt": "a"}], "relation_prompts"), "answer"),
     "a relation is a string": (with_(["a"], "relation_prompts"), ""),
 }
+
+
+UNSOUND = [
+    *(f'"\\u{number:04x}"' for number in (0xD800, 0xDABC, 0xDBFF, 0xDC00, 0xDDEF, 0xDFFF)),
+    *(f'{{"\\u{number:04X}": 1}}' for number in (0xD800, 0xDFFF)),
+    *(
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-1E+400",
+        "1e0400",
+        "9" * 400 + ".5",
+        "9" * 300 + "e99",
+    ),
+    *(str(2**64), str(-(2**64)), "[" * 101 + "]" * 101, '{"a":' * 100 + "1" + "}" * 100),
+]
+
+
+@pytest.mark.parametrize("text", UNSOUND, ids=lambda text: text[:20])
+def test_no_unsound_value_passes_the_quick_look(text: str) -> None:
+    for whole in (text, f'{{"a": [1, {text}]}}'):
+        with pytest.raises(ValueError, match=r"."):
+            check_value(json.loads(whole))
+        assert may_be_unsound(f"[{whole}]", 1, 1 + len(whole))
+        assert not may_be_unsound(f'["a", 17, 2.5e-3, {whole}]', 1, 17)
 
 
 @pytest.mark.parametrize("what", BROKEN)

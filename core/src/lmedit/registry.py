@@ -30,16 +30,19 @@ from lmedit.guards.hooks import (
 )
 from lmedit.storage.code import code_digest, file_of
 from lmedit.storage.escapes import is_name
+from lmedit.storage.installed import declarations_of
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from importlib.metadata import EntryPoint
     from pathlib import Path
     from types import CodeType, ModuleType
 
     import pluggy
 
     from lmedit.options import Method
+    from lmedit.storage.installed import Declared
     from lmedit.types import Request
 
 GROUP = "lmedit.methods"
@@ -91,34 +94,27 @@ class LoadedMethod:
 def entries() -> list[MethodEntry]:
     """All declared methods by name, also broken and blocked ones. No method is imported."""
     found: dict[str, list[MethodEntry]] = {}
-    for distribution in importlib.metadata.distributions():
-        for point in distribution.entry_points.select(group=GROUP):
-            found.setdefault(point.name, []).append(_entry(point, distribution))
+    for distribution, points in declarations_of(GROUP):
+        for entry in _entries_of(distribution, points):
+            found.setdefault(entry.name, []).append(entry)
     return [_only_claim(name, found[name]) for name in sorted(found)]
 
 
-def _entry(
-    point: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
-) -> MethodEntry:
-    metadata = distribution.metadata
-    urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
+def _entries_of(distribution: Declared, points: Iterable[EntryPoint]) -> Iterator[MethodEntry]:
+    """The methods that *distribution* declares with *points*."""
+    unfit = _why_unfit(distribution.requires)
+    urls = [url.split(",", 1) for url in distribution.urls]
     papers = [parts[-1].strip() for parts in urls if parts[0].strip().lower() == "paper"]
-    reason, state = _why_broken(point.value) or _why_unfit(distribution), "ok"
-    if not is_name(point.name):
-        reason = f"{point.name!r:.80} is not a valid name; {NAMES}"
-    if reason:
-        state = "broken"
-    elif not _allowed(point.name):
-        state, reason = "blocked", f"{BLOCK_VARIABLE} does not name it"
-    return MethodEntry(
-        point.name,
-        metadata["Name"],
-        distribution.version,
-        "".join(papers[:1]),
-        point.value,
-        state,
-        reason,
-    )
+    for point in points:
+        reason, state = _why_broken(point.value) or unfit, "ok"
+        if not is_name(point.name):
+            reason = f"{point.name!r:.80} is not a valid name; {NAMES}"
+        if reason:
+            state = "broken"
+        elif not _allowed(point.name):
+            state, reason = "blocked", f"{BLOCK_VARIABLE} does not name it"
+        own = (point.name, distribution.name, distribution.version)
+        yield MethodEntry(*own, "".join(papers[:1]), point.value, state, reason)
 
 
 def _why_broken(module: str) -> str:
@@ -126,9 +122,9 @@ def _why_broken(module: str) -> str:
     return "" if importlib.util.find_spec(top) else f"its module {top!r} does not exist"
 
 
-def _why_unfit(distribution: importlib.metadata.Distribution) -> str:
-    """Tell which core the distribution needs, if it is not this one; else an empty string."""
-    for line in distribution.requires or ():
+def _why_unfit(requires: Iterable[str]) -> str:
+    """Tell which core a distribution *requires*, if it is not this one; else an empty string."""
+    for line in requires:
         try:
             need = Requirement(line)
         except InvalidRequirement:
@@ -161,9 +157,13 @@ def load(name: str) -> LoadedMethod:
     Raises `UnknownNameError` or `BrokenPluginError`; the message names the culprit and the remedy.
     """
     by_name = {entry.name: entry for entry in entries()}
-    entry = by_name.get(name)
-    if entry is None:
+    if name not in by_name:
         raise UnknownNameError("method", name, by_name)
+    return _load(by_name[name])
+
+
+def _load(entry: MethodEntry) -> LoadedMethod:
+    name = entry.name
     if entry.state != "ok":
         whose = f" of {entry.distribution} {entry.version}" if entry.state == "broken" else ""
         raise BrokenPluginError(f"method {name!r}{whose} is {entry.state}: {entry.reason}")
@@ -308,7 +308,7 @@ def resolve(
     for entry in entries():
         if entry.name not in {*extra, *skip} and entry.state != "blocked":
             try:
-                found.append(load(entry.name))
+                found.append(_load(entry))
             except BrokenPluginError as error:
                 left_out(str(error))
     return found
@@ -319,7 +319,7 @@ def check_entry(entry: MethodEntry) -> MethodEntry:
     if entry.state != "ok":
         return entry
     try:
-        load(entry.name)
+        _load(entry)
     except LmeditError as error:
         return MethodEntry(**{**entry.__dict__, "state": "broken", "reason": str(error)})
     return entry

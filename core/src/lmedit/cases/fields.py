@@ -53,7 +53,7 @@ def optional(record: Mapping[str, Any], name: str) -> str | None:
 def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The value of field *name*; it must be a list of strings."""
     found = need(record, name, list)
-    if not all(isinstance(text, str) and _is_whole_text(text) for text in found):
+    if not (all(isinstance(text, str) for text in found) and _is_whole_text("".join(found))):
         raise ValueError(f"field {name!r} must be a list of strings")
     return tuple(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +59,11 @@ def load_cases(name: str, limit: int | None = None, *, download: bool = False) -
     path = path_of(rest)
     if path is None or path.is_dir():
         rows, digest = hub_rows(path or rest, download=download)
-        lines: Iterable[tuple[int, Any]] = enumerate(rows, 1)
-        layout = layout or layout_of(rows)
+        items = _items(enumerate(rows, 1), layout or layout_of(rows), limit, path or rest)
     else:
         text, digest = read(path)
-        lines = records_of(text, path)
-        layout = layout or layout_of(record for _, record in records_of(text, path))
-        layout = layout or (LAYOUTS["counterfact"] if is_list(text) else None)
-    return CaseSet(name, digest, _items(lines, layout, limit, path or rest))
+        items = _items_of_file(text, path, layout, limit)
+    return CaseSet(name, digest, items)
 
 
 def cases_of_world(name: str) -> CaseSet | None:
@@ -136,6 +134,16 @@ def path_of(name: str) -> Path | None:
         return None
     names = ", ".join(sorted({*known, *SOURCES}))
     raise CasesError(f"no cases {name!r}; give a file or one of: {names}")
+
+
+@lru_cache(maxsize=1)
+def _items_of_file(
+    text: str, path: Path, layout: Layout | None, limit: int | None
+) -> tuple[Case | BrokenCase, ...]:
+    """The cases in the *text* of a file. A process that edits often reads the same file often."""
+    layout = layout or layout_of(record for _, record in records_of(text, path))
+    layout = layout or (LAYOUTS["counterfact"] if is_list(text) else None)
+    return _items(records_of(text, path), layout, limit, path)
 
 
 def _items(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lmedit.errors import CasesError
-from lmedit.storage.json_files import check_value, parse_json, whole_text
+from lmedit.storage.json_files import check_value, may_be_unsound, parse_json, whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
     if ended := text[at : at + 1] == "]":
         at = _skip(text, at + 1)
     while not ended:
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted, start = line + text.count("\n", counted, at), at, at
         try:
             record, at = decoder.raw_decode(text, at)
         except ValueError as error:
@@ -97,7 +97,7 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
             yield line, _report_broken(line, "it is nested too deep")
             return
         try:
-            yield line, check_value(record)
+            yield line, check_value(record) if may_be_unsound(text, start, at) else record
         except ValueError as error:
             reason = f"field '{_unsound_field(record)}': {complaint_of(error)}"
             yield line, BrokenCase(_id_of(record), line, reason)

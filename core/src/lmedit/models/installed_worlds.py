@@ -12,12 +12,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ModelError, UnknownNameError, how_ended
 from lmedit.models.refusals import first_line
+from lmedit.storage.installed import entry_points
 from lmedit.storage.json_files import parse_json
 from lmedit.types import World
 

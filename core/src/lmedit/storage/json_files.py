@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,19 @@ def check_value(value: Any, *, nan_is_none: bool = False) -> Any:
             return value
         level = inner
     raise ValueError("the JSON is nested too deep")
+
+
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|\d{19}|[eE][+-]?\d{3}|NaN|Infinity")
+"""What each unsound number or half character has in its JSON text."""
+
+
+def may_be_unsound(text: str, start: int, end: int) -> bool:
+    """Whether `check_value` might refuse the JSON of one value, ``text[start:end]``.
+
+    *text* was decoded from UTF-8. The answer is quick, and often yes for sound JSON.
+    """
+    opened = text.count("{", start, end) + text.count("[", start, end)
+    return opened >= DEEPEST or _SUSPECT.search(text, start, end) is not None
 
 
 def _check_plain(value: Any, *, nan_is_none: bool) -> None:
