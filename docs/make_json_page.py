@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCHEMAS = ("edit", "edit-best", "edit-many", "audit", "results", "patch")
+SCHEMAS = ("edit", "edit-best", "edit-many", "audit", "abilities", "results", "patch")
 HEAD = """# JSON output
 
 Example: print the probability of the new answer before and after an edit.
@@ -25,9 +25,10 @@ print(e['before']['target_new'], e['after']['target_new'])"
 ```
 
 Most commands take `--json`. They print one JSON object on stdout. Notes and progress go to stderr.
-This page lists the keys of six objects: an edit, an edit within a budget, an edit of many facts, an
-audit, the results of a comparison, and the facts of a patch. A dot leads into an object, `[]` into
-an array, and `*` stands for any key. A value may be null only if its type says so.
+This page lists the keys of seven objects: an edit, an edit within a budget, an edit of many facts,
+an audit, abilities, the results of a comparison, and the facts of a patch. A dot leads into an
+object, `[]` into an array, and `*` stands for any key. A value may be null only if its type says
+so.
 
 The package contains each table as a JSON schema (draft 2020-12), in `lmedit/schemas/`:
 

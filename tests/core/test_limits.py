@@ -75,7 +75,7 @@ def test_every_measure_of_a_case_is_a_term() -> None:
         ("NS>0.9, NS<0.5", "exclude each other"),
         ("RS>0.5", "needs reference texts"),
         ("seconds_per_edit<3", "is a cost"),
-        ("abilities.arc>-0.01", "measures no abilities yet; remove this limit"),
+        ("abilities.>-0.01", "names no task; write abilities.TASK"),
     ],
 )
 def test_a_wrong_text_is_refused_in_one_line(text: str, told: str) -> None:

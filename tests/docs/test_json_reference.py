@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,30 @@ def test_an_audit_is_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert compared(json.loads(done.stdout), "audit")[0] == known
 
 
+def ability_tasks(folder: Path) -> Path:
+    """Two tasks of two documents in *folder*."""
+    spec = spec_from_file_location("tasks", DOCS.parent / "worlds" / "ability_tasks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_tasks("demo", folder, 4, 2)
+    return folder
+
+
+def test_abilities_are_what_the_schema_says(tmp_path: Path) -> None:
+    wanted = ("--tasks", "demo_choice", "--include-path", ability_tasks(tmp_path), "--limit", 1)
+    seen, known = compared(printed("abilities", "demo", *wanted, "--json"), "abilities")
+    of_edits = {path for path in known if path.startswith("models[].")}
+    assert seen == known - of_edits
+
+
 @pytest.mark.slow
 def test_results_are_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
     common = ("compare", "ft", "mend", "--limit", 2, "--json", "--run")
-    seen, known = compared(printed(*common, tmp_path / "one"), "results")
+    tasks = ("--abilities", "demo_choice", "--include-path", ability_tasks(tmp_path / "tasks"))
+    seen, known = compared(printed(*common, tmp_path / "one", *tasks), "results")
     stored = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
     assert compared(stored, "results")[0] == seen
     few = ("--heldout-lines", 4, "--seeds", "0,1")

@@ -191,7 +191,8 @@ def test_the_gate_of_a_recipe(lmedit: Run, model: Path, patches: Path) -> None:
     [
         (("--gate", ""), 1, "--gate is empty"),
         (("--gate", "NX>1"), 1, "no term 'NX'; the nearest are"),
-        (("--gate", "abilities.arc>-0.01"), 1, "measures no abilities yet"),
+        (("--gate", "abilities.>-0.01"), 1, "names no task"),
+        (("--gate", "KL<1", "--include-path", "a"), 2, "--include-path is for limits on abilities"),
         (("--near", "demo"), 2, "--near is for --gate"),
         (("--heldout", "a"), 2, "--heldout is for --gate"),
         (("--gate", "KL<1", "--heldout", "a"), 1, "--heldout a: this file does not exist"),

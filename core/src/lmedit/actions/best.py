@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lmedit.actions.edit import Made
     from lmedit.actions.judged import Judged
     from lmedit.compare.limits import Limit
+    from lmedit.metrics.ability_tasks import Wanted
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Request, Update
@@ -84,6 +85,8 @@ class Budget:
     heldout: Path | None = None
     """A text file. None: the world's held-out text, or plain sentences."""
     seed: int = 0
+    tasks: Wanted | None = None
+    """The tasks of the limits `abilities.TASK`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Search:
         self.looking = Looking(lm, request, budget.near, held)
         self.before = self.looking.before()
         self.fact: Judged = judge(lm, request, budget.near)
-        self.gauge = Gauge(lm, [self.fact], self.limits, held[1], budget.seed)
+        self.gauge = Gauge(lm, [self.fact], self.limits, held[1], budget.seed, budget.tasks)
 
     def run(self, choices: Sequence[Choice]) -> list[Attempt]:
         """Try *choices* in their order, up to the first that passes.

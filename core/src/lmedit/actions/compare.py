@@ -16,6 +16,7 @@ from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError
+from lmedit.metrics.ability_tasks import Wanted, check_include, load_tasks, tasks_in
 from lmedit.models import worlds
 from lmedit.plan import Setup, Tell, set_up, silent
 
@@ -55,6 +56,12 @@ class Measuring:
     stop_on_collapse: bool = False
     own_order: bool = False
     """Whether edits that pile up come in the order of the seed (`seeds.order_of`)."""
+    abilities: str | None = None
+    """Tasks of the lm-evaluation-harness, a list with commas."""
+    include_path: Path | None = None
+    """A folder with the user's own tasks."""
+    ability_limit: int | None = None
+    """How many documents of each task to ask; None: all."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` if the values do not go together."""
@@ -66,7 +73,10 @@ class Measuring:
         if (self.batch is not None) != (self.regime == "batched"):
             raise UsageError("--regime batched and --batch N belong together; give both")
         health = "health" in self.groups
+        asked = self.abilities is not None
         unused = [
+            ("--include-path", self.include_path is not None and not asked, "--abilities"),
+            ("--ability-limit", self.ability_limit is not None and not asked, "--abilities"),
             ("--heldout", self.heldout is not None and not health, "--metrics health"),
             ("--heldout-lines", self.heldout_lines is not None and not health, "--metrics health"),
             (
@@ -89,6 +99,9 @@ class Measuring:
         """Raise an error for data that is missing; no model is loaded."""
         check_readable("--heldout", self.heldout)
         check_readable("--references", self.references, folder=True)
+        if wanted := self.tasks(plan):
+            check_include(wanted.include)
+            load_tasks(wanted)
         if "health" in self.groups and self.heldout is None and plan.model not in worlds():
             raise RequestError(f"{plan.model} has no held-out text of its own; give --heldout FILE")
         if self.random_layer is not None:
@@ -96,6 +109,13 @@ class Measuring:
             (loaded,) = alone.load_methods()
             if "layer" not in loaded.method.options.model_fields:
                 raise UsageError(f"--random-layer: {loaded.name} has no option layer; name another")
+
+    def tasks(self, plan: Plan) -> Wanted | None:
+        """The tasks of --abilities; None without them. Raises `RequestError` for a wrong list."""
+        if self.abilities is None:
+            return None
+        names = tasks_in(self.abilities, "--abilities")
+        return Wanted(names, self.include_path, self.ability_limit, plan.download)
 
     @property
     def groups(self) -> frozenset[str]:
@@ -169,6 +189,7 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
         measuring.heldout_lines or HELDOUT_LINES,
         measuring.references,
         plan.drawn_from,
+        measuring.tasks(plan),
     )
     if measuring.preset:
         scoring = replace(scoring, treebank=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
-from lmedit.compare.limits import RATIO, failing, limits_json, values_text
+from lmedit.compare.limits import ABILITIES, RATIO, failing, limits_json, values_text
 from lmedit.compare.measures import measure
 from lmedit.errors import LimitError, RequestError
 from lmedit.metrics.weights import drift, survival
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lmedit.compare.limits import Limit
     from lmedit.edits.ledger import LedgerEntry
     from lmedit.edits.model_folders import EditedModel
+    from lmedit.metrics.ability_tasks import Wanted
     from lmedit.models import Lm
 
 OF_WEIGHTS = frozenset({"relative_norm", "spectral_growth", "survival"})
@@ -42,6 +43,8 @@ class Gate:
     limits: tuple[Limit, ...]
     near: str | None = None
     heldout: Path | None = None
+    tasks: Wanted | None = None
+    """The tasks of the limits `abilities.TASK`."""
 
     @property
     def asks_facts(self) -> list[str]:
@@ -50,6 +53,8 @@ class Gate:
 
 
 def _needs_facts(term: str) -> bool:
+    if term.startswith(ABILITIES):
+        return False
     of = measure(term)
     health = term == RATIO.name or (of is not None and of.group == "health")
     return not health and term not in OF_WEIGHTS
@@ -76,7 +81,7 @@ def measure_gate(model: EditedModel, gate: Gate) -> dict[str, Any]:
             text, held = held_out_text(lm, gate.heldout)
             requests = tqdm(asked, "facts of the gate", disable=None, leave=False)
             facts = [judge(lm, request, gate.near) for request in requests]
-            gauge = Gauge(lm, facts, gate.limits, held)
+            gauge = Gauge(lm, facts, gate.limits, held, tasks=gate.tasks)
         finally:
             for entry in entries:
                 if "survival" in terms:
@@ -93,6 +98,7 @@ def measure_gate(model: EditedModel, gate: Gate) -> dict[str, Any]:
         "values": {k: v for k, v in values.items() if v is not None and math.isfinite(v)},
         "measured_on": text,
         "facts": len(facts),
+        **({"abilities": gauge.abilities.about} if gauge.abilities else {}),
         **_sources(facts),
     }
 

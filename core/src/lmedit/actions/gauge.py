@@ -10,8 +10,10 @@ import math
 from typing import TYPE_CHECKING
 
 from lmedit.compare.case_scores import Scoring
-from lmedit.compare.limits import RATIO, groups_of, in_units
+from lmedit.compare.limits import ABILITIES, RATIO, groups_of, in_units, tasks_of
 from lmedit.metrics import counterfact
+from lmedit.metrics.abilities import Abilities
+from lmedit.metrics.ability_tasks import Wanted, check_include, load_tasks
 from lmedit.metrics.counterfact import Contrast, harmonic_mean, mean
 from lmedit.metrics.locality import next_log_probabilities, with_edit
 from lmedit.metrics.teacher_forcing import score_targets
@@ -19,6 +21,7 @@ from lmedit.replay.unmerged import under_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lmedit.actions.judged import Judged
     from lmedit.compare.limits import Limit
@@ -33,12 +36,22 @@ class Gauge:
     """Measures one model before and after edits. Create it while the model is unedited."""
 
     def __init__(
-        self, lm: Lm, facts: Sequence[Judged], limits: Sequence[Limit], held: HeldOut, seed: int = 0
+        self,
+        lm: Lm,
+        facts: Sequence[Judged],
+        limits: Sequence[Limit],
+        held: HeldOut,
+        seed: int = 0,
+        tasks: Wanted | None = None,
     ) -> None:
-        """*facts* judge the edits, *held* has the unedited model's predictions of a text."""
+        """*facts* judge the edits, *held* has the unedited model's predictions of a text.
+
+        *tasks* are those of the limits `abilities.TASK`; see `tasks_for`.
+        """
         self.lm, self.held = lm, held
         self.facts = tuple(facts)
         self.scoring = Scoring(groups_of(limits), seed=seed)
+        self.abilities = Abilities(lm, tasks) if tasks else None
         self._before = self.scoring.before(lm, [fact.case for fact in facts])
         self._present = [None if fact.true_known else _Present(lm, fact) for fact in facts]
 
@@ -61,7 +74,27 @@ class Gauge:
         found["zsre_S"] = harmonic_mean(three)
         found |= self.held.measure(self.lm, under_one(edits, 1))
         found[RATIO.name] = _ratio(found["perplexity"], self.held.base["perplexity"])
+        if self.abilities is not None:
+            after = self.abilities.measure(under_one(edits, 1))
+            differences = self.abilities.first_differences(after)
+            found |= {ABILITIES + name: value for name, value in differences.items()}
         return in_units(found)
+
+
+def tasks_for(
+    limits: Sequence[Limit], include: Path | None = None, *, download: bool = False
+) -> Wanted | None:
+    """The tasks that *limits* name; None if they name none. No model is needed.
+
+    Raises the errors of `load_tasks`.
+    """
+    names = tasks_of(limits)
+    if not names:
+        return None
+    wanted = Wanted(names, include, download=download)
+    check_include(include)
+    load_tasks(wanted)
+    return wanted
 
 
 def _ratio(after: float | None, before: float | None) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.best import Budget, find_best
 from lmedit.actions.choices import choices_of
+from lmedit.actions.gauge import tasks_for
 from lmedit.cases import cases_given
 from lmedit.compare.limits import parse_limits
 from lmedit.errors import NotPreparedError
@@ -72,13 +73,15 @@ def best_edit(
     near: str | None = None,
     heldout: str | Path | None = None,
     text: str | Path | None = None,
+    include: str | Path | None = None,
     **options: Any,
 ) -> Best:
     """Try methods on *lm*, and return the first edit of *request* within *budget*.
 
     *budget* is a text as for ``--budget``; without one, the limits of `lmedit edit` hold. *methods*
     are tried in their order; by default all installed ones, from cheap to dear. *near* and
-    *heldout* are files as for ``--near`` and ``--heldout``, *text* is prepared on. *options* are
+    *heldout* are files as for ``--near`` and ``--heldout``, *text* is prepared on. *include* is
+    a folder with the tasks of limits `abilities.TASK`, as for ``--include-path``. *options* are
     those of every method. *lm* is as before; use ``lmedit.applied(lm, best.update)``.
 
     Raises `LimitError` if no edit is within the budget, and `OptionError` for a wrong budget.
@@ -91,5 +94,7 @@ def best_edit(
     )
     setup = Setup(plan, tuple(plan.load_methods()), lm)
     choices, _ = choices_of(setup)
-    given = Budget(limits, near, None if heldout is None else Path(heldout))
+    tasks = tasks_for(limits, None if include is None else Path(include))
+    held = None if heldout is None else Path(heldout)
+    given = Budget(limits, near, held, tasks=tasks)
     return find_best(lm, choices, request, given)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import CasesError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def is_hub_id(name: str) -> bool:
@@ -16,6 +20,30 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not name.endswith(
         (".json", ".jsonl")
     )
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """In the block, data sets are read only from this machine; a download is an error."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    places = [(datasets.config, "HF_HUB_OFFLINE"), (hub, "HF_HUB_OFFLINE")]
+    before = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, True)
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(*place, value)
+
+
+def is_on_hub(error: Exception) -> bool:
+    """Whether *error* says that a data set must be fetched from the hub."""
+    import datasets
+
+    return isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError)
 
 
 def hub_rows(source: Path | str, *, download: bool) -> tuple[list[dict[str, Any]], str]:

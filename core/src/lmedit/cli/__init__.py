@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from lmedit.cli.abilities import abilities
 from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.audit import audit
 from lmedit.cli.cases import cases
@@ -129,6 +130,7 @@ for command in (
     export,
     import_,
     publish,
+    abilities,
     compare,
     report,
     cases,

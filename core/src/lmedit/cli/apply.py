@@ -74,7 +74,7 @@ def apply(
     refuse_without_gate(recipe, of_gate["gate"])
     chosen, given = _choose(recipe, model, patches)
     patches = tuple(given.patches)
-    limits = gate_of(chosen, recipe, **of_gate)
+    limits = gate_of(chosen, recipe, **of_gate, download=download)
     quiet_hub()
     model_folders.check_model_place(out)
     with being_changed(out):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmedit.cli.ability_flags import include_flag
 from lmedit.cli.common import (
     PLACE,
     as_json_text,
@@ -20,10 +21,14 @@ from lmedit.cli.common import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lmedit.actions.best import Budget
     from lmedit.compare.limits import Limit
+    from lmedit.plan import Plan
 
 BEST = "best"
 """As METHOD of `lmedit edit`: the first of several methods that passes."""
+OF_BUDGET = ("--budget", "--heldout", "--include-path")
+"""The flags of a budget."""
 METHODS = "methods"
 """The option of `edit best` that names the methods to try."""
 
@@ -41,6 +46,7 @@ budget_flags = flags(
         help="With a budget: the text for KL and perplexity.  [default: the world's, else plain "
         "sentences]",
     ),
+    include_flag,
 )
 
 
@@ -56,8 +62,7 @@ def edit_within(
     method: str,
     given: dict[str, Any],
     budget: str | None,
-    near: str | None,
-    heldout: Path | None,
+    files: tuple[str | None, Path | None, Path | None],
     out: Path | None,
     *,
     as_json: bool,
@@ -69,22 +74,17 @@ def edit_within(
     limits = _limits(method, given, budget)
     values = fact_values(given)
     plan = plan_of(given)
-    from lmedit.actions.best import Budget, Search
+    from lmedit.actions.best import Search
     from lmedit.actions.best_text import best_text
     from lmedit.actions.choices import choices_of
     from lmedit.actions.given_fact import request_from_fact
-    from lmedit.early import check_readable
     from lmedit.errors import LimitError
     from lmedit.plan import set_up
 
-    check_readable("--heldout", heldout)
-    if near is not None:
-        from lmedit.actions.probes import check_near
-
-        check_near(near)
+    within = _budget(limits, files, plan)
     setup = set_up(plan, note)
     request = request_from_fact(setup.lm, values, note)
-    search = Search(setup.lm, request, Budget(limits, near, heldout, plan.drawn_from))
+    search = Search(setup.lm, request, within)
     choices, left_out = choices_of(setup)
     result = search.result(search.run(choices), left_out, out)
     say(as_json_text(result) if as_json else best_text(result))
@@ -92,6 +92,25 @@ def edit_within(
         raise LimitError(f"{result['refused']}; no patch is written")
     if not as_json:
         note(f"the model is BASE; the edit is in {result['patch']}")
+
+
+def _budget(
+    limits: tuple[Limit, ...], files: tuple[str | None, Path | None, Path | None], plan: Plan
+) -> Budget:
+    """The budget of *limits*, with the files of --near, --heldout and --include-path."""
+    from lmedit.actions.best import Budget
+    from lmedit.actions.gauge import tasks_for
+    from lmedit.actions.probes import check_near
+    from lmedit.early import check_readable
+
+    near, heldout, include = files
+    check_readable("--heldout", heldout)
+    if near is not None:
+        check_near(near)
+    tasks = tasks_for(limits, include, download=plan.download)
+    if tasks is None:
+        refuse_unused("is for limits on abilities.TASK", "--include-path")
+    return Budget(limits, near, heldout, plan.drawn_from, tasks)
 
 
 def _limits(method: str, given: dict[str, Any], budget: str | None) -> tuple[Limit, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lmedit.cli.ability_flags import ability_flags
 from lmedit.cli.common import (
     COUNT,
     PLACE,
@@ -154,6 +155,7 @@ def read_seeds(text: str | None) -> tuple[int, ...]:
 @click.argument("names", nargs=-1, metavar="METHOD...")
 @case_flags
 @metric_flags
+@ability_flags
 @regime_flags
 @asking_flags
 @model_flags
@@ -200,6 +202,7 @@ def compare(
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
     from lmedit.compare.claims import claim_lines
     from lmedit.compare.table import (
+        ability_lines,
         collapse_lines,
         difference_lines,
         failures,
@@ -215,6 +218,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
     else:
         parts = [
             [table(with_paper_rows(results))],
+            ability_lines(results["rows"]),
             retention_lines(results.get("curve", [])),
             collapse_lines(results.get("collapse_points", {})),
             seed_lines(results.get("seeds", ())),

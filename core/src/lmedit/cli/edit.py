@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.best import BEST, budget_flags, check_out, edit_within
+from lmedit.cli.best import BEST, OF_BUDGET, budget_flags, check_out, edit_within
 from lmedit.cli.common import (
     COUNT,
     PLACE,
@@ -65,6 +65,7 @@ def edit(
     near: str | None,
     budget: str | None,
     heldout: Path | None,
+    include_path: Path | None,
     facts: str | None,
     *,
     force: bool,
@@ -86,15 +87,15 @@ def edit(
     """
     check_out(out)
     if facts is not None:
-        refuse_unused("is for one fact, and --facts names many", "--near", "--budget", "--heldout")
+        refuse_unused("is for one fact, and --facts names many", "--near", *OF_BUDGET)
         given["methods"] = (method,)
         _edit_many(facts, given, out, force=force, as_json=as_json)
         return
     refuse_unused("is for --facts", "--limit")
     if budget is not None or method == BEST:
-        edit_within(method, given, budget, near, heldout, out, as_json=as_json)
+        edit_within(method, given, budget, (near, heldout, include_path), out, as_json=as_json)
         return
-    refuse_unused("is for --budget", "--heldout")
+    refuse_unused("is for --budget", *OF_BUDGET)
     given["methods"] = (method,)
     values = fact_values(given)
     plan = plan_of(given)

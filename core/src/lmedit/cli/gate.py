@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lmedit.cli.ability_flags import include_flag
 from lmedit.cli.common import PLACE, flags, refuse_unused
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ gate_flags = flags(
         "--gate",
         metavar="LIMITS",
         help="Limits that the model must hold, such as 'KL<0.02, ppl<1.05, NS>0.95'. Terms are "
-        "the columns of lmedit compare; ppl is perplexity after / before.",
+        "the columns of lmedit compare; ppl is perplexity after / before; abilities.TASK is "
+        "edited - base on a task of the lm-evaluation-harness.",
     ),
     click.option(
         "--near",
@@ -35,13 +37,14 @@ gate_flags = flags(
         help="With a gate: the text for KL and perplexity.  [default: the world's, else plain "
         "sentences]",
     ),
+    include_flag,
 )
 
 
 def refuse_without_gate(recipe: Path | None, gate: str | None) -> None:
     """Raise `click.UsageError` for a flag of a gate where there is neither gate nor recipe."""
     if recipe is None and gate is None:
-        refuse_unused("is for --gate", "--near", "--heldout")
+        refuse_unused("is for --gate", "--near", "--heldout", "--include-path")
 
 
 def gate_of(
@@ -51,6 +54,8 @@ def gate_of(
     gate: str | None,
     near: str | None,
     heldout: Path | None,
+    include_path: Path | None = None,
+    download: bool = False,
 ) -> Gate | None:
     """The gate of the flags and of the recipe; None if neither has one. No model is needed.
 
@@ -58,6 +63,7 @@ def gate_of(
     `click.UsageError` if a flag has no use.
     """
     from lmedit.actions.gate import Gate
+    from lmedit.actions.gauge import tasks_for
     from lmedit.actions.probes import check_near
     from lmedit.compare.limits import parse_limits
     from lmedit.early import check_readable
@@ -68,13 +74,17 @@ def gate_of(
         theirs = recipe.beside(recipe_path, recipe.heldout)
         near = near or recipe.beside(recipe_path, recipe.near)
         heldout = heldout or (None if theirs is None else Path(theirs))
+        include_path = include_path or recipe.tasks_beside(recipe_path)
     if not limits:
-        refuse_unused("is for --gate", "--near", "--heldout")
+        refuse_unused("is for --gate", "--near", "--heldout", "--include-path")
         return None
     check_readable("--heldout", heldout)
     if near is not None:
         check_near(near)
-    return Gate(tuple(limits), near, heldout)
+    tasks = tasks_for(limits, include_path, download=download)
+    if tasks is None:
+        refuse_unused("is for limits on abilities.TASK", "--include-path")
+    return Gate(tuple(limits), near, heldout, tasks)
 
 
 def through_gate(edited: EditedModel, gate: Gate | None, what: str) -> EditedModel:

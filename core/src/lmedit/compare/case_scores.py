@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.metrics.abilities import Abilities
     from lmedit.metrics.generated_text import References
     from lmedit.metrics.health import HeldOut
     from lmedit.metrics.teacher_forcing import TargetScore
@@ -44,6 +45,8 @@ class Scoring:
     heldout: HeldOut | None = None
     references: References | None = None
     seed: int = 0
+    abilities: Abilities | None = None
+    """Tasks of the lm-evaluation-harness; it measures the whole model after each edit."""
     treebank: bool = False
     """Whether GE counts the words of the published GE, if the table shows published figures."""
 
@@ -60,6 +63,7 @@ class Scoring:
             self.seed if "text" in self.groups else None,
             self.heldout.digest if self.heldout else None,
             self.references.digest if self.references else None,
+            *([self.abilities.digest] if self.abilities else []),
             *(["treebank"] if self.treebank and "text" in self.groups else []),
         ]
 
@@ -95,7 +99,12 @@ class Scoring:
             for number in range(len(found)):
                 alone = under and RowEdits(under.edits, [number])
                 found[number] |= self.heldout.measure(lm, alone) if edited else self.heldout.base
-        return [Result(*pair) for pair in zip(found, written, strict=True)]
+        tasks: list[Any] = [{} for _ in cases]
+        if self.abilities is not None and edited:
+            ones = [under and RowEdits(under.edits, [number]) for number in range(len(cases))]
+            tasks = [self.abilities.measure(alone) for alone in ones]
+        three = zip(found, written, tasks, strict=True)
+        return [Result(scores, texts, abilities=of) for scores, texts, of in three]
 
     def _sample(self, lm: Lm, cases: Sequence[Case], under: RowEdits | None) -> list[list[str]]:
         prompts = [case.generation for case in cases]

@@ -50,6 +50,8 @@ class Outcome:
     key: str | None = None
     extras: Mapping[str, float | None] = field(default_factory=dict)
     """Numbers of the edit, not of the edited model: bytes, memory."""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+    """The value of each document of each task with this edit; empty if none was asked."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def compare(
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete_outcomes(name, found, unedited, cases) for name, found in runs.items()}
     rows = [
-        summary_row(e.name, full[e.name], e.editor) | {"predicted_mebibytes": planned.get(e.name)}
+        summary_row(e.name, full[e.name], e.editor)
+        | {"predicted_mebibytes": planned.get(e.name)}
+        | abilities_of(scoring, e, full[e.name], seed)
         for e in candidates
     ]
     return Compared({**results_head(lm, cases, seed, scoring, candidates), "rows": rows}, full)
@@ -140,7 +144,25 @@ def results_head(
         "trained_on": seen,
         "protocol": protocol(scoring.groups) | protocol_of_words(scoring),
         "asking": asking_of(lm),
+        **({"abilities": scoring.abilities.about} if scoring.abilities else {}),
     }
+
+
+def abilities_of(
+    scoring: Scoring, candidate: Candidate, outcomes: Sequence[Outcome], seed: int
+) -> dict[str, Any]:
+    """The key `abilities` of a row: each task's base, mean over the edits, and difference.
+
+    A failed edit counts with the unedited model's values. Empty if no task was asked; a baseline
+    that changes no weight has no values.
+    """
+    of = scoring.abilities
+    if of is None:
+        return {}
+    if candidate.name != BASE and candidate.editor_of is None:
+        return {"abilities": None}
+    edited = [dict(o.abilities) or of.base for o in outcomes if o.abilities or o.failure]
+    return {"abilities": of.differences([] if candidate.name == BASE else edited, seed)}
 
 
 def protocol_of_words(scoring: Scoring) -> dict[str, str]:
@@ -200,6 +222,7 @@ def read_outcome(stored: Stored, method: str) -> Outcome:
         payload.get("unsound"),
         stored.key,
         extras,
+        payload.get("abilities") or {},
     )
 
 

@@ -1,7 +1,8 @@
 """Limits on measured values: `KL<0.02, NS>0.95`. The one grammar of budgets and gates.
 
 A text of limits is a list with commas. Each limit is a term, a sign (``<``, ``<=``, ``>``, ``>=``)
-and a number. Terms are the measures of `compare.measures` by name or by column, and `ppl`.
+and a number. Terms are the measures of `compare.measures` by name or by column, `ppl`, and
+`abilities.TASK`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ RATIO = Measure(
 )
 """The one term that is no column of a comparison: a ratio, which does not depend on the text."""
 ABILITIES = "abilities."
-"""The prefix of terms of an ability, such as ``abilities.arc``."""
+"""The prefix of terms of an ability: edited minus base, such as ``abilities.arc_easy``.
+
+It is the task's first metric; ``abilities.arc_easy:acc_norm`` names another one.
+"""
 REFERENCES = ("RS", "essence")
 """Terms that need reference texts."""
 MAGNITUDES = ("EM", "PM", "NM", "NM_plus", "generation_gap")
@@ -118,9 +122,9 @@ def _number(text: str, part: str, culprit: str) -> float:
 def _term(name: str, culprit: str) -> str:
     """The name of the measure that *name* stands for."""
     if name.startswith(ABILITIES):
-        raise OptionError(
-            f"{culprit}: {name}: this lmedit measures no abilities yet; remove this limit"
-        )
+        if not name.removeprefix(ABILITIES).partition(":")[0]:
+            raise OptionError(f"{culprit}: {name} names no task; write {ABILITIES}TASK")
+        return name
     known = known_terms()
     if name in known:
         return known[name]
@@ -152,6 +156,8 @@ def known_terms() -> dict[str, str]:
 
 def bounds_of(term: str) -> tuple[float, float]:
     """The lowest and the highest possible value of *term*, in the unit of its limits."""
+    if term.startswith(ABILITIES):
+        return -math.inf, math.inf
     if term in MAGNITUDES:
         return -1.0, 1.0
     of = measure(term)
@@ -196,6 +202,12 @@ def failing(limits: Iterable[Limit], values: Mapping[str, float | None]) -> list
 def in_digits(value: float | None) -> str:
     """*value* with four digits; a line if it was not measured."""
     return "-" if value is None else f"{value:.4g}"
+
+
+def tasks_of(limits: Iterable[Limit]) -> tuple[str, ...]:
+    """The tasks whose abilities *limits* name, each once."""
+    terms = [each.term for each in limits if each.term.startswith(ABILITIES)]
+    return tuple(dict.fromkeys(t.removeprefix(ABILITIES).partition(":")[0] for t in terms))
 
 
 def groups_of(limits: Sequence[Limit]) -> frozenset[str]:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from lmedit.compare.asking import asking_of
-from lmedit.compare.comparison import Outcome, editor_facts, protocol_facts, read_outcome
+from lmedit.compare.comparison import (
+    Outcome,
+    abilities_of,
+    editor_facts,
+    protocol_facts,
+    read_outcome,
+)
 from lmedit.compare.result import Result
 from lmedit.compare.scoring import only_finite, score_case, scores_before
 from lmedit.compare.worker import (
@@ -33,7 +39,7 @@ from lmedit.storage.code import core_code
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -78,6 +84,8 @@ class Height:
     model: dict[str, float | None]
     collapsed: bool
     computed: Computed = "one by one"
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """The abilities of this model, as a row tells them; empty if none was asked."""
     right_after: list[Outcome] | None = None
     """The outcome of each case on the model right after its own edit."""
 
@@ -286,7 +294,8 @@ class Pile:
 
     def _outcome(self, number: int, size: int, before: Sequence[Before]) -> Outcome:
         """The scores of one case on the present pile, which holds *size* edits."""
-        scoring, case = replace(self.scoring, heldout=None), self.cases[number]
+        scoring = replace(self.scoring, heldout=None, abilities=None)
+        case = self.cases[number]
         if self.candidate.asks:
             case = self.candidate.asks(self.cases[:size])(case)
         key = key_of(**self._state(size), case=case.model_dump(mode="json"))
@@ -303,15 +312,19 @@ class Pile:
 
         def look_at_model() -> Result:
             found = heldout.measure(self.lm) | drift(self.lm, untouched)
-            return Result(only_finite(found))
+            tasks = of.measure() if of is not None and self.candidate.editor_of else {}
+            return Result(only_finite(found), abilities=tasks)
 
+        of = self.scoring.abilities
         whole = self._get_result(key_of(**self._state(size), case=None), OF_MODEL, look_at_model)
         model = {**dict.fromkeys(heldout.base), **drift(self.lm, {})}
-        model |= read_outcome(whole, self.candidate.name).scores or {}
+        seen = read_outcome(whole, self.candidate.name)
+        model |= seen.scores or {}
         limit = self.regime.collapse * (heldout.base["perplexity"] or math.inf)
         now = model["perplexity"]
+        told = abilities_of(self.scoring, self.candidate, [seen], self.scoring.seed)
         computed: Computed = self._computed if self.candidate.editor_of else "prompt"
-        return Height(size, outcomes, model, now is None or now > limit, computed)
+        return Height(size, outcomes, model, now is None or now > limit, computed, told)
 
     def _join_outcome(self, scores: Stored, number: int) -> Outcome:
         """The scores of a case, with the failure of its edit and its equal share of the cost."""

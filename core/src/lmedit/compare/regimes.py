@@ -87,12 +87,18 @@ def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> 
     row = summary_row(candidate.name, [*height.outcomes, *broken], candidate.editor)
     if height.size < planned:
         row["keys"] = []  # its cases differ from those of the other rows
-    return row | height.model | {"size": height.size, "collapsed": height.collapsed}
+    return (
+        row
+        | height.model
+        | dict(height.told)
+        | {"size": height.size, "collapsed": height.collapsed}
+    )
 
 
 def _point(candidate: Candidate, height: Height) -> dict[str, Any]:
     """A point of the curve: a row without the values of single results."""
     row = summary_row(candidate.name, height.outcomes, candidate.editor) | height.model
+    row |= height.told
     left = {"keys", "failures", "unsound", "options", "version"}
     return {
         "size": height.size,

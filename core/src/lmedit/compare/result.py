@@ -18,6 +18,8 @@ class Result:
     """The texts that the model wrote, by kind of prompt."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the edit: its bytes and norms."""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+    """The value of each document of each task, by task and metric; empty if none was asked."""
     failure: str | None = None
     seconds: float | None = None
     mebibytes: float | None = None
@@ -31,6 +33,8 @@ class Result:
             found["scores"] = dict(self.scores)
         if self.generated:
             found["generated"] = dict(self.generated)
+        if self.abilities:
+            found["abilities"] = dict(self.abilities)
         return found
 
 
@@ -46,6 +50,7 @@ def sound_payload(found: Any) -> dict[str, Any]:
         and isinstance(found.get("unsound"), str | None)
         and isinstance(scores := found.get("scores"), dict | None)
         and all(number(value) for value in (scores or {}).values())
+        and isinstance(found.get("abilities"), dict | None)
         and number(found.get("bytes"))
         and (found.get("failure") is not None or scores is not None or "bytes" in found)
     )

@@ -14,6 +14,7 @@ from lmedit.compare.case_scores import Scoring
 from lmedit.compare.result import Result
 from lmedit.compare.worker import failure_of
 from lmedit.errors import RequestError
+from lmedit.metrics.abilities import Abilities
 from lmedit.metrics.generated_text import load_references
 from lmedit.metrics.health import HeldOut
 from lmedit.models import worlds
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.metrics.ability_tasks import Wanted
     from lmedit.models import Lm
     from lmedit.types import Case
 
@@ -38,13 +40,15 @@ def scoring_of(
     lines: int,
     references: Path | None,
     seed: int,
+    abilities: Wanted | None = None,
 ) -> Scoring:
     """Load the data of the *groups*. Raises an error that names the missing data."""
     texts = None
     if "health" in groups:
         texts = read_held_out(lm, heldout, lines)
     given = load_references(references) if references and "text" in groups else None
-    return Scoring(groups, texts, given, seed)
+    tasks = Abilities(lm, abilities) if abilities else None
+    return Scoring(groups, texts, given, seed, tasks)
 
 
 def read_held_out(lm: Lm, path: Path | None, lines: int) -> HeldOut:

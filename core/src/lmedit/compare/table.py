@@ -115,6 +115,25 @@ def retention_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     return align(lines)
 
 
+def ability_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The abilities as aligned text: each task and metric, the base, and each edited model."""
+    lines = [["method", "task", "metric", "documents", "base", "edited", "difference", "95 %"]]
+    for row in rows:
+        for task, metrics in (row.get("abilities") or {}).items():
+            for metric, each in metrics.items():
+                if each["edited"] is not None:
+                    lines.append([row["method"], task, metric, *ability_cells(each)])
+    return align(lines) if len(lines) > 1 else []
+
+
+def ability_cells(each: Mapping[str, Any]) -> list[str]:
+    """The number of documents, both values, their difference and its interval, as text."""
+    low, high = each["low"], each["high"]
+    between = "-" if low is None else f"[{low:+.4g}, {high:+.4g}]"
+    values = f"{each['base']:.4g}", f"{each['edited']:.4g}", f"{each['difference']:+.4g}"
+    return [str(each["documents"]), *values, between]
+
+
 def collapse_lines(points: Mapping[str, int | None]) -> list[str]:
     """One line for each method whose S fell under 60 % of its first value."""
     return [

@@ -7,6 +7,7 @@ weights = "03ab..."               # of the weights with all edits; optional
 gate = "KL<0.02, ppl<1.05"        # limits that the result must hold; optional
 near = "facts.jsonl"              # neighbours for the gate, as --near; optional
 heldout = "text.txt"              # held-out text for the gate, as --heldout; optional
+include_path = "tasks"            # your own tasks for the gate, as --include-path; optional
 
 [[edit]]
 patch = "eiffel.safetensors"      # a path from the recipe's folder
@@ -49,6 +50,7 @@ class Recipe(Frozen):
     gate: str = ""
     near: str = ""
     heldout: str = ""
+    include_path: str = ""
     edit: tuple[Edit, ...] = Field(min_length=1)
 
     def patches(self, recipe_path: Path) -> list[Path]:
@@ -59,6 +61,10 @@ class Recipe(Frozen):
         """The file *name* from the recipe's folder, or *name* itself if there is no such file."""
         file = recipe_path.parent / name
         return (str(file) if file.is_file() else name) or None
+
+    def tasks_beside(self, recipe_path: Path) -> Path | None:
+        """The folder of the gate's own tasks, from the recipe's folder; None if it names none."""
+        return recipe_path.parent / self.include_path if self.include_path else None
 
     def check_base(self, model: EditedModel) -> None:
         """Raise `ArtifactError` if *model* has another base."""

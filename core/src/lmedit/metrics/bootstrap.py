@@ -7,7 +7,7 @@ scores under both methods. 10 000 resamples, 95 %; the seed determines the resul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Record = Sequence[float | None]
 
+Item = TypeVar("Item")
 RESAMPLES, LEVEL = 10_000, 0.95
 DRAWN_AT_ONCE = 2_000_000
 
@@ -66,6 +67,28 @@ def paired_score_difference(
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} records; give the same cases on both sides")
     return _interval(len(a), lambda drawn: _s(a[drawn]) - _s(b[drawn]), seed, resamples, level)
+
+
+def paired_statistic_difference(
+    edited: Sequence[Sequence[Item]],
+    base: Sequence[Item],
+    statistic: Callable[[Sequence[Item]], float],
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Interval | None:
+    """The mean of *statistic* over *edited* minus *statistic* of *base*; all have the same items.
+
+    For statistics that are no mean, such as perplexity. A drawn item is drawn in every part.
+    """
+
+    def differ(places: Sequence[int]) -> float:
+        after = [statistic([each[i] for i in places]) for each in edited]
+        return sum(after) / len(after) - statistic([base[i] for i in places])
+
+    def of_rows(drawn: Tensor) -> Tensor:
+        return torch.tensor([differ(row) for row in drawn.tolist()], dtype=torch.float64)
+
+    return _interval(len(base) if edited else 0, of_rows, seed, resamples)
 
 
 def _interval(

@@ -12,6 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
+from lmedit.report.abilities import draw_abilities
 from lmedit.report.browser import browser_data
 from lmedit.report.columns import best, cell, columns, format_number
 from lmedit.report.curves import draw_retention, harm
@@ -261,6 +262,7 @@ def _browser(run: FinishedRun) -> str:
 SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
     ("results", "Results", _results),
     ("differences", "Differences between methods", _differences),
+    ("abilities", "Abilities", draw_abilities),
     ("retention", "Retention", _retention),
     ("harm", "Harm to the model", _harm),
     ("trade-off", "Efficacy against specificity", _trade_off),

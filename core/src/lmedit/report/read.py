@@ -47,6 +47,17 @@ class Numbers(Lenient):
         return value if known else None
 
 
+class Ability(Lenient):
+    """A metric of a task on the base and on edited models; None if it was not measured."""
+
+    documents: int
+    base: float | None = None
+    edited: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class Row(Numbers):
     """One method's row of the results."""
 
@@ -59,6 +70,8 @@ class Row(Numbers):
     options: dict[str, Any] = {}
     version: str | None = None
     untuned: bool = False
+    abilities: dict[str, dict[str, Ability]] | None = None
+    """By task and metric: the base, the edited model, and their difference."""
 
     @property
     def title(self) -> str:
