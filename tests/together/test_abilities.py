@@ -19,6 +19,7 @@ from lmedit.edits.ledger import applied, base_of
 from lmedit.edits.model_folders import read_log
 from lmedit.errors import RequestError
 from lmedit.metrics.abilities import Abilities
+from lmedit.metrics.ability_differences import ability_differences
 from lmedit.metrics.ability_tasks import Wanted, load_tasks
 from lmedit.metrics.teacher_forcing import score_targets
 
@@ -103,16 +104,17 @@ def test_the_harness_and_our_scorer_agree(lm: Lm, tasks: Path, abilities: Abilit
     assert abilities.base["demo_cloze"]["perplexity"] == pytest.approx(was, rel=1e-4)
     assert after["demo_cloze"]["perplexity"] == pytest.approx(now, rel=1e-4)
     assert in_weights["demo_cloze"]["perplexity"] == pytest.approx(now, rel=1e-4)
-    found = abilities.differences([after])
+    found = ability_differences(abilities, [after])
     cloze = found["demo_cloze"]["perplexity"]
     assert cloze["base"] == pytest.approx(math.exp(-sum(was) / len(was)), rel=1e-4)
     assert cloze["edited"] == pytest.approx(math.exp(-sum(now) / len(now)), rel=1e-4)
     assert cloze["difference"] == pytest.approx(cloze["edited"] - cloze["base"])
+    assert abilities.first_differences(after)["demo_cloze"] == cloze["difference"]
     assert abs(cloze["difference"]) > 0.01 * cloze["base"]
     assert cloze["low"] < cloze["difference"] < cloze["high"]
     choice = found["demo_choice"]["acc"]
     assert choice["difference"] == pytest.approx((sum(now_right) - sum(was_right)) / 6)
-    same = abilities.differences([abilities.base])["demo_cloze"]["perplexity"]
+    same = ability_differences(abilities, [abilities.base])["demo_cloze"]["perplexity"]
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
     assert abilities.measure() == abilities.base
 
@@ -123,7 +125,7 @@ def test_intervals_are_paired_over_documents(abilities: Abilities) -> None:
     shifted["demo_cloze"]["perplexity"] = [v - 0.1 for v in base["demo_cloze"]["perplexity"]]
     shifted["demo_choice"]["acc"] = [1.0] * 6
     base_acc = base["demo_choice"]["acc"]
-    found = abilities.differences([shifted, base])
+    found = ability_differences(abilities, [shifted, base])
     each = found["demo_choice"]["acc"]
     assert (each["documents"], each["edits"]) == (6, 2)
     assert each["difference"] == pytest.approx((6 - sum(base_acc)) / 6 / 2)

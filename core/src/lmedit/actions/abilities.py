@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.compare.table import ability_cells, align
 from lmedit.edits.ledger import applied
 from lmedit.metrics.abilities import Abilities
+from lmedit.metrics.ability_differences import ability_differences
 from lmedit.replay.unmerged import UnmergedEdits, under_one
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def measure_abilities(
     return {
         "model": {"name": lm.name, "digest": model.base["digest"]},
         "protocol": of.about,
-        "base": of.differences([], seed),
+        "base": ability_differences(of, [], seed),
         "models": [
-            {"model": name, "abilities": of.differences([values], seed)}
+            {"model": name, "abilities": ability_differences(of, [values], seed)}
             for name, values in edited.items()
         ],
     }

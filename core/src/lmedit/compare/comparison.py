@@ -17,6 +17,7 @@ from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.worker import Ended, Task, Worker, group_size
 from lmedit.errors import RunError
 from lmedit.memory import MEBIBYTE, in_use
+from lmedit.metrics.ability_differences import ability_differences
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.metrics.contamination import trained_on
 from lmedit.pipeline import work_of
@@ -162,7 +163,7 @@ def abilities_of(
     if candidate.name != BASE and candidate.editor_of is None:
         return {"abilities": None}
     edited = [dict(o.abilities) or of.base for o in outcomes if o.abilities or o.failure]
-    return {"abilities": of.differences([] if candidate.name == BASE else edited, seed)}
+    return {"abilities": ability_differences(of, [] if candidate.name == BASE else edited, seed)}
 
 
 def protocol_of_words(scoring: Scoring) -> dict[str, str]:

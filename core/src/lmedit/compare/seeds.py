@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lmedit.cases import CaseSet
 
+OF_ABILITY = ("base", "edited", "difference")
 COUNTS = frozenset({"n", "n_failed", "n_unsound", "size"})
 """Numbers of a row that are no measures."""
 
@@ -140,9 +141,24 @@ def _mean_row(
     if "size" in row:
         row["size"] = min(each["size"] for each in rows)
         row["collapsed"] = any(each["collapsed"] for each in rows)
+    if row.get("abilities"):
+        row["abilities"] = _mean_abilities([each["abilities"] for each in rows])
     if row.get("right_after"):
         row["right_after"] = _means([each["right_after"] for each in rows])
     return row
+
+
+def _mean_abilities(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The abilities of all seeds: means. The rows of the seeds have the intervals."""
+    found: dict[str, Any] = {}
+    for task, metrics in several[0].items():
+        found[task] = {}
+        for metric, first in metrics.items():
+            each = [one[task][metric] for one in several]
+            means: dict[str, Any] = _means([{n: e[n] for n in OF_ABILITY} for e in each])
+            edits = sum(one["edits"] for one in each)
+            found[task][metric] = {**first, **means, "low": None, "high": None, "edits": edits}
+    return found
 
 
 def _is_measure(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -13,8 +13,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import RequestError
-from lmedit.metrics.ability_tasks import aside, first_line, load_tasks
-from lmedit.metrics.bootstrap import paired_difference, paired_statistic_difference
+from lmedit.metrics.ability_tasks import aside, load_tasks
+from lmedit.models.refusals import first_line
 from lmedit.storage.cache import key_of
 
 if TYPE_CHECKING:
@@ -105,72 +105,43 @@ class Abilities:
             "documents": self.digest,
         }
 
-    def differences(self, edited: Sequence[Values], seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Each wanted name and metric: the base, the mean over *edited*, and their difference.
+    def metrics_of(self, name: str) -> list[str]:
+        """The metrics of a wanted name; of a group, those that are a mean in all its tasks."""
+        tasks = self.parts[name]
+        every = self.base[tasks[0]]
+        return [m for m in every if len(tasks) == 1 or all(self.is_mean(t, m) for t in tasks)]
 
-        `low` and `high` bound the 95 % interval of a paired bootstrap over the documents. A
-        document brings its values under all edits. A group has the mean over all its documents.
-        """
-        return {
-            name: {
-                metric: self._difference(tasks, metric, edited, seed)
-                for metric in self.base[tasks[0]]
-                if len(tasks) == 1 or all(self._is_mean(task, metric) for task in tasks)
-            }
-            for name, tasks in self.parts.items()
-        }
+    def join_documents(self, name: str, metric: str, values: Values) -> list[Any]:
+        """The values of all documents of a wanted name."""
+        return [value for task in self.parts[name] for value in values[task][metric]]
 
     def first_differences(self, edited: Values) -> dict[str, float | None]:
         """The difference of each name's first metric, and of each metric as ``name:metric``."""
         found: dict[str, float | None] = {}
-        for name, metrics in self.differences([edited]).items():
-            for metric, each in metrics.items():
-                found.setdefault(name, each["difference"])
-                found[f"{name}:{metric}"] = each["difference"]
+        for name in self.parts:
+            for metric in self.metrics_of(name):
+                sum_up = self.way_of(name, metric)
+                after, before = (self.join_documents(name, metric, v) for v in (edited, self.base))
+                moved = float(sum_up(after)) - float(sum_up(before))
+                found[f"{name}:{metric}"] = moved if isfinite(moved) else None
+                found.setdefault(name, found[f"{name}:{metric}"])
         return found
 
-    def _difference(
-        self, tasks: Sequence[str], metric: str, edited: Sequence[Values], seed: int
-    ) -> dict[str, Any]:
-        base = [value for task in tasks for value in self.base[task][metric]]
-        after = [[v for task in tasks for v in each[task][metric]] for each in edited]
-        told: dict[str, Any] = {"documents": len(base), "edits": len(edited)}
-        if not edited:
-            missing = dict.fromkeys(("edited", "difference", "low", "high"))
-            return {"base": self._total(tasks, metric, base), **missing, **told}
-        if self._is_mean(tasks[0], metric):
-            means = [sum(column) / len(column) for column in zip(*after, strict=True)]
-            interval = paired_difference(means, base, seed)
-        else:
-            interval = paired_statistic_difference(after, base, self._sum_up(tasks, metric), seed)
-        if interval is None:  # a metric that is not a number, as after a destroyed model
-            return dict.fromkeys(("base", "edited", "difference", "low", "high")) | told
-        was = self._total(tasks, metric, base)
-        found = {
-            "base": was,
-            "edited": was + interval.estimate,
-            "difference": interval.estimate,
-            "low": interval.low if len(base) > 1 else None,
-            "high": interval.high if len(base) > 1 else None,
-        }
-        return {k: v if v is not None and isfinite(v) else None for k, v in found.items()} | told
+    def way_of(self, name: str, metric: str) -> Callable[[Sequence[Any]], float]:
+        """The way of a wanted name from the values of its documents to its score."""
+        return self._sum_up(self.parts[name][0], metric)
 
-    def _sum_up(self, tasks: Sequence[str], metric: str) -> Callable[[Sequence[Any]], float]:
-        """The task's own way from the values of documents to its score."""
-        ways = self.tasks[tasks[0]].aggregation()
-        name = metric.partition(" (")[0]
-        return ways.get(name, _mean)
+    def _sum_up(self, task: str, metric: str) -> Callable[[Sequence[Any]], float]:
+        found: Any = self.tasks[task].aggregation().get(metric.partition(" (")[0], _mean)
+        return found
 
-    def _total(self, tasks: Sequence[str], metric: str, values: Sequence[Any]) -> float:
-        return float(self._sum_up(tasks, metric)(list(values)))
-
-    def _is_mean(self, task: str, metric: str) -> bool:
+    def is_mean(self, task: str, metric: str) -> bool:
+        """Whether the score of *task* is the mean of numbers."""
         from lm_eval.api.metrics import mean
 
-        way = self._sum_up([task], metric)
         values = self.base[task].get(metric)
         numbers = values is not None and all(isinstance(v, int | float) for v in values)
-        return numbers and (way is mean or way is _mean)
+        return numbers and self._sum_up(task, metric) in (mean, _mean)
 
 
 def _mean(values: Sequence[float]) -> float:

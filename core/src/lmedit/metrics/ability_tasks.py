@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.cases.hub import is_on_hub, without_hub
 from lmedit.errors import CasesError, RequestError
+from lmedit.models.refusals import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,11 +117,6 @@ def _load(manager: Any, name: str, wanted: Wanted) -> dict[str, Any]:
                 ) from error
             why = f"task {name!r} cannot be loaded ({first_line(error)}); correct its files"
             raise RequestError(why) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what *error* says, or its kind."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager

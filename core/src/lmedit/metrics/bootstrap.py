@@ -88,7 +88,7 @@ def paired_statistic_difference(
     def of_rows(drawn: Tensor) -> Tensor:
         return torch.tensor([differ(row) for row in drawn.tolist()], dtype=torch.float64)
 
-    return _interval(len(base) if edited else 0, of_rows, seed, resamples)
+    return _interval(len(base) if edited else 0, of_rows, seed, resamples, LEVEL)
 
 
 def _interval(
