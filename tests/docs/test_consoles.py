@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -256,10 +255,10 @@ NO_VLLM = {"GPT-2": "gpt2", "GPT-J": "gptj", "GPT-NeoX": "gpt_neox", "BLOOM": "b
 NO_VLLM |= {"Falcon": "falcon"}
 
 
-def program(code: str) -> list[str]:
+def program(python: tuple[str, ...], code: str) -> list[str]:
     """The lines that the Python *code* of a page prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
+        [*python, "-c", code], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -267,13 +266,13 @@ def program(code: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not runs_llamacpp(), reason="the extra lmedit[llamacpp] is not installed")
-def test_llamacpp_takes_an_edit_for_one_request() -> None:
+def test_llamacpp_takes_an_edit_for_one_request(warm: tuple[str, ...]) -> None:
     gguf_patch()
     told = run(commands(PER_REQUEST)[0])
     (modelfile,) = (each for each in blocks(PER_REQUEST, "text") if each.startswith("FROM"))
     shown = told.split("Modelfile for Ollama:\n")[1].splitlines()
     assert [line.strip() for line in shown] == modelfile.splitlines()
-    before, edited, after = program(blocks(PER_REQUEST, "python")[0])
+    before, edited, after = program(warm, blocks(PER_REQUEST, "python")[0])
     assert before == after != edited
     values = read_header(Path("eiffel.gguf")).values
     assert (values["general.type"], values["adapter.type"]) == ("adapter", "lora")
@@ -281,12 +280,15 @@ def test_llamacpp_takes_an_edit_for_one_request() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
-def test_transformers_takes_an_edit_for_one_request(demo_is_prepared: None) -> None:
+def test_transformers_takes_an_edit_for_one_request(
+    demo_is_prepared: None, warm: tuple[str, ...]
+) -> None:
     patches()
     for command in commands(PER_REQUEST)[1:3]:
         run(command.replace("-m BASE", "-m demo"))
     code = blocks(PER_REQUEST, "python")[1]
-    assert program(code.replace('"BASE"', repr(str(WORLD.model)))) == [" Rome", " Paris", " Paris"]
+    found = program(warm, code.replace('"BASE"', repr(str(WORLD.model))))
+    assert found == [" Rome", " Paris", " Paris"]
 
 
 def test_vllm_can_read_the_adapters_of_the_families_that_the_page_names() -> None:

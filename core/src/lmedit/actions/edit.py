@@ -208,7 +208,7 @@ class Looking:
 
     def before(self) -> dict[str, Any]:
         """The answers of the unedited model. Raises `RequestError` if it gives the new answer."""
-        before, verdict = self.look()
+        before, verdict = self.look(health=self.held.base)
         if verdict == "took":
             target, text = self.bare.target_new, self.bare.text
             what = f"{self.lm.name} already answers {target!r} to {text!r}"
@@ -228,10 +228,13 @@ class Looking:
             "number_type": self.lm.dtype_name,
         }
 
-    def look(self, edits: UnmergedEdits | None = None) -> tuple[dict[str, Any], Verdict]:
+    def look(
+        self, edits: UnmergedEdits | None = None, health: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Verdict]:
         """The model's answers now, and whether it gives the new answer.
 
-        With *edits*, they are those under its one edit, which is not in the weights.
+        With *edits*, they are those under its one edit, which is not in the weights. *health* is
+        what was measured on the held-out text before, if the model did not change.
 
         The answers are the probabilities of both targets, the model's text, the top tokens, and
         those of the probes. Perplexity and KL from the unedited model (nats per token) follow.
@@ -258,7 +261,7 @@ class Looking:
                 }
                 for kind, prompt in self.probes.items()
             },
-            **self.held.measure(lm, under_one(edits, 1)),
+            **(health or self.held.measure(lm, under_one(edits, 1))),
         }
         return seen, verdict_of(text, request.target_new, new)
 

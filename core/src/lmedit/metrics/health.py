@@ -67,20 +67,22 @@ class HeldOut:
         self.batch_tokens = batch_tokens
         self.n_tokens = sum(len(row) - 1 for row in self.rows)
         self._base = read_rows(lm, self.rows, lambda _, logits: logits.cpu(), batch_tokens)
-        self.base = self.measure(lm)
+        self.base = self._mean(self._sums(i, logits) for i, logits in enumerate(self._base))
 
     def measure(self, lm: Lm, under: RowEdits | None = None) -> dict[str, float | None]:
         """`perplexity` of *lm* as it is now, and mean `KL`(base || *lm*) in nats per token.
 
         *under* is the edit to score with.
         """
-
-        def read(i: int, logits: Tensor) -> tuple[float, float]:
-            base = self._base[i].to(logits.device)
-            return _loss(logits, self.rows[i]), _total_kl(base, logits)
-
         each = under and under.repeat([len(self.rows)])
-        sums = read_rows(lm, self.rows, read, self.batch_tokens, under=each)
+        return self._mean(read_rows(lm, self.rows, self._sums, self.batch_tokens, under=each))
+
+    def _sums(self, i: int, logits: Tensor) -> tuple[float, float]:
+        """The summed loss and KL of row *i*, whose tokens have *logits*."""
+        base = self._base[i].to(logits.device)
+        return _loss(logits, self.rows[i]), _total_kl(base, logits)
+
+    def _mean(self, sums: Iterable[tuple[float, float]]) -> dict[str, float | None]:
         loss, moved = (math.fsum(column) / self.n_tokens for column in zip(*sums, strict=True))
         return {"perplexity": math.exp(min(loss, LARGEST)), "KL": moved}
 
