@@ -14,6 +14,7 @@ from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
+from lmedit.compare.wild_scores import Wild
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError
 from lmedit.metrics.ability_tasks import Wanted, check_include, load_tasks, tasks_in
@@ -56,6 +57,8 @@ class Measuring:
     stop_on_collapse: bool = False
     own_order: bool = False
     """Whether edits that pile up come in the order of the seed (`seeds.order_of`)."""
+    wild_prompt: str | None = None
+    """The prompt form of the group `wild`; None: the question alone."""
     abilities: str | None = None
     """Tasks of the lm-evaluation-harness, a list with commas."""
     include_path: Path | None = None
@@ -73,9 +76,10 @@ class Measuring:
         if (self.batch is not None) != (self.regime == "batched"):
             raise UsageError("--regime batched and --batch N belong together; give both")
         health = "health" in self.groups
-        asked = self.abilities is not None
+        asked, wild = self.abilities is not None, "wild" in self.groups
         unused = [
             ("--include-path", self.include_path is not None and not asked, "--abilities"),
+            ("--wild-prompt", self.wild_prompt is not None and not wild, "--metrics wild"),
             ("--ability-limit", self.ability_limit is not None and not asked, "--abilities"),
             ("--heldout", self.heldout is not None and not health, "--metrics health"),
             ("--heldout-lines", self.heldout_lines is not None and not health, "--metrics health"),
@@ -193,6 +197,9 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
     )
     if measuring.preset:
         scoring = replace(scoring, treebank=True)
+    if measuring.wild_prompt:
+        scoring = replace(scoring, wild=Wild(measuring.wild_prompt))
+        scoring.wild.check(setup.lm)
     return Comparing(
         setup, measuring, cases, editors, _baselines(setup, measuring), scoring, regime
     )

@@ -70,6 +70,12 @@ metric_flags = flags(
         + ".",
     ),
     click.option(
+        "--wild-prompt",
+        type=click.Choice(["question", "qa", "chat"]),
+        help="How --metrics wild asks: the prompt alone, an instruction with question and "
+        "answer, or the tokenizer's own chat template.  [default: question]",
+    ),
+    click.option(
         "--heldout",
         type=PLACE,
         help="A text file for the health metrics, one document per line; default: the "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lmedit.compare.measures import FOLLOWS
 from lmedit.compare.result import Result
+from lmedit.compare.wild_scores import Wild
 from lmedit.metrics import counterfact, generated_text, locality, zsre
 from lmedit.metrics.counterfact import Contrast, mean
 from lmedit.metrics.generate import greedy, sample
@@ -47,11 +48,15 @@ class Scoring:
     seed: int = 0
     abilities: Abilities | None = None
     """Tasks of the lm-evaluation-harness; it measures the whole model after each edit."""
+    wild: Wild = field(default_factory=Wild)
+    """How the group `wild` asks."""
     treebank: bool = False
     """Whether GE counts the words of the published GE, if the table shows published figures."""
 
     def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
         """Measure the base model: for each case the next tokens after its neighbours, or None."""
+        if "wild" in self.groups:
+            self.wild.read_base(lm, cases)
         if "locality" not in self.groups:
             return [None] * len(cases)
         return _neighbours(lm, cases, None)
@@ -64,6 +69,7 @@ class Scoring:
             self.heldout.digest if self.heldout else None,
             self.references.digest if self.references else None,
             *([self.abilities.digest] if self.abilities else []),
+            *([self.wild.form] if "wild" in self.groups else []),
             *(["treebank"] if self.treebank and "text" in self.groups else []),
         ]
 
@@ -88,6 +94,10 @@ class Scoring:
         if "generation" in self.groups:
             _join(written, answers := _generate(lm, cases, under))
             _join(found, _score_generation(lm, cases, answers, under))
+        if "wild" in self.groups:
+            free = self.wild.score(lm, cases, under)
+            _join(found, [scores for scores, _ in free])
+            _join(written, [texts for _, texts in free])
         if "text" in self.groups:
             own = self._sample(lm, cases, under)
             _join(written, [{f"text {n}": text for n, text in enumerate(t, 1)} for t in own])

@@ -167,11 +167,14 @@ def abilities_of(
 
 
 def protocol_of_words(scoring: Scoring) -> dict[str, str]:
-    """The protocol of GE if it counts the words of the published GE; else empty."""
+    """The prompt form of `wild`, and the protocol of GE with the words of the published GE."""
+    found = {"wild_prompt": scoring.wild.form} if "wild" in scoring.groups else {}
     if not scoring.treebank or "text" not in scoring.groups:
-        return {}
+        return found
     words = "words of the Penn Treebank rules, as the released code"
-    return {"GE": f"2/3 bigram + 4/3 trigram entropy, top-5 sampling to 100 tokens; {words}"}
+    return found | {
+        "GE": f"2/3 bigram + 4/3 trigram entropy, top-5 sampling to 100 tokens; {words}"
+    }
 
 
 def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> list[Task]:

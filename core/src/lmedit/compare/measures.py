@@ -13,6 +13,9 @@ FORCED = "teacher-forced"
 CONTRAST = "teacher-forced probability contrast, length-normalised"
 GREEDY = "greedy until end-of-text or 20 new tokens, after the rewrite prompt"
 TOKENS = "teacher-forced token accuracy, prompt and target joined as strings (ROME)"
+FREE = "greedy until end-of-text or 50 new tokens, in the chosen form of prompt"
+STRICT = f"{FREE}; cut at the first full stop or line end (WILD)"
+SENTENCE = f"{FREE}; cut at the end of the first sentence"
 FOLLOWS = "portability/"
 """The prefix of a probe group's score; the data set's name of the group follows."""
 HALF_WIDTH = "_ci"
@@ -46,6 +49,10 @@ def _probability(name: str, meaning: str) -> Measure:
 
 def _zsre(name: str, label: str, meaning: str) -> Measure:
     return Measure(name, label, meaning, TOKENS)
+
+
+def _wild(name: str, label: str, meaning: str, protocol: str) -> Measure:
+    return Measure(name, label, meaning, protocol, "wild")
 
 
 def _cost(name: str, label: str, meaning: str, scale: float = 1.0, digits: int = 2) -> Measure:
@@ -126,6 +133,33 @@ _SCORES = (
         "teacher-forced success minus `contains`: the failures that forcing hides",
         f"{FORCED} minus greedy",
         "generation",
+        less_is_better=True,
+    ),
+    _wild(
+        "wild_strict", "wild", "share of cases whose free answer is exactly the new answer", STRICT
+    ),
+    _wild("wild_strict_paraphrase", "wild P", "the same after paraphrases", STRICT),
+    _wild("wild_strict_ceiling", "ceiling", "share of cases that could be right at all", STRICT),
+    _wild(
+        "wild_sentence",
+        "wild sent",
+        "share of cases whose first sentence is exactly the new answer",
+        SENTENCE,
+    ),
+    _wild("wild_sentence_paraphrase", "wild sent P", "the same after paraphrases", SENTENCE),
+    _wild("wild_sentence_ceiling", "ceiling sent", "share of cases that could be right", SENTENCE),
+    _wild(
+        "wild_locality",
+        "wild loc",
+        "share of neighbours and other questions with the same tokens as the unedited model's",
+        f"{FREE}, up to the first full stop or line end",
+    ),
+    Measure(
+        "wild_runs_on",
+        "runs on",
+        "share of cases whose free answer begins with the new answer and goes on",
+        FREE,
+        "wild",
         less_is_better=True,
     ),
     Measure(
@@ -237,6 +271,7 @@ HELDOUT_LINES = 40
 GROUPS: Mapping[str, str] = MappingProxyType(
     {
         "generation": "greedy generation next to teacher forcing: exact, contains, the gap",
+        "wild": "free answers as papers on real use score them, with ceilings",
         "locality": "CounterFact+ (NS+, NM+) and KL on neighbours",
         "text": "GE, RS and essence; it samples up to ten texts of 100 tokens per case",
         "health": "perplexity and KL on held-out text, singular values",

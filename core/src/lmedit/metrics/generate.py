@@ -49,11 +49,27 @@ def greedy(
     Returns only the continuation, without special tokens. It ends before end-of-text (of the
     tokenizer or the generation config) or after *max_new_tokens*.
     """
+    new = greedy_ids(lm, prompts, max_new_tokens, batch_tokens, under)
+    return [added_text(lm, prompt, tokens) for prompt, tokens in zip(prompts, new, strict=True)]
+
+
+def greedy_ids(
+    lm: Lm,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
+    under: RowEdits | None = None,
+) -> list[list[int]]:
+    """As `greedy`: the tokens of each continuation, without end-of-text."""
     rows = [encode_prompt(lm, prompt, max_new_tokens) for prompt in prompts]
     wanted = [max_new_tokens] * len(rows)
     plan = _Task(rows, wanted, _end_tokens(lm), batch_tokens, under)
-    new = _continue(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
-    return [_added_text(lm, row, tokens) for row, tokens in zip(rows, new, strict=True)]
+    return _continue(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
+
+
+def added_text(lm: Lm, prompt: str, new: Sequence[int]) -> str:
+    """The text of the tokens *new* behind *prompt*, without special tokens."""
+    return _added_text(lm, encode_prompt(lm, prompt), list(new))
 
 
 def sample(
