@@ -14,7 +14,7 @@ from lmedit.compare.case_scores import Scoring
 from lmedit.compare.wild_scores import Wild
 from lmedit.edits.ledger import applied
 from lmedit.errors import ModelError, RequestError
-from lmedit.metrics.wild import can_be_right, cut_answer, is_right, plain_words, runs_on
+from lmedit.metrics.wild import answer_runs_on, can_be_right, cut_answer, is_right, plain_words
 from lmedit.replay.unmerged import UnmergedEdits
 from lmedit.tiny import tiny_lm
 from lmedit.types import Probe
@@ -74,7 +74,12 @@ def test_right_ceilings_and_running_on() -> None:
     answers = ["Rome", "J. K. Rowling", "St. Louis", "3.5", "a b", "Yes! No"]
     assert [can_be_right(each, "strict") for each in answers] == [1, 0, 0, 0, 1, 1]
     assert [can_be_right(each, "sentence") for each in answers] == [1, 1, 1, 1, 1, 0]
-    assert [runs_on(t, "Rome") for t in ("Rome", "Rome. It", "The Rome", "Romeo x")] == [0, 1, 0, 0]
+    assert [answer_runs_on(t, "Rome") for t in ("Rome", "Rome. It", "The Rome", "Romeo x")] == [
+        0,
+        1,
+        0,
+        0,
+    ]
 
 
 @pytest.fixture(scope="module")

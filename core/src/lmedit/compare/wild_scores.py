@@ -17,10 +17,10 @@ from lmedit.metrics.wild import (
     SENTENCE,
     STRICT,
     TOKENS,
+    answer_runs_on,
     can_be_right,
     cut_answer,
     is_right,
-    runs_on,
 )
 from lmedit.models.chat import chat_of
 
@@ -75,7 +75,7 @@ class Wild:
         cut = 1 + len(case.paraphrases)
         texts = [text for _, text in answers]
         own, others = texts[0], texts[1:cut]
-        scores: dict[str, float | None] = {"wild_runs_on": runs_on(own, target)}
+        scores: dict[str, float | None] = {"wild_runs_on": answer_runs_on(own, target)}
         for rule in (STRICT, SENTENCE):
             right = [is_right(text, target, rule) for text in others]
             scores |= {

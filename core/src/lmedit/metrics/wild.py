@@ -70,7 +70,7 @@ def can_be_right(target: str, rule: str) -> float:
     return is_right(target, target, rule)
 
 
-def runs_on(text: str, target: str) -> float:
+def answer_runs_on(text: str, target: str) -> float:
     """1 if *text* begins with the words of *target* and goes on; else 0."""
     words, wanted = plain_words(text), plain_words(target)
     return float(bool(wanted) and words[: len(wanted)] == wanted and len(words) > len(wanted))
