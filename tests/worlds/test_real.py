@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytest
+from lmedit import load_patch
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
-    Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def lmedit(real_cache: Path, tmp_path: Path) -> Run:
-    """Call the command line in a process of its own; returns what it prints as JSON."""
-
-    def call(*arguments: str) -> dict[str, Any]:
-        code = f"from lmedit.cli import main; main({[*arguments, '--json']!r})"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**os.environ, "LMEDIT_CACHE": str(real_cache)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    return call
+    Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_the_first_edit_takes_and_does_no_damage(first_edit: Path) -> None:
-    found = json.loads((first_edit / "told.json").read_text(encoding="utf-8"))
+    _, facts = load_patch(first_edit / "rome.safetensors")
+    found = facts["metrics"]
     assert found["before"]["writes"].strip().startswith("Paris")
     assert found["verdict"] == "took"
     assert found["after"]["writes"].strip().startswith("Rome")
     assert found["after"]["target_new"] > 0.5 > found["before"]["target_new"]
-    assert found["refused"] is None
+    assert facts["forced"] is None
 
 
-def test_methods_are_compared_on_facts_that_the_model_knows(lmedit: Run) -> None:
+def test_methods_are_compared_on_facts_that_the_model_knows(
+    lmedit: Run, real_cache: Path, tmp_path: Path
+) -> None:
     methods = ("ft", "mend", "rome")
-    found = lmedit("compare", *methods, "-m", "smollm2", "--cases", "smollm2", "--limit", "3")
+    flags = ("-m", "smollm2", "--cases", "smollm2", "--limit", "3", "--json")
+    done = lmedit("compare", *methods, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     rows = {row["method"]: row for row in found["rows"]}
     assert set(rows) == {"base", *methods}
     assert rows["base"]["ES"] == 0
