@@ -44,7 +44,7 @@ def heat_map(run: FinishedRun) -> str:
     if rest:
         rows.append((f"{len(known) - MOST_GROUPS} others", None, sorted(rest)))
     tables = (_table(run, name, rows, hidden=name != wanted[0]) for name in wanted)
-    return _choice(wanted) + tag("div", "".join(tables), class_="wide")
+    return radio_buttons("heat", wanted) + tag("div", "".join(tables), class_="wide")
 
 
 def _measured(run: FinishedRun, name: str) -> bool:
@@ -60,11 +60,12 @@ def group_score(run: FinishedRun, method: str, name: str, places: Sequence[int])
     return None if average is None else 100 * average
 
 
-def _choice(names: Sequence[str]) -> str:
+def radio_buttons(group: str, names: Sequence[str]) -> str:
+    """Buttons that show one table of the class *group* at a time; the first one is chosen."""
     buttons = "".join(
         tag(
             "label",
-            f'<input type="radio" name="heat" value="{name}"'
+            f'<input type="radio" name="{group}" value="{name}"'
             f"{' checked' if name == names[0] else ''}> {name}",
         )
         for name in names

@@ -1,14 +1,30 @@
 "use strict";
 (function () {
-  // The heat map shows one score at a time.
-  const choices = document.querySelectorAll('input[name="heat"]');
-  choices.forEach(function (choice) {
+  // The heat map and the matrix of differences show one score at a time.
+  document.querySelectorAll(".choice input").forEach(function (choice) {
     choice.addEventListener("change", function () {
-      document.querySelectorAll(".heat").forEach(function (table) {
+      document.querySelectorAll("." + choice.name).forEach(function (table) {
         table.hidden = table.dataset.score !== choice.value;
       });
     });
   });
+
+  // A link into a folded section opens it; paper shows all sections.
+  const folds = document.querySelectorAll("section > details");
+  function unfold(name) {
+    const section = document.getElementById(name);
+    const fold = section && section.querySelector(":scope > details");
+    if (fold) fold.open = true;
+    if (section) section.scrollIntoView();
+  }
+  if (location.hash) unfold(location.hash.slice(1));
+  window.addEventListener("hashchange", () => unfold(location.hash.slice(1)));
+  let folded = [];
+  window.addEventListener("beforeprint", function () {
+    folded = Array.from(folds).filter((fold) => !fold.open);
+    folded.forEach((fold) => { fold.open = true; });
+  });
+  window.addEventListener("afterprint", () => folded.forEach((fold) => { fold.open = false; }));
 
   const data = JSON.parse(document.getElementById("data").textContent);
   if (!data) return;
@@ -241,7 +257,7 @@
     });
     render(told.get("case"));
     if (!asked) return;
-    document.getElementById("cases").scrollIntoView();
+    unfold("cases");
     if (told.has("case") && list.firstChild) list.firstChild.open = true;
   }
 

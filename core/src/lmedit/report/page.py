@@ -11,17 +11,19 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from lmedit.compare.measures import HALF_WIDTH
+from lmedit.compare.measures import HALF_WIDTH, SPREAD
 from lmedit.report.abilities import draw_abilities
 from lmedit.report.browser import browser_data
 from lmedit.report.columns import best, cell, columns, format_number
 from lmedit.report.curves import draw_retention, harm
 from lmedit.report.heatmap import MOST_GROUPS, heat_map
 from lmedit.report.histograms import magnitudes, norms
+from lmedit.report.matrix import matrix
 from lmedit.report.notes import notes, protocols, setups
 from lmedit.report.read import BASE
 from lmedit.report.scatter import cost, looks_of, trade_off
 from lmedit.report.svg import tag
+from lmedit.report.verdict import title_of, verdict_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,14 +36,13 @@ def page(run: FinishedRun) -> str:
     """The whole page."""
     parts = [(name, title, section(run)) for name, title, section in SECTIONS]
     parts = [part for part in parts if part[2]]
-    body = "".join(
-        tag("section", tag("h2", title) + inside, id=name) for name, title, inside in parts
-    )
+    opened = OPEN | (PILED if run.results.curve else frozenset())
+    body = "".join(_section(*part, folded=part[0] not in opened) for part in parts)
     links = " · ".join(tag("a", title, href=f"#{name}") for name, title, _ in parts)
     folder = files("lmedit.report")
     read = {name: (folder / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     return Template(read["html"]).substitute(
-        title=escape(_title(run)),
+        title=escape(title_of(run)),
         facts=_facts(run),
         links=links,
         body=body,
@@ -51,8 +52,12 @@ def page(run: FinishedRun) -> str:
     )
 
 
-def _title(run: FinishedRun) -> str:
-    return f"Editing {run.results.model.name} on {run.results.cases.name}"
+def _section(name: str, title: str, inside: str, *, folded: bool) -> str:
+    """A section of the page; a *folded* one shows its title until the reader opens it."""
+    head = tag("h2", title)
+    if folded:
+        return tag("section", tag("details", tag("summary", head) + inside), id=name)
+    return tag("section", head + inside, id=name)
 
 
 def _facts(run: FinishedRun) -> str:
@@ -60,7 +65,9 @@ def _facts(run: FinishedRun) -> str:
     results = run.results
     n = max((row.n for row in results.rows), default=0)
     told = [f"{n} case{'' if n == 1 else 's'}"]
-    if results.seed is not None:
+    if results.seeds:
+        told.append(f"seeds {', '.join(map(str, results.seeds))}")
+    elif results.seed is not None:
         told.append(f"seed {results.seed}")
     for name, digest in (("model", results.model.digest), ("cases", results.cases.digest)):
         if digest:
@@ -82,7 +89,8 @@ def _results(run: FinishedRun) -> str:
         cells = tag("th", name, scope="row") + tag("td", str(row.n)) + tag("td", str(row.n_failed))
         for column in wanted:
             value, half_width = cell(run, row, column)
-            text = _with_bar(value, half_width, column)
+            spread = row.number(f"{column.name}{SPREAD}")
+            text = _with_bar(value, half_width, column, spread)
             cells += tag(
                 "td",
                 text,
@@ -99,15 +107,20 @@ def _results(run: FinishedRun) -> str:
     return table + tag(
         "p",
         "Scores are in percent, but not perplexity, KL, norms, costs. "
-        "± is half of the 95 % interval of the mean over cases. The best mean of "
-        "each column among the methods is bold, even if the intervals overlap.",
+        "± is half of the 95 % interval of the mean over cases. "
+        + ("sd is the standard deviation over seeds. " if run.results.seeds else "")
+        + "The best mean of each column among the methods is bold, even if the intervals overlap.",
         class_="caption",
     )
 
 
-def _with_bar(value: float | None, half_width: float | None, column: Column) -> str:
-    """A value, followed by half of its interval in small type."""
+def _with_bar(
+    value: float | None, half_width: float | None, column: Column, spread: float | None = None
+) -> str:
+    """A value, followed by half of its interval and its spread over seeds in small type."""
     bar = "" if half_width is None else tag("small", f"±{half_width:.{column.digits}f}")
+    if spread is not None and column.measure and column.measure.protocol:
+        bar += tag("small", f"sd {spread:.{column.digits}f}")
     return format_number(value, digits=column.digits) + bar
 
 
@@ -133,25 +146,9 @@ def _paper_row(run: FinishedRun, method: str, wanted: Sequence[Column]) -> str:
     return tag("tr", cells, class_="published")
 
 
-def _differences(run: FinishedRun) -> str:
-    rows = [
-        tag(
-            "tr",
-            tag("th", escape(f"{d.one} \u2212 {d.other}"), scope="row")
-            + tag("td", escape(d.score))
-            + tag("td", f"{d.estimate:+.1f}")
-            + tag("td", f"{d.low:.1f} … {d.high:.1f}"),
-            class_="clear" if d.low > 0 or d.high < 0 else None,
-        )
-        for d in run.results.differences
-    ]
-    return _listing(
-        ("", "score", "points", "95 % interval"),
-        rows,
-        "differences",
-        "Paired over cases: percentile bootstrap with 10 000 resamples. Bold if the interval "
-        "does not contain 0; not corrected for comparing many methods.",
-    )
+def _verdict(run: FinishedRun) -> str:
+    told = "".join(tag("p", escape(sentence)) for sentence in verdict_sentences(run))
+    return told and tag("div", told, class_="verdict")
 
 
 def _retention(run: FinishedRun) -> str:
@@ -260,12 +257,13 @@ def _browser(run: FinishedRun) -> str:
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
+    ("verdict", "Verdict", _verdict),
+    ("trade-off", "Efficacy against specificity", _trade_off),
     ("results", "Results", _results),
-    ("differences", "Differences between methods", _differences),
+    ("differences", "Differences between methods", matrix),
     ("abilities", "Abilities", draw_abilities),
     ("retention", "Retention", _retention),
     ("harm", "Harm to the model", _harm),
-    ("trade-off", "Efficacy against specificity", _trade_off),
     ("cost", "Cost against quality", _cost),
     ("kinds", "Kinds of facts", _heat),
     ("magnitudes", "Magnitudes", _magnitudes),
@@ -276,3 +274,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
     ("set-up", "Set-up", setups),
     ("notes", "How to read this", notes),
 )
+OPEN = frozenset({"verdict", "trade-off", "results", "differences", "abilities"})
+"""The sections that are open at first; a reader opens the others."""
+PILED = frozenset({"retention", "harm"})
+"""The sections that are open too if edits piled up."""

@@ -97,6 +97,18 @@ class Difference(Lenient):
     high: float
 
 
+class Claim(Lenient):
+    """What may be claimed about two methods and a score."""
+
+    one: str
+    other: str
+    score: str
+    shown: bool
+    winner: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class Published(Lenient):
     """A paper's rows for the methods of the run."""
 
@@ -121,6 +133,10 @@ class Results(Lenient):
     rows: list[Row]
     curve: list[Point] = []
     differences: list[Difference] = []
+    claims: list[Claim] = []
+    seeds: list[int] = []
+    regime: dict[str, Any] = {}
+    collapse_points: dict[str, int | None] = {}
     published: Published | None = None
     trained_on: dict[str, int] = Field(default_factory=dict)
 

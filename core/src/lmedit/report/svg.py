@@ -134,7 +134,7 @@ def power_text(value: float) -> str:
 
 
 DIRECTIONS = ((1, -1.1), (1, 1.1), (-1, -1.1), (-1, 1.1), (1, 0), (-1, 0), (0, -1.6), (0, 1.6))
-LETTER, TALL = 6.7, 12.0
+LETTER, TALL = 7.4, 12.0
 Box = tuple[float, float, float, float]
 
 

@@ -1,4 +1,4 @@
-"""A run as a table for the terminal, Markdown, CSV or JSON."""
+"""A run as a table for the terminal, Markdown, CSV, JSON or LaTeX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmedit.compare.measures import HALF_WIDTH
 from lmedit.compare.table import table
 from lmedit.report.columns import best, cell, columns, complete_rows, format_number
+from lmedit.report.latex import as_latex
 from lmedit.report.svg import tag
 from lmedit.storage.escapes import for_csv, for_json, for_markdown
 from lmedit.storage.json_files import dump_json
@@ -92,5 +93,5 @@ def as_json(run: FinishedRun) -> str:
 
 
 FORMATS: Mapping[str, Callable[[FinishedRun], str]] = MappingProxyType(
-    {"table": as_table, "markdown": as_markdown, "csv": as_csv, "json": as_json}
+    {"table": as_table, "markdown": as_markdown, "csv": as_csv, "json": as_json, "latex": as_latex}
 )
