@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-OF_ONE_RUN = "differences claims curve by_seed collapse_points published abilities".split()
+OF_ONE_RUN = (
+    "differences",
+    "claims",
+    "curve",
+    "by_seed",
+    "collapse_points",
+    "published",
+    "abilities",
+)
 """Keys of the results that say nothing about several runs together."""
 
 
