@@ -143,8 +143,8 @@ def test_a_fact_without_a_subject_is_edited(lmedit: Run, model: Path, method: st
 def test_a_method_that_needs_a_subject_says_so_before_it_prepares(
     lmedit: Run, model: Path, text: Path
 ) -> None:
-    for command in ("edit", "locate"):
-        done = lmedit(command, "rome", *QUESTION, "-m", model, "--corpus", text)
+    for command, corpus in (("edit", ("--corpus", text)), ("locate", ())):
+        done = lmedit(command, "rome", *QUESTION, "-m", model, *corpus)
         assert done.exit_code == 1
         assert "rome edits at the place of the subject" in done.stderr
         assert "--subject auto" in done.stderr
