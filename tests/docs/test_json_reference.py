@@ -20,8 +20,8 @@ from lmedit.storage.tensors import PATCH, read_facts
 
 DOCS = Path(__file__).parents[2] / "docs"
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
-ONLY_WITH_A_PRESET = {"published"}
-"""Keys of results that the embedded model's runs cannot have: they need a model of the paper."""
+ONLY_WITH_A_PRESET = {"published", "judged"}
+"""Keys of results that these runs do not have: a model of the paper, or a judge (test_judge)."""
 
 PAGE = script("make_json_page")
 

@@ -26,6 +26,7 @@ from lmedit.cli.edit import edit
 from lmedit.cli.endings import close_stdout, keep_stdout, open_streams, signals_end, tell_end
 from lmedit.cli.export import export, import_
 from lmedit.cli.foreign import find_ours
+from lmedit.cli.judge import judge
 from lmedit.cli.locate import locate
 from lmedit.cli.methods import methods
 from lmedit.cli.models import models
@@ -132,6 +133,7 @@ for command in (
     publish,
     abilities,
     compare,
+    judge,
     report,
     cases,
     models,
