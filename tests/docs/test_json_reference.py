@@ -20,7 +20,7 @@ from lmedit.storage.tensors import PATCH, read_facts
 
 DOCS = Path(__file__).parents[2] / "docs"
 FACT = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "--target", "Rome")
-ONLY_WITH_A_PRESET = {"published", "judged"}
+ONLY_WITH_A_PRESET = {"published", "judged", "judged[]"}
 """Keys of results that these runs do not have: a model of the paper, or a judge (test_judge)."""
 
 PAGE = script("make_json_page")
