@@ -35,6 +35,7 @@ from lmedit.cli.plan import plan
 from lmedit.cli.prepare import prepare
 from lmedit.cli.publish import publish
 from lmedit.cli.report import report
+from lmedit.cli.reproduce import reproduce
 from lmedit.cli.show import show
 from lmedit.cli.stats import stats
 from lmedit.cli.try_ import try_
@@ -135,6 +136,7 @@ for command in (
     compare,
     judge,
     report,
+    reproduce,
     cases,
     models,
     new,

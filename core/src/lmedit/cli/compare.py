@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,10 @@ from lmedit.cli.common import (
     workers_flag,
 )
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
+
+if TYPE_CHECKING:
+    from lmedit.actions.compare import Measuring
+    from lmedit.plan import Plan
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
 """The keys of `compare.paper_tables.PRESETS`; `--help` does not import that module."""
@@ -182,15 +186,32 @@ def compare(
     Each case is edited, scored and reverted on its own. Hashes prove that the weights are restored.
     """
     from lmedit.actions.compare import Measuring
-    from lmedit.cli.alone import compare_seeds, compare_shared, share
-    from lmedit.storage.atomic import new_folder
-    from lmedit.storage.json_files import write_json
 
     if seeds:
         refuse_unused("and --seeds name the seed twice", "--seed")
     given["methods"] = names
     plan = plan_of(given)
     measuring = Measuring(**given)
+    results, place = run_comparison(plan, measuring, seeds, folder, workers, isolate=isolate)
+    _show(results, as_json=as_json)
+    note(f"the model is BASE, checked by hash; results are in {place}")
+
+
+def run_comparison(
+    plan: Plan,
+    measuring: Measuring,
+    seeds: tuple[int, ...],
+    folder: Path | None,
+    workers: int = 1,
+    *,
+    isolate: bool | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Compare, write `results.json`, and return the results and the folder of the run."""
+    from lmedit.actions.reproduce import origin
+    from lmedit.cli.alone import compare_seeds, compare_shared, share
+    from lmedit.storage.atomic import new_folder
+    from lmedit.storage.json_files import write_json
+
     sharing = share(plan, measuring, isolate=isolate)
 
     def folder_of() -> Path:
@@ -198,11 +219,10 @@ def compare(
         return folder or new_folder(Path("runs"), name)
 
     task = (plan, measuring, sharing, folder_of, workers)
-    found, folder = compare_seeds(*task, seeds) if seeds else compare_shared(*task)
-    results = found.finish()
-    write_json(folder / "results.json", results)
-    _show(results, as_json=as_json)
-    note(f"the model is BASE, checked by hash; results are in {folder}")
+    found, place = compare_seeds(*task, seeds) if seeds else compare_shared(*task)
+    results = {**found.finish(), "made_by": origin(plan, measuring, seeds)}
+    write_json(place / "results.json", results)
+    return results, place
 
 
 def _show(results: dict[str, Any], *, as_json: bool) -> None:
