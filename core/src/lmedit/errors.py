@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LmeditError(Exception):
@@ -19,6 +24,10 @@ class UnsoundEditWarning(UserWarning):
 
     Python programs get it; the commands refuse or count such edits.
     """
+
+
+class WrongKindError(LmeditError, TypeError):
+    """An argument of a public function has another type, such as a name in the place of a model."""
 
 
 class UnknownNameError(LmeditError):
@@ -103,3 +112,65 @@ def how_ended(code: int) -> str:
     if code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"
     return f"its process ended with code {code}"
+
+
+KINDS = {
+    "Lm": "give lmedit.load_lm(NAME), or lmedit.Lm(model, tokenizer)",
+    "PreTrainedModel": "give a model of transformers, or use lmedit.load_lm(NAME)",
+    "Request": "give lmedit.Request(prompt=..., subject=..., target_new=...)",
+    "Update": "give what editor.compute returns, or lmedit.load_patch(FILE)[0]",
+    "Editor": "give lmedit.editor(NAME, lm)",
+    "LoadedMethod": "give lmedit.load(NAME)",
+    "Method": "give lmedit.load(NAME).method",
+    "Options": "give lmedit.build_options(lmedit.load(NAME).method, {}, lm)",
+    "str": "give a name as text",
+    "str | Path": "give a name or a path",
+}
+"""The types of arguments that `checks_kinds` checks, and what to give."""
+_NAMES = {"PreTrainedModel": ("Module",), "str | Path": ("str", "PurePath")}
+"""The names of the classes that some annotations stand for; wrapped models are modules."""
+MANY = "Sequence["
+"""How the annotation of a sequence of such values begins."""
+
+
+def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of *function* whose annotation is one of `KINDS`, or a sequence of one.
+
+    The new function raises `WrongKindError`, which names the argument, its type and what to give.
+    """
+    parameters = signature(function)
+    kinds = {
+        name: kind
+        for name, each in parameters.parameters.items()
+        if (kind := str(each.annotation)).removeprefix(MANY).removesuffix("]") in KINDS
+    }
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = parameters.bind_partial(*args, **kwargs).arguments
+        for name in kinds.keys() & given.keys():
+            _check_kind(name, given[name], kinds[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Raise `WrongKindError` if *value*, given as *name*, is not of the type called *kind*."""
+    one = kind.removeprefix(MANY).removesuffix("]")
+    if one == kind:
+        values = [value]
+    elif isinstance(value, list | tuple):
+        values = list(value)
+    else:
+        raise WrongKindError(f"{name} is {_type_of(value)}, not a list of {one}; give a list")
+    for each in values:
+        known = {base.__name__ for base in type(each).__mro__}
+        if not known & {*_NAMES.get(one, (one,))}:
+            raise WrongKindError(f"{name} is {_type_of(each)}, not {one}; {KINDS[one]}")
+
+
+def _type_of(value: object) -> str:
+    """The type of *value*, and a short text itself."""
+    name = type(value).__name__
+    return f"{name} {value!r}" if isinstance(value, str) and len(value) <= 40 else name

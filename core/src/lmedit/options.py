@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from lmedit.errors import OptionError, UnknownNameError
+from lmedit.errors import OptionError, UnknownNameError, checks_kinds
 from lmedit.storage.json_files import NotTunedError, parse_json, read_tuned_file
 from lmedit.types import Frozen, first_complaint
 
@@ -130,6 +130,7 @@ class Method:
     """Whether `edit_locate` reads the request's `target_true`; None: unknown."""
 
 
+@checks_kinds
 def build_options(
     method: Method, given: Mapping[str, Any], lm: Lm | None = None, seed: int | None = None
 ) -> Options:

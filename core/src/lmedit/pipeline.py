@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit import defaults
-from lmedit.errors import BrokenPluginError, RequestError
+from lmedit.errors import BrokenPluginError, RequestError, checks_kinds
 from lmedit.guards.carried import check_carried
 from lmedit.guards.hooks import implements
 from lmedit.guards.results import ResultChecks
@@ -104,6 +104,7 @@ class Editor:
         ):
             yield
 
+    @checks_kinds
     def _formulate(self, requests: Sequence[Request]) -> list[Request]:
         """*requests* as the model is asked: through its chat, and with their joints settled."""
         return [self.lm.formulate(request.model_copy(deep=True)) for request in requests]
@@ -216,6 +217,7 @@ class Editor:
         sites = dict.fromkeys(site for each in locations for site in each.sites)
         return self._checks.update(update, Location(tuple(sites)), "edit_compute_joint")
 
+    @checks_kinds
     @contextmanager
     def applied(self, update: Update) -> Iterator[Applied]:
         """Put *update* into the model during the block, then restore the weights to the bit.
@@ -255,6 +257,7 @@ class Editor:
             raise model_changed(self.loaded.culprit, "edit_revert did not restore the weights")
 
 
+@checks_kinds
 @torch.enable_grad()
 def prepare(
     loaded: LoadedMethod,

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from lmedit.errors import BrokenPluginError, LmeditError, RequestError, UnknownNameError
+from lmedit.errors import (
+    BrokenPluginError,
+    LmeditError,
+    RequestError,
+    UnknownNameError,
+    checks_kinds,
+)
 from lmedit.guards.hooks import (
     IMPORT_SECONDS,
     at_most,
@@ -151,6 +157,7 @@ def _only_claim(name: str, claims: Sequence[MethodEntry]) -> MethodEntry:
     return MethodEntry(name, ", ".join(owners), versions, "", "", "broken", reason)
 
 
+@checks_kinds
 def load(name: str) -> LoadedMethod:
     """Import the method *name* and register it.
 
@@ -175,12 +182,9 @@ def _load(entry: MethodEntry) -> LoadedMethod:
     except BaseException as error:
         raise BrokenPluginError(_cannot_load(entry, error)) from error
     place = file_of(entry.module.partition(":")[0].partition(".")[0])
+    code = code_digest(place, versioned=bool(entry.version))
     return register(
-        module,
-        name=name,
-        distribution=entry.distribution,
-        version=entry.version,
-        code=code_digest(place, versioned=bool(entry.version)),
+        module, name=name, distribution=entry.distribution, version=entry.version, code=code
     )
 
 

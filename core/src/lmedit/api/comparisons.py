@@ -13,7 +13,7 @@ from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.table import difference_lines, failures, unsound_lines
-from lmedit.errors import RequestError, UnknownNameError
+from lmedit.errors import RequestError, UnknownNameError, checks_kinds
 from lmedit.report.page import page
 from lmedit.report.read import RESULTS, FinishedRun, read_run
 from lmedit.report.tables import as_html, as_table
@@ -66,6 +66,7 @@ class Comparison:
         return as_html(self.run, self._remarks())
 
 
+@checks_kinds
 def comparison(
     editors: Sequence[Editor],
     cases: CasesGiven,

@@ -10,7 +10,7 @@ from lmedit.actions.choices import choices_of
 from lmedit.actions.gauge import tasks_for
 from lmedit.cases import cases_given
 from lmedit.compare.limits import parse_limits
-from lmedit.errors import NotPreparedError
+from lmedit.errors import NotPreparedError, checks_kinds
 from lmedit.options import build_options
 from lmedit.plan import Plan, Setup, editor_for, text_of
 from lmedit.registry import load, load_file
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lmedit.types import Material, Request
 
 
+@checks_kinds
 def editor(
     method: str | Path,
     lm: Lm,
@@ -64,6 +65,7 @@ def editor(
         ) from None
 
 
+@checks_kinds
 def best_edit(
     lm: Lm,
     request: Request,

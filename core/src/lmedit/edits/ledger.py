@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import ArtifactError, LedgerError
+from lmedit.errors import ArtifactError, LedgerError, checks_kinds
 from lmedit.models.undo import restored_after
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.shield import own_turn, signals_later
@@ -92,6 +92,7 @@ def check_fits(lm: Lm, update: Update) -> None:
             )
 
 
+@checks_kinds
 @contextmanager
 def applied(lm: Lm, update: Update) -> Iterator[None]:
     """Put *update* into the model during the block; restore the weights after it, to the bit."""
@@ -146,6 +147,7 @@ def _values_digest(base: Mapping[Site, Tensor]) -> str:
 class Ledger:
     """The edits that are kept in a model, the oldest first. Threads take turns."""
 
+    @checks_kinds
     def __init__(
         self,
         lm: Lm,
@@ -181,6 +183,7 @@ class Ledger:
             raise LedgerError(f"{what} with {start!r}; in the model: {known}")
         return found[0]
 
+    @checks_kinds
     def keep(self, update: Update, facts: Mapping[str, Any] | None = None) -> LedgerEntry:
         """Add *update* to the model until it is taken out.
 

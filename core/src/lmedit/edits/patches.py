@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmedit.errors import ArtifactError
+from lmedit.errors import ArtifactError, checks_kinds
 from lmedit.guards.results import why_not_storable
 from lmedit.storage.json_files import check_json
 from lmedit.storage.ours import check_place
@@ -17,7 +18,6 @@ from lmedit.types import DELTAS, Dense, LowRank, Site, Update, first_complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -131,14 +131,16 @@ def shapes_of(facts: Facts, layout: Layout) -> dict[Site, tuple[int, int]]:
     return shapes
 
 
+@checks_kinds
 def save_patch(
-    path: Path, update: Update, facts: Mapping[str, Any], *, result: bool = False
+    path: str | Path, update: Update, facts: Mapping[str, Any], *, result: bool = False
 ) -> None:
     """Write *update* as a patch file with its *facts* (JSON).
 
     *result* tells that a command announces the file (`atomic.write_result`).
     Raises `ArtifactError` if the known facts do not have the types of `Facts`.
     """
+    path = Path(path)
     tensors: dict[str, Tensor] = {}
     sites = []
     for number, (site, delta) in enumerate(sorted(update.deltas.items())):
@@ -174,8 +176,9 @@ def base_in(path: Path) -> Base:
     return _validate(path, read_facts(path, PATCH)).model
 
 
+@checks_kinds
 def load_patch(
-    path: Path,
+    path: str | Path,
     check: Callable[[Mapping[str, Any], Mapping[Site, tuple[int, int]]], None] | None = None,
 ) -> tuple[Update, dict[str, Any]]:
     """Read a patch file; return the update and its facts.
@@ -183,6 +186,7 @@ def load_patch(
     Before a tensor is read, *check* receives the facts and the shape (d_out, d_in) of every change;
     it raises `ArtifactError`. So does this function if the file is damaged or is not a patch.
     """
+    path = Path(path)
 
     def expect(facts: Any, layout: Layout) -> None:
         shapes = shapes_of(_validate(path, facts), layout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lmedit.errors import ModelError, RequestError
+from lmedit.errors import ModelError, RequestError, checks_kinds
 from lmedit.models import families, offload, quantised, tokens
 from lmedit.models.asking import Asked
 from lmedit.models.gguf import drop_remainder
@@ -41,6 +41,7 @@ class Lm(Asked, Identified, Parts):
     notes: Sequence[str] = ()
     """A folder of preparations besides its own; notes for its user on how it was loaded."""
 
+    @checks_kinds
     def __init__(  # noqa: PLR0913
         self,
         model: PreTrainedModel,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.errors import ModelError
+from lmedit.errors import ModelError, checks_kinds
 from lmedit.models import gguf
 from lmedit.models.chat import chat_of
 from lmedit.models.checkpoint import auto_class, read_weights
@@ -79,8 +79,9 @@ class Place:
         return {**(_read_tuned(shared) if shared else {}), **_read_tuned(self.folder / TUNED_FILE)}
 
 
+@checks_kinds
 def load_lm(
-    name: str,
+    name: str | Path,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -101,6 +102,7 @@ def load_lm(
     template of the tokenizer, with *system* as the system prompt. Raises `ModelError` before the
     weights are read if there is no template.
     """
+    name = str(name)
     with (
         folder_locked(Path(name), shared=True),  # nobody exchanges the folder meanwhile
         torch.inference_mode(mode=False),  # its tensors could not be written to
