@@ -210,6 +210,10 @@ ALSO = {
         ("locate", "mend", *FACT, "-o", "checkpoint", "a.pt"),
         "-o checkpoint does not change where mend would edit",
     ),
+    "edit: no file of an editor": (
+        ("edit", "mend", *FACT, "-o", "checkpoint", "none.pt"),
+        "no file 'none.pt'; name a released editor's file",
+    ),
     "edit: a probe's option": (
         ("edit", "rome", *FACT, "-o", "trace_window", "3"),
         "trace_window is used only by lmedit locate --probe",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cases import corpus_of
 from lmedit.cases.layouts import split_name
 from lmedit.cases.load import path_of
-from lmedit.errors import OptionError, UnknownNameError
+from lmedit.errors import ArtifactError, OptionError, UnknownNameError
 from lmedit.models import check_layers
 from lmedit.models.devices import device_of
 from lmedit.options import build_options
@@ -16,7 +17,6 @@ from lmedit.stats import PREFIX, SELF, statistics_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from lmedit.models import Lm
     from lmedit.options import Options
@@ -35,7 +35,8 @@ def check_options(
     *,
     probing: bool = False,
 ) -> list[Options]:
-    """The options of all *methods*, without a model. Raises `OptionError` for a wrong one.
+    """The options of all *methods*, without a model. Raises `OptionError` for a wrong one,
+    and `ArtifactError` if the file of a released editor is missing.
 
     Each of *several* holds the user's options by method. Without *probing*, options of a probe are
     refused.
@@ -48,7 +49,11 @@ def check_options(
                 raise OptionError(
                     f"{loaded.name}: {name} is used only by lmedit locate --probe; remove {name}"
                 )
-        found.append(build_options(loaded.method, mine, None, seed))
+        chosen = build_options(loaded.method, mine, None, seed)
+        file = getattr(chosen, "checkpoint", None)
+        if isinstance(file, str) and not Path(file).is_file():
+            raise ArtifactError(f"no file {file!r}; name a released editor's file")
+        found.append(chosen)
     return found
 
 
