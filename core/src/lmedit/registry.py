@@ -272,9 +272,8 @@ def _check_method(method: object, name: str | None, culprit: str) -> None:
     if not (isinstance(method.options, type) and issubclass(method.options, Options)):
         raise BrokenPluginError(f"{culprit}: its options must be a class derived from Options")
     if name is not None and method.name != name:
-        raise BrokenPluginError(
-            f"{culprit}: it calls itself {method.name!r}; it must have its entry point's name"
-        )
+        what = f"it calls itself {method.name!r}; it must have its entry point's name"
+        raise BrokenPluginError(f"{culprit}: {what}")
     if not isinstance(method.name, str) or not is_name(method.name):
         raise BrokenPluginError(f"{culprit}: {method.name!r:.80} is not a valid name; {NAMES}")
     if method.name in RESERVED:
@@ -330,10 +329,8 @@ def check_entry(entry: MethodEntry) -> MethodEntry:
 
 
 def _cannot_load(entry: MethodEntry, error: BaseException) -> str:
-    return (
-        f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded: "
-        f"{last_line(error)}; fix or uninstall {entry.distribution}"
-    )
+    what = f"method {entry.name!r} of {entry.distribution} {entry.version} cannot be loaded"
+    return f"{what}: {last_line(error)}; fix or uninstall {entry.distribution}"
 
 
 def check_joins(loaded: LoadedMethod) -> None:
@@ -348,7 +345,5 @@ def check_joins(loaded: LoadedMethod) -> None:
 def check_subject(loaded: LoadedMethod, request: Request) -> None:
     """Raise `RequestError` if *loaded* needs a subject and *request* names none."""
     if loaded.method.needs_subject and request.subject is None:
-        raise RequestError(
-            f"{loaded.name} edits at the place of the subject, and the fact names no subject; "
-            "give --subject NAME, or --subject auto"
-        )
+        what = "edits at the place of the subject, and the fact names no subject"
+        raise RequestError(f"{loaded.name} {what}; give --subject NAME, or --subject auto")
