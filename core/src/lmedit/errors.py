@@ -146,13 +146,13 @@ def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
     }
 
     @wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
         given = parameters.bind_partial(*args, **kwargs).arguments
         for name in kinds.keys() & given.keys():
             _check_kind(name, given[name], kinds[name])
         return function(*args, **kwargs)
 
-    return checked
+    return check_and_call
 
 
 def _check_kind(name: str, value: Any, kind: str) -> None:
