@@ -80,3 +80,47 @@ def test_where_memory_ends_the_rows_are_run_in_chunks(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module._Chunk, "__call__", never)
     with pytest.raises(torch.OutOfMemoryError):
         optimise_values(lm, 1, [text], [v_0], options)
+
+
+def test_the_rows_of_a_finished_search_run_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three searches that end at different passes give what each gives alone."""
+    from lmedit.values import rows as module
+
+    lm = tiny_family("gpt2")
+    free = {"kl_factor": 0, "decay": 0, "clamp": None, "learning_rate": 2}
+    given: Any = {"prefixes": [[4, 3]], "steps": 12, "stop_loss": -1, **free}
+    options: Any = build_options(load("rome").method, given, lm)
+    templates = sample_contexts(lm, options)
+    asked = [*REQUESTS[:2], REQUESTS[0].model_copy(update={"target_new": " big old house"})]
+    texts = [rows_of(lm, request, templates, options) for request in asked]
+    starts = [select_keys(lm, 1, each, templates, options).bare_out for each in asked]
+
+    def search_alone(options: Any) -> list[Any]:
+        return [
+            optimise_values(lm, 1, [text], [v_0], options)[0]
+            for text, v_0 in zip(texts, starts, strict=True)
+        ]
+
+    middle = sorted(search_alone(options), key=lambda value: value.losses[0])[1].losses
+    stop = (middle[3] + middle[4]) / 2
+    options = build_options(load("rome").method, given | {"stop_loss": stop}, lm)
+    alone = search_alone(options)
+    assert {len(value.losses) for value in alone} == {1, 5, 12}
+    ran: list[int] = []
+    call = module._Chunk.__call__
+
+    def count(self: Any, deltas: torch.Tensor) -> torch.Tensor:
+        ran.append(len(self.request_of))
+        return call(self, deltas)
+
+    monkeypatch.setattr(module._Chunk, "__call__", count)
+    together = optimise_values(lm, 1, texts, starts, options)
+    for one, expected in zip(together, alone, strict=True):
+        assert len(one.losses) == len(expected.losses)
+        torch.testing.assert_close(one.delta, expected.delta, rtol=1e-4, atol=1e-5)
+    of_each = [len(module._once([text])[0]) for text in texts]
+    passes = max(len(value.losses) for value in alone)
+    assert ran == [
+        sum(n for n, value in zip(of_each, alone, strict=True) if len(value.losses) > step)
+        for step in range(passes)
+    ]

@@ -82,6 +82,19 @@ class Kept:
         shape = count * self.shape[0], self.shape[1]
         return Kept(self.lm, 0, inputs, shape, None, self.start.repeat(count))
 
+    def take(self, rows: Sequence[int]) -> Kept:
+        """The same replay of some rows, in the order of their numbers *rows*."""
+        at = torch.tensor(list(rows), device=self.lm.device)
+        inputs = {name: _take(value, at, self.shape[0]) for name, value in self.inputs.items()}
+        entering = _take(self.entering, at, self.shape[0])
+        return replace(
+            self,
+            inputs=inputs,
+            shape=(len(rows), self.shape[1]),
+            entering=entering,
+            start=self.start[at],
+        )
+
     def logits_at(self, rows: Tensor, positions: Tensor, *, whole_mlp: bool = True) -> Tensor:
         """Next-token logits (n, V) at the places (row, position), (n,) each.
 
@@ -123,6 +136,22 @@ class Kept:
                 skip = wrapped(self.lm.block(layer), lambda *_, **__: self.entering)
                 skipping.enter_context(skip)
             yield
+
+
+def _take(value: Any, rows: Tensor, count: int) -> Any:
+    """The *rows* of an input of *count* rows: a tensor, a tuple, or kept keys and values."""
+    if isinstance(value, torch.Tensor):
+        return value[rows.to(value.device)] if value.dim() and len(value) == count else value
+    if isinstance(value, tuple):
+        return tuple(_take(part, rows, count) for part in value)
+    from transformers import DynamicCache
+
+    from lmedit.replay.kv_cache import read_only
+
+    if isinstance(value, DynamicCache):
+        pairs = [(keys, values) for keys, values, _ in value]
+        return read_only([_take(pair, rows, count) for pair in pairs])
+    return value
 
 
 class Prefixed:

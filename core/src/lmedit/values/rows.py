@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -155,12 +156,17 @@ class LossRows:
         reads = [torch.tensor(each, device=lm.device) for each in found]
         self.at = [each[:-1].view_as(of) for each, of in zip(reads, self.targets, strict=True)]
         self.essence_at = torch.stack([each[-1] for each in reads])
+        self.going = set(range(len(texts)))
+        self.request_of = [row.request for row in rows for _ in row.at]  # of each place to read
 
-    def log_probabilities(self, deltas: Sequence[Tensor]) -> list[Seen]:
-        """The results of each request's rows with the *deltas* at the subjects' last tokens.
+    def log_probabilities(self, deltas: Sequence[Tensor], going: Sequence[int]) -> list[Seen]:
+        """The results of the requests *going*, with the *deltas* at the subjects' last tokens.
 
-        A delta is (H,), or (P, H) for P places.
+        A delta is (H,), or (P, H) for P places; there is one for each request. The rows of
+        requests that are not *going* run no more, so a later call cannot ask for them.
         """
+        if self.going != set(going):
+            self._drop_all_but(set(going))
         stacked = torch.stack(list(deltas))
         if len(self.chunks) == 1:
             logits = self.chunks[0](stacked)
@@ -170,8 +176,20 @@ class LossRows:
         best = log_p.detach().argmax(-1)
         return [
             Seen(log_p[at, target], log_p[essence], bool((best[at] == target).all()))
-            for at, target, essence in zip(self.at, self.targets, self.essence_at, strict=True)
+            for at, target, essence in (
+                (self.at[i], self.targets[i], self.essence_at[i]) for i in going
+            )
         ]
+
+    def _drop_all_but(self, going: set[int]) -> None:
+        """Drop the rows of other requests, and count the places to read anew."""
+        self.chunks = [part for chunk in self.chunks if (part := chunk.take(going))]
+        stay = torch.tensor([request in going for request in self.request_of])
+        number = (stay.cumsum(0) - 1).to(self.essence_at.device)
+        self.at = [number[at] for at in self.at]
+        self.essence_at = number[self.essence_at]
+        self.request_of = [request for request in self.request_of if request in going]
+        self.going = going
 
 
 def add_at(states: Tensor, start: Tensor, more: Tensor) -> Tensor:
@@ -197,6 +215,20 @@ class _Chunk:
         self.request_of = [row.request for row in rows]
         at = [(number, place) for number, row in enumerate(rows) for place in row.at]
         self.rows, self.at = torch.tensor(at, device=lm.device).T
+
+    def take(self, requests: set[int]) -> _Chunk | None:
+        """The rows of *requests* alone; None if there are none."""
+        stay = [i for i, request in enumerate(self.request_of) if request in requests]
+        if not stay:
+            return None
+        part = copy(self)
+        part.kept = self.kept.take(stay)
+        part.request_of = [self.request_of[i] for i in stay]
+        number = {old: new for new, old in enumerate(stay)}
+        read = [i for i, row in enumerate(self.rows.tolist()) if row in number]
+        part.rows = torch.tensor([number[int(self.rows[i])] for i in read], device=self.at.device)
+        part.at = self.at[read]
+        return part
 
     def __call__(self, deltas: Tensor) -> Tensor:
         """Logits (n, V) at the places to read, with *deltas* (R, [P,] H) at the subjects."""

@@ -141,13 +141,15 @@ class ValueSearch:
 
         No delta changes here, so a pass that does not fit into memory can be repeated.
         """
-        found = rows.log_probabilities([one.delta for one in self.each])
+        numbers = [i for i, one in enumerate(self.each) if not one.done]
+        if not numbers:
+            return [], []
+        found = rows.log_probabilities([one.delta for one in self.each], numbers)
         losses = []
-        for one, seen in zip(self.each, found, strict=True):
-            if not one.done:
-                losses.append((one, one.loss(seen.of_target, seen.essence)))
-                if one.topped is None and seen.topped:
-                    one.topped = one.updates
+        for one, seen in zip((self.each[i] for i in numbers), found, strict=True):
+            losses.append((one, one.loss(seen.of_target, seen.essence)))
+            if one.topped is None and seen.topped:
+                one.topped = one.updates
         values = [(one, loss.item()) for one, loss in losses]
         going = [
             (one, loss)
