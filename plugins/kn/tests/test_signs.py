@@ -12,7 +12,14 @@ from torch.nn.functional import cosine_similarity
 from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm, tiny_model
 from lmedit.trace import captured
-from lmedit_kn.equations import before_norm, before_rest, exchange, level, shorten
+from lmedit_kn.equations import (
+    before_norm,
+    before_rest,
+    covariance,
+    exchange,
+    level,
+    shorten,
+)
 from lmedit_kn.exchanging import exchange_answer, weaken
 from lmedit_kn.neurons import by_layer, scaled
 from lmedit_kn.probe import probe_neurons
@@ -187,7 +194,7 @@ def test_the_gain_behind_norms_is_measured_against_the_papers_and_told(
     old = int(lm.next_probabilities(asked.text).argmax())
     new = lm.with_target(asked.text, asked.target_new)[1]
     E = lm.embeddings("output")
-    d = level(exchange(E[old], E[new], 2.0, 2.0), E)
+    d = level(exchange(E[old], E[new], 2.0, 2.0), covariance(E))
     measured = []
     for layer, of in by_layer(found.found["neurons"]).items():
         site, mlp = lm.mlp_out(layer), mlps_at_prompt(lm, asked.text, [layer])[layer]
@@ -376,7 +383,7 @@ def test_what_most_embeddings_share_is_taken_out() -> None:
     E[:, 0] = 12 * torch.randn(400, generator=draw)
     old, new = int(E[:, 0].argmax()), int(E[:, 0].abs().argmin())
     d = exchange(E[old], E[[new]], 1.0, 1.0)
-    found = level(d, E)
+    found = level(d, covariance(E))
     assert float(found.norm()) == pytest.approx(float(d.norm()), rel=1e-5)
     gains_more = [int((E @ each > E[new] @ each).sum()) for each in (d, found)]
     assert gains_more[0] > 100  # every rare word
@@ -385,4 +392,4 @@ def test_what_most_embeddings_share_is_taken_out() -> None:
     C = torch.cov(E.T, correction=0)
     solved = torch.linalg.solve(C + C.trace() / 32 * torch.eye(32), d)
     assert float(cosine_similarity(found, solved, dim=0)) == pytest.approx(1.0, abs=1e-5)
-    assert level(torch.zeros(32), E).abs().max() == 0
+    assert level(torch.zeros(32), covariance(E)).abs().max() == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from lmedit import Bars, Location, Method, Probed, Update, hookimpl
 from lmedit.errors import RequestError
-from lmedit_kn.equations import exchange, level
+from lmedit_kn.equations import covariance, exchange, level
 from lmedit_kn.exchanging import exchange_answer, reach, weaken
 from lmedit_kn.neurons import rescaling
 from lmedit_kn.options import KnOptions
@@ -120,4 +121,17 @@ def _exchange(
     new = tokens_of(lm, request.text, request.target_new, options)[1]
     of_old, of_new = E[old].to(lm.working_dtype), E[new].to(lm.working_dtype)
     d = exchange(of_old, of_new, options.lambda_old, options.lambda_new)
-    return old, level(d, E[:: -(-len(E) // ROWS)]) if options.levelled else d
+    return old, level(d, _covariance(lm, E, options.embedding)) if options.levelled else d
+
+
+def _covariance(lm: Lm, E: Tensor, side: str) -> Tensor:
+    """The covariance (H, H) of the table E (V, H) of *side*, once per state of a model."""
+    known = _KNOWN.setdefault(lm, {})
+    key = lm.state(), side
+    if key not in known:
+        known.clear()  # of a model before an edit
+        known[key] = covariance(E[:: -(-len(E) // ROWS)])
+    return known[key]
+
+
+_KNOWN: WeakKeyDictionary[Lm, dict[tuple[str, str], Tensor]] = WeakKeyDictionary()

@@ -75,14 +75,18 @@ def exchange(old: Tensor, new: Tensor, lambda_old: float, lambda_new: float) -> 
     return lambda_new * new.sum(0) - lambda_old * old
 
 
-def level(d: Tensor, E: Tensor) -> Tensor:
-    """*d* (H,) without the directions that most embeddings E (n, H) share, as long as before.
+def covariance(E: Tensor) -> Tensor:
+    """The covariance (H, H) of the embeddings E (n, H), in float64."""
+    return torch.cov(E.T.double(), correction=0)
 
-    d' ~ (C + tr(C)/H I)^-1 d, with C the covariance of E. Words that are rare or frequent differ
-    along a few large directions of C. Taking out a frequent word's embedding would otherwise raise
-    every rare word more than the new answer.
+
+def level(d: Tensor, C: Tensor) -> Tensor:
+    """*d* (H,) without the directions that most embeddings share, as long as before.
+
+    d' ~ (C + tr(C)/H I)^-1 d, with C (H, H) the covariance of the embeddings. Words that are rare
+    or frequent differ along a few large directions of C. Taking out a frequent word's embedding
+    would otherwise raise every rare word more than the new answer.
     """
-    C = torch.cov(E.T.double(), correction=0)
     C = C + C.trace() / len(C) * torch.eye(len(C), dtype=C.dtype, device=C.device)
     found = torch.linalg.solve(C, d.double())
     return (found * (d.double().norm() / found.norm().clamp(min=1e-30))).to(d)
