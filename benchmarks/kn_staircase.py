@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 RELEASED = {"rule": "inclusive", "steps": 20}
 INTEGRAL = {"rule": "gauss", "steps": 48}
-RULES = ({}, {"rule": "midpoint"}, RELEASED, {"rule": "right", "steps": 20})
+SIX = {"rule": "gauss", "steps": 6}
+RULES = (SIX, {"rule": "midpoint"}, RELEASED, {"rule": "right", "steps": 20})
 ROWS = {"rows": 256}
 
 
@@ -79,7 +80,7 @@ def measure(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
     integral = ours(lm, ids, token, INTEGRAL)
     released = theirs(lm, ids, token, RELEASED)
     rows = []
-    for name, given in (("same", RELEASED), ("default", {})):
+    for name, given in (("same", RELEASED), ("default", SIX)):
         row = compare(
             lambda: theirs(lm, ids, token, RELEASED),
             lambda given=given: ours(lm, ids, token, given),  # type: ignore[misc]

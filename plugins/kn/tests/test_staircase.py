@@ -108,3 +108,21 @@ def test_it_leaves_no_trace() -> None:
         "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
         for module in lm.model.modules()
     )
+
+
+def test_a_layer_where_the_probability_bends_gets_more_points() -> None:
+    """The first layer's output is made long, so that P bends sharply along its path."""
+    lm = tiny_lm(1)
+    with torch.no_grad():
+        lm.weight(lm.mlp_out(0)).mul_(40)
+        lm.model.lm_head.weight.mul_(40)
+    ids = lm.encode(TEXT)
+    token = int(lm.next_probabilities(TEXT).argmax())
+    few, found = (attributions(lm, ids, token, options(**more)) for more in ({"steps": 6}, {}))
+    true = attributions(lm, ids, token, options(steps=400)).scores
+    assert found.finer == (0,)
+    assert few.finer == ()
+    off = [float((each.scores - true).abs().max() / true.abs().max()) for each in (few, found)]
+    assert off[0] > 0.1
+    assert off[1] < 0.01
+    torch.testing.assert_close(found.scores[1:], few.scores[1:])

@@ -32,8 +32,19 @@ def resolved(rome: LoadedMethod) -> Callable[..., RomeOptions]:
     return build
 
 
-def test_there_are_four_presets(rome: LoadedMethod) -> None:
-    assert set(rome.method.options.presets) == {"code", "paper", "2022-02", "r-rome"}
+def test_there_are_five_presets(rome: LoadedMethod) -> None:
+    assert set(rome.method.options.presets) == {"code", "paper", "2022-02", "r-rome", "fast"}
+
+
+def test_fast_departs_from_the_defaults_in_three_options(
+    resolved: Callable[..., RomeOptions],
+) -> None:
+    fast, default = (resolved("gpt2", 24, preset=p).model_dump() for p in ("fast", None))
+    assert {name for name in fast if fast[name] != default[name]} - {"compute"} == {
+        "prefixes",
+        "stop_after_top",
+    }
+    assert fast["compute"] in {"float32", "bfloat16"}
 
 
 def test_an_unknown_preset_is_an_error(resolved: Callable[..., RomeOptions]) -> None:

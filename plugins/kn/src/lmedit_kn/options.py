@@ -97,7 +97,7 @@ class KnOptions(ArithmeticOptions):
         default=None,
         ge=1,
         description="Number of points of the integral. null: 6 for rule gauss at site key, else "
-        "20.",
+        "20; rule gauss takes more in layers where the sum is off.",
     )
     answer_tokens: Literal["teacher_forced", "prompt_last"] = Field(
         default="teacher_forced",
@@ -207,6 +207,11 @@ class KnOptions(ArithmeticOptions):
         """How many points the integral has."""
         few = self.rule == "gauss" and self.site == "key"
         return self.steps or (6 if few else 20)
+
+    @property
+    def settles(self) -> bool:
+        """Whether a layer gets more points if its sum is off."""
+        return self.rule == "gauss" and self.steps is None
 
     @property
     def criterion(self) -> tuple[float | None, float | None, float | None]:

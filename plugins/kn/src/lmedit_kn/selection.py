@@ -10,7 +10,7 @@ import torch
 from lmedit.errors import RequestError
 from lmedit.replay.products import products
 from lmedit_kn.equations import coarse, shared_mask, threshold_of
-from lmedit_kn.staircase import attributions
+from lmedit_kn.staircase import Attributions, attributions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,8 @@ class Selection:
     coarse: Tensor  # (n, L, D), one for each prompt
     refined: Tensor  # (L, D)
     scores: Tensor  # (L, D), the mean over the prompts
+    finer: tuple[int, ...] = ()
+    """The layers whose integral took more points than the others."""
 
     @property
     def neurons(self) -> list[Neuron]:
@@ -47,6 +49,7 @@ class Selection:
             "answer": self.answer,
             "p(answer)": self.probability,
             "prompts": len(self.coarse),
+            "layers with more points": list(self.finer),
             "neurons in all": self.refined.numel(),
             "after coarse": [int(chosen.sum()) for chosen in self.coarse],
             "after fine": len(last),
@@ -62,22 +65,23 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
     Raises `RequestError` if no neuron is left, or if the present answer is blank.
     """
     answer = request.target_true or present_answer(lm, request)
-    chosen, scores, probabilities = [], [], []
+    chosen, scores = [], []
     for text in asking(request, options, lm):
-        found, probability = _scores(lm, text, answer, options)
-        scores.append(found)
-        probabilities.append(probability)
+        scores.append(_scores(lm, text, answer, options))
+        found = scores[-1].scores
         chosen.append(coarse(found, threshold_of(found, *options.criterion)))
     each = torch.stack(chosen)
     refined = shared_mask(each, options.share) if options.refine else each.any(0)
     for text in options.negative_prompts:
-        found, _ = _scores(lm, text, answer, options)
+        found = _scores(lm, text, answer, options).scores
         refined &= ~coarse(found, threshold_of(found, *options.criterion))
     if not refined.any():
         raise RequestError(
             "kn: no neuron is left after the selection; lower share or adaptive_threshold"
         )
-    return Selection(answer, probabilities[0], each, refined, torch.stack(scores).mean(0))
+    mean = torch.stack([found.scores for found in scores]).mean(0)
+    finer = tuple(sorted({layer for found in scores for layer in found.finer}))
+    return Selection(answer, scores[0].probability, each, refined, mean, finer)
 
 
 def asking(request: Request, options: KnOptions, lm: Lm | None = None) -> list[str]:
@@ -118,7 +122,7 @@ def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Questi
     return [(prompt + target[:i] if forced else prompt, token) for i, token in enumerate(target)]
 
 
-def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor, float]:
+def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> Attributions:
     """The attributions (L, D) and the probability, as means over the answer's tokens."""
     asked = questions(lm, text, answer, options)
     with products(lm, options.compute):
@@ -128,4 +132,5 @@ def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> tuple[Tensor,
             f"kn: the present answer after {text!r} is blank; give one with --target-true"
         )
     scores = torch.stack([each.scores for each in found]).mean(0)
-    return scores, sum(each.probability for each in found) / len(found)
+    finer = tuple(sorted({layer for each in found for layer in each.finer}))
+    return Attributions(scores, sum(each.probability for each in found) / len(found), finer)

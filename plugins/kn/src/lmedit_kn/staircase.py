@@ -22,7 +22,7 @@ from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -32,29 +32,58 @@ if TYPE_CHECKING:
     from lmedit_kn.options import KnOptions
 
 
+FINER, MOST = 4, 96
+"""A layer whose sum is off gets four times as many points, up to this number."""
+OFF = 0.02
+"""The sum of a layer's attributions is off if it misses P(a) - P(0) by more than this share of the
+largest such difference."""
+
+
 @dataclass(frozen=True)
 class Attributions:
     """The scores (L, D) in float32 and the probability of one token behind one prompt."""
 
     scores: Tensor
     probability: float
+    finer: tuple[int, ...] = ()
+    """The layers whose integral took more points than the others."""
 
 
 def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> Attributions:
-    """The attribution of each neuron at the last of *ids* to the probability of *token*."""
+    """The attribution of each neuron at the last of *ids* to the probability of *token*.
+
+    P may bend sharply along the path of one layer: the first one of SmolLM2. So the default checks
+    the sum of each layer (completeness). A layer whose sum is off is integrated again.
+    """
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
-    t, w = path(options.rule, options.m)
-    stairs = [(layer, *at) for layer in lm.editable for at in zip(t, w, strict=True)]
     climb = _Climb(lm, kept, options.site, token)
     scores: dict[int, Tensor] = {}
-    for part in in_parts(climb, stairs, options.rows):
-        for layer, score in part.items():
-            scores[layer] = scores.get(layer, 0) + score
+    finer: list[int] = []
+    layers, m = list(lm.editable), options.m
+    while layers:
+        scores |= _integrate(climb, layers, m, options)
+        layers = climb.off(layers, scores) if options.settles and m < MOST else []
+        m, finer = FINER * m, [*finer, *layers]
     widest = max(len(score) for score in scores.values())
     stacked = torch.zeros(lm.n_layers, widest, device=lm.device)
     for layer, score in scores.items():  # blocks may differ in width, or have no MLP
         stacked[layer, : len(score)] = score
-    return Attributions(stacked, climb.probability)
+    return Attributions(stacked, climb.probability, tuple(sorted(set(finer))))
+
+
+def _integrate(
+    climb: _Climb, layers: Sequence[int], m: int, options: KnOptions
+) -> dict[int, Tensor]:
+    """The attributions (D,) of *layers* from m points; P(0) is read too if sums are checked."""
+    t, w = path(options.rule, m)
+    if options.settles:
+        t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
+    stairs = [(layer, *at) for layer in layers for at in zip(t, w, strict=True)]
+    scores: dict[int, Tensor] = {}
+    for part in in_parts(climb, stairs, options.rows):
+        for layer, score in part.items():
+            scores[layer] = scores.get(layer, 0) + score
+    return scores
 
 
 class _Climb:
@@ -63,6 +92,18 @@ class _Climb:
     def __init__(self, lm: Lm, kept: Kept, site: str, token: int) -> None:
         self.lm, self.kept, self.site, self.token = lm, kept, site, token
         self.probability = 0.0
+        self.at_zero: dict[int, float] = {}
+        """P(0) by layer, where a stair had the point 0."""
+
+    def off(self, layers: Sequence[int], scores: Mapping[int, Tensor]) -> list[int]:
+        """Those of *layers* whose attributions do not sum to P(a) - P(0)."""
+        whole = {layer: self.probability - zero for layer, zero in self.at_zero.items()}
+        largest = max(map(abs, whole.values()))
+        return [
+            layer
+            for layer in layers
+            if abs(float(scores[layer].double().sum()) - whole[layer]) > OFF * largest
+        ]
 
     def __call__(self, stairs: Sequence[tuple[int, Tensor, Tensor]]) -> dict[int, Tensor]:
         """The weighted sums of a * dP/da over the points, (D,) by layer, in float32."""
@@ -82,6 +123,9 @@ class _Climb:
             logits = self.kept.repeat(total).logits([0])[:, 0]
         p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
         self.probability = float(p[0].detach())
+        self.at_zero |= {
+            layer: float(p[1 + i].detach()) for i, (layer, t, _) in enumerate(stairs) if t == 0
+        }
         leaves = [leaf for _, leaf in steps.values()]
         gradients = torch.autograd.grad(weights @ p[1:], leaves)
         return {

@@ -79,6 +79,7 @@ class RomeOptions(ValueOptions):
                 "tolerance": None,
             },
             "r-rome": {"key_mode": "mean", "tolerance": None},
+            "fast": {"prefixes": ((5, 3), (10, 3)), "stop_after_top": 4, "compute": "auto"},
         }
     )
     prepares: ClassVar[tuple[str, ...]] = (
