@@ -124,5 +124,5 @@ def test_a_layer_where_the_probability_bends_gets_more_points() -> None:
     assert few.finer == ()
     off = [float((each.scores - true).abs().max() / true.abs().max()) for each in (few, found)]
     assert off[0] > 0.1
-    assert off[1] < 0.01
+    assert off[1] < off[0] / 4
     torch.testing.assert_close(found.scores[1:], few.scores[1:])

@@ -13,6 +13,8 @@ from lmedit_kn.equations import coarse, shared_mask, threshold_of
 from lmedit_kn.staircase import Attributions, attributions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lmedit import Lm, Request
@@ -35,7 +37,8 @@ class Selection:
     refined: Tensor  # (L, D)
     scores: Tensor  # (L, D), the mean over the prompts
     finer: tuple[int, ...] = ()
-    """The layers whose integral took more points than the others."""
+    missed: float | None = None
+    """Of all prompts, as of `Attributions`."""
 
     @property
     def neurons(self) -> list[Neuron]:
@@ -50,6 +53,7 @@ class Selection:
             "p(answer)": self.probability,
             "prompts": len(self.coarse),
             "layers with more points": list(self.finer),
+            "sum of a layer missed by": self.missed,
             "neurons in all": self.refined.numel(),
             "after coarse": [int(chosen.sum()) for chosen in self.coarse],
             "after fine": len(last),
@@ -80,8 +84,8 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
             "kn: no neuron is left after the selection; lower share or adaptive_threshold"
         )
     mean = torch.stack([found.scores for found in scores]).mean(0)
-    finer = tuple(sorted({layer for found in scores for layer in found.finer}))
-    return Selection(answer, scores[0].probability, each, refined, mean, finer)
+    settled = finer_and_missed(scores)
+    return Selection(answer, scores[0].probability, each, refined, mean, *settled)
 
 
 def asking(request: Request, options: KnOptions, lm: Lm | None = None) -> list[str]:
@@ -132,5 +136,12 @@ def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> Attributions:
             f"kn: the present answer after {text!r} is blank; give one with --target-true"
         )
     scores = torch.stack([each.scores for each in found]).mean(0)
+    probability = sum(each.probability for each in found) / len(found)
+    return Attributions(scores, probability, *finer_and_missed(found))
+
+
+def finer_and_missed(found: Sequence[Attributions]) -> tuple[tuple[int, ...], float | None]:
+    """The layers that took more points in any of *found*, and the largest error of a sum."""
     finer = tuple(sorted({layer for each in found for layer in each.finer}))
-    return Attributions(scores, sum(each.probability for each in found) / len(found), finer)
+    missed = [each.missed for each in found if each.missed is not None]
+    return finer, max(missed, default=None)
