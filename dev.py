@@ -217,7 +217,7 @@ def rooms(asked: argparse.Namespace) -> None:
 
 def families(asked: argparse.Namespace) -> None:
     """Try every decoder of transformers, write docs/reference/families.md. After --: its flags."""
-    run("python", "tests/families/sweep.py", *asked.rest)
+    run("python", "tests/families/sweep.py", *asked.rest, OMP_NUM_THREADS="1")
 
 
 TASKS = {
