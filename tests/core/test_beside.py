@@ -121,7 +121,7 @@ def test_every_measure_is_that_of_the_edited_weights() -> None:
     lm = tiny_lm(1)
     updates, cases = updates_of(lm), [case(n) for n in range(4)]
     scoring = Scoring(
-        frozenset({"locality", "generation", "text"}), HeldOut(lm, TEXTS, batch_tokens=40)
+        frozenset({"locality", "generation", "text", "stress"}), HeldOut(lm, TEXTS, batch_tokens=40)
     )
     before = scoring.before(lm, cases)
     together = scoring.score(lm, cases, before, UnmergedEdits(lm, updates, States(lm)))

@@ -13,6 +13,7 @@ from lmedit.compare.wild_scores import Wild
 from lmedit.metrics import counterfact, generated_text, locality, zsre
 from lmedit.metrics.counterfact import Contrast, mean
 from lmedit.metrics.generate import greedy, sample
+from lmedit.metrics.stress import score_stress, settle_stress
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.replay.unmerged import RowEdits
 
@@ -57,6 +58,8 @@ class Scoring:
         """Measure the base model: for each case the next tokens after its neighbours, or None."""
         if "wild" in self.groups:
             self.wild.read_base(lm, cases)
+        if "stress" in self.groups:
+            settle_stress(lm, cases)
         if "locality" not in self.groups:
             return [None] * len(cases)
         return _neighbours(lm, cases, None)
@@ -91,6 +94,8 @@ class Scoring:
         written: list[dict[str, str]] = [{} for _ in cases]
         if "locality" in self.groups:
             _join(found, _locality(lm, cases, before, under))
+        if "stress" in self.groups:
+            _join(found, score_stress(lm, cases, under))
         if "generation" in self.groups:
             _join(written, answers := _generate(lm, cases, under))
             _join(found, _score_generation(lm, cases, answers, under))

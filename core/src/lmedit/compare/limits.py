@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import FOLLOWS, MEASURES, Measure, measure
+from lmedit.compare.measure import Measure
+from lmedit.compare.measures import FOLLOWS, MEASURES, measure
 from lmedit.errors import OptionError
 from lmedit.metrics.harm import DRIFT, GROWTH
 
@@ -36,7 +37,10 @@ It is the task's first metric; ``abilities.arc_easy:acc_norm`` names another one
 """
 REFERENCES = ("RS", "essence")
 """Terms that need reference texts."""
-MAGNITUDES = ("EM", "PM", "NM", "NM_plus", "generation_gap")
+MAGNITUDES = (
+    *("EM", "PM", "NM", "NM_plus", "generation_gap"),
+    *("stress_check_new_margin", "stress_check_old_margin"),
+)
 """Differences of two shares or probabilities, from -1 to 1."""
 UNBOUNDED = ("GE", "survival")
 """Measures with the scale 100 that are no share between 0 and 1."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from lmedit.compare.measure import CONTRAST, FORCED, Measure
+from lmedit.compare.stress_measures import STRESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORCED = "teacher-forced"
-CONTRAST = "teacher-forced probability contrast, length-normalised"
 GREEDY = "greedy until end-of-text or 20 new tokens, after the rewrite prompt"
 TOKENS = "teacher-forced token accuracy, prompt and target joined as strings (ROME)"
 FREE = "greedy until end-of-text or 50 new tokens, in the chosen form of prompt"
@@ -22,25 +22,6 @@ HALF_WIDTH = "_ci"
 """The suffix of a score's name in a row for half of its 95 % interval."""
 SPREAD = "_sd"
 """The suffix of a number's name in a row for its standard deviation over seeds."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of a case or a row.
-
-    `scale` converts the stored value to the shown value (100: a share in percent); `digits` are its
-    decimal places. `group` is its name for `--metrics`; empty means that it is always measured.
-    """
-
-    name: str
-    label: str
-    meaning: str
-    protocol: str = ""
-    group: str = ""
-    scale: float = 100.0
-    digits: int = 1
-    less_is_better: bool = False
-    of_case: bool = True
 
 
 def _probability(name: str, meaning: str) -> Measure:
@@ -186,6 +167,7 @@ _SCORES = (
         3,
         less_is_better=True,
     ),
+    *STRESS,
     Measure(
         "essence",
         "essence",
@@ -273,6 +255,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
         "generation": "greedy generation next to teacher forcing: exact, contains, the gap",
         "wild": "free answers as papers on real use score them, with ceilings",
         "locality": "CounterFact+ (NS+, NM+) and KL on neighbours",
+        "stress": "negated, true-or-false and reverse questions; is the old answer gone",
         "text": "GE, RS and essence; it samples up to ten texts of 100 tokens per case",
         "health": "perplexity and KL on held-out text, singular values",
     }

@@ -9,7 +9,7 @@ from lmedit.compare.measures import HALF_WIDTH, SPREAD, measure, sort_columns
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lmedit.compare.measures import Measure
+    from lmedit.compare.measure import Measure
 
 HIDDEN = frozenset(
     {

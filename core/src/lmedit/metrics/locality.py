@@ -33,8 +33,12 @@ def with_edit(request: Request, prompt: str, lm: Lm | None = None) -> str:
         return f"{request.text} {request.target_new.strip()}. {prompt}"
     asked = lm.chat.bare(request.text) if lm.chat else request.text
     sentence = "".join(lm.parts(asked, request.target_new))
-    stop = IDEOGRAPHIC_STOP if writes_no_blanks(sentence[-1]) else ". "
-    return lm.behind(f"{sentence}{stop}", prompt)
+    return lm.behind(f"{sentence}{stop_after(sentence)}", prompt)
+
+
+def stop_after(sentence: str) -> str:
+    """The full stop after *sentence*, with a blank if its script writes blanks."""
+    return IDEOGRAPHIC_STOP if writes_no_blanks(sentence[-1]) else ". "
 
 
 def next_log_probabilities(

@@ -47,3 +47,20 @@ def score_targets(
 
     ids = [prompt + target[:-1] for prompt, target in rows]
     return read_rows(lm, ids, read, batch_tokens, target_places(rows), under)
+
+
+def first_token_ranks(
+    lm: Lm, pairs: Sequence[tuple[str, str]], under: RowEdits | None = None
+) -> list[int]:
+    """For each (prompt, target), the rank of the target's first token among all next tokens.
+
+    1 is the most probable token. Equal tokens share the best rank.
+    """
+    rows = target_rows(lm, pairs)
+
+    def read(i: int, logits: Tensor) -> int:
+        last = logits[-1]
+        return 1 + int((last > last[rows[i][1][0]]).sum())
+
+    ids = [prompt for prompt, _ in rows]
+    return read_rows(lm, ids, read, places=[[len(row) - 1] for row in ids], under=under)

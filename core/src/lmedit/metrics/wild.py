@@ -45,8 +45,13 @@ def _goes_on(before: str, stop: str, after: str) -> bool:
     word = before.rsplit(None, 1)[-1] if before.split() else ""
     if not stop.startswith("."):
         return after.lstrip()[:1].islower()
+    return is_short_form(word) or after.lstrip()[:1].islower()
+
+
+def is_short_form(word: str) -> bool:
+    """Whether *word*, without its last full stop, is an initial or a known abbreviation."""
     initial = re.fullmatch(r"(\w\.)*\w", word) is not None and not word.isdigit()
-    return initial or word.lower() in ABBREVIATIONS or after.lstrip()[:1].islower()
+    return initial or word.lower() in ABBREVIATIONS
 
 
 def plain_words(text: str) -> list[str]:

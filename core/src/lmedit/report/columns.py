@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import HALF_WIDTH, SPREAD, Measure, measure, sort_columns
+from lmedit.compare.measures import HALF_WIDTH, SPREAD, measure, sort_columns
 from lmedit.metrics.counterfact import interval, mean
 from lmedit.report.read import BASE, FinishedRun, Row
+
+if TYPE_CHECKING:
+    from lmedit.compare.measure import Measure
 
 PLAIN = frozenset(
     {
