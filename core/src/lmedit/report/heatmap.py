@@ -65,8 +65,8 @@ def radio_buttons(group: str, names: Sequence[str]) -> str:
     buttons = "".join(
         tag(
             "label",
-            f'<input type="radio" name="{group}" value="{name}"'
-            f"{' checked' if name == names[0] else ''}> {name}",
+            f'<input type="radio" name="{group}" value="{escape(name)}"'
+            f"{' checked' if name == names[0] else ''}> {escape(name)}",
         )
         for name in names
     )
