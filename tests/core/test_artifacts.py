@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ import torch
 from lmedit import Checkpoint, Dense, Lm, LowRank, Prepared, Site, Update, load_patch, save_patch
 from lmedit.errors import ArtifactError
 from lmedit.preparation import load_prepared, save_prepared
+from lmedit.storage import tensors as storage
 from lmedit.storage.atomic import write_whole
 from lmedit.storage.cache import cache_folder, key_of
 from lmedit.storage.json_files import write_json
-from lmedit.storage.tensors import load_tensors, save_tensors
+from lmedit.storage.tensors import CHECKPOINT, load_tensors, save_tensors
 from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
@@ -360,3 +362,34 @@ def test_the_same_edit_is_the_same_bytes(tmp_path: Path) -> None:
         written.add((tmp_path / f"{number}").read_bytes())
         assert load_patch(tmp_path / f"{number}")[1] == FACTS
     assert len(written) == 1
+
+
+def test_a_file_that_another_process_replaces_meanwhile_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors opens a file twice: here the second time finds another file."""
+    path, other = tmp_path / "state.safetensors", tmp_path / "other.safetensors"
+    save_tensors(path, CHECKPOINT, {"a": torch.zeros(3)}, {"long": "x" * 100})
+    save_tensors(other, CHECKPOINT, {"a": torch.ones(3)}, {})
+    opened = storage.safe_open
+
+    def replaced(name: Path, **given: Any) -> Any:
+        file = opened(name, **given)
+        if other.exists():
+            os.replace(other, name)
+        return file
+
+    monkeypatch.setattr(storage, "safe_open", replaced)
+    found, facts = load_tensors(path, CHECKPOINT)
+    assert (found["a"].tolist(), facts) in [([0.0] * 3, {"long": "x" * 100}), ([1.0] * 3, {})]
+    assert not other.exists()
+
+
+def test_a_damaged_file_is_refused_once(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, CHECKPOINT, {"a": torch.zeros(3)}, {})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="fails its checksum"):
+        load_tensors(path, CHECKPOINT)

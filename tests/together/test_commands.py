@@ -90,10 +90,8 @@ def test_prepare_is_cached(lmedit: Run, model: Path, text: Path) -> None:
     assert Path(first["path"]).stat().st_mtime_ns == written
 
 
-def test_locate_changes_nothing_and_shows_the_site(lmedit: Run, model: Path, text: Path) -> None:
-    found = json.loads(
-        lmedit("locate", "rome", *FACT, "-m", model, "--corpus", text, "--json").stdout
-    )
+def test_locate_changes_nothing_and_shows_the_site(lmedit: Run, model: Path) -> None:
+    found = json.loads(lmedit("locate", "rome", *FACT, "-m", model, "--json").stdout)
     assert found["sites"][0]["parameter"].endswith("mlp.c_proj.weight")
     assert found["evidence"]["layer from"] == "depth (untuned)"
 
@@ -141,7 +139,7 @@ def test_locate_averages_a_trace_over_facts_that_the_model_knows(
     assert known
     path, picture = tmp_path / "known.json", tmp_path / "average.svg"
     path.write_text(json.dumps(facts), encoding="utf-8")
-    flags = ["rome", "-m", model, "--corpus", text, "--facts", path, "-o", "trace_samples", "2"]
+    flags = ["rome", "-m", model, "--facts", path, "-o", "trace_samples", "2"]
     done = lmedit("locate", *flags, "--plot", picture, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)

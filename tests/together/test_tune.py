@@ -92,7 +92,7 @@ def test_the_file_is_taken_by_every_command(
     prepared = lmedit("prepare", "rome", *flags, "-o", "@rome-tuned.json", "--json")
     assert json.loads(prepared.stdout)["facts"]["layer"] == layer
     found = json.loads(
-        lmedit("locate", "rome", *FACT, *flags, "-o", "@rome-tuned.json", "--json").stdout
+        lmedit("locate", "rome", *FACT, "-m", model, "-o", "@rome-tuned.json", "--json").stdout
     )
     assert (found["evidence"]["layer"], found["evidence"]["layer from"]) == (layer, "given")
     table = lmedit(

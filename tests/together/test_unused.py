@@ -72,6 +72,11 @@ USED = {
     "--base": "the base of an audit; see below for export",
     "--gate": "the limits of a model",
     "--check": "loads each method",
+    "--tasks": "what is asked",
+    "--abilities": "columns of the table",
+    "--command": "the judge",
+    "--name": "the judge's name in the results",
+    "--release": "the judge's version in the results",
     "--facts": "the facts",
     "--plot": "refused without a picture",
     "--probe": "measures; refused if the method has no probe",
@@ -82,6 +87,39 @@ USED = {
 
 UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("edit", "--limit"): (("edit", "ft", *FACT, "--limit", "3"), "--limit is for --facts"),
+    ("edit", "--include-path"): (
+        ("edit", "ft", *FACT, "--include-path", "a"),
+        "--include-path is for --budget",
+    ),
+    ("apply", "--include-path"): (
+        ("apply", "none.safetensors", "-O", "a", "-m", "demo", "--include-path", "a"),
+        "--include-path is for --gate",
+    ),
+    ("verify", "--include-path"): (
+        ("verify", "none", "--include-path", "a"),
+        "--include-path is for --gate",
+    ),
+    ("compare", "--include-path"): (
+        ("compare", "ft", "--include-path", "a"),
+        "--include-path is used only with --abilities",
+    ),
+    ("compare", "--ability-limit"): (
+        ("compare", "ft", "--ability-limit", "3"),
+        "--ability-limit is used only with --abilities",
+    ),
+    ("compare", "--wild-prompt"): (
+        ("compare", "ft", "--wild-prompt", "qa"),
+        "--wild-prompt is used only with --metrics wild",
+    ),
+    ("compare", "--seeds"): (
+        ("compare", "ft", "--seeds", "0,1", "--seed", "3"),
+        "--seed and --seeds name the seed twice",
+    ),
+    ("abilities", "--limit"): (("abilities", "demo", "--tasks", "a", "--limit", "0"), "--limit"),
+    ("abilities", "--include-path"): (
+        ("abilities", "demo", "--tasks", "a", "--include-path", "none"),
+        "none",
+    ),
     ("edit", "--near"): (
         ("edit", "memit", "--facts", "demo", "--near", "demo"),
         "--near is for one fact",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmedit.cli.common import as_json_text, json_flag, say
 from lmedit.cli.foreign import check_entries
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "pluggy", "pydantic")
 
@@ -37,7 +42,7 @@ def findings() -> dict[str, dict[str, Any]]:
     from lmedit.storage.cache import cache_folder
 
     cache = cache_folder()
-    files = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    sizes = _sizes(cache)
     methods = check_entries(entries())
     return {
         "versions": {
@@ -51,12 +56,22 @@ def findings() -> dict[str, dict[str, Any]]:
         },
         "cache": {
             "folder": str(cache),
-            "files": len(files),
-            "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1),
+            "files": len(sizes),
+            "megabytes": round(sum(sizes) / 1e6, 1),
         },
         "worlds": {name: _tell_world(name) for name in worlds()},
         "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
     }
+
+
+def _sizes(folder: Path) -> list[int]:
+    """The bytes of each file below *folder*. Other processes may delete files meanwhile."""
+    sizes = []
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                sizes.append(os.stat(os.path.join(at, name)).st_size)
+    return sizes
 
 
 def _tell_world(name: str) -> str:

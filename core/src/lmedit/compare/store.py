@@ -105,8 +105,16 @@ RUN_FILES = ("results.json", "cases.json", "workers")
 
 
 def _files_of_others(folder: Path) -> str | None:
-    """The first of `RUN_FILES` in *folder*; None if there is none."""
-    return next((name for name in RUN_FILES if os.path.lexists(folder / name)), None)
+    """The first of `RUN_FILES` in *folder*; None if there is none, or if a worker just began.
+
+    A worker makes its lock before the database.
+    """
+    found = next((name for name in RUN_FILES if os.path.lexists(folder / name)), None)
+    if found == "workers" and (folder / found).is_dir():
+        names = os.listdir(folder / found)
+        if all(WORKER.fullmatch(name.removesuffix(".lock")) for name in names):
+            return None
+    return found
 
 
 class RunStore:
@@ -117,7 +125,8 @@ class RunStore:
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
         self._locks = folder / "workers"
-        if not self.path.exists() and (other := _files_of_others(folder)):
+        other = None if self.path.exists() else _files_of_others(folder)
+        if other and not self.path.exists():  # not made by another worker meanwhile
             raise RunError(
                 f"{folder} is not a run of lmedit and holds {other}, which would be replaced; give "
                 "another --run"

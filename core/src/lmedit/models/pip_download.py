@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from lmedit.errors import ModelError
@@ -126,14 +126,14 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _count_bytes(folder: Path) -> int:
-    """The size of the largest wheel below *folder*. pip may move it at the same time."""
-    sizes = []
-    for path in folder.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            continue
-    return max(sizes, default=0)
+    """The size of the largest wheel below *folder*. pip may move or delete folders meanwhile."""
+    sizes = [0]
+    for at, _, names in os.walk(folder):  # it skips folders that are gone
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(OSError):
+                    sizes.append(os.stat(os.path.join(at, name)).st_size)
+    return max(sizes)
 
 
 def _useful(log: Path) -> str:

@@ -71,6 +71,28 @@ def load_tensors(
     The tensors are views of the file; copy them to keep them longer than the file. Before a tensor
     is read, *check* receives the facts and the layout. It raises `ValueError` or `ArtifactError`.
     """
+    while True:
+        seen = _identity(path)
+        try:
+            return _load_once(path, kind, check)
+        except ArtifactError:
+            # safetensors opens the file twice. Another process may replace it in between.
+            if _identity(path) == seen:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a replaced file from the one before; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _load_once(
+    path: Path, kind: str, check: Callable[[Any, Layout], None] | None
+) -> tuple[dict[str, Tensor], Any]:
     with _open_file(path, kind) as (file, metadata):
         facts = parse_json(metadata.get("facts", ""))
         if check:
