@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_gate import write_patch
-from transformers import AutoModelForCausalLM
+from test_gate import REQUEST, write_patch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
+from lmedit import LowRank, Site, Update, load_lm, save_patch
 from lmedit.actions.audit import audit_folder
 from lmedit.edits.explained import compare_tensor
+from lmedit.edits.ledger import base_of
 from lmedit.edits.remainders import measure_remainder
 from lmedit.models.stored import StoredWeights, match_names
 
@@ -292,3 +294,33 @@ def test_a_tensor_up_to_rounding(model: Path, edited: Path) -> None:
     stored = StoredWeights.of(edited), StoredWeights.of(model)
     found = compare_tensor(EDITED, EDITED, *stored, LedgerOf(edited))
     assert found.state == "rounded"
+
+
+def test_edits_of_experts_are_explained_in_the_files_names(lmedit: Run, model: Path) -> None:
+    """Mixtral's files hold a tensor for each expert, the model holds one for all experts."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_experts_per_tok=1, **sizes, **heads)
+    MixtralForCausalLM(config).save_pretrained("experts")
+    tokenizer.save_pretrained("experts")
+    lm = load_lm("experts")
+    draw = torch.Generator().manual_seed(0)
+    for number, expert in enumerate((2, 0, 2)):
+        site = Site("model.layers.1.mlp.experts.down_proj", index=expert)
+        delta = LowRank(torch.randn(16, 1, generator=draw), torch.randn(1, 24, generator=draw))
+        update = Update({site: delta})
+        facts = {"method": "test", "model": base_of(lm, update), "request": REQUEST}
+        save_patch(f"{number}.safetensors", update, facts)
+    patches = [f"{number}.safetensors" for number in range(3)]
+    assert lmedit("apply", *patches, "-m", "experts", "-O", "edited").exit_code == 0
+    found = audit_folder(Path("edited"), None)
+    assert found["unexplained"] == []
+    assert {(each["name"], each["state"], len(each["edits"])) for each in found["tensors"]} == {
+        ("model.layers.1.block_sparse_moe.experts.2.w2.weight", "explained", 2),
+        ("model.layers.1.block_sparse_moe.experts.0.w2.weight", "explained", 1),
+    }
+    changed = "model.layers.1.block_sparse_moe.experts.1.w2.weight"
+    more = by_hand(load_file(Path("edited", WEIGHTS))[changed].shape)
+    change(Path("edited"), lambda tensors: tensors[changed].add_(more))
+    assert audit_folder(Path("edited"), None)["unexplained"] == [changed]

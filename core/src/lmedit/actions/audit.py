@@ -21,7 +21,7 @@ from lmedit.edits.explained import (
 from lmedit.edits.ledger import SHORT
 from lmedit.errors import ArtifactError, ModelError, UsageError
 from lmedit.models import LEDGER, TUNED_FILE
-from lmedit.models.load import find_place
+from lmedit.models.load import find_place, outline
 from lmedit.models.stored import StoredWeights, match_names
 from lmedit.storage.json_files import read_json
 
@@ -46,6 +46,8 @@ def audit_folder(folder: Path, base: str | None, *, download: bool = False) -> d
     ledger, name, place = _base_of(folder, base, download=download)
     mine, theirs = StoredWeights.of(folder), StoredWeights.of(place)
     names = match_names(set(mine.files), set(theirs.files))
+    if divided := set(ledger.edits_of) - set(mine.files):
+        ledger.divide(sorted(divided), outline(str(folder)).model)
     found = [
         compare_tensor(each, names[each], mine, theirs, ledger)
         for each in tqdm(sorted(names), "tensors", disable=None, leave=False)

@@ -25,10 +25,11 @@ from lmedit.models.families import as_matrix
 from lmedit.storage.tensors import PATCH, read_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from lmedit.models.stored import StoredWeights
     from lmedit.types import Update
@@ -71,6 +72,8 @@ class LedgerOf:
         self.problems: list[str] = []
         self.edits_of: dict[str, list[str]] = {}
         """The ids of the edits of each parameter, in the ledger's order."""
+        self.parts: dict[str, list[Tensor]] = {}
+        """The changes of tensors that are a part of a parameter (`divide`)."""
         for edit in self.head.get("edits", []):
             try:
                 sites = read_facts(self._path(edit["id"]), PATCH)["sites"]
@@ -81,6 +84,27 @@ class LedgerOf:
 
     def _path(self, identity: str) -> Path:
         return self.folder / f"{identity}.safetensors"
+
+    def divide(self, names: Iterable[str], model: PreTrainedModel) -> None:
+        """Replace the edits of the parameters *names* by those of the tensors in files.
+
+        In files, each expert has a tensor of its own; *model* holds one for all experts. Its
+        values are not read. Names that the model lacks stay.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        shapes = {name: each.shape for name, each in model.named_parameters()}
+        for name in [name for name in names if name in shapes]:
+            for update in self.updates(name):
+                whole = torch.zeros(shapes[name])
+                for site, delta in update.deltas.items():
+                    if site.parameter == name:
+                        as_matrix(whole, site).add_(delta.dense())
+                for stored, part in revert_weight_conversion(model, {name: whole}).items():
+                    if part.any():
+                        self.edits_of.setdefault(stored, []).append(update_digest(update))
+                        self.parts.setdefault(stored, []).append(part)
+            del self.edits_of[name]
 
     def updates(self, name: str) -> Iterator[Update]:
         """The edits of the parameter *name*, read one at a time. A damaged one is a problem."""
@@ -123,18 +147,25 @@ class LedgerOf:
 def add_edits_of(base: Tensor, name: str, ledger: LedgerOf, dtype: torch.dtype) -> Tensor:
     """*base* with the edits that *ledger* has of the parameter *name*, added in *dtype*."""
     values = base.to(ledger.number_type or dtype).clone()
+    for part in ledger.parts.get(name, ()):
+        _add(values, part)
+    if name in ledger.parts:
+        return values.to(dtype)
     for update in ledger.updates(name):
         for site, delta in update.deltas.items():
             if site.parameter != name:
                 continue
-            part = as_matrix(values, site)
-            change = delta.dense()
-            if part.shape != change.shape:
-                raise ArtifactError(f"its edit is {tuple(change.shape)}, it is {tuple(part.shape)}")
-            finer = torch.promote_types(part.dtype, change.dtype)
-            finer = torch.promote_types(finer, torch.float32)
-            part.copy_((part.to(finer) + change.to(finer)).to(part.dtype))
+            _add(as_matrix(values, site), delta.dense())
     return values.to(dtype)
+
+
+def _add(values: Tensor, change: Tensor) -> None:
+    """Add *change* to *values* in place, as `lmedit apply` does. Raises `ArtifactError`."""
+    if values.shape != change.shape:
+        raise ArtifactError(f"its edit is {tuple(change.shape)}, it is {tuple(values.shape)}")
+    finer = torch.promote_types(values.dtype, change.dtype)
+    finer = torch.promote_types(finer, torch.float32)
+    values.copy_((values.to(finer) + change.to(finer)).to(values.dtype))
 
 
 @torch.no_grad()
