@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from hashlib import sha256
@@ -93,7 +94,28 @@ def test_verdicts_are_in_the_run(lmedit: Run, run: Path) -> None:
     lmedit("judge", run, "--command", program(JUDGE), *named)
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert [each["name"] for each in results["judged"]] == ["other", "contains"]
-    assert lmedit("report", run).exit_code == 0
+    Path("other").mkdir()
+    for name in ("results.json", "cases.json", "run.sqlite"):
+        Path("other", name).write_bytes((run / name).read_bytes())
+    shown = lmedit("report", run, "--html", "page.html")
+    assert shown.exit_code == 0, shown.stderr
+    (line,) = re.findall(r"^contains 1 +ft .*$", shown.stdout, re.MULTILINE)
+    assert line.split()[3] == "3"
+    assert f"66.7 \u00b1 {ft['rewrite_ci']:.1f}" in line
+    assert f"33.3 \u00b1 {ft['paraphrase_ci']:.1f}" in line
+    page = Path("page.html").read_text(encoding="utf-8")
+    part = page.partition('<section id="judged"')[2].partition("</section>")[0]
+    assert f"66.7 \u00b1 {ft['rewrite_ci']:.1f}" in part
+    assert part.count("contains 1") == part.count(">other<") == 2
+    markdown = lmedit("report", run, "--format", "markdown").stdout
+    assert f"| contains 1 | ft | 3 | 66.7 \u00b1 {ft['rewrite_ci']:.1f} | 3 |" in markdown
+    both = lmedit("report", run, "other").stdout
+    assert len(re.findall(r"^contains 1 +(?:run|other)/ft", both, re.MULTILINE)) == 2
+
+
+def test_a_run_without_a_judge_shows_no_shares(lmedit: Run, run: Path) -> None:
+    assert "judge" not in lmedit("report", run, "--html", "page.html").stdout
+    assert 'id="judged"' not in Path("page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

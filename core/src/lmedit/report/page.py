@@ -18,6 +18,7 @@ from lmedit.report.columns import best, cell, columns, format_number
 from lmedit.report.curves import draw_retention, harm
 from lmedit.report.heatmap import MOST_GROUPS, heat_map
 from lmedit.report.histograms import magnitudes, norms
+from lmedit.report.judged import draw_judged
 from lmedit.report.matrix import matrix
 from lmedit.report.notes import notes, protocols, setups
 from lmedit.report.read import BASE
@@ -261,6 +262,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
     ("trade-off", "Efficacy against specificity", _trade_off),
     ("results", "Results", _results),
     ("differences", "Differences between methods", matrix),
+    ("judged", "Judged by a program", draw_judged),
     ("abilities", "Abilities", draw_abilities),
     ("retention", "Retention", _retention),
     ("harm", "Harm to the model", _harm),
@@ -274,7 +276,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[FinishedRun], str]], ...] = (
     ("set-up", "Set-up", setups),
     ("notes", "How to read this", notes),
 )
-OPEN = frozenset({"verdict", "trade-off", "results", "differences", "abilities"})
+OPEN = frozenset({"verdict", "trade-off", "results", "differences", "judged", "abilities"})
 """The sections that are open at first; a reader opens the others."""
 PILED = frozenset({"retention", "harm"})
 """The sections that are open too if edits piled up."""

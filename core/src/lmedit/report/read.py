@@ -116,6 +116,19 @@ class Published(Lenient):
     rows: list[Numbers] = []
 
 
+class JudgedBy(Lenient):
+    """The shares that a program of the user judged right: the program, and a row per method."""
+
+    name: str
+    version: str | None = None
+    rows: list[Numbers] = []
+
+    @property
+    def title(self) -> str:
+        """The program's name and version."""
+        return f"{self.name} {self.version or ''}".strip()
+
+
 class Named(Lenient):
     """The model, or the set of cases."""
 
@@ -138,6 +151,7 @@ class Results(Lenient):
     regime: dict[str, Any] = {}
     collapse_points: dict[str, int | None] = {}
     published: Published | None = None
+    judged: list[JudgedBy] = []
     trained_on: dict[str, int] = Field(default_factory=dict)
 
 

@@ -42,6 +42,11 @@ def side_by_side(folders: Sequence[Path]) -> tuple[FinishedRun, list[str]]:
         "model": _join_heads(runs, "model"),
         "cases": _join_heads(runs, "cases"),
         "rows": rows,
+        "judged": [
+            {**each, "rows": [{**r, "method": f"{name}/{r['method']}"} for r in each["rows"]]}
+            for name, run in zip(names, runs, strict=True)
+            for each in run.raw.get("judged", ())
+        ],
     }
     for name in OF_ONE_RUN:
         head.pop(name, None)

@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lmedit.compare.measures import HALF_WIDTH
-from lmedit.compare.table import table
+from lmedit.compare.table import align, table
 from lmedit.report.columns import best, cell, columns, complete_rows, format_number
+from lmedit.report.judged import HEADS, judged_rows
 from lmedit.report.latex import as_latex
 from lmedit.report.svg import tag
 from lmedit.storage.escapes import for_csv, for_json, for_markdown
@@ -30,7 +31,7 @@ def as_table(run: FinishedRun) -> str:
             values = [(row.method, cell(run, row, column)) for row in run.results.rows]
             told = ", ".join(f"{method} {format_number(*value)}" for method, value in values)
             lines.append(f"{column.label}: {told}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_judged_lines(run)])
 
 
 def as_markdown(run: FinishedRun) -> str:
@@ -38,7 +39,19 @@ def as_markdown(run: FinishedRun) -> str:
     head, rows = _cells(run)
     lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
     lines += [_line([f"**{text}**" if won else text for text, won in row]) for row in rows]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_judged_markdown(run)])
+
+
+def _judged_lines(run: FinishedRun) -> list[str]:
+    """The shares of judges as aligned text, with an empty line before it."""
+    rows = judged_rows(run)
+    return ["", *align([HEADS, *rows])] if rows else []
+
+
+def _judged_markdown(run: FinishedRun) -> list[str]:
+    """The shares of judges as a Markdown table, with an empty line before it."""
+    head, *lines = [_line(row) for row in ([*HEADS], *judged_rows(run))]
+    return ["", head, "|---|---|" + "---:|" * (len(HEADS) - 2), *lines] if lines else []
 
 
 def as_html(run: FinishedRun, remarks: Sequence[str] = ()) -> str:
