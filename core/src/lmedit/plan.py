@@ -76,8 +76,8 @@ class Plan:
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
     limit: int | None = None
-    join: Join = "auto"
-    """The joint of prompts and answers."""
+    only: str | None = None  # the word of `compare.only`: which cases to keep
+    join: Join = "auto"  # the joint of prompts and answers
     chat: bool = False
     """Whether prompts are asked through the tokenizer's chat template."""
     system: str | None = None

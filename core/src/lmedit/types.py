@@ -149,6 +149,7 @@ class Case(Frozen):
     """Prompts about other things; they should stay right after the edit."""
     groups: Mapping[str, tuple[Probe, ...]] = Field(default_factory=dict)
     """Consequences of the edit, and facts that should stay, by the data set's own group name."""
+    inserts_truth: bool = Field(default=False, description="whether the new answer is the true one")
 
 
 @dataclass(frozen=True, order=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
+from lmedit.compare.only import pick
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
@@ -101,6 +102,8 @@ class Measuring:
 
     def check(self, plan: Plan) -> None:
         """Raise an error for data that is missing; no model is loaded."""
+        if self.preset and plan.only:
+            raise UsageError("--preset uses the cases of the paper; give --only without --preset")
         check_readable("--heldout", self.heldout)
         check_readable("--references", self.references, folder=True)
         if wanted := self.tasks(plan):
@@ -131,8 +134,11 @@ class Measuring:
     def cases(self, plan: Plan, lm: Lm | None) -> CaseSet:
         """The cases of *plan*; by default those of the paper's table, as many as the paper used.
 
-        *lm* can be an outline; only a preset needs it.
+        *lm* can be an outline; only a preset needs it. With `Plan.only`, all cases are returned,
+        because the limit counts those that the model's answers pick.
         """
+        if plan.only:
+            return replace(plan, limit=None).load_cases(DEFAULT_CASES)
         if self.preset is None or lm is None:
             return plan.load_cases(DEFAULT_CASES, LIMIT)
         paper = PRESETS[self.preset]
@@ -181,10 +187,13 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
     shape = plan.outline() if measuring.preset else None
     cases = measuring.cases(plan, shape)
     regime = measuring.piles(cases)
-    if regime is not None and measuring.own_order:
-        cases = reorder(cases, plan.drawn_from, max(regime.sizes))
     measuring.check(plan)
     setup = set_up(plan, tell, used=(measuring.random_layer,))
+    if plan.only:
+        cases = pick(setup.lm, cases, plan.only, plan.limit or LIMIT)
+        regime = measuring.piles(cases)
+    if regime is not None and measuring.own_order:
+        cases = reorder(cases, plan.drawn_from, max(regime.sizes))
     editors = setup.editors()
     scoring = scoring_of(
         setup.lm,

@@ -12,7 +12,7 @@ from lmedit.cases.load import (
     load_knowns,
 )
 from lmedit.cases.pull import pull_cases
-from lmedit.cases.records import BrokenCase
+from lmedit.cases.records import BrokenCase, Only
 from lmedit.cases.sources import SOURCES, pulled_file
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "CasesGiven",
     "Known",
     "KnownSet",
+    "Only",
     "cases_given",
     "cases_of_world",
     "corpus_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from lmedit.cases.layouts import LAYOUTS, Layout, layout_of, split_name
 from lmedit.cases.records import (
     LONGEST_ID,
     BrokenCase,
+    Only,
     RecordSet,
     complaint_of,
     is_list,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CaseSet(RecordSet[Case]):
     """Cases in the order of the file, with the file's name and SHA-256."""
+
+    only: Only | None = None
+    """The filter by the unedited model's answers, if there was one."""
 
     def __iter__(self) -> Iterator[Case]:
         """Yield the cases that can be run."""
@@ -80,7 +84,7 @@ def cases_given(given: CasesGiven, limit: int | None = None, *, download: bool =
     if isinstance(given, str | Path):
         return load_cases(str(given), limit, download=download)
     if isinstance(given, CaseSet):
-        return CaseSet(given.name, given.digest, given.items[:limit])
+        return replace(given, items=given.items[:limit])
     rows = list(given)
     name = "given cases"
     layout = layout_of(rows) or LAYOUTS["facts"]

@@ -11,8 +11,27 @@ from lmedit.errors import CasesError
 from lmedit.storage.json_files import check_value, may_be_unsound, parse_json, whole_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Only:
+    """What a filter by the answers of the unedited model kept, and what it dropped."""
+
+    word: str
+    """right, wrong or unknown: the answers of the kept cases (`compare.only.MEANINGS`)."""
+    kept: int
+    """How many records stayed; broken ones stay."""
+    dropped: Mapping[str, int]
+    """How many cases were dropped, by their word."""
+    not_asked: int
+    """How many records come after the last one that was needed."""
+
+    def __str__(self) -> str:
+        away = ", ".join(f"{count} {word}" for word, count in self.dropped.items())
+        told = f"--only {self.word}: {self.kept} kept, {sum(self.dropped.values())} dropped"
+        return told + (f" ({away})" if away else "") + f", {self.not_asked} not asked"
 
 
 @dataclass(frozen=True)

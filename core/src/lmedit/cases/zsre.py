@@ -24,7 +24,8 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     ROME's true target "<|endoftext|>" means that there is none, so the case has none. The metric
     expands the locality answer token by token, as ROME does.
     """
-    return _case(record, index, _first_answer(record), None, need_text(record, "loc") + "?")
+    case = _case(record, index, _first_answer(record), None, need_text(record, "loc") + "?")
+    return case.model_copy(update={"inserts_truth": True})
 
 
 def case_from_alt(record: Mapping[str, Any], index: int) -> Case:

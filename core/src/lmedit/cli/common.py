@@ -305,6 +305,7 @@ def plan_of(given: dict[str, Any]) -> Plan:
         "corpora": "corpora",
         "cases_name": "cases",
         "limit": "limit",
+        "only": "only",
         "join": "join",
         "chat": "chat",
         "system": "system",

@@ -25,6 +25,7 @@ from lmedit.cli.common import (
     say,
     workers_flag,
 )
+from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ case_flags = flags(
         "[default: demo]",
     ),
     click.option("--limit", type=COUNT, help=f"Use only the first N cases.  [default: {LIMIT}]"),
+    only_flag,
     click.option(
         "--run",
         "folder",
@@ -254,6 +256,7 @@ def _show(results: dict[str, Any], *, as_json: bool) -> None:
         say("\n\n".join("\n".join(part) for part in parts if part))
     for line in [*failures(results["rows"]), *unsound_lines(results["rows"])]:
         note(line)
+    note_only(results["cases"])
     for name, count in results["trained_on"].items():
         if count:
             note(f"{name} was trained on {count} of these {results['cases']['n']} cases")

@@ -24,6 +24,7 @@ from lmedit.cli.common import (
     workers_flag,
 )
 from lmedit.cli.foreign import isolate_flag, new_run, runs_tasks
+from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many cases to use. tune takes the last ones; compare takes the first.",
 )
+@only_flag
 @click.option(
     "--run",
     "folder",
@@ -111,6 +113,7 @@ def tune(
         others = read_tuned(path) if path.exists() else {}
         write_entries(path, {**others, **named, method: entry})
     say(as_json_text(entry) if as_json else _text(entry))
+    note_only(entry["evidence"])
     note(f"the options are in {path}; use them with -o @{path}")
 
 

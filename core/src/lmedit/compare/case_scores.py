@@ -53,6 +53,8 @@ class Scoring:
     """How the group `wild` asks."""
     treebank: bool = False
     """Whether GE counts the words of the published GE, if the table shows published figures."""
+    only: str | None = None
+    """The word of --only: the answers of the unedited model that the cases were picked by."""
 
     def before(self, lm: Lm, cases: Sequence[Case]) -> list[Tensor | None]:
         """Measure the base model: for each case the next tokens after its neighbours, or None."""
@@ -74,6 +76,7 @@ class Scoring:
             *([self.abilities.digest] if self.abilities else []),
             *([self.wild.form] if "wild" in self.groups else []),
             *(["treebank"] if self.treebank and "text" in self.groups else []),
+            *([f"only {self.only}"] if self.only else []),
         ]
 
     def score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.claims import claims
 from lmedit.compare.measures import protocol
+from lmedit.compare.only import protocol_of_only
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
@@ -93,7 +94,7 @@ def compare(
     be used, and `ModelChangedError` if a method changed the model and it cannot be loaded again.
     *after* tells that a process ended while it did this before.
     """
-    scoring = scoring or Scoring()
+    scoring = replace(scoring or Scoring(), only=cases.only.word if cases.only else None)
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
     cases = as_asked(lm, cases)
     planned = {editor.name: predict_memory(editor, group_size(editor)) for editor in editors}
@@ -140,10 +141,13 @@ def results_head(
     return {
         "schema": SCHEMA,
         "model": {"name": lm.name, "digest": lm.digest},
-        "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)},
+        "cases": {"name": cases.name, "digest": cases.digest, "n": len(cases.items)}
+        | ({"only": asdict(cases.only)} if cases.only else {}),
         "seed": seed,
         "trained_on": seen,
-        "protocol": protocol(scoring.groups) | protocol_of_words(scoring),
+        "protocol": protocol(scoring.groups)
+        | protocol_of_words(scoring)
+        | protocol_of_only(scoring.only),
         "asking": asking_of(lm),
         **({"abilities": scoring.abilities.about} if scoring.abilities else {}),
     }

@@ -9,7 +9,7 @@ after an interruption, and several processes may share it.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
@@ -56,6 +56,7 @@ def pile_up(  # noqa: PLR0913
     process ended while it did this before. Raises the errors of `comparison.compare`.
     """
     cases = as_asked(lm, cases)
+    scoring = replace(scoring, only=cases.only.word if cases.only else None)
     good = cases.good[: max(regime.sizes)]
     if not good:
         raise CasesError(f"{cases.name} holds no case that can be run; correct its records")

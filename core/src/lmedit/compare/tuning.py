@@ -7,7 +7,7 @@ method at a random layer for each case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ def tune(
             "cases": cases.name,
             "cases_digest": cases.digest,
             "n": len(cases.items),
+            **({"only": asdict(cases.only)} if cases.only else {}),
             "model": lm.name,
             "model_digest": lm.digest,
             "version": loaded.version,

@@ -85,6 +85,12 @@ def obstacles(a: str, one: FinishedRun, b: str, other: FinishedRun) -> list[str]
             f"{both}: no score may be compared, because one has {edited[0]} cases, and the other "
             f"{edited[1]}"
         )
+    picked = [(raw["cases"].get("only") or {}).get("word") for raw in (mine, theirs)]
+    if picked[0] != picked[1]:
+        told = " and ".join(f"--only {word}" if word else "no --only" for word in picked)
+        found.append(
+            f"{both}: no score may be compared, because other answers pick their cases ({told})"
+        )
     for key, what in (("asking", "prompts are asked"), ("regime", "edits meet one model")):
         if mine.get(key) != theirs.get(key):
             found.append(f"{both}: no score may be compared, because {what} in another way")
@@ -107,4 +113,5 @@ def _short(thing: Mapping[str, Any]) -> str:
 
 def _other_protocols(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     one, other = mine.get("protocol", {}), theirs.get("protocol", {})
-    return [name for name in one if name in other and one[name] != other[name]]
+    shared = [name for name in one if name in other and name != "only"]
+    return [name for name in shared if one[name] != other[name]]
