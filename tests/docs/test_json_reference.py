@@ -168,7 +168,8 @@ def test_results_are_what_the_schema_says(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
     common = ("compare", "ft", "mend", "--limit", 2, "--json", "--run")
     tasks = ("--abilities", "demo_choice", "--include-path", ability_tasks(tmp_path / "tasks"))
-    seen, known = compared(printed(*common, tmp_path / "one", *tasks), "results")
+    picked = ("--only", "wrong")
+    seen, known = compared(printed(*common, tmp_path / "one", *tasks, *picked), "results")
     stored = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
     assert compared(stored, "results")[0] == seen
     few = ("--heldout-lines", 4, "--seeds", "0,1")
