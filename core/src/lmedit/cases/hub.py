@@ -46,15 +46,17 @@ def is_on_hub(error: Exception) -> bool:
     return isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError)
 
 
-def hub_rows(source: Path | str, *, download: bool) -> tuple[list[dict[str, Any]], str]:
-    """All rows of all splits, sorted by case_id if they have one, and their SHA-256.
+def hub_rows(
+    source: Path | str, *, download: bool, split: str | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """All rows, or those of one *split*, sorted by case_id if they have one, and their SHA-256.
 
     The sort restores CounterFact's order, which `azhx/counterfact` shuffled into train and test.
     A folder is read directly; a hub id needs *download*.
     """
     if not isinstance(source, Path) and not download:
         raise CasesError(f"cases {source!r} are on the hub; add --download to fetch them")
-    rows = _rows(source)
+    rows = _rows(source, split)
     if all(isinstance(row.get("case_id"), int) for row in rows):
         rows.sort(key=lambda row: row["case_id"])
     digest = hashlib.sha256()
@@ -63,12 +65,16 @@ def hub_rows(source: Path | str, *, download: bool) -> tuple[list[dict[str, Any]
     return rows, digest.hexdigest()
 
 
-def _rows(source: Path | str) -> list[dict[str, Any]]:
+def _rows(source: Path | str, split: str | None) -> list[dict[str, Any]]:
     import datasets
 
     try:
         loaded: Any = datasets.load_dataset(str(source), streaming=isinstance(source, Path))
-        return [dict(row) for split in sorted(loaded) for row in loaded[split]]
+        if split is not None and split not in loaded:
+            has = ", ".join(sorted(loaded))
+            raise CasesError(f"{str(source)!r} has no split {split!r}; it has {has}")
+        names = sorted(loaded) if split is None else [split]
+        return [dict(row) for name in names for row in loaded[name]]
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         what = f"cannot read {str(source)!r} as a data set of the hub ({error})"
         raise CasesError(f"{what}; give a JSON file, or see docs/reference/cases.md") from error

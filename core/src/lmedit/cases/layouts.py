@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.cases import counterfact, jsonl, knowedit, mquake, ripple, zsre
+from lmedit.cases import counterfact, jsonl, knowedit, mquake, questions, ripple, zsre
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +31,9 @@ LAYOUTS = {
         Layout("zsre-alt", zsre.KEYS, zsre.case_from_alt),
         Layout("knowedit", knowedit.KEYS, knowedit.case_from),
         Layout("mquake", mquake.KEYS, mquake.case_from),
+        Layout("qaedit", questions.QAEDIT, questions.qaedit),
+        Layout("wikibigedit", questions.WIKIBIGEDIT, questions.wikibigedit),
+        Layout("ultraeditbench", questions.ULTRAEDITBENCH, questions.ultraeditbench),
         Layout("ripple", ripple.KEYS, ripple.case_from),
     )
 }

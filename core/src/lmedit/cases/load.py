@@ -25,7 +25,7 @@ from lmedit.cases.records import (
     read,
     records_of,
 )
-from lmedit.cases.sources import SOURCES, pulled_file
+from lmedit.cases.sources import SOURCES, place_on_hub, pulled_file
 from lmedit.errors import CasesError
 from lmedit.models import worlds
 from lmedit.storage.cache import key_of
@@ -62,7 +62,8 @@ def load_cases(name: str, limit: int | None = None, *, download: bool = False) -
     layout, rest = split_name(name)
     path = path_of(rest)
     if path is None or path.is_dir():
-        rows, digest = hub_rows(path or rest, download=download)
+        place, split = (path, None) if path else place_on_hub(rest)
+        rows, digest = hub_rows(place, download=download, split=split)
         items = _items(enumerate(rows, 1), layout or layout_of(rows), limit, path or rest)
     else:
         text, digest = read(path)
@@ -130,6 +131,8 @@ def path_of(name: str) -> Path | None:
         return world.cases
     if path.exists():
         return path
+    if name in SOURCES and SOURCES[name].hub:
+        return None
     if name in SOURCES:
         if not (path := pulled_file(name)).is_file():
             raise CasesError(f"cases {name!r} are not downloaded yet; run lmedit cases pull {name}")

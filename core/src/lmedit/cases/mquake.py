@@ -1,7 +1,8 @@
 """One record of MQuAKE-CF as a `Case` (Zhong et al. 2023, arXiv 2305.14795, README "Data format").
 
 If the questions of a record change by several rewrites, one edit cannot be judged. Such a record
-becomes a broken case, which tells how many edits it needs.
+becomes a broken case, which tells how many edits it needs. MQuAKE-Remastered on the hub has the
+same records; its rewrites are flat: ``target_new_str`` in place of ``target_new.str``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ KEYS = frozenset(
     }
 )
 
+TARGETS = ("target_new", "target_true")
+
 
 def case_from(record: Mapping[str, Any], index: int) -> Case:
     """The case of *record*; the question of the rewrite is its paraphrase.
@@ -40,7 +43,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     rewrites = need(record, "requested_rewrite", list)
     if len(rewrites) != 1:
         raise ValueError(f"needs {len(rewrites)} edits at once; one edit changes one fact")
-    (rewrite,) = rewrites
+    rewrite = _nested(rewrites[0])
     right = (need_text(record, "new_answer"), *optional_texts(record, "new_answer_alias"))
     return Case(
         id=str(need(record, "case_id", int)),
@@ -51,6 +54,14 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
             "single_hop": tuple(_hop(hop) for hop in need(record, "new_single_hops", list)),
         },
     )
+
+
+def _nested(rewrite: Any) -> Any:
+    """*rewrite* with nested targets, if they are flat."""
+    if not isinstance(rewrite, dict) or "target_new_str" not in rewrite:
+        return rewrite
+    flat = {name: rewrite[key] for name in TARGETS if (key := f"{name}_str") in rewrite}
+    return {**rewrite, **{name: {"str": text} for name, text in flat.items()}}
 
 
 def _hop(hop: Any) -> Probe:

@@ -51,6 +51,9 @@ def pull_cases(name: str) -> PulledCases:
     if name not in SOURCES:
         raise UnknownNameError("set of cases", name, SOURCES)
     source, path = SOURCES[name], pulled_file(name)
+    if source.hub:
+        what = f"{name} is a data set of the hub, {source.hub}, and is not pulled"
+        raise CasesError(f"{what}; read it with --cases {name} --download")
     part = path.with_name(f"{path.name}.part")
     try:
         locks = cache_folder() / "locks"

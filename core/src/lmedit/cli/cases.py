@@ -24,9 +24,9 @@ def list_(*, as_json: bool) -> None:
         say(as_json_text(found))
         return
     for source, present in sources:
-        state = "present" if present else "-"
+        state = "present" if present else "hub" if source.hub else "-"
         size = "size unknown" if source.size is None else f"{source.size / 1e6:.1f} MB"
-        say(f"{source.name:<18} {state:<8} {size:>12}  {source.url}")
+        say(f"{source.name:<25} {state:<8} {size:>12}  {source.url}")
 
 
 @cases.command("pull")
