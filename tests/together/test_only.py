@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmedit.cases import load_cases
-from lmedit.compare.only import RIGHT, UNKNOWN, WRONG, pick, word_of
+from lmedit.compare.only import RIGHT, UNKNOWN, WRONG, keep_only, word_of
 from lmedit.errors import CasesError, UnknownNameError
 from lmedit.models import load_lm, worlds
 
@@ -120,7 +120,7 @@ def test_the_limit_counts_kept_cases(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     lm, cases = load_lm("demo"), load_cases(str(file))
     right = [r["id"] for r, word in zip(records, words, strict=True) if word == RIGHT]
-    first, last = pick(lm, cases, RIGHT, 2), pick(lm, cases, RIGHT, 2, last=True)
+    first, last = keep_only(lm, cases, RIGHT, 2), keep_only(lm, cases, RIGHT, 2, last=True)
     assert [case.id for case in first.good] == right[:2]
     assert [case.id for case in last.good] == right[-2:]
     assert first.only is not None
@@ -129,10 +129,10 @@ def test_the_limit_counts_kept_cases(tmp_path: Path) -> None:
     assert first.only.not_asked == len(records) - place - 1
     assert sum(first.only.dropped.values()) == place + 1 - 2
     with pytest.raises(UnknownNameError, match="word of --only"):
-        pick(lm, cases, "maybe")
+        keep_only(lm, cases, "maybe")
     known = load_cases(str(file), 2)
     with pytest.raises(CasesError, match="keeps none of the 2 cases"):
-        pick(lm, known, UNKNOWN)
+        keep_only(lm, known, UNKNOWN)
 
 
 def test_a_table_of_the_paper_takes_no_filter(lmedit: Run) -> None:

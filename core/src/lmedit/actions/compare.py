@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
-from lmedit.compare.only import pick
+from lmedit.compare.only import keep_only
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
@@ -190,7 +190,7 @@ def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> 
     measuring.check(plan)
     setup = set_up(plan, tell, used=(measuring.random_layer,))
     if plan.only:
-        cases = pick(setup.lm, cases, plan.only, plan.limit or LIMIT)
+        cases = keep_only(setup.lm, cases, plan.only, plan.limit or LIMIT)
         regime = measuring.piles(cases)
     if regime is not None and measuring.own_order:
         cases = reorder(cases, plan.drawn_from, max(regime.sizes))

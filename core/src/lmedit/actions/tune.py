@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
 from lmedit.compare.case_scores import score_cases
-from lmedit.compare.only import pick
+from lmedit.compare.only import keep_only
 from lmedit.compare.tuning import Stage, edits_of, settings_of, spread, tune
 from lmedit.errors import CasesError, RequestError, UsageError
 from lmedit.options import parse_value
@@ -114,7 +114,7 @@ def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
         raise CasesError(f"{cases.name}: none of the last {len(cases.items)} records can be edited")
     setup = set_up(plan, tell)
     if plan.only:
-        cases = pick(setup.lm, cases, plan.only, plan.limit or LIMIT, last=True)
+        cases = keep_only(setup.lm, cases, plan.only, plan.limit or LIMIT, last=True)
     (loaded,) = setup.methods
     given = {name: parse_value(value) for name, value in setup.given_options(loaded).items()}
     settings = settings_of(loaded, setup.lm, given)

@@ -43,7 +43,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     rewrites = need(record, "requested_rewrite", list)
     if len(rewrites) != 1:
         raise ValueError(f"needs {len(rewrites)} edits at once; one edit changes one fact")
-    rewrite = _nested(rewrites[0])
+    rewrite = _nest_targets(rewrites[0])
     right = (need_text(record, "new_answer"), *optional_texts(record, "new_answer_alias"))
     return Case(
         id=str(need(record, "case_id", int)),
@@ -56,7 +56,7 @@ def case_from(record: Mapping[str, Any], index: int) -> Case:
     )
 
 
-def _nested(rewrite: Any) -> Any:
+def _nest_targets(rewrite: Any) -> Any:
     """*rewrite* with nested targets, if they are flat."""
     if not isinstance(rewrite, dict) or "target_new_str" not in rewrite:
         return rewrite

@@ -49,7 +49,7 @@ def wikibigedit(record: Mapping[str, Any], index: int) -> Case:
     """
     groups = {
         "personas": tuple(
-            _probe(text, need_text(record, "ans"), "ans") for text in _filled(record, "personas")
+            _probe(text, need_text(record, "ans"), "ans") for text in _texts_in(record, "personas")
         ),
         "mhop": _pair(record, "mhop", "mhop_ans"),
     }
@@ -57,7 +57,7 @@ def wikibigedit(record: Mapping[str, Any], index: int) -> Case:
         record,
         str(index),
         ("update", "ans"),
-        _filled(record, "rephrase"),
+        _texts_in(record, "rephrase"),
         _pair(record, "loc", "loc_ans"),
         inserts_truth=True,
     )
@@ -125,12 +125,12 @@ def _kind_of(entry: Any) -> type:
     return list if isinstance(found, list) else str
 
 
-def _filled(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _texts_in(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The texts of field *name* that are not blank; none if it is null or missing."""
     return tuple(text for text in optional_texts(record, name) if text.strip())
 
 
 def _pair(record: Mapping[str, Any], asked: str, answer: str) -> tuple[Probe, ...]:
     """The probe of two fields; none without the question. A question needs its answer."""
-    prompts = _filled(record, asked)
+    prompts = _texts_in(record, asked)
     return tuple(_probe(prompt, need_text(record, answer), answer) for prompt in prompts)

@@ -56,7 +56,7 @@ def true_answer(case: Case) -> str | None:
     return case.request.target_new if case.inserts_truth else case.request.target_true
 
 
-def pick(
+def keep_only(
     lm: Lm, cases: CaseSet, word: str, limit: int | None = None, *, last: bool = False
 ) -> CaseSet:
     """The first *limit* of *cases* to which *word* of `MEANINGS` applies; with *last*, the last.
@@ -73,7 +73,7 @@ def pick(
     with tqdm(total=len(items), disable=None, desc=f"only {word}", leave=False) as bar:
         for start in range(0, len(items), AT_ONCE):
             some = items[start : start + AT_ONCE]
-            for item, found in zip(some, words_of(lm, replace(cases, items=some)), strict=True):
+            for item, found in zip(some, judge_cases(lm, replace(cases, items=some)), strict=True):
                 if limit is not None and len(kept) == limit:
                     break
                 asked += 1
@@ -93,7 +93,7 @@ def pick(
     return replace(cases, items=tuple(kept[::-1] if last else kept), only=told)
 
 
-def words_of(lm: Lm, cases: CaseSet) -> list[str | None]:
+def judge_cases(lm: Lm, cases: CaseSet) -> list[str | None]:
     """The word of each of *cases*; None for a broken record."""
     asked = as_asked(lm, cases).items
     prompts = [item.request.text for item in asked if isinstance(item, Case)]
