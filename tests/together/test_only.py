@@ -11,10 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmedit.actions.tune import set_up_tuning
 from lmedit.cases import load_cases
 from lmedit.compare.only import RIGHT, UNKNOWN, WRONG, keep_only, word_of
 from lmedit.errors import CasesError, UnknownNameError
 from lmedit.models import load_lm, worlds
+from lmedit.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,3 +141,38 @@ def test_a_table_of_the_paper_takes_no_filter(lmedit: Run) -> None:
     done = lmedit("compare", "ft", "--preset", "rome-table4", "--only", "wrong")
     assert done.exit_code != 0
     assert "give --only without --preset" in done.stderr
+
+
+def write_facts(tmp_path: Path) -> Path:
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n".join(map(json.dumps, facts())), encoding="utf-8")
+    return file
+
+
+def test_piled_edits_and_two_seeds_use_the_kept_cases(lmedit: Run, tmp_path: Path) -> None:
+    flags = ("--regime", "sequential", "--sizes", "1,3", "--heldout-lines", 2, "--seeds", "0,1")
+    command = ("compare", "ft", "-o", "steps", 1, "--cases", write_facts(tmp_path), *flags)
+    picked = ("--only", "right", "--run", tmp_path / "run", "--limit")
+    found = json.loads(lmedit(*command, *picked, 3, "--json").stdout)
+    assert found["cases"]["only"]["dropped"] == {"wrong": 1}
+    assert found["rows"][1]["size"] == 3
+    stored = json.loads((tmp_path / "run" / "cases.json").read_text(encoding="utf-8"))
+    assert {case["id"] for case in stored} == {"0", "1", "3"}
+    assert "--sizes '1,3': there are 1 cases" in lmedit(*command, *picked, 1).stderr
+
+
+def test_runs_that_were_picked_in_another_way_are_not_compared(lmedit: Run, tmp_path: Path) -> None:
+    command = ("compare", "ft", "-o", "steps", 1, "--cases", write_facts(tmp_path))
+    for word in ("right", "wrong"):
+        lmedit(*command, "--only", word, "--limit", 2, "--run", tmp_path / word)
+    done = lmedit("report", tmp_path / "right", tmp_path / "wrong")
+    told = "because other answers pick their cases (--only right and --only wrong)"
+    assert told in done.stderr
+    assert "--only" not in lmedit("report", tmp_path / "right", tmp_path / "right").stderr
+
+
+def test_tune_takes_the_last_kept_cases(tmp_path: Path) -> None:
+    plan = Plan(methods=("ft",), cases=str(write_facts(tmp_path)), limit=2, only="right")
+    words = second_words(facts())
+    right = [r["id"] for r, word in zip(facts(), words, strict=True) if word == RIGHT]
+    assert [case.id for case in set_up_tuning(plan).cases.good] == right[-2:]
