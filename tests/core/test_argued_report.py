@@ -213,3 +213,12 @@ def test_another_number_of_cases_may_not_be_compared(made: Path, tmp_path: Path)
     change(other, cases={"name": "made", "digest": "ab", "n": 24})
     (line,) = side_by_side([made, other])[1]
     assert "one has 24 cases, and the other 8" in line
+
+
+def test_methods_with_the_same_highest_score_are_named_together(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    rows = [{**row, "S": 50.0} if row["method"] != "base" else row for row in results["rows"]]
+    change(folder, rows=rows)
+    names = [row["method"] for row in rows if row["method"] != "base"]
+    first = verdict_sentences(read_run(folder))[0]
+    assert first == f"{join_names(names)} have the highest S, 50.0 of 100."

@@ -81,6 +81,9 @@ def _best(run: FinishedRun, main: str, ranked: Sequence[tuple[float, Row]]) -> s
         of_base = cell_named(run, base, main)[0] if base else None
         than = "" if of_base is None else f"; the unedited model has {format_number(of_base)}"
         return f"{best.method} has {label} {number} of 100{than}."
+    tied = [row.method for other, row in ranked if other == value]
+    if len(tied) > 1:
+        return f"{join_names(tied)} have the highest {label}, {number} of 100."
     return f"{best.method} has the highest {label}, {number} of 100.{_beaten(run, best.method)}"
 
 
