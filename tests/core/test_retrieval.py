@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
-from lmedit.compare.retrieval import K1, B, Ranking, retrieve_among, words_of
+from lmedit.cases import CaseSet
+from lmedit.compare.comparison import compare
+from lmedit.compare.retrieval import K1, B, Ranking, retrieval, retrieve_among, words_of
+from lmedit.tiny import tiny_lm
 from lmedit.types import Case, Request
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXTS = ("The tower is in Paris", "The boat is in the river", "Nobody knows the tower of the city")
 
@@ -48,3 +55,16 @@ def test_the_facts_stand_before_each_prompt_with_the_best_last() -> None:
     assert asked.neighbours[1].endswith("The Louvre is in the city of Oslo. The Louvre stands")
     assert asked.request.prompt.count("{}") == 1
     assert asked.request.target_new == "Oslo"
+
+
+def test_more_facts_in_the_same_run_are_other_results(tmp_path: Path) -> None:
+    lm = tiny_lm()
+
+    def scores(count: int, folder: str) -> list[object]:
+        cases = CaseSet("three", "d" * 64, tuple(CASES[:count]))
+        found = compare(lm, cases, [], tmp_path / folder, 0, baselines=[retrieval(lm)])
+        return [each.scores for each in found.outcomes["retrieve"]]
+
+    few, more, fresh = scores(1, "run"), scores(3, "run"), scores(3, "fresh")
+    assert more == fresh
+    assert few[0] != more[0]

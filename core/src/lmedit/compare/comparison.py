@@ -186,12 +186,13 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
     fixed: dict[str, Any] = {"method": candidate.name, **protocol_facts(lm, scoring)}
     tasks = []
     for case in cases.good:
-        of_editor: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         if candidate.editor_of is not None:
-            of_editor = editor_facts(candidate.editor_of(case))
-        tasks.append(
-            Task(key_of(case=case.model_dump(mode="json"), **fixed, **of_editor), case, candidate)
-        )
+            own = editor_facts(candidate.editor_of(case))
+        if candidate.asks is not None:  # the other cases decide what is asked
+            own["asked"] = candidate.asked(case).model_dump(mode="json")
+        key = key_of(case=case.model_dump(mode="json"), **fixed, **own)
+        tasks.append(Task(key, case, candidate))
     return tasks
 
 
