@@ -74,6 +74,7 @@ USED = {
     "--check": "loads each method",
     "--tasks": "what is asked",
     "--abilities": "columns of the table",
+    "--only": "the cases that are kept",
     "--command": "the judge",
     "--name": "the judge's name in the results",
     "--release": "the judge's version in the results",
