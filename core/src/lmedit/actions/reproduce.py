@@ -30,12 +30,16 @@ def origin(plan: Plan, measuring: Measuring, seeds: Sequence[int]) -> dict[str, 
         "measuring": asdict(measuring),
     }
     return {
-        "lmedit": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **_versions(),
         **{part: {k: _plain(v) for k, v in some.items()} for part, some in values.items()},
         "seeds": list(seeds),
     }
+
+
+def _versions() -> dict[str, str]:
+    """The versions that may change a score."""
+    own = {"lmedit": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def _plain(value: Any) -> Any:
@@ -89,11 +93,9 @@ def _tuples(value: Any) -> Any:
 def tell_versions(old: Mapping[str, Any]) -> list[str]:
     """One line for each version that differs from that of *old*."""
     made = old["made_by"]
-    now = {"lmedit": __version__, "python": platform.python_version()}
-    now |= {name: version(name) for name in PACKAGES}
     return [
         f"{name} is {mine}, and the results were made with {made.get(name)}"
-        for name, mine in now.items()
+        for name, mine in _versions().items()
         if made.get(name) != mine
     ]
 
@@ -102,11 +104,10 @@ def check_sources(old: Mapping[str, Any], plan: Plan, measuring: Measuring) -> N
     """Raise an error if the methods, the cases or the model are not those of *old*."""
     methods = [row["method"] for row in old["rows"] if "version" in row]
     try:
-        plan.load_methods()
+        known = {loaded.name for loaded in plan.load_methods()}
         cases = measuring.cases(plan, plan.outline() if measuring.preset else None)
     except LmeditError as error:
         raise RunError(f"the results cannot be reproduced: {error}") from error
-    known = {loaded.name for loaded in plan.load_methods()}
     if missing := [name for name in methods if name not in known]:
         raise RunError(f"method {missing[0]!r} is not installed here; install it")
     lm = plan.load_model()

@@ -96,10 +96,10 @@ class LedgerOf:
         shapes = {name: each.shape for name, each in model.named_parameters()}
         for name in [name for name in names if name in shapes]:
             for update in self.updates(name):
-                whole = torch.zeros(shapes[name])
-                for site, delta in update.deltas.items():
-                    if site.parameter == name:
-                        as_matrix(whole, site).add_(delta.dense())
+                changes = [(s, d.dense()) for s, d in update.deltas.items() if s.parameter == name]
+                whole = torch.zeros(shapes[name], dtype=changes[0][1].dtype)
+                for site, change in changes:
+                    as_matrix(whole, site).add_(change)
                 for stored, part in revert_weight_conversion(model, {name: whole}).items():
                     if part.any():
                         self.edits_of.setdefault(stored, []).append(update_digest(update))
