@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lmedit.cli.common import as_json_text, json_flag, say
 from lmedit.cli.foreign import check_entries
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from lmedit.storage.ours import file_sizes
 
 LIBRARIES = ("lmedit", "torch", "transformers", "safetensors", "datasets", "pluggy", "pydantic")
 
@@ -42,7 +38,7 @@ def findings() -> dict[str, dict[str, Any]]:
     from lmedit.storage.cache import cache_folder
 
     cache = cache_folder()
-    sizes = _sizes(cache)
+    sizes = file_sizes(cache)
     methods = check_entries(entries())
     return {
         "versions": {
@@ -62,16 +58,6 @@ def findings() -> dict[str, dict[str, Any]]:
         "worlds": {name: _tell_world(name) for name in worlds()},
         "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
     }
-
-
-def _sizes(folder: Path) -> list[int]:
-    """The bytes of each file below *folder*. Other processes may delete files meanwhile."""
-    sizes = []
-    for at, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                sizes.append(os.stat(os.path.join(at, name)).st_size)
-    return sizes
 
 
 def _tell_world(name: str) -> str:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 from lmedit.errors import ModelError
 from lmedit.models.gguf import digest_of
 from lmedit.storage.atomic import part_of
 from lmedit.storage.bars import byte_bar
+from lmedit.storage.ours import file_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,13 +128,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 def _count_bytes(folder: Path) -> int:
     """The size of the largest wheel below *folder*. pip may move or delete folders meanwhile."""
-    sizes = [0]
-    for at, _, names in os.walk(folder):  # it skips folders that are gone
-        for name in names:
-            if name.endswith(".whl"):
-                with suppress(OSError):
-                    sizes.append(os.stat(os.path.join(at, name)).st_size)
-    return max(sizes)
+    return max(file_sizes(folder, ".whl"), default=0)
 
 
 def _useful(log: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +122,20 @@ def list_files(folder: Path) -> None:
     """Write the list of the files in *folder*, which lmedit puts in its place next."""
     names = sorted(entry.name for entry in folder.iterdir())
     (folder / FILES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def file_sizes(folder: Path, ending: str = "") -> list[int]:
+    """The bytes of each file below *folder* whose name has *ending*.
+
+    Files and folders that another process deletes meanwhile are left out.
+    """
+    sizes = []
+    for at, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(ending):
+                with suppress(OSError):
+                    sizes.append(os.stat(os.path.join(at, name)).st_size)
+    return sizes
 
 
 def others_in(folder: Path) -> list[Path]:
