@@ -27,6 +27,7 @@ from lmedit.tiny import tiny_family
 from lmedit.types import Prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 Plugin = Callable[..., LoadedMethod]
@@ -603,22 +604,19 @@ def test_an_interrupted_group_is_worked_out_as_a_whole_again(
     lm: Lm, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So an update does not depend on what had been finished before."""
-    from lmedit.compare import worker as work
+    keep = RunStore.add
 
-    keep, kept = work.store_result, []
-
-    def stop_at_the_fifth(*arguments: Any) -> None:
-        if len(kept) == 20 + 5:  # after the unedited model's
+    def stop_at_the_fifth(store: RunStore, results: Sequence[Stored]) -> None:
+        keep(store, results[:5] if results[0].method == "push" else results)
+        if results[0].method == "push":
             raise KeyboardInterrupt
-        kept.append(arguments)
-        keep(*arguments)
 
     calls: list[list[str]] = []
     editor = make("push", edit_compute_many=many(calls))
-    monkeypatch.setattr(work, "store_result", stop_at_the_fifth)
+    monkeypatch.setattr(RunStore, "add", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         compare(lm, twenty(), [editor], tmp_path / "run", 0)
-    monkeypatch.setattr(work, "store_result", keep)
+    monkeypatch.setattr(RunStore, "add", keep)
     compare(lm, twenty(), [editor], tmp_path / "run", 0)
     assert [len(subjects) for subjects in calls] == [8, 8, 8, 4]
     assert calls[0] == calls[1]

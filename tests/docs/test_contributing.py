@@ -36,7 +36,7 @@ ANSWERS = {
     "add a metric": ("core/src/lmedit/compare/measures.py", "MEASURES"),
     "case format": ("core/src/lmedit/cases/layouts.py", "LAYOUTS"),
     "add a command": ("core/src/lmedit/cli/__init__.py", "main"),
-    "add an executor": ("core/src/lmedit/compare/worker.py", "Worker"),
+    "add an executor": ("core/src/lmedit/executors/__init__.py", "Executor"),
     "add a chart": ("core/src/lmedit/charts/figures.py", "draw_file"),
     "take a lock": ("core/src/lmedit/storage/locks.py", "lock_folder"),
     "before an edit": ("core/src/lmedit/preparation.py", "find_prepared"),

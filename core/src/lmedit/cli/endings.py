@@ -8,50 +8,23 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import suppress
 
 import click
 
+from lmedit.executors.signals import Stopped, signals_end
 from lmedit.storage.escapes import for_terminal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked the program to end. Every block cleans up, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        """*number* is that of the signal."""
-        super().__init__(number)
-        self.number = number
-
-
-ENDING = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
-
-
-@contextmanager
-def signals_end() -> Iterator[None]:
-    """Raise `Stopped` in the block at SIGTERM and SIGHUP, unless the caller ignores these."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in ENDING}
-    mine = [number for number, handler in before.items() if handler is signal.SIG_DFL]
-    for number in mine:
-        signal.signal(number, _stop)
-    try:
-        yield
-    finally:
-        for number in mine:
-            signal.signal(number, before[number])
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second signal must not stop the cleaning up
-    raise Stopped(number)
+__all__ = [
+    "OwnStdout",
+    "Stopped",
+    "close_stdout",
+    "keep_stdout",
+    "line_of",
+    "open_streams",
+    "signals_end",
+    "tell_end",
+]
 
 
 def open_streams() -> None:

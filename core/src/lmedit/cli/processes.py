@@ -7,11 +7,11 @@ import sys
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from lmedit import errors
 from lmedit.cli.common import note, note_elsewhere
-from lmedit.cli.endings import Stopped, signals_end
-from lmedit.cli.workers import become_worker, end_workers
 from lmedit.errors import LmeditError, how_ended
+from lmedit.executors import error_from_text
+from lmedit.executors.children import become_worker, end_workers
+from lmedit.executors.signals import Stopped, signals_end
 from lmedit.storage.json_files import dump_json, parse_json
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
         return value
     if kind == "bug":
         raise EndedError(value, again=False)
-    known = getattr(errors, kind, LmeditError)
-    told = known.__new__(known)
-    LmeditError.__init__(told, value)
-    raise told
+    raise error_from_text((kind, value))
 
 
 def _processes() -> Any:

@@ -10,19 +10,20 @@ from lmedit.compare.asking import as_asked, asking_of
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.claims import claims
+from lmedit.compare.driver import Driver, Hands, one_pair
 from lmedit.compare.measures import protocol
+from lmedit.compare.one_edit import Task
 from lmedit.compare.only import protocol_of_only
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.worker import Ended, Task, Worker, group_size
+from lmedit.compare.worker import Ended, Worker, group_size
 from lmedit.errors import RunError
 from lmedit.memory import MEBIBYTE, in_use
 from lmedit.metrics.ability_differences import ability_differences
 from lmedit.metrics.bootstrap import Interval, paired_difference, paired_score_difference
 from lmedit.metrics.contamination import trained_on
 from lmedit.pipeline import work_of
-from lmedit.replay.unmerged import States
 from lmedit.storage.cache import key_of
 from lmedit.storage.code import core_code
 from lmedit.storage.json_files import SCHEMA, parse_json, write_json
@@ -78,7 +79,7 @@ class Compared:
         }
 
 
-def compare(
+def compare(  # noqa: PLR0913
     lm: Lm,
     cases: CaseSet,
     editors: Sequence[Editor],
@@ -87,12 +88,15 @@ def compare(
     scoring: Scoring | None = None,
     baselines: Sequence[Candidate] = (),
     after: Ended | None = None,
+    *,
+    hands: Hands | None = None,
 ) -> Compared:
     """Compare *editors* on *cases* in the run *folder*.
 
     The unedited model comes first, *baselines* come last. Raises `RunError` if the folder cannot
     be used, and `ModelChangedError` if a method changed the model and it cannot be loaded again.
-    *after* tells that a process ended while it did this before.
+    *after* tells that a process ended while it did this before. *hands* work; by default this
+    process does.
     """
     scoring = replace(scoring or Scoring(), only=cases.only.word if cases.only else None)
     candidates = [Candidate(BASE), *map(of_editor, editors), *baselines]
@@ -101,13 +105,12 @@ def compare(
     candidates = [_knowing(candidate, cases.good) for candidate in candidates]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
-        worker = Worker(store, lm, scoring, States(lm), after=after)
+        tasks = {each.name: _tasks(lm, cases, each, scoring) for each in candidates}
+        hands = hands or one_pair(Worker(lm, scoring))
+        Driver(store, hands, after).finish([task for some in tasks.values() for task in some])
         runs = {
-            candidate.name: [
-                read_outcome(stored, candidate.name)
-                for stored in worker.finish(_tasks(lm, cases, candidate, scoring))
-            ]
-            for candidate in candidates
+            name: [read_outcome(found, name) for t in some if (found := store.get(t.key))]
+            for name, some in tasks.items()
         }
     unedited = {outcome.case: outcome.scores for outcome in runs[BASE]}
     full = {name: _complete_outcomes(name, found, unedited, cases) for name, found in runs.items()}
@@ -118,6 +121,19 @@ def compare(
         for e in candidates
     ]
     return Compared({**results_head(lm, cases, seed, scoring, candidates), "rows": rows}, full)
+
+
+def tasks_of(
+    lm: Lm,
+    cases: CaseSet,
+    candidates: Sequence[Candidate],
+    scoring: Scoring,
+) -> list[Task]:
+    """The tasks that `compare` makes of *candidates*: for workers in other processes."""
+    scoring = replace(scoring, only=cases.only.word if cases.only else None)
+    cases = as_asked(lm, cases)
+    known = [_knowing(candidate, cases.good) for candidate in candidates]
+    return [task for each in known for task in _tasks(lm, cases, each, scoring)]
 
 
 def _knowing(candidate: Candidate, cases: Sequence[Case]) -> Candidate:

@@ -19,14 +19,12 @@ from lmedit.compare.comparison import (
     protocol_facts,
     read_outcome,
 )
+from lmedit.compare.one_edit import compute_update, facts_of, failure_of
 from lmedit.compare.result import Result
 from lmedit.compare.scoring import only_finite, score_case, scores_before
 from lmedit.compare.worker import (
     POLL_SECONDS,
     Ended,
-    compute_update,
-    facts_of,
-    failure_of,
     keep_base,
     load_again,
     store_result,

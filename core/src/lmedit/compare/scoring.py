@@ -11,8 +11,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lmedit.compare.case_scores import Scoring
+from lmedit.compare.one_edit import failure_of
 from lmedit.compare.result import Result
-from lmedit.compare.worker import failure_of
 from lmedit.errors import RequestError
 from lmedit.metrics.abilities import Abilities
 from lmedit.metrics.generated_text import load_references

@@ -13,13 +13,14 @@ import re
 import sqlite3
 import uuid
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
 from lmedit.errors import RunError
+from lmedit.executors import Finished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,18 +37,8 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) W
 """
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A finished task: its result as JSON (a key always has the same bytes), seconds and memory."""
-
-    key: str
-    method: str
-    case_id: str
-    payload: str
-    seconds: float | None
-    mebibytes: float | None = None
-
-
+Stored = Finished
+"""A finished task, as the store keeps it."""
 VERSION = 1
 """The number of `SCHEMA`, in the database's user_version; databases before it have 0."""
 ALL = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results ORDER BY key"
@@ -75,6 +66,22 @@ def _read_row(row: tuple[Any, ...]) -> Stored:
 
 
 SHORT_KEY = 12
+SHOWN_OF_PAYLOAD = 160
+"""How many characters of a payload an error shows, around the first difference."""
+
+
+def _tell_conflict(known: Stored, other: Stored) -> str:
+    """The error that one task has two results, with both."""
+    one, two = known.payload, other.payload
+    pairs = enumerate(zip(one, two, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
+    start = max(0, same - SHOWN_OF_PAYLOAD // 2)
+    shown = [text[start : start + SHOWN_OF_PAYLOAD] for text in (one, two)]
+    return (
+        f"task {known.key[:SHORT_KEY]} ({known.method}, case {known.case_id}) has two different "
+        f"results: ...{shown[0]}... and ...{shown[1]}...; give all workers the same versions, "
+        "device and number of threads, and another --run"
+    )
 
 
 def read_results(folder: Path) -> list[Stored]:
@@ -216,6 +223,23 @@ class RunStore:
                 astuple(result),
             )
             self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
+
+    def add(self, results: Sequence[Stored]) -> None:
+        """Store *results* and release their claims in one transaction.
+
+        A result that is there already must have the same payload; else nothing is stored. Raises
+        `RunError`, which shows both payloads.
+        """
+        self._check_there()
+        with self._transaction():
+            for result in results:
+                row = self._database.execute(ONE, (result.key,)).fetchone()
+                if row and (known := _read_row(row)).payload != result.payload:
+                    raise RunError(_tell_conflict(known, result))
+                self._database.execute(
+                    "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", astuple(result)
+                )
+                self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete the results of *keys*."""

@@ -2,62 +2,51 @@
 
 If a method only adds its deltas to weights of full precision, several edits are scored together,
 beside the weights (`lmedit.replay.unmerged`). Else each edit is applied, scored and reverted.
-Finished tasks are in the store and are not repeated. Several processes may share a run.
+A worker returns results; the driver stores them (`lmedit.compare.driver`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from lmedit.compare.candidates import BASE, Candidate
+from lmedit.compare.one_edit import (
+    Computed,
+    Task,
+    compute_update,
+    edit_case,
+    failure_of,
+    told_elsewhere,
+)
 from lmedit.compare.result import Result
-from lmedit.compare.store import RunStore, Stored
-from lmedit.errors import LmeditError, ModelChangedError, RequestError, UnsoundEditWarning
+from lmedit.errors import (
+    ModelChangedError,
+    RunError,
+)
+from lmedit.executors import Answer, Finished
 from lmedit.memory import peak_memory
-from lmedit.metrics.harm import damage, unsound
-from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 from lmedit.replay.unmerged import States, UnmergedEdits
 from lmedit.storage.json_files import whole_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.store import RunStore
+    from lmedit.executors import Group
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case, Update
 
 POLL_SECONDS = 0.2
 AT_ONCE = 8
 """How many edits are scored together, and computed together if the method can."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One candidate on one case."""
-
-    key: str
-    case: Case
-    candidate: Candidate
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A computed update, its (share of the) seconds, and its peak memory in MiB."""
-
-    update: Update
-    seconds: float
-    mebibytes: float | None
+CHECK_SHARE = 0.05
+"""The share of its time that a worker spends on checks between two groups of one method."""
 
 
 @dataclass(frozen=True)
@@ -70,82 +59,96 @@ class Ended:
     """Whether it ended too often: then every task that is left is a failure."""
 
 
-Results = Callable[[Sequence[Task], Sequence[Task]], Mapping[str, Result]]
-"""Called with a group of tasks and its claimed tasks; returns the results of these by key."""
-
-
 @dataclass
 class Worker:
-    """One process of a run. It puts finished tasks into the store."""
+    """The work of a comparison in one process, with one model. It writes no store."""
 
-    store: RunStore
     lm: Lm
     scoring: Scoring
-    states: States
-    mine: list[str] = field(default_factory=list)
-    """The keys of the tasks that this process finished."""
-    after: Ended | None = None
-    """If a process ended while it did this work: tasks are done one by one."""
+    find: Callable[[str], Sequence[Task]] | None = None
+    """Makes the tasks that `Group.about` names; None: `tasks` holds all."""
+    often: bool = False
+    """Whether the weights are checked also between two groups of one method, if that costs at most
+    `CHECK_SHARE` of the time. Else a change is found when the method is done."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """Known tasks by key."""
+    states: States = field(init=False)
+    _changed: dict[str, str] = field(default_factory=dict)
+    _unchecked: str = ""
+    """The method that ran since the last check; empty if none did."""
+    _broken: str = ""
+    """Why the model cannot be loaded again; empty if it can."""
+    _seconds: float = 0.0
+    """The time of the groups since the last check."""
+    _check_seconds: float = 0.0
 
-    def finish(self, tasks: Sequence[Task]) -> list[Stored]:
-        """Finish *tasks*, wait for tasks of other processes, and return all results in order.
+    def __post_init__(self) -> None:
+        """Store no state of the model yet."""
+        self.states = States(self.lm)
 
-        If a candidate changes the model, all its cases fail: its results are dropped, and the model
-        is loaded again. Raises `ModelChangedError` if the model cannot be loaded again.
+    def do(self, group: Group) -> Answer:
+        """The results of the wanted tasks of *group*.
+
+        If its method changes the model, there is no result, and the model is loaded again.
         """
-        name = tasks[0].candidate.name if tasks else BASE
-        self.mine = []
+        if self._unchecked != group.method:
+            self._check()
+        if self._broken:
+            return self._say(group)
+        self._unchecked = group.method
+        started = time.perf_counter()
+        tasks = [self._task(key, group.about) for key in group.keys]
+        wanted = [task for task in tasks if task.key in group.wanted]
+        finished: tuple[Finished, ...] = ()
         try:
-            with keep_base(self.store, self.lm, name, self.mine):
-                self._work(tasks, self._results)
+            found = self._results(tasks, wanted)
+            finished = tuple(finish_task(task, found[task.key]) for task in wanted)
         except ModelChangedError as error:
-            load_again(self.lm, error)
+            self._renew(group.method, error.what)
+        self._seconds += time.perf_counter() - started
+        if self.often and self._seconds * CHECK_SHARE >= self._check_seconds:
+            self._check()
+        return self._say(group, finished)
+
+    def leave(self) -> Answer:
+        """The methods that changed the model since the last answer. It reads all weights."""
+        self._check()
+        return self._say(None)
+
+    def _say(self, group: Group | None, finished: tuple[Finished, ...] = ()) -> Answer:
+        changed, self._changed = self._changed, {}
+        if group is None or group.method in changed:
+            finished = ()
+        error = ("ModelChangedError", self._broken) if self._broken else None
+        return Answer(group, finished, changed=changed, error=error)
+
+    def _check(self) -> None:
+        """Check by hash that the model is the base; if not, load it again."""
+        method, self._unchecked = self._unchecked, ""
+        if not method or self._broken:
+            return
+        started = time.perf_counter()
+        if self.lm.weights_digest() != self.lm.digest:
+            self._renew(method, changed_outside(method).what)
+        self._check_seconds, self._seconds = time.perf_counter() - started, 0.0
+
+    def _renew(self, method: str, what: str) -> None:
+        self._changed[method] = what
+        self._unchecked = ""
+        if self.lm.renew():
             self.states = States(self.lm)  # the stored states may come from the changed model
-            failed = Result(failure=error.what)
-            self._work(tasks, lambda _, claimed: {task.key: failed for task in claimed})
-        return [stored for task in tasks if (stored := self.store.get(task.key))]
+        else:
+            self._broken = str(ModelChangedError(what))
 
-    def _work(self, tasks: Sequence[Task], results: Results) -> None:
-        # Every process and every start makes the same groups.
-        waiting = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
-        name = tasks[0].candidate.name if tasks else ""
-        with tqdm(total=len(tasks), desc=name, unit="case", disable=None, leave=False) as bar:
-            while waiting:
-                left = []
-                for group in waiting:
-                    if self._finish_group(group, results):
-                        bar.update(len(group))
-                    else:
-                        left.append(group)
-                if len(left) == len(waiting):
-                    time.sleep(POLL_SECONDS)
-                waiting = left
-
-    def _finish_group(self, group: Sequence[Task], results: Results) -> bool:
-        """Do the free tasks of *group*; return whether all of its tasks are finished."""
-        left = [task for task in group if self.store.get(task.key) is None]
-        if self.after is not None:
-            done = [self._finish_alone(task, group, results, self.after) for task in left]
-            return all(done)
-        claimed = [task for task in left if self.store.claim(task.key)]
-        found = results(group, claimed) if claimed else {}
-        for task in claimed:
-            store_result(self.store, task.key, task.candidate.name, task.case.id, found[task.key])
-            self.mine.append(task.key)
-        return len(claimed) == len(left)
-
-    def _finish_alone(
-        self, task: Task, group: Sequence[Task], results: Results, after: Ended
-    ) -> bool:
-        """Do one task, unless a process ended during it: then it is a failure."""
-        guilty = after.give_up or self.store.left_behind(task.key)
-        if not self.store.claim(task.key):
-            return False
-        failed = Result(failure=after.why)
-        found = failed if guilty else results(group, [task])[task.key]
-        store_result(self.store, task.key, task.candidate.name, task.case.id, found)
-        self.mine.append(task.key)
-        return True
+    def _task(self, key: str, about: str) -> Task:
+        if key not in self.tasks and self.find is not None:
+            self.tasks |= {task.key: task for task in self.find(about)}
+        if key not in self.tasks:
+            raise RunError(
+                f"a worker has other tasks than the driver ({about}): its model, cases, options or "
+                "lmedit differ; give each machine the same files and versions"
+            )
+        return self.tasks[key]
 
     def _results(self, group: Sequence[Task], claimed: Sequence[Task]) -> dict[str, Result]:
         """The result of each *claimed* task of *group*.
@@ -244,6 +247,15 @@ def _adds(task: Task) -> bool:
     return editor_of is not None and editor_of(task.case).adds
 
 
+def groups_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    """The groups of *tasks*: up to `AT_ONCE` of one candidate. Every start makes the same."""
+    found: list[Sequence[Task]] = []
+    for _, some in groupby(tasks, key=lambda task: task.candidate.name):
+        mine = list(some)
+        found += [mine[start : start + AT_ONCE] for start in range(0, len(mine), AT_ONCE)]
+    return found
+
+
 def group_size(editor: Editor) -> int:
     """How many cases' updates are computed together."""
     return AT_ONCE if editor.computes_many else 1
@@ -267,9 +279,14 @@ def keep_base(store: RunStore, lm: Lm, method: str, mine: list[str]) -> Iterator
             store.drop(mine)
             mine.clear()
     if changed:
-        raise known or ModelChangedError(
-            f"method {method!r} changed the model outside apply and revert; its results are dropped"
-        )
+        raise known or changed_outside(method)
+
+
+def changed_outside(method: str) -> ModelChangedError:
+    """The error that the hash of the weights differs after *method*."""
+    return ModelChangedError(
+        f"method {method!r} changed the model outside apply and revert; its results are dropped"
+    )
 
 
 def load_again(lm: Lm, error: ModelChangedError) -> None:
@@ -280,70 +297,16 @@ def load_again(lm: Lm, error: ModelChangedError) -> None:
 
 def store_result(store: RunStore, key: str, method: str, case_id: str, result: Result) -> None:
     """Put the result of a finished task into the store."""
+    store.put(as_finished(key, method, case_id, result))
+
+
+def finish_task(task: Task, result: Result) -> Finished:
+    """*task* with its *result*, as a worker hands it back."""
+    return as_finished(task.key, task.candidate.name, task.case.id, result)
+
+
+def as_finished(key: str, method: str, case_id: str, result: Result) -> Finished:
+    """A result in the form in which the store keeps it."""
     text = whole_text(json.dumps(result.payload(), sort_keys=True, ensure_ascii=False))
     case_id = whole_text(case_id)
-    store.put(Stored(key, method, case_id, text, result.seconds, result.mebibytes))
-
-
-LONGEST_REASON = 2000
-"""The longest reason of a failure, in characters."""
-
-
-def failure_of(error: Exception) -> str:
-    """The reason why an edit failed, in one line."""
-    told = str(error) if isinstance(error, LmeditError) else repr(error)
-    return whole_text(" ".join(told.split()))[:LONGEST_REASON]
-
-
-@contextmanager
-def told_elsewhere() -> Iterator[None]:
-    """No warnings of unsound edits in the block: the results count them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsoundEditWarning)
-        yield
-
-
-def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
-    """The update that *work* computes, with its seconds and its memory."""
-    lm.state()  # read all weights before the clock starts
-    with peak_memory(lm.device) as peak:
-        started = time.perf_counter()
-        with told_elsewhere():
-            update = work()
-        seconds = time.perf_counter() - started
-    return Computed(update, seconds, peak.mebibytes)
-
-
-def facts_of(lm: Lm, update: Update) -> dict[str, Any]:
-    """The bytes of *update*, its norms, and why it is unsound, if its method says so."""
-    norms = relative_norms(lm, update)
-    return {"bytes": patch_bytes(update), "norms": norms, "unsound": unsound(update)}
-
-
-def edit_case(
-    lm: Lm, task: Task, scoring: Scoring, known: Computed, scored: Result | None
-) -> Result:
-    """Score a computed edit. Seconds and memory are those of computing the update."""
-    update = known.update
-    facts = facts_of(lm, update)
-    of_weights = {"relative_norm": worst(facts["norms"].values())}
-    of_weights["survival"] = min(survival(lm, update).values(), default=None)
-    if "health" in scoring.groups:
-        of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
-    if scored is None:
-        assert task.candidate.editor_of is not None
-        before = scoring.before(lm, [task.case])
-        with task.candidate.editor_of(task.case).applied(update):
-            (scored,) = scoring.score(lm, [task.case], before)
-    scores = {**(scored.scores or {}), **of_weights}
-    if any(score is not None and not math.isfinite(score) for score in scores.values()):
-        raise RequestError("the edited model returns NaN or infinity; the update is too large")
-    if facts["unsound"] is None and scoring.heldout is not None:
-        facts["unsound"] = damage(scoring.heldout.base, scores, "held-out text")
-    return replace(
-        scored,
-        scores=scores,
-        facts=facts,
-        seconds=known.seconds,
-        mebibytes=known.mebibytes,
-    )
+    return Finished(key, method, case_id, text, result.seconds, result.mebibytes)

@@ -1,0 +1,107 @@
+"""One candidate on one case: compute its edit, apply it, score it. A failure has a reason."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lmedit.errors import LmeditError, RequestError, UnsoundEditWarning
+from lmedit.memory import peak_memory
+from lmedit.metrics.harm import damage, unsound
+from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
+from lmedit.storage.json_files import whole_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lmedit.compare.candidates import Candidate
+    from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.result import Result
+    from lmedit.models import Lm
+    from lmedit.types import Case, Update
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate on one case."""
+
+    key: str
+    case: Case
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A computed update, its (share of the) seconds, and its peak memory in MiB."""
+
+    update: Update
+    seconds: float
+    mebibytes: float | None
+
+
+LONGEST_REASON = 2000
+"""The longest reason of a failure, in characters."""
+
+
+def failure_of(error: Exception) -> str:
+    """The reason why an edit failed, in one line."""
+    told = str(error) if isinstance(error, LmeditError) else repr(error)
+    return whole_text(" ".join(told.split()))[:LONGEST_REASON]
+
+
+@contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """No warnings of unsound edits in the block: the results count them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsoundEditWarning)
+        yield
+
+
+def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
+    """The update that *work* computes, with its seconds and its memory."""
+    lm.state()  # read all weights before the clock starts
+    with peak_memory(lm.device) as peak:
+        started = time.perf_counter()
+        with told_elsewhere():
+            update = work()
+        seconds = time.perf_counter() - started
+    return Computed(update, seconds, peak.mebibytes)
+
+
+def facts_of(lm: Lm, update: Update) -> dict[str, Any]:
+    """The bytes of *update*, its norms, and why it is unsound, if its method says so."""
+    norms = relative_norms(lm, update)
+    return {"bytes": patch_bytes(update), "norms": norms, "unsound": unsound(update)}
+
+
+def edit_case(
+    lm: Lm, task: Task, scoring: Scoring, known: Computed, scored: Result | None
+) -> Result:
+    """Score a computed edit. Seconds and memory are those of computing the update."""
+    update = known.update
+    facts = facts_of(lm, update)
+    of_weights = {"relative_norm": worst(facts["norms"].values())}
+    of_weights["survival"] = min(survival(lm, update).values(), default=None)
+    if "health" in scoring.groups:
+        of_weights["spectral_growth"] = worst(spectral_growth(lm, update).values())
+    if scored is None:
+        assert task.candidate.editor_of is not None
+        before = scoring.before(lm, [task.case])
+        with task.candidate.editor_of(task.case).applied(update):
+            (scored,) = scoring.score(lm, [task.case], before)
+    scores = {**(scored.scores or {}), **of_weights}
+    if any(score is not None and not math.isfinite(score) for score in scores.values()):
+        raise RequestError("the edited model returns NaN or infinity; the update is too large")
+    if facts["unsound"] is None and scoring.heldout is not None:
+        facts["unsound"] = damage(scoring.heldout.base, scores, "held-out text")
+    return replace(
+        scored,
+        scores=scores,
+        facts=facts,
+        seconds=known.seconds,
+        mebibytes=known.mebibytes,
+    )
