@@ -123,7 +123,7 @@ def compare(  # noqa: PLR0913
     return Compared({**results_head(lm, cases, seed, scoring, candidates), "rows": rows}, full)
 
 
-def tasks_of(
+def tasks_of_run(
     lm: Lm,
     cases: CaseSet,
     candidates: Sequence[Candidate],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lmedit.compare.result import Result
-from lmedit.compare.worker import POLL_SECONDS, finish_task, groups_of
+from lmedit.compare.worker import POLL_SECONDS, finish_task, task_groups
 from lmedit.executors import Group, error_from_text
 from lmedit.executors.local import Here
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lmedit.compare.one_edit import Task
     from lmedit.compare.store import RunStore
     from lmedit.compare.worker import Ended, Worker
-    from lmedit.executors import Answer, Pool
+    from lmedit.executors import Pool, Reply
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Driver:
         """
         self._tasks = {task.key: task for task in tasks}
         self.hands.worker.tasks |= self._tasks
-        waiting = groups_of(tasks)
+        waiting = task_groups(tasks)
         with tqdm(total=len(tasks), unit="case", disable=None, leave=False) as self.bar:
             while waiting:
                 self._given = 0
@@ -119,7 +119,7 @@ class Driver:
         keys, some = (tuple(task.key for task in each) for each in (group, wanted))
         return Group(name, keys, some, self.hands.about or name)
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: Reply) -> None:
         """Store what a worker hands back."""
         for method, what in answer.changed.items():
             self._void[method] = what

@@ -28,7 +28,7 @@ from lmedit.errors import (
     ModelChangedError,
     RunError,
 )
-from lmedit.executors import Answer, Finished
+from lmedit.executors import Finished, Reply
 from lmedit.memory import peak_memory
 from lmedit.replay.unmerged import States, UnmergedEdits
 from lmedit.storage.json_files import whole_text
@@ -86,7 +86,7 @@ class Worker:
         """Store no state of the model yet."""
         self.states = States(self.lm)
 
-    def do(self, group: Group) -> Answer:
+    def do(self, group: Group) -> Reply:
         """The results of the wanted tasks of *group*.
 
         If its method changes the model, there is no result, and the model is loaded again.
@@ -110,17 +110,17 @@ class Worker:
             self._check()
         return self._say(group, finished)
 
-    def leave(self) -> Answer:
+    def leave(self) -> Reply:
         """The methods that changed the model since the last answer. It reads all weights."""
         self._check()
         return self._say(None)
 
-    def _say(self, group: Group | None, finished: tuple[Finished, ...] = ()) -> Answer:
+    def _say(self, group: Group | None, finished: tuple[Finished, ...] = ()) -> Reply:
         changed, self._changed = self._changed, {}
         if group is None or group.method in changed:
             finished = ()
         error = ("ModelChangedError", self._broken) if self._broken else None
-        return Answer(group, finished, changed=changed, error=error)
+        return Reply(group, finished, changed=changed, error=error)
 
     def _check(self) -> None:
         """Check by hash that the model is the base; if not, load it again."""
@@ -247,7 +247,7 @@ def _adds(task: Task) -> bool:
     return editor_of is not None and editor_of(task.case).adds
 
 
-def groups_of(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+def task_groups(tasks: Sequence[Task]) -> list[Sequence[Task]]:
     """The groups of *tasks*: up to `AT_ONCE` of one candidate. Every start makes the same."""
     found: list[Sequence[Task]] = []
     for _, some in groupby(tasks, key=lambda task: task.candidate.name):

@@ -60,7 +60,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What a worker hands back for a group; or its last word, if `group` is None."""
 
     group: Group | None
@@ -75,13 +75,13 @@ class Answer:
     """The class and the text of an error that ends the run."""
 
 
-class Work(Protocol):
+class Bench(Protocol):
     """A worker's loaded methods, model and cases. One thread at a time calls it."""
 
-    def do(self, group: Group) -> Answer:
+    def do(self, group: Group) -> Reply:
         """The results of the wanted tasks of *group*. A failure of a method is a result."""
 
-    def leave(self) -> Answer:
+    def leave(self) -> Reply:
         """The last word: the methods that changed the model since the last answer.
 
         An executor asks for it at the end of each run, and when a worker is stopped.
@@ -92,9 +92,9 @@ class Work(Protocol):
 class Job:
     """What a worker loads: everything about a run besides its groups."""
 
-    load: Callable[[], Work]
+    load: Callable[[], Bench]
     """Loads methods, model and cases. It can be pickled, and is called once in each worker."""
-    here: Work
+    here: Bench
     """The driver's own work, which is loaded already."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """Preparations: paths inside the cache folder, and the driver's files. A worker on another
@@ -122,7 +122,7 @@ class Crew:
 class Pool(Protocol):
     """The workers of a job."""
 
-    def run(self, groups: Iterable[Group], take: Callable[[Answer], object]) -> None:
+    def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
         """Do *groups*; call *take* in this thread with each answer, and at last with last words.
 
         May be called again. Raises what *groups* and *take* raise, and `LmeditError` if no worker
@@ -145,7 +145,7 @@ class Executor(Protocol):
         """Its version, and the clusters in reach, in one line, for `lmedit doctor`."""
 
 
-def answer_of(work: Work, group: Group | None) -> Answer:
+def reply_of(work: Bench, group: Group | None) -> Reply:
     """What *work* answers to *group*, or its last word; an exception becomes an answer, too.
 
     For workers in other processes. An interruption is raised.
@@ -153,11 +153,11 @@ def answer_of(work: Work, group: Group | None) -> Answer:
     try:
         return work.leave() if group is None else work.do(group)
     except Exception as error:  # noqa: BLE001  (the driver raises it)
-        return Answer(group, error=error_as_text(error))
+        return Reply(group, error=error_as_text(error))
 
 
 def error_as_text(error: BaseException) -> tuple[str, str]:
-    """The class and the text of *error*, for `Answer.error`."""
+    """The class and the text of *error*, for `Reply.error`."""
     if isinstance(error, LmeditError):
         return type(error).__name__, " ".join(str(error).split())
     text = " ".join(f"{type(error).__name__}: {error}".split())

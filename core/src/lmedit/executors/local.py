@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from lmedit.executors import Answer, Crew, Group, Job, Pool, Work
+    from lmedit.executors import Bench, Crew, Group, Job, Pool, Reply
 
 
 class Local:
@@ -33,9 +33,9 @@ class Local:
 class Here:
     """The driver as its only worker."""
 
-    work: Work
+    work: Bench
 
-    def run(self, groups: Iterable[Group], take: Callable[[Answer], object]) -> None:
+    def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
         """Do *groups* in their order."""
         try:
             for group in groups:

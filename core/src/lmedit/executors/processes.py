@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import LmeditError, how_ended
-from lmedit.executors import Answer, answer_of, error_as_text
+from lmedit.executors import Reply, error_as_text, reply_of
 from lmedit.executors.children import SECONDS_TO_STOP, become_worker, end_workers
 from lmedit.executors.signals import Stopped, signals_end
 from lmedit.executors.waiting import Waiting
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
-    from lmedit.executors import Crew, Group, Job, Pool, Work
+    from lmedit.executors import Bench, Crew, Group, Job, Pool
 
 POLL_SECONDS = 0.2
 AHEAD = 2
@@ -47,7 +47,7 @@ class Processes:
 
         workers, threads = crew.workers[1], torch.get_num_threads()
         each = max(1, threads // workers)
-        family = Family(job, crew, each)
+        family = Children(job, crew, each)
         torch.set_num_threads(each)
         try:
             family.add(workers - 1)
@@ -92,7 +92,7 @@ class Child:
 
 
 @dataclass
-class Family:
+class Children:
     """The driver and its children."""
 
     job: Job
@@ -116,7 +116,7 @@ class Family:
     def _log(self, number: int) -> Path | None:
         return None if self.crew.logs is None else self.crew.logs / f"process-{number}.log"
 
-    def run(self, groups: Iterable[Group], take: Callable[[Answer], object]) -> None:
+    def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
         """Do *groups*. The driver does those that no child has begun."""
         waiting = Waiting(groups)
         try:
@@ -128,7 +128,7 @@ class Family:
             raise
         take(self.job.here.leave())
 
-    def _step(self, waiting: Waiting, take: Callable[[Answer], object]) -> bool:
+    def _step(self, waiting: Waiting, take: Callable[[Reply], object]) -> bool:
         """Give out groups, take what is answered, and do a group here; False if all is done."""
         self._fill(waiting)
         self._take_messages(waiting, take, 0.0)
@@ -150,7 +150,7 @@ class Family:
                 child.send(group)
 
     def _take_messages(
-        self, waiting: Waiting, take: Callable[[Answer], object], seconds: float
+        self, waiting: Waiting, take: Callable[[Reply], object], seconds: float
     ) -> None:
         """Take the messages of all children, and wait *seconds* for the first one."""
         lines: dict[Any, Child] = {child.line: child for child in self.children}
@@ -162,7 +162,7 @@ class Family:
                 continue
             self._hear(lines[line], kind, value, take)
 
-    def _hear(self, child: Child, kind: str, value: Any, take: Callable[[Answer], object]) -> None:
+    def _hear(self, child: Child, kind: str, value: Any, take: Callable[[Reply], object]) -> None:
         """Take one message of *child*."""
         if kind == "ready":
             child.ready = True
@@ -175,7 +175,7 @@ class Family:
                 child.groups.popleft()
             take(value)
 
-    def _replace(self, child: Child, waiting: Waiting, take: Callable[[Answer], object]) -> None:
+    def _replace(self, child: Child, waiting: Waiting, take: Callable[[Reply], object]) -> None:
         """Put the groups of a *child* that ended back, and start another one if it had some."""
         self.children.remove(child)
         child.line.close()
@@ -188,7 +188,7 @@ class Family:
                 take(lost)
         self.add(1)
 
-    def _ask_last_words(self, take: Callable[[Answer], object]) -> None:
+    def _ask_last_words(self, take: Callable[[Reply], object]) -> None:
         """Wait for the last word of every child that worked; one that ended has none."""
         for child in self.children:
             if child.worked:
@@ -197,7 +197,7 @@ class Family:
         while any(child.worked for child in self.children):
             self._take_messages(nothing, take, POLL_SECONDS)
 
-    def _stop(self, take: Callable[[Answer], object]) -> None:
+    def _stop(self, take: Callable[[Reply], object]) -> None:
         """After an error or an interruption: stop the children, and take what they still say."""
         for child in self.children:
             child.process.terminate()
@@ -228,8 +228,8 @@ class Family:
                     log.unlink()
 
 
-def _serve(line: Connection, load: Callable[[], Work], log: Path | None, threads: int) -> None:
-    """Answer the driver until it hangs up: the work of a child."""
+def _serve(line: Connection, load: Callable[[], Bench], log: Path | None, threads: int) -> None:
+    """Reply the driver until it hangs up: the work of a child."""
     import torch
 
     become_worker()
@@ -243,7 +243,7 @@ def _serve(line: Connection, load: Callable[[], Work], log: Path | None, threads
         pass
 
 
-def _answer_all(line: Connection, load: Callable[[], Work]) -> None:
+def _answer_all(line: Connection, load: Callable[[], Bench]) -> None:
     """Load, then answer each group. After a signal, say the last word."""
     try:
         work = load()
@@ -255,12 +255,12 @@ def _answer_all(line: Connection, load: Callable[[], Work]) -> None:
         line.send(("ready", None))
         while True:
             sending = False
-            answer = answer_of(work, line.recv())
+            answer = reply_of(work, line.recv())
             sending = True
             line.send(("answer", answer))
     except Stopped:
         if not sending:  # half a message may be on its way
-            line.send(("answer", answer_of(work, None)))
+            line.send(("answer", reply_of(work, None)))
         raise
 
 

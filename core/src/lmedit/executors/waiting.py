@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from lmedit.executors import Answer
+from lmedit.executors import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ class Waiting:
         """A group to do, those of workers that ended first; None if there is none."""
         return self._again.popleft() if self._again else next(self._new, None)
 
-    def put_back(self, group: Group, why: str, *, begun: bool = True) -> Answer | None:
+    def put_back(self, group: Group, why: str, *, begun: bool = True) -> Reply | None:
         """The worker of *group* ended (*why*): another one gets the group.
 
         Returns an answer that the group is lost, if too many workers ended during it. A group that
@@ -39,4 +39,4 @@ class Waiting:
         if self._ends[group.wanted] < TRIES:
             self._again.append(group)
             return None
-        return Answer(group, lost=why)
+        return Reply(group, lost=why)
