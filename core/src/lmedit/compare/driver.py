@@ -119,20 +119,20 @@ class Driver:
         keys, some = (tuple(task.key for task in each) for each in (group, wanted))
         return Group(name, keys, some, self.hands.about or name)
 
-    def _take(self, answer: Reply) -> None:
+    def _take(self, reply: Reply) -> None:
         """Store what a worker hands back."""
-        for method, what in answer.changed.items():
+        for method, what in reply.changed.items():
             self._void[method] = what
             self.store.drop(self._mine.pop(method, []))
-        group = answer.group
+        group = reply.group
         if group is not None and group.method not in self._void:
-            self.store.add(answer.finished)
-            self._mine[group.method] += [each.key for each in answer.finished]
-            self._show_progress(group.method, finished=len(answer.finished))
-            if answer.lost is not None:
-                self._take_lost(group, answer.lost)
-        if answer.error is not None:
-            raise error_from_text(answer.error)
+            self.store.add(reply.finished)
+            self._mine[group.method] += [each.key for each in reply.finished]
+            self._show_progress(group.method, finished=len(reply.finished))
+            if reply.lost is not None:
+                self._take_lost(group, reply.lost)
+        if reply.error is not None:
+            raise error_from_text(reply.error)
 
     def _take_lost(self, group: Group, why: str) -> None:
         """Workers ended during *group*: try its tasks one by one; one alone is a failure."""

@@ -111,7 +111,7 @@ class Worker:
         return self._say(group, finished)
 
     def leave(self) -> Reply:
-        """The methods that changed the model since the last answer. It reads all weights."""
+        """The methods that changed the model since the last reply. It reads all weights."""
         self._check()
         return self._say(None)
 

@@ -2,15 +2,15 @@
 
 An executor is a plugin of the entry-point group `lmedit.executors`. The driver is the process that
 the user started. It gives an executor a `Job` and groups of tasks. The executor gives the groups to
-workers, and hands their answers back to the driver. The driver alone writes the run store.
+workers, and hands their replies back to the driver. The driver alone writes the run store.
 
 Laws, which `lmedit.testing.ExecutorContract` tests:
 
 1. The table is that of the executor `local`, to the last digit.
 2. A worker that ends in the middle of a group loses nothing: another worker gets the group.
-3. Every group is answered at least once, in any order. A second answer holds the same payloads.
+3. Every group is answered at least once, in any order. A second reply holds the same payloads.
 4. A method that changes the model is found by the worker that ran it; the other methods go on.
-5. An error of a worker, and an interruption of the driver, end the run. Every answer that was
+5. An error of a worker, and an interruption of the driver, end the run. Every reply that was
    handed back before stays.
 6. Groups are taken from their iterable when a worker can start them, not earlier.
 7. No worker is left when the block of `Executor.start` ends.
@@ -82,7 +82,7 @@ class Bench(Protocol):
         """The results of the wanted tasks of *group*. A failure of a method is a result."""
 
     def leave(self) -> Reply:
-        """The last word: the methods that changed the model since the last answer.
+        """The last word: the methods that changed the model since the last reply.
 
         An executor asks for it at the end of each run, and when a worker is stopped.
         """
@@ -123,7 +123,7 @@ class Pool(Protocol):
     """The workers of a job."""
 
     def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
-        """Do *groups*; call *take* in this thread with each answer, and at last with last words.
+        """Do *groups*; call *take* in this thread with each reply, and at last with last words.
 
         May be called again. Raises what *groups* and *take* raise, and `LmeditError` if no worker
         can work.
@@ -146,7 +146,7 @@ class Executor(Protocol):
 
 
 def reply_of(work: Bench, group: Group | None) -> Reply:
-    """What *work* answers to *group*, or its last word; an exception becomes an answer, too.
+    """What *work* answers to *group*, or its last word; an exception becomes a reply, too.
 
     For workers in other processes. An interruption is raised.
     """

@@ -212,7 +212,7 @@ class Children:
                 except (EOFError, OSError):
                     del lines[line]
                     continue
-                if kind == "answer":
+                if kind == "reply":
                     with suppress(LmeditError):
                         take(value)
 
@@ -238,12 +238,12 @@ def _serve(line: Connection, load: Callable[[], Bench], log: Path | None, thread
     torch.set_num_threads(threads)
     try:
         with signals_end():  # not an exit: the guard of a hook would take that for its failure
-            _answer_all(line, load)
+            _reply_to_all(line, load)
     except (Stopped, EOFError, OSError):
         pass
 
 
-def _answer_all(line: Connection, load: Callable[[], Bench]) -> None:
+def _reply_to_all(line: Connection, load: Callable[[], Bench]) -> None:
     """Load, then answer each group. After a signal, say the last word."""
     try:
         work = load()
@@ -255,12 +255,12 @@ def _answer_all(line: Connection, load: Callable[[], Bench]) -> None:
         line.send(("ready", None))
         while True:
             sending = False
-            answer = reply_of(work, line.recv())
+            reply = reply_of(work, line.recv())
             sending = True
-            line.send(("answer", answer))
+            line.send(("reply", reply))
     except Stopped:
         if not sending:  # half a message may be on its way
-            line.send(("answer", reply_of(work, None)))
+            line.send(("reply", reply_of(work, None)))
         raise
 
 

@@ -32,7 +32,7 @@ class Waiting:
     def put_back(self, group: Group, why: str, *, begun: bool = True) -> Reply | None:
         """The worker of *group* ended (*why*): another one gets the group.
 
-        Returns an answer that the group is lost, if too many workers ended during it. A group that
+        Returns a reply that the group is lost, if too many workers ended during it. A group that
         its worker had not *begun* does not count as an end.
         """
         self._ends[group.wanted] += begun
