@@ -129,7 +129,7 @@ class Children:
         take(self.job.here.leave())
 
     def _step(self, waiting: Waiting, take: Callable[[Reply], object]) -> bool:
-        """Give out groups, take what is answered, and do a group here; False if all is done."""
+        """Give out groups, take replies, and do a group here; False if everything is finished."""
         self._fill(waiting)
         self._take_messages(waiting, take, 0.0)
         group = waiting.next_group()
