@@ -30,6 +30,8 @@ from lmedit.storage.ours import check_place
 from lmedit.types import Request
 
 if TYPE_CHECKING:
+    import click
+
     from lmedit import Lm
 
 
@@ -208,3 +210,30 @@ def test_a_killed_new_leaves_nothing_that_stays(tmp_path: Path) -> None:
     ended(process)
     scaffold.write_project("later", tmp_path / "new")
     assert os.listdir(tmp_path) == ["new"]
+
+
+def outputs() -> list[tuple[list[str], str]]:
+    """Every command with every option that names a file or folder to write."""
+    found: list[tuple[list[str], str]] = []
+
+    def walk(command: click.Command, names: list[str]) -> None:
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, [*names, name])
+        for parameter in command.params:
+            flags = {"--out", "--run", "--html", "--plot"}.intersection(parameter.opts)
+            found.extend((names, flag) for flag in flags)
+
+    walk(main, [])
+    return found
+
+
+@pytest.mark.parametrize(("command", "flag"), outputs())
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    command: list[str], flag: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = CliRunner().invoke(main, [*command, flag, str(tmp_path / "file" / "x")])
+    assert result.exit_code == 1  # not 2: the missing arguments are not even looked at
+    assert result.stderr.count("\n") == 1
+    assert "Not a directory; choose another place" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

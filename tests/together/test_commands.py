@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,13 @@ def test_methods_lists_every_installed_method(lmedit: Run) -> None:
     assert {"rome", "ft", "ft-l", "kn", "mend", "ke"} | joint <= {entry["name"] for entry in listed}
     assert all(entry["state"] == "ok" for entry in listed)
     assert "arxiv.org/abs/2202.05262" in lmedit("methods", "--check").stdout
+
+
+def test_python_runs_the_command_line_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmedit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("lmedit")
 
 
 def test_methods_obeys_lmedit_plugins(lmedit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

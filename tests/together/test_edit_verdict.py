@@ -84,6 +84,23 @@ def test_joint_and_per_token_are_told_apart(lmedit: Run, model: Path) -> None:
     assert "(per token: " in lmedit("edit", "ft", *FACT, "-m", model, "--force").stdout
 
 
+def test_a_subject_that_starts_the_text_gets_its_own_remedy(
+    lmedit: Run, model: Path, hammer: Path
+) -> None:
+    """The first position of a text without BOS holds other states than a subject's."""
+    named = HAMMER.replace("HammerOptions)", "HammerOptions, needs_subject=True)")
+    hammer.write_text(named, encoding="utf-8")
+    fact = ("--subject", "The", "--target", "the sea", "--join", "none")
+    weak = ("edit", "hammer", "--plugin", hammer, "-m", model, "-o", "scale", "1e-6", *fact)
+    first = lmedit(*weak, "--prompt", "{} tower is in")
+    assert first.exit_code == 1
+    assert "; try a prompt with words before the subject, " in first.stderr
+    assert "joined without a blank" not in first.stdout  # the user asked for it
+    later = lmedit(*weak, "--prompt", "I know: {} tower is in")
+    assert later.exit_code == 1
+    assert "words before the subject" not in later.stderr
+
+
 def test_an_edit_that_damages_the_model_is_refused(lmedit: Run, model: Path, hammer: Path) -> None:
     hit = ("edit", "hammer", *FACT, "-m", model, "--plugin", hammer, "-O", "p.safetensors")
     done = lmedit(*hit, "-o", "scale", "3")

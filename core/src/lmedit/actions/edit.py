@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.replay.unmerged import UnmergedEdits
-    from lmedit.types import Request, Update
+    from lmedit.types import Join, Request, Update
 
 TOP = 5
 
@@ -72,7 +72,7 @@ def edit_one(
     left = _survival(lm, made.update, force=force)
     with editor.applied(made.update):
         after, verdict = looking.look()
-    refused = why_not(verdict, after["writes"], request, _ways(editor, made.update))
+    refused = why_not(verdict, after["writes"], request, _ways(editor, request, made.update))
     if harm := damage(before, after, looking.text) or unsound(made.update):
         refused = f"{harm}; {way_out(editor.loaded, request)}"
     seen = Looked(before, after, verdict, left, refused)
@@ -174,9 +174,9 @@ def _facts(editor: Editor, request: Request, update: Update) -> dict[str, Any]:
     }
 
 
-def _ways(editor: Editor, update: Update) -> str:
+def _ways(editor: Editor, request: Request, update: Update) -> str:
     """What to try if *update* did not take, as text: another prompt, or options of the method."""
-    if update.notes.get("key") == "contexts":
+    if editor.loaded.method.needs_subject and _starts_text(editor.lm, request):
         return "try a prompt with words before the subject, another layer, or another method"
     tries = editor.loaded.method.options.tries(editor.lm)
     name = editor.name
@@ -185,6 +185,14 @@ def _ways(editor: Editor, update: Update) -> str:
     values = [f"-o {option} VALUE" for option in tries]
     own = f"{update.notes['remedy']}, " if "remedy" in update.notes else ""
     return f"try {own}{', '.join(values)} (lmedit tune {name} finds them), or another method"
+
+
+def _starts_text(lm: Lm, request: Request) -> bool:
+    """Whether the subject is one token and the first of the text: no BOS precedes it.
+
+    The first position holds other, large states for every token, so a key there is no subject's.
+    """
+    return request.subject is not None and lm.subject_last(request.prompt, request.subject)[1] == 0
 
 
 class Looking:
@@ -201,7 +209,7 @@ class Looking:
         self.probes = {
             kind: ask_through_chat(lm, prompt) for kind, prompt in probes.prompts.items()
         }
-        self.remarks = (*remarks_on_asking(self.asking), *probes.remarks)
+        self.remarks = (*remarks_on_asking(self.asking, lm.join), *probes.remarks)
         self.tokens = len(lm.with_target(self.request.text, request.target_new)[1])
         self.held: HeldOut
         self.text, self.held = held or sample_held_out(lm)
@@ -277,12 +285,12 @@ def chat_told(lm: Lm) -> dict[str, Any] | None:
     return None if lm.chat is None else {"system": lm.chat.system}
 
 
-def remarks_on_asking(asking: Mapping[str, Any]) -> list[str]:
-    """Lines for the user about how the model is asked, if it is not the default way."""
+def remarks_on_asking(asking: Mapping[str, Any], asked: Join) -> list[str]:
+    """Lines on how the model is asked, for a user who did not choose it; *asked* is the choice."""
     remarks = []
     if asking["chat"] is not None:
         remarks.append("asked through the chat template of the tokenizer")
-    elif asking["join"] == "none":
+    elif asking["join"] == "none" and asked != "none":
         remarks.append("prompt and target are joined without a blank; --join space puts one")
     return remarks
 

@@ -101,7 +101,7 @@ def edit_many(
         "requests": [request.model_dump(exclude={"join"}) for request in given],
         **told,
         "refused": refused,
-        "remarks": [*_remarks(update, given), *remarks_on_asking(asking)],
+        "remarks": [*_remarks(update, given), *remarks_on_asking(asking, lm.join)],
         "patch": None if patch is None else str(patch),
     }
 

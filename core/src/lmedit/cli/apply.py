@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
+    OUT,
     PLACE,
     as_json_text,
     json_flag,
@@ -36,7 +37,7 @@ TELLING = 0.99
 
 @click.command()
 @click.argument("patches", nargs=-1, metavar="PATCH...", type=FOLDER)
-@click.option("-O", "--out", type=FOLDER, required=True, help="The model folder to write.")
+@click.option("-O", "--out", type=OUT, required=True, help="The model folder to write.")
 @click.option(
     "--recipe",
     type=FOLDER,
@@ -122,7 +123,7 @@ def _choose(
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
-@click.option("-O", "--out", type=FOLDER, help="Write to this folder instead of FOLDER.")
+@click.option("-O", "--out", type=OUT, help="Write to this folder instead of FOLDER.")
 def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
     """Take edits out of a FOLDER that `lmedit apply` wrote.
 

@@ -51,6 +51,21 @@ LONGEST_NAME = 255
 PLACE = PlaceType()
 
 
+class OutType(PlaceType):
+    """The path of a file or folder to write: something can be made there, tried at once."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path in *value*. Raises `ArtifactError` if nothing can be written there."""
+        from lmedit.storage.ours import check_writable
+
+        path = super().convert(value, param, ctx)
+        check_writable(path)
+        return path
+
+
+OUT = OutType()
+
+
 class NumberType(ParamType):
     """A number within bounds; *whole* if it is a count. --help shows it as NUMBER."""
 

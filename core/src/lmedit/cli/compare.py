@@ -11,6 +11,7 @@ import click
 from lmedit.cli.ability_flags import ability_flags
 from lmedit.cli.common import (
     COUNT,
+    OUT,
     PLACE,
     NumberType,
     as_json_text,
@@ -48,7 +49,7 @@ case_flags = flags(
     click.option(
         "--run",
         "folder",
-        type=PLACE,
+        type=OUT,
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
     workers_flag,

@@ -9,7 +9,7 @@ import click
 from lmedit.cli.best import BEST, OF_BUDGET, budget_flags, check_out, edit_within
 from lmedit.cli.common import (
     COUNT,
-    PLACE,
+    OUT,
     as_json_text,
     asking_flags,
     fact_flags,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("method")
 @fact_flags
-@click.option("-O", "--out", type=PLACE, help="The patch file to write.")
+@click.option("-O", "--out", type=OUT, help="The patch file to write.")
 @click.option(
     "--force",
     is_flag=True,

@@ -8,6 +8,7 @@ import click
 
 from lmedit.cli.common import (
     COUNT,
+    OUT,
     PLACE,
     model_flags,
     note,
@@ -33,7 +34,7 @@ TYPES = ("F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 
 @click.command()
 @click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=FOLDER)
-@click.option("-O", "--out", type=FOLDER, required=True, help="The folder or file to write.")
+@click.option("-O", "--out", type=OUT, required=True, help="The folder or file to write.")
 @click.option(
     "--format",
     "form",
@@ -85,6 +86,7 @@ def export(
     compared with those of the edited model.
     """
     _check_flags(form)
+    _check_out(form, out)
     given = look_at(model, patches)
     file = _base_file(base, given.model, form)
     if prove:
@@ -112,6 +114,17 @@ def _check_flags(form: str) -> None:
         refuse_unused("is for adapters", "--rank")
     else:
         refuse_unused("is for --format gguf", "--type")
+
+
+def _check_out(form: str, out: Path) -> None:
+    """Raise `ArtifactError` if lmedit did not write what is in *out*."""
+    from lmedit.edits.lora import check_adapter_place
+    from lmedit.storage.ours import check_place
+
+    if form == "peft":
+        check_adapter_place(out)
+    else:
+        check_place(out)
 
 
 def _base_file(base: Path | None, model: str, form: str) -> BaseFile | None:
@@ -186,7 +199,7 @@ def _tell_lost(lost: float, rank: int | None) -> None:
 
 @click.command(name="import")
 @click.argument("folder", type=FOLDER)
-@click.option("-O", "--out", type=FOLDER, required=True, help="The patch file to write.")
+@click.option("-O", "--out", type=OUT, required=True, help="The patch file to write.")
 @model_flags
 def import_(
     folder: Path, out: Path, model: str, device: str, dtype: str, *, download: bool
@@ -202,8 +215,10 @@ def import_(
     from lmedit.edits.lora import read_adapter
     from lmedit.edits.patches import save_patch
     from lmedit.plan import Plan
+    from lmedit.storage.ours import check_place
     from lmedit.version import __version__
 
+    check_place(out)
     lm = Plan(model=model, device=device, dtype=dtype, download=download).load_model()
     tell_notes(lm)
     if folder.suffix == GGUF:

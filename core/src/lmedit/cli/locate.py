@@ -9,7 +9,7 @@ import click
 from lmedit.charts.html import short
 from lmedit.cli.common import (
     COUNT,
-    PLACE,
+    OUT,
     as_json_text,
     asking_flags,
     fact_flags,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @isolate_flag
 @click.option(
     "--plot",
-    type=PLACE,
+    type=OUT,
     metavar="FILE",
     help="Draw the evidence into a .png, .svg or .html file.",
 )

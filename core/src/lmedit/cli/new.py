@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import PLACE, note, say
+from lmedit.cli.common import OUT, note, say
 
 
 @click.command()
@@ -14,7 +14,7 @@ from lmedit.cli.common import PLACE, note, say
 @click.option(
     "-O",
     "--out",
-    type=PLACE,
+    type=OUT,
     metavar="DIR",
     help="The folder to write.  [default: lmedit-NAME]",
 )

@@ -8,7 +8,7 @@ import click
 
 from lmedit.cli.common import (
     COUNT,
-    PLACE,
+    OUT,
     as_json_text,
     asking_flags,
     json_flag,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--plot",
-    type=PLACE,
+    type=OUT,
     metavar="FILE",
     help="Draw the training curves into a .png, .svg or .html file.",
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import COUNT, PLACE, model_flags, note, refuse_unused, say
+from lmedit.cli.common import COUNT, OUT, PLACE, model_flags, note, refuse_unused, say
 from lmedit.cli.export import check_rank_used
 from lmedit.cli.patch_files import look_at, open_with
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("patches", nargs=-1, required=True, metavar="PATCH...", type=PLACE)
-@click.option("-O", "--out", type=PLACE, required=True, help="The folder to write.")
+@click.option("-O", "--out", type=OUT, required=True, help="The folder to write.")
 @click.option(
     "--as",
     "kind",
@@ -100,11 +100,13 @@ def _write(
     """Write the folder; *told* are the base's id, the licence and the rank."""
     from lmedit.actions.publish import publish_adapter, publish_model
     from lmedit.edits.adapter_proof import check_peft
+    from lmedit.edits.lora import check_adapter_place
     from lmedit.edits.model_folders import check_model_place
 
     base_id, licence, rank = told
     if kind == "adapter":
         check_peft()
+        check_adapter_place(out)
         opened, found = open_with(given, **how)
         check_rank_used(rank, [update for update, _ in found])
         return publish_adapter(opened, found, out, base_id=base_id, licence=licence, rank=rank)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import PLACE, note, say
+from lmedit.cli.common import OUT, PLACE, note, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("--html", type=PLACE, help="Also write one HTML page here.")
+@click.option("--html", type=OUT, help="Also write one HTML page here.")
 @click.option(
     "--format",
     "format_",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import PLACE, note, say
+from lmedit.cli.common import OUT, PLACE, note, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("results", type=PLACE)
 @click.option(
-    "--run", "folder", type=PLACE, help="The folder of the new run.  [default: runs/DATE-TIME]"
+    "--run", "folder", type=OUT, help="The folder of the new run.  [default: runs/DATE-TIME]"
 )
 @click.pass_context
 def reproduce(context: click.Context, results: Path, folder: Path | None) -> None:

@@ -8,6 +8,7 @@ import click
 
 from lmedit.cli.common import (
     NUMBER,
+    OUT,
     PLACE,
     as_json_text,
     json_flag,
@@ -84,7 +85,7 @@ def verify(ids: tuple[str, ...], *, as_json: bool) -> None:
 @click.option(
     "-O",
     "--out",
-    type=PLACE,
+    type=OUT,
     required=True,
     help="A .safetensors file, or a .npz file in the format of the released ROME code.",
 )

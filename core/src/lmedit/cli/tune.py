@@ -12,7 +12,7 @@ import click
 
 from lmedit.cli.common import (
     COUNT,
-    PLACE,
+    OUT,
     as_json_text,
     asking_flags,
     json_flag,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run",
     "folder",
-    type=PLACE,
+    type=OUT,
     help="The folder for single results; a second call continues there.  "
     "[default: runs/tune-DATE-TIME]",
 )
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "-O",
     "--out",
-    type=PLACE,
+    type=OUT,
     help="The options file. Entries of other methods stay in it.  [default: METHOD-tuned.json]",
 )
 @click.option(

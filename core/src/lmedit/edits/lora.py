@@ -130,6 +130,17 @@ PLAIN_LORA = MappingProxyType(
 """What peft's configuration says of every adapter that lmedit writes."""
 
 
+def check_adapter_place(folder: Path) -> None:
+    """Raise `ArtifactError` if *folder* exists and is not an adapter of lmedit.
+
+    Call it before long work.
+    """
+    if folder.exists() and not (folder / PROVENANCE).is_file():
+        raise ArtifactError(
+            f"{folder} exists and is not an adapter of lmedit; choose another place"
+        )
+
+
 def write_adapter(
     lm: Lm,
     adapter: Adapter,
@@ -142,10 +153,7 @@ def write_adapter(
     *check* receives the finished folder before it takes its place; if it raises, nothing is kept.
     Raises `ArtifactError` if *folder* exists and is not an adapter of lmedit.
     """
-    if folder.exists() and not (folder / PROVENANCE).is_file():
-        raise ArtifactError(
-            f"{folder} exists and is not an adapter of lmedit; choose another place"
-        )
+    check_adapter_place(folder)
     r = adapter.rank
     tensors, modules = {}, []
     for site, change in adapter.factors.items():

@@ -23,6 +23,7 @@ from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
 from lmedit.storage.json_files import SCHEMA, write_entries, write_json
 from lmedit.storage.locks import folder_locked
+from lmedit.storage.ours import check_writable
 from lmedit.storage.tensors import BASE, load_tensors, save_tensors
 from lmedit.types import Site
 
@@ -222,6 +223,7 @@ def check_model_place(folder: Path) -> None:
     """Raise `ArtifactError` if a model cannot be written to *folder*; call it before long work."""
     if os.path.lexists(folder) and not os.path.isfile(folder / LEDGER):
         raise ArtifactError(f"{folder} exists and is not an edited model; choose another place")
+    check_writable(folder)
 
 
 def check_in_place(lm: Lm) -> None:

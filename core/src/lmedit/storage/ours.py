@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ HEAD = 1 << 16
 """How many bytes of a file are searched for a mark."""
 KINDS = frozenset({"prepared", "patch", "checkpoint", "statistics", "base"})
 """The kinds of `lmedit.storage.tensors`."""
+PREFIX = ".lmedit-part-"
+"""How the names of folders begin in which parts of files are written."""
 FILES = ".lmedit-files"
 """The list of the files that lmedit wrote into a folder, one per line."""
 OURS = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -58,6 +61,7 @@ def check_place(path: Path) -> None:
     Call it before long work, and before writing. Only a file that lmedit wrote is replaced.
     """
     place = place_of(path)
+    check_writable(path)
     try:
         other = place.is_file() and place.stat().st_size > 0 and not wrote_file(place)
     except OSError as error:
@@ -66,6 +70,22 @@ def check_place(path: Path) -> None:
         raise ArtifactError(
             f"{path} exists and lmedit did not write it; choose another place, or delete it"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raise `ArtifactError` if nothing can be made at *path*; folders above it may be missing.
+
+    It makes a folder in the nearest folder that exists, and deletes it: rights and kinds of file
+    systems tell less than a trial.
+    """
+    try:
+        above = path.resolve().parent
+        while not os.path.lexists(above):
+            above = above.parent
+        Path(tempfile.mkdtemp(prefix=PREFIX, dir=above)).rmdir()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"cannot write {str(path)!r}: {why}; choose another place") from error
 
 
 def wrote_file(path: Path) -> bool:

@@ -72,8 +72,12 @@ class JointOptions(ValueOptions):
     )
 
     def find_unused(self) -> Mapping[str, str]:
-        """All facts share one change, so no expert is chosen for a fact."""
-        return {**super().find_unused(), "expert": "all facts change the same matrices"}
+        """All facts share one change, so no expert is chosen; the prompt alone always counts."""
+        return {
+            **super().find_unused(),
+            "expert": "all facts change the same matrices",
+            "include_bare": "the prompt alone always weighs one half",
+        }
 
     @property
     def blocks(self) -> tuple[int, ...]:
