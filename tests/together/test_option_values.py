@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
 from lmedit.cli import main
-from lmedit.cli.common import NumberType
+from lmedit.cli.parameter_types import NumberType
 from lmedit.errors import OptionError
 from lmedit.options import LARGEST, Method, Options, build_options
 from lmedit.registry import resolve

@@ -9,8 +9,6 @@ import click
 
 from lmedit.cli.ability_flags import include_flag
 from lmedit.cli.common import (
-    COUNT,
-    NUMBER,
     as_json_text,
     json_flag,
     model_flags,
@@ -18,6 +16,7 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
+from lmedit.cli.parameter_types import COUNT, NUMBER
 from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lmedit.cli.common import COUNT, PLACE, flags
+from lmedit.cli.common import flags
+from lmedit.cli.parameter_types import COUNT, PLACE
 
 include_flag = click.option(
     "--include-path",

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
-    OUT,
-    PLACE,
     as_json_text,
     json_flag,
     model_flags,
@@ -19,6 +17,7 @@ from lmedit.cli.common import (
     tell_notes,
 )
 from lmedit.cli.gate import gate_flags, gate_of, refuse_without_gate, through_gate
+from lmedit.cli.parameter_types import OUT, PLACE
 from lmedit.cli.patch_files import fact_line, look_at, tell_forced
 
 if TYPE_CHECKING:

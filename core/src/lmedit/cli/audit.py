@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import PLACE, as_json_text, json_flag, note, say
+from lmedit.cli.common import (
+    as_json_text,
+    json_flag,
+    note,
+    say,
+)
+from lmedit.cli.parameter_types import PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path

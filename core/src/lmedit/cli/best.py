@@ -8,7 +8,6 @@ import click
 
 from lmedit.cli.ability_flags import include_flag
 from lmedit.cli.common import (
-    PLACE,
     as_json_text,
     fact_values,
     flags,
@@ -17,6 +16,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.parameter_types import PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,6 @@ import click
 
 from lmedit.cli.ability_flags import ability_flags
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
-    PLACE,
-    NumberType,
     as_json_text,
     asking_flags,
     flags,
@@ -27,6 +23,7 @@ from lmedit.cli.common import (
     workers_flag,
 )
 from lmedit.cli.only_flag import note_only, only_flag
+from lmedit.cli.parameter_types import COUNT, OUT, PLACE, NumberType
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 
 if TYPE_CHECKING:

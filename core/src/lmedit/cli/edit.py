@@ -8,8 +8,6 @@ import click
 
 from lmedit.cli.best import BEST, OF_BUDGET, budget_flags, check_out, edit_within
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
     as_json_text,
     asking_flags,
     fact_flags,
@@ -24,6 +22,7 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.foreign import isolate_flag, runs_method
+from lmedit.cli.parameter_types import COUNT, OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

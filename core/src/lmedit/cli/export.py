@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
-    PLACE,
     model_flags,
     note,
     refuse_unused,
     say,
     tell_notes,
 )
+from lmedit.cli.parameter_types import COUNT, OUT, PLACE
 from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lmedit.cli.ability_flags import include_flag
-from lmedit.cli.common import PLACE, flags, refuse_unused
+from lmedit.cli.common import flags, refuse_unused
+from lmedit.cli.parameter_types import PLACE
 
 if TYPE_CHECKING:
     from lmedit.actions.gate import Gate

@@ -8,8 +8,6 @@ import click
 
 from lmedit.charts.html import short
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
     as_json_text,
     asking_flags,
     fact_flags,
@@ -24,6 +22,7 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.foreign import isolate_flag, runs_method
+from lmedit.cli.parameter_types import COUNT, OUT
 from lmedit.cli.unused import check_locating_options
 
 if TYPE_CHECKING:

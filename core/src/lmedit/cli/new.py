@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from lmedit.cli.common import OUT, note, say
+from lmedit.cli.common import note, say
+from lmedit.cli.parameter_types import OUT
 
 
 @click.command()

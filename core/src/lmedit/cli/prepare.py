@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
     as_json_text,
     asking_flags,
     json_flag,
@@ -20,6 +18,7 @@ from lmedit.cli.common import (
     say,
 )
 from lmedit.cli.foreign import isolate_flag, runs_method
+from lmedit.cli.parameter_types import COUNT, OUT
 from lmedit.cli.unused import check_prepared_options
 
 if TYPE_CHECKING:

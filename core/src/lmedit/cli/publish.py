@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import COUNT, OUT, PLACE, model_flags, note, refuse_unused, say
+from lmedit.cli.common import (
+    model_flags,
+    note,
+    refuse_unused,
+    say,
+)
 from lmedit.cli.export import check_rank_used
+from lmedit.cli.parameter_types import COUNT, OUT, PLACE
 from lmedit.cli.patch_files import look_at, open_with
 
 if TYPE_CHECKING:

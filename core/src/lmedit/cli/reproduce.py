@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import OUT, PLACE, note, say
+from lmedit.cli.common import note, say
+from lmedit.cli.parameter_types import OUT, PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
-    NUMBER,
-    OUT,
-    PLACE,
     as_json_text,
     json_flag,
     model_flags,
@@ -18,6 +15,7 @@ from lmedit.cli.common import (
     say,
     tell_notes,
 )
+from lmedit.cli.parameter_types import NUMBER, OUT, PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path

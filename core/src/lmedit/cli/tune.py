@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import (
-    COUNT,
-    OUT,
     as_json_text,
     asking_flags,
     json_flag,
@@ -25,6 +23,7 @@ from lmedit.cli.common import (
 )
 from lmedit.cli.foreign import isolate_flag, new_run, runs_tasks
 from lmedit.cli.only_flag import note_only, only_flag
+from lmedit.cli.parameter_types import COUNT, OUT
 from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:

@@ -73,11 +73,8 @@ class JointOptions(ValueOptions):
 
     def find_unused(self) -> Mapping[str, str]:
         """All facts share one change, so no expert is chosen; the prompt alone always counts."""
-        return {
-            **super().find_unused(),
-            "expert": "all facts change the same matrices",
-            "include_bare": "the prompt alone always weighs one half",
-        }
+        shared, bare = "all facts change the same matrices", "the prompt alone weighs one half"
+        return {**super().find_unused(), "expert": shared, "include_bare": bare}
 
     @property
     def blocks(self) -> tuple[int, ...]:
