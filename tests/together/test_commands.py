@@ -56,9 +56,8 @@ def test_methods_lists_every_installed_method(lmedit: Run) -> None:
 
 
 def test_python_runs_the_command_line_too() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lmedit", "--version"], capture_output=True, text=True, check=True
-    )
+    asked = [sys.executable, "-m", "lmedit", "--version"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("lmedit")
 
 
