@@ -115,7 +115,7 @@ def _check_flags(form: str) -> None:
 
 
 def _check_out(form: str, out: Path) -> None:
-    """Raise `ArtifactError` if lmedit did not write what is in *out*."""
+    """Check that *out* is free or holds a file of ours."""
     from lmedit.edits.lora import check_adapter_place
     from lmedit.storage.ours import check_place
 
