@@ -17,7 +17,7 @@ from lmedit import Ledger, Lm, LowRank, Request, Update, editor, load_lm
 from lmedit.edits.adapter_proof import export_adapter
 from lmedit.edits.ledger import applied
 from lmedit.errors import ModelError, UnknownArchitectureError
-from lmedit.models import quantised
+from lmedit.models import packings, quantised
 from lmedit.tiny import tiny_family
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def packed_bytes(lm: Lm) -> list[bytes]:
     return [
         part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for module in quantised.find_packed(lm.name, lm.model).values()
-        for part in quantised._parts_of(module.weight)
+        for part in packings.parts_of(module.weight)
     ]
 
 
@@ -301,7 +301,7 @@ def test_a_missing_package_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch
         ("torchao", "pip install torchao"),
     ):
         path.write_text(json.dumps(values | {"quantization_config": {"quant_method": method}}))
-        monkeypatch.setattr(quantised, "find_spec", lambda _: None)
+        monkeypatch.setattr(packings, "find_spec", lambda _: None)
         with pytest.raises(ModelError, match=remedy):
             load_lm(str(llama))
 

@@ -6,7 +6,6 @@ the edited model and of peft's model may differ by rounding only.
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from lmedit.edits.ledger import applied, sum_of
 from lmedit.edits.lora import Adapter, adapter_of, write_adapter
 from lmedit.errors import ArtifactError
 from lmedit.guards.untouched import note_state, put_back
-from lmedit.models.quantised import quiet_packages
+from lmedit.models.packings import quiet_packages
 from lmedit.types import LowRank, Update
 
 if TYPE_CHECKING:
@@ -153,12 +152,11 @@ def _difference(
 @contextmanager
 def _wrapped(lm: Lm, folder: Path) -> Iterator[Any]:
     """The model of *lm* with the adapter in *folder*, as peft loads it; plain again afterwards."""
-    quiet_packages()  # peft imports bitsandbytes
-    from peft import PeftModel
+    with quiet_packages():  # peft imports those of quantised models
+        from peft import PeftModel
 
     before = note_state(lm.model)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # peft warns about a future change of transformers
+    with quiet_packages(), torch.no_grad():  # peft warns about a future change of transformers
         try:
             yield PeftModel.from_pretrained(lm.model, folder)
         finally:
@@ -181,10 +179,20 @@ def _check_changes(model: Any, factors: Mapping[Site, LowRank]) -> None:
         )
     for name, site in wanted.items():
         change = factors[site].dense()
-        theirs = wrapped[name].get_delta_weight("default").to(change)
+        theirs = _change_in(wrapped[name]).to(change)
         ours = change.T if site.transposed else change
         if theirs.shape != ours.shape or not (theirs - ours).norm() <= SAME * ours.norm():
             raise ArtifactError(
                 f"peft does not change {name} as this adapter does; nothing is kept, use lmedit "
                 "apply"
             )
+
+
+def _change_in(module: Any) -> Tensor:
+    """The change (d_out, d_in) that peft's *module* adds to its matrix."""
+    if hasattr(module, "get_delta_weight"):
+        change: Tensor = module.get_delta_weight("default")
+        return change
+    left, right = (getattr(module, name)["default"].weight for name in ("lora_B", "lora_A"))
+    product: Tensor = left @ right * module.scaling["default"]  # peft merges no packed matrix
+    return product

@@ -99,7 +99,7 @@ def adapter_of(updates: Iterable[Update], rank: int | None = None) -> Adapter:
         if rank is None:
             raise ArtifactError(
                 f"the edit of {site.parameter} is dense, but LoRA has a low rank; give --rank N to "
-                "cut it, or use lmedit apply"
+                "cut it, or use lmedit apply (if the model is not quantised)"
             )
         total = torch.stack([delta.dense().double().cpu() for delta in deltas]).sum(0)
         factors[site], share = _truncate(total, rank)

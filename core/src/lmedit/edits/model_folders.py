@@ -199,24 +199,25 @@ def _digests(model: EditedModel, sites: Collection[Site]) -> set[str]:
     names = {site.parameter for site in sites}
     if not names <= model.lm.parameters:
         return set()
-    return {digest_tensors(values.items()) for values in _now_and_before(model, names)}
+    return {model.lm.weights_digest(sites), _digest_before(model, sites)}
 
 
-def _now_and_before(model: EditedModel, names: Collection[str]) -> tuple[dict[str, Any], ...]:
-    """The parameters *names*, with and without the edits in *model*."""
-    now = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
-    before = {name: values.clone() for name, values in now.items()}
-    for site, values in model.ledger.base.items():
-        if site.parameter in names:
-            part = before[site.parameter]
-            (part if site.index is None else part[site.index]).copy_(values)
-    return now, before
+def _digest_before(model: EditedModel, sites: Collection[Site]) -> str:
+    """The digest of the parameters of *sites*, without the edits in *model*."""
+    names = {site.parameter for site in sites}
+    kept = {site: values for site, values in model.ledger.base.items() if site.parameter in names}
+    if not kept:
+        return model.lm.weights_digest(sites)
+    before = {name: model.lm.snapshot(Site(name)) for name in sorted(names)}
+    for site, values in kept.items():
+        part = before[site.parameter]
+        (part if site.index is None else part[site.index]).copy_(values)
+    return digest_tensors(before.items())
 
 
 def digest_in_base(model: EditedModel, update: Update) -> str:
     """The digest of the parameters that *update* touches, without the edits in *model*."""
-    _, before = _now_and_before(model, {site.parameter for site in update.deltas})
-    return digest_tensors(before.items())
+    return _digest_before(model, update.deltas.keys())
 
 
 def check_model_place(folder: Path) -> None:

@@ -271,12 +271,14 @@ def _find_shared(members: Sequence[nn.Module], outs: Sequence[str | None]) -> se
     return {i for users in matrices.values() if len(users) > 1 for i in users}
 
 
-def parameter_at(block: nn.Module, out: str) -> nn.Parameter:
-    """The parameter of the matrix at the path *out*: of a module, or of all experts."""
+def parameter_at(block: nn.Module, out: str) -> object:
+    """The parameter of the matrix at the path *out*: of a module, or of all experts.
+
+    It is the module itself if it packs its matrix into other tensors.
+    """
     parent, _, last = out.rpartition(".")
     found = getattr(block.get_submodule(parent), last)
-    parameter: nn.Parameter = found if isinstance(found, nn.Parameter) else found.weight
-    return parameter
+    return found if isinstance(found, nn.Parameter) else getattr(found, "weight", found)
 
 
 def _no_matrix(

@@ -14,7 +14,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lmedit.models import offload
 from lmedit.storage.cache import key_of
 from lmedit.storage.digests import digest_tensors
 
@@ -116,6 +115,11 @@ class Identified(ABC):
     """The world's name of a model that has another name here: with edits in its folder, the name of
     the model without them; for a GGUF file, the name of the pulled model of that file."""
 
+    @property
+    @abstractmethod
+    def parameters(self) -> frozenset[str]:
+        """The names of all parameters."""
+
     @abstractmethod
     def weights_digest(self) -> str:
         """SHA-256 of the present weights."""
@@ -193,6 +197,5 @@ class Identified(ABC):
             f"{blocks}{n}."
             for n in range(layer + 1, len(self.model.get_submodule(self.family.blocks)))
         )
-        all_ = offload.names(self.model)
-        below = self.digest_of(n for n in all_ if not n.startswith(after + later))
+        below = self.digest_of(n for n in self.parameters if not n.startswith(after + later))
         return key_of(below=below, **self._around)

@@ -107,11 +107,11 @@ class Lm(Asked, Identified, Parts):
     def weights_digest(self, sites: Iterable[Site] | None = None) -> str:
         """SHA-256 of the present weights: of all parameters, or of the parameters of *sites*."""
         chosen = self.parameters if sites is None else {site.parameter for site in sites}
-        return digest_tensors((name, self._values(name)) for name in sorted(chosen))
+        return digest_tensors((name, self._read_for_digest(name)) for name in sorted(chosen))
 
     def digest_of(self, names: Iterable[str]) -> str:
         """SHA-256 of the present parameters *names*; it reads only what changed since last time."""
-        return self._known.digest(names, self._write_state, self._values)
+        return self._known.digest(names, self._write_state, self._read_for_digest)
 
     def state(self) -> str:
         """SHA-256 of the present weights; it reads only tensors that changed since the last call.
@@ -155,8 +155,11 @@ class Lm(Asked, Identified, Parts):
 
     @property
     def parameters(self) -> frozenset[str]:
-        """The names of all parameters; of tied parameters only the first."""
-        return offload.names(self.model)
+        """The names of all parameters; of tied parameters only the first.
+
+        A quantised matrix counts as one, also where its module holds no parameter of that name.
+        """
+        return offload.names(self.model) | self._packed.keys()
 
     def _write_state(self, name: str) -> tuple[int, int]:
         if name in self._packed:
@@ -170,6 +173,12 @@ class Lm(Asked, Identified, Parts):
         if name in self._packed:
             return self._beside.values(name, self._packed[name])
         return offload.fetch(self.model, name).detach()
+
+    def _read_for_digest(self, name: str) -> Tensor:
+        """The numbers that identify the present values of the parameter *name*."""
+        if name in self._packed:
+            return self._beside.read_for_digest(name, self._packed[name])
+        return self._values(name)
 
     @property
     def working_dtype(self) -> torch.dtype:

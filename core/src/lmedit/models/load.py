@@ -6,6 +6,7 @@ lmedit downloads only if the user asks for it, and never runs code of a checkpoi
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from lmedit.models.devices import SPREAD, device_of
 from lmedit.models.installed_worlds import check_world, worlds
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
+from lmedit.models.packings import quiet_packages
 from lmedit.models.quantised import how_quantised
 from lmedit.models.refusals import (
     check_drafting,
@@ -255,14 +257,15 @@ def _load(
     where = "auto" if device == SPREAD else {"": device_of(device)} if packed else None
     try:
         tokenizer = _tokenizer(place, local=local)
-        model = read_weights(
-            source,
-            config,
-            notes,
-            dtype=torch_dtype,
-            local_files_only=local,
-            device_map=where,
-        )
+        with quiet_packages() if packed else nullcontext():
+            model = read_weights(
+                source,
+                config,
+                notes,
+                dtype=torch_dtype,
+                local_files_only=local,
+                device_map=where,
+            )
     except ModelError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ with the values in the map's tensors. A tensor in a file moves to memory at the 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +60,8 @@ def runs_on(module: nn.Module) -> torch.device:
         if hook.execution_device is not None:
             # accelerate counts GPUs: torch.device(1) is the second accelerator
             return torch.device(hook.execution_device)
-    return next(module.parameters()).device
+    tensors = chain(module.parameters(), module.buffers())  # packed numbers may be buffers
+    return next(tensors).device
 
 
 def lacks_weights(model: nn.Module) -> bool:

@@ -7,72 +7,40 @@ A changed matrix W' lies beside them in full precision, and a hook on the module
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from lmedit.errors import ModelError
+from lmedit.models.packings import (
+    OTHER_WAY,
+    PACKAGES,
+    check_gradient,
+    is_read_by_products,
+    missing_package,
+    own_tensors,
+    packing_of,
+    parts_of,
+    plain_values,
+    quiet_packages,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
-
-PACKAGES = MappingProxyType(
-    {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum.quanto"}
-)
-"""By method of a config, those that lmedit reads: the package (as imported) with its kernels."""
-INSTALL = MappingProxyType({"bitsandbytes": "'lmedit[quantised]'", "quanto": "optimum-quanto"})
-"""What pip installs for a method, if it is not the method's own name."""
-OTHER_WAY = "load the model that it was made from, in bfloat16 if memory is short"
-
 
 REPACKS, REPACKED = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
 """Of bitsandbytes: a module's switch for repacking, and the mark of repacked numbers."""
-
-
-def packing_of(module: nn.Module) -> str | None:
-    """The package that packs the matrix of *module*; None if it is plain."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(module, nn.Linear) or weight is None:
-        return None
-    made_by = type(weight).__module__
-    return next((p for p in PACKAGES.values() if made_by.startswith(f"{p}.")), None)
+KEPT = 4
+"""How many matrices stay in memory as plain numbers, of those that a module must compute."""
 
 
 def how_quantised(model: nn.Module) -> str | None:
     """The package that packs matrices of *model*; None if it has no such matrix."""
     return next(filter(None, map(packing_of, model.modules())), None)
-
-
-def plain_values(module: Any) -> Tensor:
-    """The packed matrix of *module* as plain numbers (d_out, d_in), at least float32."""
-    weight = module.weight
-    if packing_of(module) != PACKAGES["bitsandbytes"]:
-        values = weight.dequantize()
-    elif type(weight).__name__ == "Params4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        values = dequantize_4bit(weight.data, weight.quant_state)
-    else:
-        from bitsandbytes.functional import int8_vectorwise_dequant
-
-        state = module.state
-        packed = weight.data if state.CB is None else state.CB
-        scales = weight.SCB if state.SCB is None else state.SCB
-        values = int8_vectorwise_dequant(packed, scales.to(packed.device))
-    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
-
-
-def quiet_packages() -> None:
-    """Hide the warnings of bitsandbytes: at its import about kernels, and at every product."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def check_method(name: str, quantised: Any) -> None:
@@ -83,17 +51,17 @@ def check_method(name: str, quantised: Any) -> None:
     values = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
     found = values.get("quant_method", quantised if isinstance(quantised, str) else None)
     method = str(getattr(found, "value", found) or "unknown method")
-    package = PACKAGES.get(method)
-    if package is None:
+    if method not in PACKAGES:
         raise ModelError(
             f"{name!r} is quantised ({method}): lmedit cannot read its matrices; {OTHER_WAY}"
         )
-    if find_spec(package.partition(".")[0]) is None or find_spec(package) is None:
+    if (missing := missing_package(method)) is not None:
         raise ModelError(
             f"{name!r} is quantised ({method}), and its package is not installed; pip install "
-            f"{INSTALL.get(method, method)}"
+            f"{missing}, or {OTHER_WAY}"
         )
-    quiet_packages()
+    with quiet_packages():
+        pass  # bitsandbytes must not warn at its import
 
 
 def check_packing(name: str, model: Any) -> None:
@@ -112,15 +80,41 @@ class Beside:
     writes: int = 0
     """How often a matrix was set."""
     _hooks: dict[str, RemovableHandle] = field(default_factory=dict)
+    _read: dict[str, tuple[tuple[int, int], Tensor]] = field(default_factory=dict)
+    """The last matrices that a module computed, with the write state of its packed numbers."""
 
     def values(self, name: str, module: nn.Module) -> Tensor:
         """The present matrix (d_out, d_in) of the quantised *module*, whose parameter is *name*."""
         found = self.changed.get(name)
-        return plain_values(module) if found is None else found
+        return self._plain(name, module) if found is None else found
+
+    def read_for_digest(self, name: str, module: nn.Module) -> Tensor:
+        """The numbers that identify the present matrix of *module*.
+
+        They are the matrix itself. If the module must compute it, they are the bytes of the packed
+        numbers: those do not depend on the processor.
+        """
+        if name in self.changed or not is_read_by_products(module):
+            return self.values(name, module)
+        parts = [part for each in own_tensors(module) for part in parts_of(each)]
+        flat = [part.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for part in parts]
+        return torch.cat(flat)
+
+    def _plain(self, name: str, module: nn.Module) -> Tensor:
+        """`plain_values` of *module*; those that it computes are kept for a while."""
+        if not is_read_by_products(module):
+            return plain_values(module)
+        state, (known, values) = _write_state(module), self._read.pop(name, (None, None))
+        if values is None or known != state:
+            values = plain_values(module)
+        self._read[name] = state, values
+        if len(self._read) > KEPT:
+            del self._read[next(iter(self._read))]
+        return values
 
     def put(self, name: str, module: nn.Module, values: Tensor) -> None:
         """Let *module* compute with *values* (d_out, d_in) from now on."""
-        packed = plain_values(module)
+        packed = self._plain(name, module)
         self.writes += 1
         if name in self._hooks:
             self._hooks.pop(name).remove()
@@ -133,11 +127,16 @@ class Beside:
 
     def write_state(self, name: str, module: Any) -> tuple[int, int]:
         """Two numbers that differ after every write to the matrix of *module*."""
-        packed = _parts_of(module.weight)
-        versions = sum(each._version for each in packed)
+        versions, place = _write_state(module)
         own = self.changed.get(name)
         beside = 0 if own is None else own._version + 1
-        return versions + (self.writes + beside << 32), packed[0].data_ptr()
+        return versions + (self.writes + beside << 32), place
+
+
+def _write_state(module: nn.Module) -> tuple[int, int]:
+    """Two numbers that differ after every write to the packed numbers of *module*."""
+    packed = [part for each in own_tensors(module) for part in parts_of(each)]
+    return sum(each._version for each in packed), packed[0].data_ptr()
 
 
 class _Adding:
@@ -151,28 +150,34 @@ class _Adding:
         return out + (x.to(self.change.dtype) @ self.change.T).to(out.dtype)
 
 
-def _parts_of(weight: Any) -> list[Tensor]:
-    """The plain tensors inside *weight*: of torchao and quanto by name, else its own data."""
-    flatten = getattr(weight, "__tensor_flatten__", None)
-    if flatten is None:
-        return [weight]
-    names, _ = flatten()
-    return [part for name in names for part in _parts_of(getattr(weight, name))]
-
-
 def find_packed(name: str, model: nn.Module) -> Mapping[str, nn.Module]:
     """The quantised modules of *model*, by the name of their parameter.
 
     On some processors bitsandbytes repacks and rounds 4-bit matrices in the first pass. These
-    modules do so no more. Raises `ModelError` if one did; *name* is the model's name.
+    modules do so no more. Raises `ModelError` if one did, or if no gradient passes a module; *name*
+    is the model's name.
     """
+    _unpack(model)
     found = {f"{at}.weight": each for at, each in model.named_modules() if packing_of(each)}
     for module in found.values():
-        if getattr(getattr(module.weight, "quant_state", None), REPACKED, False):
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, REPACKED, False):
             raise ModelError(
                 f"bitsandbytes has repacked the matrices of {name!r} for this processor, in a pass "
                 "on text; load the model again, and give it to lmedit.Lm before any pass"
             )
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
+        if is_read_by_products(module):
+            with quiet_packages():  # gptqmodel compiles now
+                check_gradient(name, module)
     return found
+
+
+@torch.no_grad()
+def _unpack(model: Any) -> None:
+    """Run *model* once if compressed-tensors unpacks its matrices in the first pass."""
+    states = (getattr(module, "quantization_status", None) for module in model.modules())
+    if any(str(getattr(state, "value", state)) == "compressed" for state in states):
+        with quiet_packages():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))

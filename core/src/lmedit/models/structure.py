@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lmedit.errors import UnknownArchitectureError
+from lmedit.models.packings import is_packed_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,10 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Whether *module* is one dense matrix: `Linear`, or GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Linear) or (is_transposed(module) and not is_experts(module))
+    """Whether *module* is one dense matrix: `Linear`, GPT-2's `Conv1D`, or a packed one."""
+    if isinstance(module, nn.Linear) or is_packed_matrix(module):
+        return True
+    return is_transposed(module) and not is_experts(module)
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -63,8 +66,9 @@ def is_experts(module: nn.Module) -> bool:
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of a matrix module."""
-    if isinstance(module, nn.Linear):  # a quantised weight has another shape
-        return module.out_features, module.in_features
+    if isinstance(module, nn.Linear) or is_packed_matrix(module):  # packed in another shape
+        sizes: Any = module
+        return sizes.out_features, sizes.in_features
     weight = module.get_parameter("weight")
     rows, columns = weight.shape
     return (columns, rows) if is_transposed(module) else (rows, columns)

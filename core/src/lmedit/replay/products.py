@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from lmedit.models import families
-from lmedit.models.quantised import packing_of
+from lmedit.models.packings import packing_of
 from lmedit.replay.ways import ways_of
 from lmedit.trace import wrapped
 
