@@ -120,7 +120,7 @@ def packed_bytes(lm: Lm) -> list[bytes]:
     return [
         part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for module in quantised.find_packed(lm.name, lm.model).values()
-        for part in packings.parts_of(module.weight)
+        for part in packings.inner_tensors(module.weight)
     ]
 
 

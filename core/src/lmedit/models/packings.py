@@ -117,13 +117,13 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers(recurse=False)
 
 
-def parts_of(weight: Any) -> list[Tensor]:
+def inner_tensors(weight: Any) -> list[Tensor]:
     """The plain tensors inside *weight*: of torchao and quanto by name, else its own data."""
     flatten = getattr(weight, "__tensor_flatten__", None)
     if flatten is None:
         return [weight]
     names, _ = flatten()
-    return [part for name in names for part in parts_of(getattr(weight, name))]
+    return [part for name in names for part in inner_tensors(getattr(weight, name))]
 
 
 def plain_values(module: Any) -> Tensor:

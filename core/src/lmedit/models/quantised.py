@@ -17,11 +17,11 @@ from lmedit.models.packings import (
     OTHER_WAY,
     PACKAGES,
     check_gradient,
+    inner_tensors,
     is_read_by_products,
     missing_package,
     own_tensors,
     packing_of,
-    parts_of,
     plain_values,
     quiet_packages,
 )
@@ -96,7 +96,7 @@ class Beside:
         """
         if name in self.changed or not is_read_by_products(module):
             return self.values(name, module)
-        parts = [part for each in own_tensors(module) for part in parts_of(each)]
+        parts = [part for each in own_tensors(module) for part in inner_tensors(each)]
         flat = [part.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for part in parts]
         return torch.cat(flat)
 
@@ -135,7 +135,7 @@ class Beside:
 
 def _write_state(module: nn.Module) -> tuple[int, int]:
     """Two numbers that differ after every write to the packed numbers of *module*."""
-    packed = [part for each in own_tensors(module) for part in parts_of(each)]
+    packed = [part for each in own_tensors(module) for part in inner_tensors(each)]
     return sum(each._version for each in packed), packed[0].data_ptr()
 
 
