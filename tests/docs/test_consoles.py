@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -218,7 +220,7 @@ def test_how_to_keep_limits_runs(demo_is_prepared: None) -> None:
 @pytest.mark.slow
 def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     notes()
-    compare, *statistics = commands(
+    compare, plan, merge, rest, *statistics = commands(
         "docs/how-to/many-machines.md",
         MODEL="demo",
         **{
@@ -229,12 +231,42 @@ def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
             "layer17": "layer2",
         },
     )
-    run(compare)
+    table = run(compare)
+    run(plan)
+    run_as_array(*blocks("docs/how-to/many-machines.md", "bash"))
+    assert "all shards are finished" in run(merge)
+    assert without_times(run(rest)) == without_times(table)
     prepare, list_, export, import_ = statistics
     run(prepare)
     identity, *_ = next(line.split() for line in run(list_).splitlines() if line.split()[2] == "2")
     run(export.replace("ID", identity))
     run(import_)
+
+
+def run_as_array(script: str) -> None:
+    """Run the SLURM *script* once for each number of its array, as sbatch does."""
+    (last,) = re.findall(r"^#SBATCH --array=1-(\d+)$", script, re.MULTILINE)
+    Path("work.sh").write_text(script, encoding="utf-8")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for number in range(1, int(last) + 1):
+        mine = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": last, "PATH": path}
+        done = subprocess.run(
+            ["bash", "work.sh"],
+            env=os.environ | mine,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"shard {number}/{last} is finished" in done.stderr
+
+
+def without_times(table: str) -> list[list[str]]:
+    """The rows of the methods in *table*, without the columns of seconds."""
+    return [
+        line.split()[:-2] for line in table.splitlines() if line.startswith(("base", "rome", "ft"))
+    ]
 
 
 # ---- one edit per request: the programs that are wheels run, the files of the others are checked

@@ -83,6 +83,7 @@ USED = {
     "--probe": "measures; refused if the method has no probe",
     "--version": "prints",
     "--help": "prints",
+    "--shard": "the part of the work",
 }
 """Flags that every command uses that has them."""
 
@@ -199,12 +200,29 @@ UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ),
 }
 """Flags that a command uses only beside others: a command line without the others."""
+UNUSED |= {
+    ("plan-run", flag): (("plan-run", *arguments[1:], "-O", "plan.json"), words)
+    for (command, flag), (arguments, words) in UNUSED.items()
+    if command == "compare"
+}
 
 ALSO = {
     "plan: observe": (("plan", "rome", "--observe", "timer"), "does not change the estimate"),
     "plan: seed": (("plan", "rome", "--seed", "0"), "does not change the estimate"),
     "plan: time": (("plan", "rome", "--edit-timeout", "3"), "does not change the estimate"),
     "plan: time to prepare": (("plan", "rome", "--prepare-timeout", "3"), "does not change the"),
+    "plan-run: time": (
+        ("plan-run", "ft", "-O", "a", "--edit-timeout", "3"),
+        "--edit-timeout is not part of a plan: set LMEDIT_EDIT_TIMEOUT where lmedit work runs",
+    ),
+    "plan-run: time to prepare": (
+        ("plan-run", "ft", "-O", "a", "--prepare-timeout", "3"),
+        "--prepare-timeout is not part of a plan: set LMEDIT_PREPARE_TIMEOUT where",
+    ),
+    "plan-run: a probe's option": (
+        ("plan-run", "rome", "-O", "a", "-o", "trace_noise", "3"),
+        "trace_noise is used only by lmedit locate --probe",
+    ),
     "prepare: time": (("prepare", "rome", "--edit-timeout", "3"), "nothing is edited"),
     "prepare: option": (
         ("prepare", "rome", "-o", "clamp", "3"),

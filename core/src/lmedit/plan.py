@@ -6,7 +6,6 @@ sent to a worker process, which sets up everything again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
 from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
 from lmedit.errors import NotPreparedError, OptionError, UsageError
 from lmedit.models import check_files, load_lm, outline
+from lmedit.models.quiet import quiet_hub
 from lmedit.observers import observe_all
 from lmedit.options import (
     build_options,
@@ -34,6 +34,7 @@ from lmedit.types import Prepared
 
 if TYPE_CHECKING:
     from lmedit.cases import CaseSet
+    from lmedit.cases.shards import Shard
     from lmedit.models import Lm
     from lmedit.options import Options
     from lmedit.registry import LoadedMethod
@@ -66,8 +67,7 @@ class Plan:
     others: tuple[str, ...] = ()
     """Methods of the same work that another process runs; this plan leaves them out."""
     observers: tuple[str, ...] = ()
-    seed: int | None = None
-    """The random seed, if the user gave one; see `drawn_from`."""
+    seed: int | None = None  # the random seed, if the user gave one; see `drawn_from`
     trained_seed: int | None = None
     """With several seeds: the first one; methods that were trained use its training."""
     compute: str | None = None
@@ -78,10 +78,9 @@ class Plan:
     limit: int | None = None
     only: str | None = None  # the word of `compare.only`: which cases to keep
     join: Join = "auto"  # the joint of prompts and answers
-    chat: bool = False
-    """Whether prompts are asked through the tokenizer's chat template."""
-    system: str | None = None
-    """The system prompt of the chat."""
+    chat: bool = False  # whether prompts are asked through the tokenizer's chat template
+    system: str | None = None  # the system prompt of the chat
+    shard: Shard | None = None  # the part of the work that this machine does; None: all
 
     def __post_init__(self) -> None:
         """Raise `UsageError` if the values do not go together."""
@@ -258,11 +257,29 @@ def set_up(
     probing: bool = False,
     used: Sequence[str | None] = (),
 ) -> Setup:
-    """Load the methods and the model of *plan*. Notes go to *tell*.
+    """Load the methods and the model of *plan*. Notes go to *tell*; see also `check_plan`."""
+    methods = check_plan(plan, tell, more=more, probing=probing, used=used)
+    lm = plan.load_model()
+    for remark in (
+        *lm.notes,
+        *remarks_on_files(plan.options, lm),
+        *remarks_on_tuned([each.method for each in methods], lm),
+    ):
+        tell(remark)
+    return Setup(plan, methods, lm, tell)
 
-    Everything that needs no weights is checked before they are read: options (also with each of
-    *more* on top), layers, corpora, the device. Without *probing*, options of a probe are refused.
-    *used* names methods that the caller needs beside those of *plan*.
+
+def check_plan(
+    plan: Plan,
+    tell: Tell = silent,
+    *,
+    more: Iterable[Mapping[str, Any]] = ({},),
+    probing: bool = False,
+    used: Sequence[str | None] = (),
+) -> tuple[LoadedMethod, ...]:
+    """Load the methods of *plan*, and check all that needs no weights: options also with *more*.
+
+    Without *probing*, options of a probe are refused. *used* names methods beside those of *plan*.
     """
     methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
@@ -273,16 +290,8 @@ def set_up(
     corpora = name_corpora(plan.own_corpora, methods)
     check_corpora(corpora, methods, download=plan.download)
     if plan.corpora and not corpora and not plan.others:
-        names = ", ".join(loaded.name for loaded in methods)
-        tell(f"--corpus is not used: {names} needs no preparation")
-    lm = plan.load_model()
-    for remark in (
-        *lm.notes,
-        *remarks_on_files(plan.options, lm),
-        *remarks_on_tuned([each.method for each in methods], lm),
-    ):
-        tell(remark)
-    return Setup(plan, methods, lm, tell)
+        tell(f"--corpus is not used: {', '.join(m.name for m in methods)} needs no preparation")
+    return methods
 
 
 def editor_for(
@@ -339,12 +348,3 @@ def text_of(given: Texts | None, lm: Lm, *, download: bool = False) -> Material 
         return SelfWritten(lm)
     found: Material | None = corpus_of(name, lm.text, download=download)
     return found
-
-
-def quiet_hub() -> None:
-    """Show the hub library's progress only on a terminal, and hide its warnings."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()

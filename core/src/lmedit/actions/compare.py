@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from lmedit.cases.shards import BASELINES
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
+from lmedit.compare.facts import facts_of
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.only import keep_only
 from lmedit.compare.paper_tables import PRESETS, paper_figures
@@ -15,6 +17,7 @@ from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
+from lmedit.compare.store import RunStore
 from lmedit.compare.wild_scores import Wild
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError
@@ -168,16 +171,26 @@ class Comparing:
 
     def __call__(self, folder: Path, after: Ended | None = None) -> Compared:
         """Finish these candidates in *folder*. *after* tells how another process ended."""
-        lm, seed = self.setup.lm, self.setup.plan.drawn_from
+        lm, seed, shard = self.setup.lm, self.setup.plan.drawn_from, self.setup.plan.shard
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
+        if shard is not None:
+            with RunStore(folder) as store:
+                store.note(facts_of(lm, self.cases, self.editors, self.scoring, seed))
         if self.regime is not None:
-            return pile_up(*given, self.regime, self.baselines, after=after)
-        found = compare(*given, self.baselines, after)
+            takes = self._takes_pile
+            return pile_up(*given, self.regime, self.baselines, after=after, takes=takes)
+        found = compare(*given, self.baselines, after, shard=shard)
         if not self.measuring.preset:
             return found
         names = [*(row["method"] for row in found.results["rows"]), *self.setup.plan.others]
         figures = paper_figures(self.measuring.preset, lm, self.cases, names)
         return replace(found, results={**found.results, "published": figures})
+
+    def _takes_pile(self, name: str) -> bool:
+        """Whether this machine does the pile of the candidate *name*."""
+        plan = self.setup.plan
+        same = name in BASELINES or (self.regime is not None and self.regime.kind == "batch")
+        return plan.shard is None or plan.shard.takes_pile(name, 0 if same else plan.drawn_from)
 
 
 def set_up_comparison(plan: Plan, measuring: Measuring, tell: Tell = silent) -> Comparing:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.compare import Measuring
+from lmedit.compare.facts import versions
 from lmedit.compare.measures import measure
 from lmedit.compare.table import align
 from lmedit.errors import LmeditError, RunError
 from lmedit.plan import Plan
 from lmedit.storage.json_files import read_json
-from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PACKAGES = ("torch", "transformers", "tokenizers")
-PATHS = frozenset({"heldout", "references"})
+PATHS = frozenset({"heldout", "references", "include_path"})
 
 
 def origin(plan: Plan, measuring: Measuring, seeds: Sequence[int]) -> dict[str, Any]:
@@ -38,8 +36,7 @@ def origin(plan: Plan, measuring: Measuring, seeds: Sequence[int]) -> dict[str, 
 
 def _versions() -> dict[str, str]:
     """The versions that may change a score."""
-    own = {"lmedit": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
+    return versions() | {"python": platform.python_version()}
 
 
 def _plain(value: Any) -> Any:
@@ -62,15 +59,22 @@ def read_origin(path: Path) -> dict[str, Any]:
 
 def plan_of_results(old: Mapping[str, Any]) -> tuple[Plan, Measuring, tuple[int, ...]]:
     """The plan, the measures and the seeds of *old*. Raises `RunError` if they do not fit."""
-    made = old["made_by"]
+    try:
+        return plan_of_values(old["made_by"])
+    except ValueError as error:
+        raise RunError(
+            f"made_by of the results is damaged ({error}); give results of this version"
+        ) from error
+
+
+def plan_of_values(made: Mapping[str, Any]) -> tuple[Plan, Measuring, tuple[int, ...]]:
+    """The plan, the measures and the seeds in the values of `origin`; raises `ValueError`."""
     try:
         plan = Plan(**_values(made["plan"], Plan))
         measuring = Measuring(**_values(made["measuring"], Measuring))
         return plan, measuring, tuple(int(seed) for seed in made["seeds"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"made_by of the results is damaged ({error}); give results of this version"
-        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _values(found: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:

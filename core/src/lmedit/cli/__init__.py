@@ -28,10 +28,12 @@ from lmedit.cli.export import export, import_
 from lmedit.cli.foreign import find_ours
 from lmedit.cli.judge import judge
 from lmedit.cli.locate import locate
+from lmedit.cli.merge import merge
 from lmedit.cli.methods import methods
 from lmedit.cli.models import models
 from lmedit.cli.new import new
 from lmedit.cli.plan import plan
+from lmedit.cli.plan_run import plan_run
 from lmedit.cli.prepare import prepare
 from lmedit.cli.publish import publish
 from lmedit.cli.report import report
@@ -40,6 +42,7 @@ from lmedit.cli.show import show
 from lmedit.cli.stats import stats
 from lmedit.cli.try_ import try_
 from lmedit.cli.tune import tune
+from lmedit.cli.work import work
 from lmedit.errors import LmeditError, UnsoundEditWarning, UsageError
 from lmedit.version import __version__
 
@@ -134,6 +137,9 @@ for command in (
     publish,
     abilities,
     compare,
+    plan_run,
+    work,
+    merge,
     judge,
     report,
     reproduce,

@@ -94,7 +94,7 @@ def _open(
         return opened, {name: update for name, (update, _) in zip(shown, found, strict=True)}
     refuse_unused("is for the base of patches, and a MODEL is given", "-m", "--model")
     from lmedit.edits.model_folders import open_folder
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
 
     check_files(given[0], download=how["download"], chat=False)
     quiet_hub()

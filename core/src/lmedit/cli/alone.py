@@ -243,7 +243,7 @@ def _make_failed(name: str, why: str, first: Compared) -> Compared:
 
     outcomes = [
         replace(each, method=name, failure=each.failure or why, key=None, seconds=None)
-        for each in first.outcomes[BASE]
+        for each in first.outcomes.get(BASE, ())  # a shard may be without it
     ]
     row = summary_row(name, outcomes, None)
     if "regime" in first.results:

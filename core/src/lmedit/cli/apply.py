@@ -68,7 +68,7 @@ def apply(
     code is 1 and nothing is written. The ledger of the folder keeps the measured values.
     """
     from lmedit.edits import model_folders
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
     from lmedit.storage.locks import being_changed
 
     refuse_without_gate(recipe, of_gate["gate"])
@@ -137,7 +137,7 @@ def revert(folder: Path, edits: tuple[str, ...], out: Path | None) -> None:
         read_log,
         write_folder,
     )
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
     from lmedit.storage.locks import being_changed
 
     quiet_hub()
@@ -196,7 +196,7 @@ def verify(folder: Path, recipe: Path | None, **of_gate: Any) -> None:
     With --gate, or if the recipe has a gate, the model is also measured against its base.
     """
     from lmedit.edits.model_folders import open_folder, read_log, verify_folder
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
 
     chosen = _recipe(recipe)
     limits = gate_of(chosen, recipe, **of_gate)

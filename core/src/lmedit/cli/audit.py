@@ -36,7 +36,7 @@ def audit(folder: Path, base: str | None, *, download: bool, as_json: bool) -> N
     code is 1. The files are read tensor by tensor, and no model is loaded. FOLDER needs no ledger.
     """
     from lmedit.actions.audit import audit_folder, audit_text, check_audit
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
 
     quiet_hub()
     told = audit_folder(folder, base, download=download)

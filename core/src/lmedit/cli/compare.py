@@ -34,7 +34,7 @@ PAPER_TABLES = ("rome-table4", "rome-table1")
 """The keys of `compare.paper_tables.PRESETS`; `--help` does not import that module."""
 LIMIT = 100
 
-case_flags = flags(
+which_flags = flags(
     click.option(
         "--cases",
         "cases_name",
@@ -43,6 +43,9 @@ case_flags = flags(
     ),
     click.option("--limit", type=COUNT, help=f"Use only the first N cases.  [default: {LIMIT}]"),
     only_flag,
+)
+
+run_flags = flags(
     click.option(
         "--run",
         "folder",
@@ -50,6 +53,9 @@ case_flags = flags(
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
     workers_flag,
+)
+
+way_flags = flags(
     click.option(
         "--isolate/--no-isolate",
         default=None,
@@ -63,6 +69,8 @@ case_flags = flags(
         "The paper's figures are printed too if the model is one of the paper's.",
     ),
 )
+
+case_flags = flags(which_flags, run_flags, way_flags)
 
 metric_flags = flags(
     click.option(
@@ -193,7 +201,7 @@ def compare(
     plan = plan_of(given)
     measuring = Measuring(**given)
     results, place = run_comparison(plan, measuring, seeds, folder, workers, isolate=isolate)
-    _show(results, as_json=as_json)
+    show_results(results, as_json=as_json)
     note(f"the model is BASE, checked by hash; results are in {place}")
 
 
@@ -225,7 +233,8 @@ def run_comparison(
     return results, place
 
 
-def _show(results: dict[str, Any], *, as_json: bool) -> None:
+def show_results(results: dict[str, Any], *, as_json: bool) -> None:
+    """Print *results* on stdout, and what the table cannot tell on stderr."""
     from lmedit.compare.claims import claim_lines
     from lmedit.compare.table import (
         ability_lines,

@@ -65,7 +65,7 @@ def pull(name: str, given: Path | None, *, as_json: bool) -> None:
     run. Its size and SHA-256 are checked, and its weights are written as float32.
     """
     from lmedit.models.pull import pull_model
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
 
     quiet_hub()
     pulled = pull_model(name, given)

@@ -62,7 +62,7 @@ def open_with(given: Given, **how: Any) -> tuple[EditedModel, Read]:
     the model. Raises the errors of `open_folder` and `read_patches`.
     """
     from lmedit.edits.model_folders import open_folder, read_patches
-    from lmedit.plan import quiet_hub
+    from lmedit.models.quiet import quiet_hub
 
     quiet_hub()
     opened = open_folder(given.model, **how, parts=given.parts)

@@ -17,7 +17,7 @@ from lmedit.compare.only import protocol_of_only
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore, Stored
-from lmedit.compare.worker import Ended, Worker, group_size
+from lmedit.compare.worker import AT_ONCE, Ended, Worker, group_size
 from lmedit.errors import RunError
 from lmedit.memory import MEBIBYTE, in_use
 from lmedit.metrics.ability_differences import ability_differences
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.cases.shards import Shard
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Case
@@ -90,8 +91,9 @@ def compare(  # noqa: PLR0913
     after: Ended | None = None,
     *,
     hands: Hands | None = None,
+    shard: Shard | None = None,
 ) -> Compared:
-    """Compare *editors* on *cases* in the run *folder*.
+    """Compare *editors* on *cases* in the run *folder*, or on the cases of one *shard* of them.
 
     The unedited model comes first, *baselines* come last. Raises `RunError` if the folder cannot
     be used, and `ModelChangedError` if a method changed the model and it cannot be loaded again.
@@ -105,6 +107,8 @@ def compare(  # noqa: PLR0913
     candidates = [_knowing(candidate, cases.good) for candidate in candidates]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in cases.good])
+        if shard is not None:
+            cases = shard.cut(cases, AT_ONCE)
         tasks = {each.name: _tasks(lm, cases, each, scoring) for each in candidates}
         hands = hands or one_pair(Worker(lm, scoring))
         Driver(store, hands, after).finish([task for some in tasks.values() for task in some])

@@ -23,7 +23,7 @@ from lmedit.metrics.counterfact import harmonic_mean
 from lmedit.storage.json_files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from lmedit.cases import CaseSet
@@ -49,8 +49,9 @@ def pile_up(  # noqa: PLR0913
     baselines: Sequence[Candidate] = (),
     *,
     after: Ended | None = None,
+    takes: Callable[[str], bool] = lambda _: True,
 ) -> Compared:
-    """Compare *editors* and *baselines* under *regime*.
+    """Compare those of *editors* and *baselines* under *regime* whose name the shard *takes*.
 
     *scoring* must have held-out text. A row is a method's largest pile. *after* tells that a
     process ended while it did this before. Raises the errors of `comparison.compare`.
@@ -60,15 +61,17 @@ def pile_up(  # noqa: PLR0913
     good = cases.good[: max(regime.sizes)]
     if not good:
         raise CasesError(f"{cases.name} holds no case that can be run; correct its records")
-    candidates = [*map(of_editor, editors), *baselines]
+    candidates = [each for each in (*map(of_editor, editors), *baselines) if takes(each.name)]
+    highest: dict[str, tuple[Candidate, Height]] = {}
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])
-        base = Pile(store, lm, Candidate(BASE), good, scoring, regime, folder).heights()[-1]
+        if takes(BASE):
+            base = Pile(store, lm, Candidate(BASE), good, scoring, regime, folder).heights()[-1]
+            highest[BASE] = (Candidate(BASE), base)
         piles = {
             each.name: Pile(store, lm, each, good, scoring, regime, folder, after=after).heights()
             for each in candidates
         }
-    highest = {BASE: (Candidate(BASE), base)}
     highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
     rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
     curve = [_point(each, height) for each in candidates for height in piles[each.name]]
@@ -79,8 +82,8 @@ def pile_up(  # noqa: PLR0913
         "curve": curve,
         "collapse_points": collapse_points(curve),
     }
-    whole = {name: p[-1].outcomes for name, p in piles.items() if p[-1].size == len(good)}
-    return Compared(results, {BASE: base.outcomes} | whole)
+    whole = {n: top.outcomes for n, (_, top) in highest.items() if top.size == len(good)}
+    return Compared(results, whole)
 
 
 def _row(candidate: Candidate, height: Height, cases: CaseSet, planned: int) -> dict[str, Any]:

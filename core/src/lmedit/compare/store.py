@@ -23,7 +23,7 @@ from lmedit.errors import RunError
 from lmedit.executors import Finished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 FILE = "run.sqlite"
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS results (
     seconds REAL, mebibytes REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -42,6 +43,7 @@ Stored = Finished
 VERSION = 1
 """The number of `SCHEMA`, in the database's user_version; databases before it have 0."""
 ALL = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results ORDER BY key"
+FACTS = "SELECT name, value FROM facts ORDER BY name"
 ONE = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results WHERE key = ?"
 
 
@@ -65,6 +67,7 @@ def _read_row(row: tuple[Any, ...]) -> Stored:
     return Stored(*row)
 
 
+INTO = "INTO results VALUES (?, ?, ?, ?, ?, ?)"
 SHORT_KEY = 12
 SHOWN_OF_PAYLOAD = 160
 """How many characters of a payload an error shows, around the first difference."""
@@ -89,18 +92,47 @@ def read_results(folder: Path) -> list[Stored]:
 
     Raises `RunError` if the database cannot be read.
     """
+    return list(iterate_results(folder))
+
+
+def iterate_results(folder: Path) -> Iterator[Stored]:
+    """As `read_results`, one after the other."""
+    with _reading(folder) as database:
+        for row in database.execute(ALL):
+            yield _read_row(row)
+
+
+def read_facts(folder: Path) -> dict[str, str]:
+    """The facts of the run in *folder* (`compare.facts`); empty if it was not planned.
+
+    Raises `RunError` if the database cannot be read.
+    """
+    with _reading(folder) as database:
+        return _facts_in(database)
+
+
+def _facts_in(database: sqlite3.Connection) -> dict[str, str]:
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+        return {}
+    return {str(name): str(value) for name, value in database.execute(FACTS)}
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The database of the run in *folder*, for reading; raises `RunError` if it cannot be read."""
     path = (folder / FILE).resolve()
-    place = quote(str(path))
-    beside = path.with_name(f"{FILE}-wal")
+    beside = {end: path.with_name(f"{FILE}-{end}").exists() for end in ("wal", "journal")}
     # Without a journal beside it nobody writes, and a folder without write access can be read.
-    how = "mode=ro" if beside.exists() else "mode=ro&immutable=1"
+    how = "mode=ro" if beside["wal"] else "mode=ro&immutable=1"
+    if beside["journal"]:
+        how = "mode=rw"  # a killed writer left it: SQLite must take a half transaction back
     try:
-        with closing(sqlite3.connect(f"file:{place}?{how}", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True)) as database:
             (found,) = database.execute("PRAGMA user_version").fetchone()
             if found > VERSION:
                 what = f"it has schema {found}, and this lmedit knows {VERSION}"
                 raise sqlite3.DatabaseError(what)
-            return [_read_row(row) for row in database.execute(ALL)]
+            yield database
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise RunError(f"cannot open the run in {folder}: {error}; run compare again") from error
 
@@ -127,8 +159,12 @@ def _files_of_others(folder: Path) -> str | None:
 class RunStore:
     """The results of a run in its folder; use it in a ``with`` statement."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the run in *folder*, or start one; raises `RunError` if that is not possible."""
+    def __init__(self, folder: Path, *, shard: bool = False) -> None:
+        """Open the run in *folder*, or start one; raises `RunError` if that is not possible.
+
+        With *shard*, the new run is a shard, whose folder may lie on a network file system. A
+        write-ahead log does not work there, so SQLite gets a rollback journal.
+        """
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
         self._locks = folder / "workers"
@@ -143,7 +179,8 @@ class RunStore:
             self._lock = FileLock(self._locks / f"{self.worker}.lock")
             self._lock.acquire()
             self._database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode=WAL")
+            kind = "DELETE" if shard or "shard" in _facts_in(self._database) else "WAL"
+            self._database.execute(f"PRAGMA journal_mode={kind}")
             if self._database.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the database fails its own check")
             _check_version(self._database)
@@ -218,10 +255,7 @@ class RunStore:
         """Store *result* and release its claim in one transaction; the first result stays."""
         self._check_there()
         with self._transaction():
-            self._database.execute(
-                "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)",
-                astuple(result),
-            )
+            self._database.execute(f"INSERT OR IGNORE {INTO}", astuple(result))
             self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
 
     def add(self, results: Sequence[Stored]) -> None:
@@ -236,10 +270,31 @@ class RunStore:
                 row = self._database.execute(ONE, (result.key,)).fetchone()
                 if row and (known := _read_row(row)).payload != result.payload:
                     raise RunError(_tell_conflict(known, result))
-                self._database.execute(
-                    "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", astuple(result)
-                )
+                self._database.execute(f"INSERT OR IGNORE {INTO}", astuple(result))
                 self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
+
+    def put_all(self, results: Iterable[Stored]) -> int:
+        """Store *results* in one transaction, and replace those that are there; return how many.
+
+        The caller has checked that results of one key have one payload.
+        """
+        self._check_there()
+        with self._transaction():
+            rows = map(astuple, results)
+            done = self._database.executemany(f"INSERT OR REPLACE {INTO}", rows)
+            return done.rowcount
+
+    def note(self, facts: Mapping[str, str]) -> None:
+        """Store *facts*; raises `RunError` if the run has another value of one of them."""
+        with self._transaction():
+            rows = sorted(facts.items())
+            self._database.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", rows)
+            known = _facts_in(self._database)
+        for name, value in rows:
+            if known[name] != value:
+                raise RunError(
+                    f"the run in {self.path.parent} has another {name}; give another folder"
+                )
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete the results of *keys*."""

@@ -1,0 +1,74 @@
+"""`lmedit plan-run METHOD...`: a file that says what to compare, for several machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmedit.cli.ability_flags import ability_flags
+from lmedit.cli.common import (
+    PLACE,
+    asking_flags,
+    method_flags,
+    model_flags,
+    note,
+    plan_of,
+    refuse_unused,
+)
+from lmedit.cli.compare import metric_flags, regime_flags, way_flags, which_flags
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("plan-run")
+@click.argument("names", nargs=-1, required=True, metavar="METHOD...")
+@click.option("-O", "--out", type=PLACE, required=True, help="The plan file to write.")
+@which_flags
+@way_flags
+@metric_flags
+@ability_flags
+@regime_flags
+@asking_flags
+@model_flags
+@method_flags
+def plan_run(
+    names: tuple[str, ...],
+    out: Path,
+    *,
+    isolate: bool | None,
+    seeds: tuple[int, ...],
+    **given: Any,
+) -> None:
+    """Write a plan of a comparison for several machines. The options are those of lmedit compare.
+
+    It checks the options and the cases, and loads no weights. Then lmedit work does one shard of
+    the plan on each machine, and lmedit merge makes one run of them.
+    """
+    from lmedit.actions.compare import Measuring
+    from lmedit.actions.planned import plan_run as plan_it
+    from lmedit.actions.planned import read_planned
+    from lmedit.cli.alone import share
+    from lmedit.errors import RunError
+    from lmedit.storage.json_files import write_json
+
+    if seeds:
+        refuse_unused("and --seeds name the seed twice", "--seed")
+    for flag in ("--edit-timeout", "--prepare-timeout"):
+        variable = f"LMEDIT_{flag.strip('-').upper().replace('-', '_')}"
+        refuse_unused(f"is not part of a plan: set {variable} where lmedit work runs", flag)
+    if out.exists():
+        try:
+            read_planned(out)
+        except RunError:
+            raise click.UsageError(f"{out} exists and is not a plan; choose another -O") from None
+    given["methods"] = names
+    plan = plan_of(given)
+    measuring = Measuring(**given)
+    together = share(plan, measuring, isolate=isolate).together(plan)
+    planned, most = plan_it(plan, measuring, seeds, together, isolate=isolate, tell=note)
+    write_json(out, planned.as_json())
+    note(
+        f"the plan is in {out}; at most {most} shards have work: lmedit work {out} --shard 1/{most}"
+    )
