@@ -61,28 +61,25 @@ def pile_up(  # noqa: PLR0913
     good = cases.good[: max(regime.sizes)]
     if not good:
         raise CasesError(f"{cases.name} holds no case that can be run; correct its records")
-    candidates = [each for each in (*map(of_editor, editors), *baselines) if takes(each.name)]
-    highest: dict[str, tuple[Candidate, Height]] = {}
+    several = [Candidate(BASE), *map(of_editor, editors), *baselines]
+    candidates = [each for each in several if takes(each.name)]
     with RunStore(folder) as store:
         write_json(folder / "cases.json", [case.model_dump(mode="json") for case in good])
-        if takes(BASE):
-            base = Pile(store, lm, Candidate(BASE), good, scoring, regime, folder).heights()[-1]
-            highest[BASE] = (Candidate(BASE), base)
-        piles = {
-            each.name: Pile(store, lm, each, good, scoring, regime, folder, after=after).heights()
-            for each in candidates
-        }
-    highest |= {candidate.name: (candidate, piles[candidate.name][-1]) for candidate in candidates}
-    rows = [_row(candidate, height, cases, len(good)) for candidate, height in highest.values()]
-    curve = [_point(each, height) for each in candidates for height in piles[each.name]]
+        piles = {}
+        for each in candidates:
+            ended = None if each.name == BASE else after
+            pile = Pile(store, lm, each, good, scoring, regime, folder, after=ended)
+            piles[each.name] = pile.heights()
+    edited = [each for each in candidates if each.name != BASE]
+    curve = [_point(each, height) for each in edited for height in piles[each.name]]
     results = {
-        **results_head(lm, cases, seed, scoring, candidates),
+        **results_head(lm, cases, seed, scoring, edited),
         "regime": asdict(regime),
-        "rows": rows,
+        "rows": [_row(each, piles[each.name][-1], cases, len(good)) for each in candidates],
         "curve": curve,
         "collapse_points": collapse_points(curve),
     }
-    whole = {n: top.outcomes for n, (_, top) in highest.items() if top.size == len(good)}
+    whole = {name: pile[-1].outcomes for name, pile in piles.items() if pile[-1].size == len(good)}
     return Compared(results, whole)
 
 
