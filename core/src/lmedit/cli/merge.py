@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import PLACE, note
+from lmedit.cli.common import note
+from lmedit.cli.parameter_types import OUT, PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "-O",
     "--out",
-    type=PLACE,
+    type=OUT,
     required=True,
     help="The folder of the merged run: a new one, or one that gets these runs too.",
 )

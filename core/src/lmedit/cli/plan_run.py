@@ -8,7 +8,6 @@ import click
 
 from lmedit.cli.ability_flags import ability_flags
 from lmedit.cli.common import (
-    PLACE,
     asking_flags,
     method_flags,
     model_flags,
@@ -17,6 +16,7 @@ from lmedit.cli.common import (
     refuse_unused,
 )
 from lmedit.cli.compare import metric_flags, regime_flags, way_flags, which_flags
+from lmedit.cli.parameter_types import OUT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("plan-run")
 @click.argument("names", nargs=-1, required=True, metavar="METHOD...")
-@click.option("-O", "--out", type=PLACE, required=True, help="The plan file to write.")
+@click.option("-O", "--out", type=OUT, required=True, help="The plan file to write.")
 @which_flags
 @way_flags
 @metric_flags

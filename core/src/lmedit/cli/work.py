@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmedit.cli.common import PLACE, note, workers_flag
+from lmedit.cli.common import note, workers_flag
 from lmedit.cli.compare import show_results
+from lmedit.cli.parameter_types import OUT, PLACE
 
 if TYPE_CHECKING:
     from lmedit.actions.planned import Planned
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run",
     "folder",
-    type=PLACE,
+    type=OUT,
     help="The folder for the results.  [default: runs/PLAN-NUMBER-of-COUNT, or the run itself]",
 )
 @workers_flag
