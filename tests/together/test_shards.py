@@ -16,7 +16,7 @@ import pytest
 from children import ended, started
 from small_world import record, save_model
 
-from lmedit.actions.planned import begin_shard, read_planned, unfinished, working
+from lmedit.actions.planned import begin_shard, list_unfinished, read_planned, working
 from lmedit.cases.shards import Shard
 from lmedit.cli import main
 from lmedit.compare import facts, merge
@@ -404,10 +404,10 @@ def test_a_folder_holds_one_shard_of_one_plan(place: Path, lmedit: Run, tmp_path
 
 
 def test_which_shards_are_left() -> None:
-    assert unfinished({"plan": "x"}) is None
-    assert unfinished({"finished shard 2/3": "yes"}) == ["1/3", "3/3"]
-    assert unfinished({"finished shard 1/1": "yes", "finished shard 2/3": "yes"}) == []
-    assert unfinished({"finished shard 1/999999999": "yes", "finished shard x": "yes"}) is None
+    assert list_unfinished({"plan": "x"}) is None
+    assert list_unfinished({"finished shard 2/3": "yes"}) == ["1/3", "3/3"]
+    assert list_unfinished({"finished shard 1/1": "yes", "finished shard 2/3": "yes"}) == []
+    assert list_unfinished({"finished shard 1/999999999": "yes", "finished shard x": "yes"}) is None
 
 
 # ---- kills

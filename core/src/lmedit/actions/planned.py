@@ -139,7 +139,7 @@ def end_shard(folder: Path, shard: Shard) -> int:
         return len(store.all())
 
 
-def unfinished(facts: Mapping[str, str]) -> list[str] | None:
+def list_unfinished(facts: Mapping[str, str]) -> list[str] | None:
     """The shards that are not finished in a run with *facts*; None if it has no shards."""
     done = set()
     for name in facts:

@@ -29,13 +29,13 @@ def merge(runs: tuple[Path, ...], out: Path) -> None:
     refused, and so are two different results of one task. lmedit work continues the merged run
     and prints the table.
     """
-    from lmedit.actions.planned import unfinished
+    from lmedit.actions.planned import list_unfinished
     from lmedit.compare.merge import merge_runs
 
     merged = merge_runs(runs, out)
     counts = ", ".join(f"{name} {count}" for name, count in merged.found.items()) or "none"
     note(f"the merged run is in {out}; results: {counts}")
-    left = unfinished(merged.facts)
+    left = list_unfinished(merged.facts)
     if left == []:
         note(f"all shards are finished; lmedit work {out} prints the table")
     else:

@@ -55,7 +55,7 @@ class _Rows:
     def _one_of(self, rows: Sequence[Row]) -> Stored:
         """The one result of several with the same key. Raises `RunError` if they differ."""
         for row, other in pairwise(rows):
-            if _fixed(row[0]) != _fixed(other[0]):
+            if _content_of(row[0]) != _content_of(other[0]):
                 raise RunError(_tell_conflict(row, other))
         chosen = min((row for row, _ in rows), key=_cost)
         payload = _payload_of(*rows[0])
@@ -89,7 +89,7 @@ def _rows_of(folder: Path) -> Iterator[Row]:
         yield row, folder
 
 
-def _fixed(row: Stored) -> tuple[str, str, str]:
+def _content_of(row: Stored) -> tuple[str, str, str]:
     """What all results of one key have in common: all but seconds and memory."""
     return row.method, row.case_id, row.payload
 
