@@ -20,7 +20,7 @@ from lmedit.actions.planned import begin_shard, list_unfinished, read_planned, w
 from lmedit.cases.shards import Shard
 from lmedit.cli import main
 from lmedit.compare import facts, merge
-from lmedit.compare.store import RunStore, Stored, iterate_results, read_facts, read_results
+from lmedit.compare.store import RunStore, Stored, iterate_results, read_results, read_run_facts
 from lmedit.errors import UsageError
 from lmedit.storage.atomic import PREFIX
 
@@ -136,7 +136,7 @@ def test_merging_again_changes_nothing(place: Path, lmedit: Run, tmp_path: Path)
         assert "all shards are finished" in done.stderr
     sound(lmedit("merge", three, two, one, "-O", tmp_path / "other"))
     assert read_results(out) == read_results(tmp_path / "other")
-    assert read_facts(out) == read_facts(tmp_path / "other")
+    assert read_run_facts(out) == read_run_facts(tmp_path / "other")
 
 
 def test_an_unfinished_run_is_merged_and_compare_goes_on(
@@ -257,7 +257,7 @@ def test_runs_of_other_plans_models_and_versions_are_refused_by_name(
 
 def test_each_fact_of_a_run_is_compared(place: Path, lmedit: Run, tmp_path: Path) -> None:
     """A protocol, cases, statistics: another value of any fact refuses the merge."""
-    known = read_facts(place / "part1")
+    known = read_run_facts(place / "part1")
     assert {"model", "cases", "protocol", "versions", "method ft, seed 0", "plan"} <= set(known)
     for name in set(known) - {"shard", "finished shard 1/3"}:
         other = copied(place / "part2", tmp_path)

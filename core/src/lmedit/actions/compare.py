@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from lmedit.cases.shards import BASELINES
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
-from lmedit.compare.facts import facts_of
+from lmedit.compare.facts import common_facts
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.only import keep_only
 from lmedit.compare.paper_tables import PRESETS, paper_figures
@@ -175,7 +175,7 @@ class Comparing:
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if shard is not None:
             with RunStore(folder) as store:
-                store.note(facts_of(lm, self.cases, self.editors, self.scoring, seed))
+                store.note(common_facts(lm, self.cases, self.editors, self.scoring, seed))
         if self.regime is not None:
             takes = self._takes_pile
             return pile_up(*given, self.regime, self.baselines, after=after, takes=takes)

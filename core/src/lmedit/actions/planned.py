@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from lmedit.actions.reproduce import origin, plan_of_values
 from lmedit.cases.shards import Shard
 from lmedit.compare.facts import FINISHED, PLAN, SHARD, as_fact
-from lmedit.compare.store import FILE, RunStore, read_facts, read_results
+from lmedit.compare.store import FILE, RunStore, read_results, read_run_facts
 from lmedit.compare.worker import AT_ONCE
 from lmedit.errors import RunError, UsageError
 from lmedit.plan import check_plan
@@ -100,7 +100,7 @@ def read_planned(path: Path) -> Planned:
 
 
 def _plan_in(folder: Path) -> str:
-    if not (folder / FILE).is_file() or PLAN not in (facts := read_facts(folder)):
+    if not (folder / FILE).is_file() or PLAN not in (facts := read_run_facts(folder)):
         raise ValueError("the folder is not a run of lmedit work")
     return facts[PLAN]
 
@@ -115,7 +115,7 @@ def _planned_of(found: Mapping[str, Any]) -> Planned:
 
 def shard_in(folder: Path) -> str | None:
     """The shard that the run in *folder* is, as text; None if it is a whole run."""
-    return read_facts(folder).get(SHARD)
+    return read_run_facts(folder).get(SHARD)
 
 
 def begin_shard(folder: Path, planned: Planned, shard: Shard) -> None:
@@ -124,7 +124,7 @@ def begin_shard(folder: Path, planned: Planned, shard: Shard) -> None:
     Raises `RunError` if another plan or another shard is there.
     """
     facts = {PLAN: as_fact(planned.as_json())} | ({SHARD: str(shard)} if shard.of > 1 else {})
-    if (folder / FILE).is_file() and ((known := read_facts(folder)) or read_results(folder)):
+    if (folder / FILE).is_file() and ((known := read_run_facts(folder)) or read_results(folder)):
         for name in (PLAN, SHARD):
             if known.get(name) != facts.get(name):
                 raise RunError(f"{folder} is the run of another {name}; give another --run")

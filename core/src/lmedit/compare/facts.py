@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
     return {"lmedit": __version__} | {name: version(name) for name in PACKAGES}
 
 
-def facts_of(
+def common_facts(
     lm: Lm, cases: CaseSet, editors: Sequence[Editor], scoring: Scoring, seed: int
 ) -> dict[str, str]:
     """The facts of a comparison on *cases*, by name."""

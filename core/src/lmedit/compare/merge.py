@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.compare.facts import PLAN, SHARD, find_conflict, is_own
 from lmedit.compare.piles import PATCHES
 from lmedit.compare.result import sound_payload
-from lmedit.compare.store import FILE, RunStore, Stored, iterate_results, read_facts
+from lmedit.compare.store import FILE, RunStore, Stored, iterate_results, read_run_facts
 from lmedit.edits.patches import load_patch
 from lmedit.errors import ArtifactError, RunError
 from lmedit.storage.atomic import write_whole, writing_folder
@@ -161,7 +161,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
     given = {folder.resolve(): folder for folder in [*folders, *([out] if there else [])]}
     several = [given[place] for place in sorted(given)]
     facts = _common_facts(several)
-    if there and SHARD in read_facts(out):
+    if there and SHARD in read_run_facts(out):
         raise RunError(f"{out} is a shard, which is not changed; give a new folder to -O")
     if not there and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists and is not a run of lmedit; give a new folder to -O")
@@ -184,7 +184,7 @@ def _common_facts(folders: Sequence[Path]) -> dict[str, str]:
     for folder in folders:
         if not (folder / FILE).is_file():
             raise RunError(f"{folder} is not a run of lmedit; name the folders of lmedit work")
-        mine = read_facts(folder)
+        mine = read_run_facts(folder)
         if PLAN not in mine:
             raise RunError(
                 f"{folder} was not made by lmedit work, so its plan is not known; leave it out"

@@ -102,7 +102,7 @@ def iterate_results(folder: Path) -> Iterator[Stored]:
             yield _read_row(row)
 
 
-def read_facts(folder: Path) -> dict[str, str]:
+def read_run_facts(folder: Path) -> dict[str, str]:
     """The facts of the run in *folder* (`compare.facts`); empty if it was not planned.
 
     Raises `RunError` if the database cannot be read.
