@@ -152,7 +152,9 @@ def test_a_prefix_is_taken_off_only_where_the_weights_are_whole_then(folder: Pat
     with_tensors(
         folder, lambda found: {f"module.{k}": v for k, v in found.items() if ".h.2." not in k}
     )
-    refused(folder, "lacks ", "tensors", planned=False)
+    line = refused(folder, "lacks ", "tensors", planned=False)
+    assert "transformer.h.2." in line
+    assert "transformer.h.1." not in line
 
 
 WRAPPED: dict[str, tuple[Callable[[str], str], str]] = {

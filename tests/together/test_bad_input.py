@@ -77,8 +77,10 @@ def test_target_equal_to_what_the_model_says(lmedit: Run, tmp_path: Path) -> Non
     norm.bias.copy_(100 * lm.model.transformer.wte.weight[token])  # it says nothing but "the"
     lm.model.float().save_pretrained(tmp_path / "stubborn")
     lm.tokenizer.save_pretrained(tmp_path / "stubborn")
-    done = lmedit("edit", "ft", *FACT[:4], "--target", "the", "-m", tmp_path / "stubborn")
-    refused(done, "already answers 'the'", "give another --target")
+    for method in ("ft", "rome"):
+        done = lmedit("edit", method, *FACT[:4], "--target", "the", "-m", tmp_path / "stubborn")
+        refused(done, "already answers 'the'", "give another --target")
+        assert "preparing" not in done.stderr  # statistics may take minutes
     assert list(Path().iterdir()) == []
 
 

@@ -138,7 +138,10 @@ def test_an_editor_in_the_models_folder_is_used_and_only_there(
     patch = ("-O", tmp_path / "patch.safetensors", "--force")
     assert lmedit("edit", "mend", *FACT, *small, "-m", own, *patch).exit_code == 0
     # Made with other options it is not the one that was asked for.
-    assert "not prepared" in lmedit("edit", "mend", *FACT, "-m", own, *patch).stderr
+    refused = lmedit("edit", "mend", *FACT, "-m", own, *patch).stderr
+    assert "not prepared" in refused
+    assert "(prepared: " in refused
+    assert "steps 4" in refused
     wrong = lmedit("edit", "mend", *FACT, *small, "-m", other, *patch)
     assert wrong.exit_code == 1
     assert f"was prepared for base {own}" in wrong.stderr

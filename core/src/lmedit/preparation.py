@@ -98,13 +98,15 @@ def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
 
 
 def others_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> str:
-    """The other preparations in the cache, as the middle of a message; empty if there are none.
+    """The other preparations, as the middle of a message; empty if there are none.
 
-    For each stored preparation, it names what differs: the model, its number type, options.
+    They are those of the cache and those that come with the model. For each, it names what
+    differs: the model, its number type, options.
     """
     wanted = {"model": lm.name, "number type": lm.dtype_name, **chosen_options(options)}
     found: dict[str, None] = {}
-    for path in sorted(_folder().glob(f"{loaded.name}-*{SUFFIX}")):
+    stored_files = sorted(_folder().glob(f"{loaded.name}-*{SUFFIX}"))
+    for path in [*_shipped_paths(loaded, lm), *stored_files]:
         with suppress(ArtifactError, AttributeError, KeyError, TypeError):
             facts = read_facts(path, PREPARED)["facts"]
             stored = {
@@ -183,10 +185,8 @@ def shipped_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Pre
     if asking_key(loaded, lm):
         return []
     own = lm.folder / SHIPPED if lm.folder else None
-    for folder in (each for each in (own, lm.prepared) if each is not None):
-        path = folder / f"{loaded.name}{SUFFIX}"
-        if not path.is_file():
-            continue
+    for path in _shipped_paths(loaded, lm):
+        folder = path.parent
         tensors, facts = load_tensors(path, PREPARED)
         if facts["facts"].get("options") != chosen_options(options):
             continue
@@ -197,6 +197,13 @@ def shipped_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Pre
         if folder == own:
             raise ArtifactError(_of_another(path, facts, lm))
     return []
+
+
+def _shipped_paths(loaded: LoadedMethod, lm: Lm) -> list[Path]:
+    """The files of preparations that come with the model: in its own folder, then its world's."""
+    folders = (lm.folder / SHIPPED if lm.folder else None, lm.prepared)
+    paths = [each / f"{loaded.name}{SUFFIX}" for each in folders if each is not None]
+    return [path for path in paths if path.is_file()]
 
 
 def _bases(folder: Path) -> Mapping[str, Any]:

@@ -107,7 +107,7 @@ class Search:
         self.limits = with_damage(budget.limits)
         held = held_out_text(lm, budget.heldout)
         self.looking = Looking(lm, request, budget.near, held)
-        self.before = self.looking.before()
+        self.before = self.looking.before
         self.fact: Judged = judge(lm, request, budget.near)
         self.gauge = Gauge(lm, [self.fact], self.limits, held[1], budget.seed, budget.tasks)
 

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -52,13 +53,13 @@ def edit_one(
     out: Path | None = None,
     *,
     force: bool = False,
-    near: str | None = None,
+    looking: Looking | None = None,
 ) -> dict[str, Any]:
     """Compute the edit of *request*, look at the model before and after, and write the patch.
 
     Returns the object of `lmedit edit --json` (docs/reference/json.md). Its `refused` is None, or
     tells in one line why the edit is not accepted: it did not take, or it damages the model. Then
-    no patch is written, unless *force*. *near* names a file of neighbours, see `probes_of`.
+    no patch is written, unless *force*. *looking* may have looked at the unedited model already.
 
     Raises `RequestError` if the model already gives the new answer. Without *force*, it also does
     so if rounding to half precision would remove most of the edit.
@@ -66,8 +67,8 @@ def edit_one(
     lm = editor.lm
     check_subject(editor.loaded, request)
     patch = patch_place(editor, request, out)
-    looking = Looking(lm, request, near)
-    before = looking.before()
+    looking = looking or Looking(lm, request)
+    before = looking.before
     made = timed_update(editor, request)
     left = _survival(lm, made.update, force=force)
     with editor.applied(made.update):
@@ -199,9 +200,16 @@ class Looking:
     """Measures a model before and after an edit. Create it while the model is unedited."""
 
     def __init__(
-        self, lm: Lm, request: Request, near: str | None, held: tuple[str, HeldOut] | None = None
+        self,
+        lm: Lm,
+        request: Request,
+        near: str | None = None,
+        held: tuple[str, HeldOut] | None = None,
     ) -> None:
-        """*held* is held-out text of the unedited *lm* with its name, by default a few lines."""
+        """*near* names a file of neighbours, see `probes_of`.
+
+        *held* is held-out text of the unedited *lm* with its name, by default a few lines.
+        """
         self.lm, self.bare = lm, request
         self.request = lm.formulate(request)
         self.asking = _asking(lm, self.request)
@@ -214,6 +222,7 @@ class Looking:
         self.held: HeldOut
         self.text, self.held = held or sample_held_out(lm)
 
+    @cached_property
     def before(self) -> dict[str, Any]:
         """The answers of the unedited model. Raises `RequestError` if it gives the new answer."""
         before, verdict = self.look(health=self.held.base)

@@ -102,14 +102,16 @@ def edit(
         from lmedit.actions.probes import check_near
 
         check_near(near)
-    from lmedit.actions.edit import edit_one
+    from lmedit.actions.edit import Looking, edit_one
     from lmedit.actions.edit_text import edit_text
     from lmedit.plan import set_up
 
     setup = set_up(plan, note)
     request = fact_of(setup, values)
+    looking = Looking(setup.lm, request, near)
+    _ = looking.before  # a model that knows the new answer is told before a long preparation
     (editor,) = setup.editors()
-    result = edit_one(editor, request, out, force=force, near=near)
+    result = edit_one(editor, request, out, force=force, looking=looking)
     _print(result, edit_text, as_json=as_json)
 
 
