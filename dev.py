@@ -189,6 +189,11 @@ def real(asked: argparse.Namespace) -> None:
     run("lmedit", "compare", *ONE_FACT, *flags, "--workers", workers, *asked.rest)
 
 
+def play(asked: argparse.Namespace) -> None:
+    """Open the playground in the browser. After --: flags of lmedit play."""
+    run("lmedit", "play", "--open", *asked.rest)
+
+
 def bench(asked: argparse.Namespace) -> None:
     """Time our code against plain code, in about twenty minutes. After --: flags of all.py."""
     run("python", "benchmarks/all.py", *asked.rest)
@@ -222,7 +227,7 @@ def families(asked: argparse.Namespace) -> None:
 
 TASKS = {
     task.__name__: task
-    for task in (test, check, demo, real, bench, docs, isolated, attack, rooms, families)
+    for task in (test, check, demo, real, play, bench, docs, isolated, attack, rooms, families)
 }
 
 

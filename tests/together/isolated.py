@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir())
+PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.name != "play")
+"""The plugins that bring methods; the playground brings none."""
 MEMBERS = {"core": "lmedit", "demo": "lmedit-demo"} | {name: f"lmedit-{name}" for name in PLUGINS}
 """Our distributions by their folders' names."""
 BRIEF = {"steps": "2", "validate_every": "1", "batch": "4"}

@@ -22,7 +22,7 @@ import torch
 from lmedit import defaults
 from lmedit.errors import BrokenPluginError, RequestError, checks_kinds
 from lmedit.guards.carried import check_carried
-from lmedit.guards.hooks import implements
+from lmedit.guards.hooks import implementations, implements
 from lmedit.guards.results import ResultChecks
 from lmedit.guards.untouched import check_types, left_alone, model_changed
 from lmedit.models.undo import restored_after
@@ -36,6 +36,7 @@ from lmedit.preparation import (
 from lmedit.registry import check_joins, check_subject
 from lmedit.replay import ways_of
 from lmedit.storage.digests import digest_tensors
+from lmedit.storage.installed import load_play
 from lmedit.storage.tensors import Checkpoint
 from lmedit.types import Applied, Carried, Location, Prepared, Probed, Update
 
@@ -153,13 +154,8 @@ class Editor:
     @property
     def adds(self) -> bool:
         """Whether applying an update only adds its deltas, without hooks of the method's own."""
-        hooks = self.loaded.manager.hook.edit_apply, self.loaded.manager.hook.edit_revert
-        return all(
-            implementation.plugin is defaults
-            for hook in hooks
-            for implementation in hook.get_hookimpls()
-            if not (implementation.wrapper or implementation.hookwrapper)
-        )
+        found = implementations(self.loaded.manager, "edit_apply", "edit_revert")
+        return all(each.plugin is defaults for each in found)
 
     def compute_many(self, requests: Sequence[Request]) -> list[Update]:
         """The update of each request, as if it were alone; computed together if the method can."""
@@ -216,6 +212,10 @@ class Editor:
             )
         sites = dict.fromkeys(site for each in locations for site in each.sites)
         return self._checks.update(update, Location(tuple(sites)), "edit_compute_joint")
+
+    def play(self, request: Request) -> Any:
+        """*request* before and after its edit, as a notebook shows it; it needs lmedit-play."""
+        return load_play().show(self, request)
 
     @checks_kinds
     @contextmanager
@@ -303,12 +303,8 @@ def _is_prepared(loaded: LoadedMethod, options: Options) -> bool:
 def locates_unprepared(loaded: LoadedMethod, *, probe: bool) -> bool:
     """Whether `edit_locate`, and with *probe* `edit_probe`, take no preparation."""
     names = ("edit_locate", *(["edit_probe"] if probe else []))
-    return not any(
-        "prepared" in implementation.argnames
-        for name in names
-        for implementation in getattr(loaded.manager.hook, name).get_hookimpls()
-        if not (implementation.wrapper or implementation.hookwrapper)
-    )
+    found = implementations(loaded.manager, *names)
+    return not any("prepared" in each.argnames for each in found)
 
 
 def call_prepare(

@@ -37,6 +37,8 @@ from lmedit.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from lmedit.actions.verdict import Verdict
     from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
@@ -328,10 +330,14 @@ def top_tokens(
     With *edits*, they are those under its one edit.
     """
     if edits is None:
-        best = lm.next_probabilities(prompt).topk(count)
-    else:
-        logs = next_log_probabilities(lm, [prompt], under=under_one(edits, 1))
-        best = logs[0].exp().topk(count)
+        return top_of(lm, lm.next_probabilities(prompt), count)
+    logs = next_log_probabilities(lm, [prompt], under=under_one(edits, 1))
+    return top_of(lm, logs[0].exp(), count)
+
+
+def top_of(lm: Lm, probabilities: Tensor, count: int = TOP) -> list[dict[str, Any]]:
+    """The *count* tokens with the largest *probabilities* (V,)."""
+    best = probabilities.topk(count)
     return [
         {"token": lm.decode([int(index)]), "p": float(p)}
         for p, index in zip(best.values, best.indices, strict=True)

@@ -34,6 +34,7 @@ from lmedit.cli.models import models
 from lmedit.cli.new import new
 from lmedit.cli.plan import plan
 from lmedit.cli.plan_run import plan_run
+from lmedit.cli.play import play
 from lmedit.cli.prepare import prepare
 from lmedit.cli.publish import publish
 from lmedit.cli.report import report
@@ -127,6 +128,7 @@ for command in (
     locate,
     edit,
     try_,
+    play,
     apply,
     revert,
     log,

@@ -144,10 +144,15 @@ def _ended_after(seconds: float) -> Iterator[None]:
             _alone.pop()
 
 
+def implementations(manager: pluggy.PluginManager, *hooks: str) -> list[pluggy.HookImpl]:
+    """The implementations of *hooks* in *manager*; wrappers are left out."""
+    found = (each for hook in hooks for each in getattr(manager.hook, hook).get_hookimpls())
+    return [each for each in found if not (each.wrapper or each.hookwrapper)]
+
+
 def implements(manager: pluggy.PluginManager, hook: str) -> bool:
     """Whether a plugin of *manager* implements *hook*; wrappers do not count."""
-    found = getattr(manager.hook, hook).get_hookimpls()
-    return any(not (each.wrapper or each.hookwrapper) for each in found)
+    return bool(implementations(manager, hook))
 
 
 def guard_of(culprit: str, plugin: object) -> ModuleType:

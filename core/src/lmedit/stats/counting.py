@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lmedit.memory import in_parts
 from lmedit.replay.batches import by_length
 from lmedit.stats.solving import Convergence, Watch
+from lmedit.storage.steps import tell_step
 from lmedit.trace import captured
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def second_moments(
             before = work.done
             work.add(group)
             bar.update(work.done - before)
+            tell_step(f"statistics, {counting.unit}", work.done, counting.samples)
             if work.done >= counting.samples or work.enough():
                 break
             if time.monotonic() - saved > SAVE_SECONDS:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmedit.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -113,3 +115,15 @@ def _stamp(path: str) -> Stamp:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+PLAY, PLAY_GROUP = "lmedit-play", "lmedit.play"
+"""The distribution of the playground, and the group of its entry point."""
+
+
+def load_play() -> Any:
+    """The package of the playground: `serve` and `show`. Raises `RequestError` without it."""
+    points = [point for _, found in declarations_of(PLAY_GROUP) for point in found]
+    if not points:
+        raise RequestError(f"the playground is a distribution of its own; pip install {PLAY}")
+    return points[0].load()

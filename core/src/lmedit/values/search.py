@@ -13,6 +13,7 @@ import torch
 
 from lmedit.memory import InPieces
 from lmedit.replay.products import products
+from lmedit.storage.steps import tell_step
 from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 from lmedit.values.rows import LossRows
 
@@ -129,6 +130,9 @@ class ValueSearch:
             losses, gradients = self.rows.do(partial(self._pass, update=update))
             for one, loss in losses:
                 one.losses.append(loss)
+            if losses:
+                mean = sum(loss for _, loss in losses) / len(losses)
+                tell_step("search for the value", step + 1, self.options.steps, mean)
             if not gradients:
                 break
             self._update(gradients)

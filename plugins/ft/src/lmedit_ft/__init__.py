@@ -13,6 +13,7 @@ from lmedit.layers import by_sites
 from lmedit.memory import in_parts
 from lmedit.replay import keep
 from lmedit.replay.products import products
+from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions
@@ -123,9 +124,11 @@ def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions)
     """Train the Deltas in place; a change with a small loss is done and does not change again."""
     everything = [Delta for change in changes for Delta in change.Deltas]
     optimiser = torch.optim.Adam(everything, lr=options.learning_rate, weight_decay=0.0, fused=True)
-    for _ in range(options.steps):
+    for step in range(options.steps):
         losses = losses_of(changes)
-        for change, loss in zip(changes, losses.tolist(), strict=True):
+        values = losses.tolist()
+        tell_step("fine-tuning", step + 1, options.steps, sum(values) / len(values))
+        for change, loss in zip(changes, values, strict=True):
             if not change.done:
                 change.losses.append(loss)
                 change.done = loss < options.stop_loss

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lmedit.replay import enter, resume
 from lmedit.replay.batches import BATCH_TOKENS, by_length
+from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
 from lmedit_ft.equations import negative_log_likelihood
 
@@ -127,6 +128,7 @@ def train_breadth_first(
             adam.step()
             steps += 1
         means.append(sum(seen) / count)
+        tell_step("fine-tuning, epoch", epoch + 1, options.epochs, means[-1])
         if means[-1] < options.stop_loss:
             break
     adam.zero_grad()

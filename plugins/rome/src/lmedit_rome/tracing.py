@@ -19,6 +19,7 @@ import torch
 from lmedit.memory import in_parts
 from lmedit.replay import Prefixed, ways_of
 from lmedit.replay.staircase import climbing
+from lmedit.storage.steps import tell_step
 from lmedit.trace import captured, changed
 from lmedit_rome.restoring import (
     KINDS,
@@ -34,7 +35,7 @@ from lmedit_rome.restoring import (
 from lmedit_rome.whole_runs import WholeRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -112,6 +113,8 @@ def trace(
         found = run.restore(token, groups)
         for kind in kinds:
             scores[kind][token] = torch.tensor([found[Group(kind, layer)] for layer in range(L)])
+        if span is None:  # a control, with a span of its own, is not shown
+            _tell_row(lm, ids, (start, end), token, {k: scores[k] for k in kinds})
         if token == end - 1:
             for name, part in cut.items():
                 values = [found[Group(STATE, layer, part)] for layer in range(L)]
@@ -119,6 +122,21 @@ def trace(
     tokens = [lm.decode([i]) for i in ids]
     return Trace(
         tokens, (start, end), lm.decode(run.answer), run.clean, run.disturbed, scores, severed
+    )
+
+
+def _tell_row(
+    lm: Lm, ids: list[int], subject: tuple[int, int], token: int, scores: Mapping[str, Tensor]
+) -> None:
+    """Tell a watcher the row of *token* in each table of *scores*."""
+    tell_step(
+        "causal trace, token",
+        token + 1,
+        len(ids),
+        tokens=[lm.decode([i]) for i in ids],
+        subject=list(subject),
+        token=token,
+        rows={kind: table[token].tolist() for kind, table in scores.items()},
     )
 
 

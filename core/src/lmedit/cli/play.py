@@ -1,0 +1,46 @@
+"""`lmedit play`: see edits in a browser; the page is the distribution lmedit-play."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lmedit.cli.common import NumberType, asking_flags, method_flags, model_flags, note, plan_of
+
+PORT = NumberType(0, 65535, whole=True)
+
+
+@click.command()
+@click.option(
+    "--methods",
+    metavar="NAME,...",
+    help="The methods to offer, a list with commas.  [default: every installed method]",
+)
+@click.option("--cases", "cases_name", metavar="NAME|FILE", help="Cases whose facts are offered.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=PORT, default=7860, show_default=True, help="0: any free port.")
+@click.option(
+    "--token",
+    envvar="LMEDIT_TOKEN",
+    show_envvar=True,
+    help="A secret that every request must show; --host of another machine needs it.",
+)
+@click.option("--open/--no-open", "opens", default=False, help="Open the page in the browser.")
+@asking_flags
+@model_flags
+@method_flags
+def play(
+    methods: str | None, host: str, port: float, token: str | None, *, opens: bool, **given: Any
+) -> None:
+    """Open the playground: a page that shows where a fact lies, edits it, and takes it back.
+
+    The page works offline. It listens on this machine alone, unless --host names another address.
+    Edits stay beside the weights, so the model never changes, and each tab has its own edits.
+    Methods of other projects run in the process of the server; name only those that you trust.
+    """
+    from lmedit.storage.installed import load_play
+
+    package = load_play()
+    given["methods"] = tuple(part.strip() for part in (methods or "").split(",") if part.strip())
+    package.serve(plan_of(given), note, host=host, port=int(port), token=token, opens=opens)

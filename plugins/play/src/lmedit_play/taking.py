@@ -1,0 +1,170 @@
+"""The act of *Take it with you*: files of the edits that are on, and the lines that make them."""
+
+from __future__ import annotations
+
+import shlex
+import zipfile
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from lmedit.edits.adapter_proof import export_adapter
+from lmedit.edits.gguf_export import export_lora, find_base
+from lmedit.edits.ledger import SHORT, applied
+from lmedit.edits.recipes import read_recipe
+from lmedit.errors import RequestError
+from lmedit_play import pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lmedit_play.sessions import KeptEdit, Session
+    from lmedit_play.studio import Studio
+    from lmedit_play.work import Job
+
+
+def take(studio: Studio, session: Session, given: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """Make a file of the edits that are on: a patch, an adapter, a GGUF adapter, or a recipe."""
+    edits = [each for each in session.edits if each.on]
+    if not edits:
+        raise RequestError("no edit is on; edit a fact, or switch an edit on")
+    makers = {"patch": _patches, "adapter": _adapter, "gguf-lora": _gguf, "recipe": _recipe}
+    form = str(given.get("form"))
+    if form not in makers:
+        raise RequestError(f"there is no form {form!r}; choose one of {', '.join(makers)}")
+    rank = str(given.get("rank") or "").strip()
+    if rank and not (rank.isdigit() and 0 < int(rank) < 10**6):
+        raise RequestError(f"the rank {rank!r} is no number of at least 1; correct it")
+    path, told = makers[form](studio, session, edits, int(rank) if rank else None)
+    if told:
+        job.note(told)
+    html = lines(studio, edits, form, rank)
+    session.html["lines"] = html
+    return {
+        "html": {"lines": html},
+        "file": session.offer(path),
+        "name": path.name,
+        "say": f"{path.name}: {path.stat().st_size:,} bytes",
+    }
+
+
+Made = tuple["Path", str]
+"""A file, and a note on it; the note may be empty."""
+
+
+def _patches(studio: Studio, session: Session, edits: Sequence[KeptEdit], rank: int | None) -> Made:
+    del studio, rank
+    if len(edits) == 1:
+        return edits[0].patch, ""
+    return _pack(session.place("patches.zip"), _names(edits)), "one patch file for each edit"
+
+
+def _names(edits: Sequence[KeptEdit]) -> dict[str, Path]:
+    """The patch files by names that differ."""
+    return {f"{each.patch.stem}-{each.id[:SHORT]}.safetensors": each.patch for each in edits}
+
+
+def _pack(path: Path, files: Mapping[str, Path]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
+        for name, file in files.items():
+            packed.write(file, name)
+    return path
+
+
+def _facts(edits: Sequence[KeptEdit]) -> dict[str, Any]:
+    return {"edits": [dict(each.facts) for each in edits]}
+
+
+def _adapter(studio: Studio, session: Session, edits: Sequence[KeptEdit], rank: int | None) -> Made:
+    folder = session.place("adapter")
+    updates = [each.update for each in edits]
+    done = export_adapter(studio.lm, updates, folder, _facts(edits), rank)
+    told = f"rank {done.adapter.rank}, largest difference of logits {done.difference:.2g}"
+    files = {file.relative_to(folder.parent).as_posix(): file for file in folder.rglob("*")}
+    return _pack(session.place("adapter.zip"), files), told
+
+
+def _gguf(studio: Studio, session: Session, edits: Sequence[KeptEdit], rank: int | None) -> Made:
+    base = find_base(None, studio.setup.plan.model)
+    path = session.place("edit.gguf")
+    updates = [each.update for each in edits]
+    done = export_lora(studio.lm, updates, path, _facts(edits), base=base, rank=rank)
+    told = done.agreement.text if done.agreement else "not tried in llama.cpp"
+    return path, f"GGUF adapter of rank {done.rank}; {told}"
+
+
+def _recipe(studio: Studio, session: Session, edits: Sequence[KeptEdit], rank: int | None) -> Made:
+    """A recipe with its patches, in a zip; it is read again before it is given away."""
+    del rank
+    with ExitStack() as stack:
+        for each in edits:
+            stack.enter_context(applied(studio.lm, each.update))
+        weights = studio.lm.weights_digest()
+    names = _names(edits)
+    text = [f'base = "{studio.lm.name}"', f'digest = "{studio.base}"', f'weights = "{weights}"']
+    for each, name in zip(edits, names, strict=True):
+        text += ["", "[[edit]]", f'patch = "{name}"', f'id = "{each.id}"']
+    recipe = session.place("recipe.toml")
+    recipe.write_text("\n".join([*text, ""]), encoding="utf-8")
+    read_recipe(recipe)
+    packed = _pack(session.place("recipe.zip"), {**names, "recipe.toml": recipe})
+    return packed, "unpack it, then: lmedit apply recipe.toml -O edited"
+
+
+def lines(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> str:
+    """The shell and the Python lines that make the same edits, and the same file."""
+    made = [each for each in edits if each.result is not None]
+    if not made:
+        return "<p>The patches came from elsewhere, so no lines make them again.</p>"
+    return pieces.code("The same in a shell", shell(studio, made, form, rank)) + pieces.code(
+        "The same in Python", python(studio, made)
+    )
+
+
+def shell(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> str:
+    """The commands that compute *edits* and write the file of this *form*."""
+    model = shlex.quote(studio.setup.plan.model)
+    told, names = [], []
+    for each in edits:
+        request = each.request
+        names.append(f"{each.facts['method']}-{each.id[:SHORT]}.safetensors")
+        flags = ["--prompt", request["prompt"], "--subject", request.get("subject")]
+        flags = flags if request.get("subject") else flags[:2]
+        flags += ["--target", request["target_new"]]
+        if request.get("target_true"):
+            flags += ["--target-true", request["target_true"]]
+        for key, value in each.typed.items():
+            flags += ["-o", key, value]
+        force = " --force" if each.facts.get("forced") else ""
+        words = " ".join(shlex.quote(str(flag)) for flag in flags)
+        told.append(f"lmedit edit {each.facts['method']} -m {model} {words}{force} -O {names[-1]}")
+    kinds = {"adapter": "--format peft -O adapter", "gguf-lora": "--format gguf-lora -O edit.gguf"}
+    if form in kinds:
+        cut = f" --rank {rank}" if rank else ""
+        told.append(f"lmedit export {' '.join(names)} -m {model} {kinds[form]}{cut}")
+    elif form == "recipe":
+        told.append(f"lmedit apply {' '.join(names)} -m {model} -O edited")
+    return "\n".join(told)
+
+
+def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
+    """The Python lines that compute *edits*; `updates` holds them."""
+    told = [
+        "import lmedit",
+        "",
+        f"lm = lmedit.load_lm({studio.setup.plan.model!r})",
+        "updates = []",
+    ]
+    for each in edits:
+        typed = "".join(f", {key}={value!r}" for key, value in each.typed.items())
+        told.append(f"editor = lmedit.editor({each.facts['method']!r}, lm{typed})")
+        wanted = ("prompt", "subject", "target_new", "target_true")
+        values = ", ".join(f"{k}={each.request[k]!r}" for k in wanted if each.request.get(k))
+        told.append(f"updates.append(editor.compute(lmedit.Request({values})))")
+    first = edits[0].request
+    text = str(first["prompt"]).replace("{}", str(first.get("subject") or "{}"))
+    told += [
+        "with lmedit.applied(lm, updates[0]):  # in here the model has the first edit",
+        f"    print(lm.decode([int(lm.next_probabilities({text!r}).argmax())]))",
+    ]
+    return "\n".join(told)

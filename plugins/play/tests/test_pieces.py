@@ -1,0 +1,222 @@
+"""The pieces of the page, the steps of work, and the playground as a notebook shows it."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import lmedit
+from lmedit import Dense, Update
+from lmedit.edits.ledger import update_digest
+from lmedit.errors import RequestError
+from lmedit.options import build_options
+from lmedit.pipeline import Editor
+from lmedit.registry import load
+from lmedit.storage import installed
+from lmedit.storage.steps import Step, WorkStopped, tell_step, watched
+from lmedit.tiny import tiny_lm
+from lmedit.types import Prepared
+from lmedit_play import pieces
+from lmedit_play.forms import form_of
+from lmedit_play.sessions import MOST, Session, Sessions, seen_with
+
+if TYPE_CHECKING:
+    from lmedit import Lm
+
+MARKUP = '<img src=x onerror="alert(1)">'
+
+
+class Elements(HTMLParser):
+    """The elements of a piece; a piece of ours never has one that runs code."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.names.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> Lm:
+    return tiny_lm()
+
+
+REQUEST = lmedit.Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
+
+
+def top(token: str) -> list[dict[str, Any]]:
+    return [{"token": token, "p": 0.5}]
+
+
+def test_texts_of_the_user_are_no_markup() -> None:
+    answer = {"writes": MARKUP, "top": top(MARKUP)}
+    look = {"kind": MARKUP, "prompt": MARKUP, "before": answer, "after": answer, "kl": 0.0}
+    trace = {"tokens": [MARKUP], "subject": [0, 1], "layers": [0]}
+    for html in (
+        pieces.views([look], [MARKUP]),
+        pieces.chips([MARKUP, MARKUP], 0, 1),
+        pieces.heat(MARKUP, trace, {0: [0.1, 0.2]}),
+        pieces.code(MARKUP, MARKUP),
+        pieces.notes([MARKUP]),
+    ):
+        assert not {"img", "script"} & {*Elements(html).names}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "left", "right"),
+    [
+        ("Paris. A b", "Rome. A b", "<del>Paris.</del> A b", "<ins>Rome.</ins> A b"),
+        ("Oslo. b", "Rome. b is", "<del>Oslo.</del> b", "<ins>Rome.</ins> b <ins>is</ins>"),
+        ("", "x", "", "<ins>x</ins>"),
+        ("a <b> c", "a c", "a <del>&lt;b&gt;</del> c", "a c"),
+    ],
+)
+def test_differences_are_marked(before: str, after: str, left: str, right: str) -> None:
+    assert pieces.mark_differences(before, after) == (left, right)
+
+
+def test_a_heat_map_has_the_largest_value_darkest_and_marks_the_edited_layer() -> None:
+    trace = {"tokens": ["a", "b"], "subject": [0, 1], "layers": [1]}
+    html = pieces.heat("P", trace, {0: [0.1, 0.9]})
+    assert 'class="h0"' in html
+    assert 'class="h10 chosen"' in html
+    assert html.count("unknown") == 1
+    assert "token &#x27;a&#x27;, layer 1: P = 0.9000" in html
+
+
+def test_the_form_has_every_option_of_an_edit_with_its_description(lm: Lm) -> None:
+    loaded = load("rome")
+    options = build_options(loaded.method, {"covariance": "false"}, lm)
+    html = form_of(loaded, options, {"layer": "1"})
+    for name, info in loaded.method.options.model_fields.items():
+        assert (f'name="{name}"' in html) == (name not in loaded.method.options.probes)
+        assert info.description
+    assert 'name="layer" aria-describedby="help-layer" value="1"' in html
+    assert "<option>r-rome</option>" in html
+    Elements(html)
+
+
+def test_the_steps_of_an_edit_are_told_with_the_loss_and_can_be_stopped(lm: Lm) -> None:
+    loaded = load("ft")
+    options = build_options(loaded.method, {"layer": "0", "steps": "4", "stop_loss": "0"}, lm)
+    editor = Editor(loaded, lm, options, Prepared())
+    seen: list[Step] = []
+    with watched(seen.append):
+        update = editor.compute(REQUEST)
+    assert [(step.work, step.done, step.total) for step in seen] == [
+        ("fine-tuning", n, 4) for n in (1, 2, 3, 4)
+    ]
+    assert seen[0].loss == pytest.approx(update.notes["loss_first"])
+    assert seen[-1].loss == pytest.approx(update.notes["loss_last"])
+    tell_step("nobody watches", 1)
+
+    def stop(step: Step) -> None:
+        if step.done == 2:
+            raise WorkStopped
+
+    before = lm.weights_digest()
+    with pytest.raises(WorkStopped), watched(stop):
+        editor.compute(REQUEST)
+    assert lm.weights_digest() == before
+    with pytest.raises(WorkStopped), watched(stop):  # the hooks of the model are gone too
+        editor.compute(REQUEST)
+
+
+def test_rome_tells_its_search_and_each_row_of_its_trace(lm: Lm) -> None:
+    loaded = load("rome")
+    given = {
+        "covariance": "false",
+        "layer": "0",
+        "steps": "3",
+        "stop_loss": "0",
+        "trace_samples": "2",
+    }
+    editor = Editor(loaded, lm, build_options(loaded.method, given, lm), Prepared())
+    seen: list[Step] = []
+    with watched(seen.append):
+        update = editor.compute(REQUEST)
+        found = len(seen)
+        probed = editor.probe(REQUEST, editor.locate(REQUEST))
+    assert [step.done for step in seen[:found]] == [1, 2, 3]
+    assert seen[0].loss == pytest.approx(update.notes["loss_first"])
+    for step in seen[found:]:
+        for kind, row in step.found["rows"].items():
+            assert row == probed.values[f"{kind}: p"][step.found["token"]]
+    assert [step.done for step in seen[found:]][-1] == len(probed.values["tokens"])
+
+
+def test_edits_that_are_on_are_seen_together_and_the_weights_stay(lm: Lm) -> None:
+    site = lm.mlp_out(0)
+    torch.manual_seed(0)
+    one, two = (Update({site: Dense(0.05 * torch.randn(lm.weight(site).shape))}) for _ in range(2))
+    before = lm.weights_digest()
+    with seen_with(lm, [one, two]) as edits:
+        assert edits is not None
+        assert lm.weights_digest() == before
+        (change,) = edits.changes[site].values()
+        assert torch.equal(change.dense(), one.deltas[site].dense() + two.deltas[site].dense())
+    with seen_with(lm, []) as edits:
+        assert edits is None
+
+
+def test_in_half_precision_edits_are_in_the_weights_for_the_block_alone() -> None:
+    half = tiny_lm()
+    half.model.bfloat16()
+    site = half.mlp_out(0)
+    update = Update({site: Dense(torch.ones(half.weight(site).shape))})
+    before = half.weights_digest()
+    with seen_with(half, [update]) as edits:
+        assert edits is None
+        assert half.weights_digest() != before
+    assert half.weights_digest() == before
+
+
+def test_sessions_are_apart_and_the_oldest_is_forgotten() -> None:
+    known = Sessions()
+    first = known.of("0" * 32)
+    path = first.place("a.txt")
+    path.write_text("a")
+    key = first.offer(path).removeprefix("file/")
+    assert known.file(key) == path
+    assert first.shorten(f"cannot read {path}: no") == "cannot read a.txt: no"
+    for number in range(1, MOST):
+        known.of(f"{number:032x}")
+    assert known.of("0" * 32) is first
+    for number in range(MOST, 2 * MOST):
+        known.of(f"{number:032x}")
+    assert known.file(key) is None
+    assert not path.exists()
+    known.close()
+    with pytest.raises(RequestError, match="no session"):
+        known.of("x")
+    Session().close()
+
+
+def test_without_the_distribution_one_line_says_how_to_install_it(
+    lm: Lm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "declarations_of", lambda _: [])
+    editor = Editor(load("ft"), lm, build_options(load("ft").method, {}, lm), Prepared())
+    with pytest.raises(RequestError, match=r"pip install lmedit-play$"):
+        editor.play(REQUEST)
+
+
+def test_a_notebook_shows_the_edit_and_the_model_is_as_it_was(lm: Lm) -> None:
+    loaded = load("ft")
+    options = build_options(loaded.method, {"layer": "0", "learning_rate": "0.05"}, lm)
+    editor = Editor(loaded, lm, options, Prepared())
+    before = lm.weights_digest()
+    played = editor.play(REQUEST)
+    assert lm.weights_digest() == before
+    assert played.digest == update_digest(editor.compute(REQUEST))
+    html = played._repr_html_()
+    assert {"style", "ol", "article", "table", "svg"} <= {*Elements(html).names}
+    assert "verdict: " in html
+    assert played.digest[:12] in html
+    assert str(played).splitlines()[-1].startswith("verdict: ")
