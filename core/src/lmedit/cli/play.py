@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from lmedit.cli.common import NumberType, asking_flags, method_flags, model_flags, note, plan_of
+from lmedit.cli.common import asking_flags, method_flags, model_flags, note, plan_of
+from lmedit.cli.parameter_types import NumberType
 
 PORT = NumberType(0, 65535, whole=True)
 
