@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import sample_held_out, way_out
 from lmedit.actions.probes import ask_through_chat, probes_of
+from lmedit.actions.top import top_tokens
 from lmedit.actions.verdict import (
     chances_of,
     continue_greedily,
@@ -25,7 +26,6 @@ from lmedit.edits.ledger import base_of
 from lmedit.edits.patches import save_patch
 from lmedit.errors import RequestError
 from lmedit.metrics.harm import damage, unsound
-from lmedit.metrics.locality import next_log_probabilities
 from lmedit.metrics.weights import relative_norms, survival, worst
 from lmedit.models.rounding import LEAST_KEPT
 from lmedit.registry import check_subject
@@ -37,16 +37,12 @@ from lmedit.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
     from lmedit.actions.verdict import Verdict
     from lmedit.metrics.health import HeldOut
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.replay.unmerged import UnmergedEdits
     from lmedit.types import Join, Request, Update
-
-TOP = 5
 
 
 def edit_one(
@@ -320,28 +316,6 @@ def _finite(look: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measure(look: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in look.items() if name not in NOT_KEPT}
-
-
-def top_tokens(
-    lm: Lm, prompt: str, count: int = TOP, edits: UnmergedEdits | None = None
-) -> list[dict[str, Any]]:
-    """The *count* most probable next tokens after *prompt*, with their probabilities.
-
-    With *edits*, they are those under its one edit.
-    """
-    if edits is None:
-        return top_of(lm, lm.next_probabilities(prompt), count)
-    logs = next_log_probabilities(lm, [prompt], under=under_one(edits, 1))
-    return top_of(lm, logs[0].exp(), count)
-
-
-def top_of(lm: Lm, probabilities: Tensor, count: int = TOP) -> list[dict[str, Any]]:
-    """The *count* tokens with the largest *probabilities* (V,)."""
-    best = probabilities.topk(count)
-    return [
-        {"token": lm.decode([int(index)]), "p": float(p)}
-        for p, index in zip(best.values, best.indices, strict=True)
-    ]
 
 
 def _slug(editor: Editor, request: Request) -> str:

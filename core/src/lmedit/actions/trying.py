@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.edit import top_tokens
 from lmedit.actions.probes import probes_of
+from lmedit.actions.top import top_tokens
 from lmedit.edits.ledger import applied
 from lmedit.errors import ArtifactError, RequestError
 from lmedit.metrics.generate import greedy

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.actions.edit import top_of
 from lmedit.actions.probes import ask_through_chat, probes_of
+from lmedit.actions.top import top_of
 from lmedit.errors import RequestError
 from lmedit.metrics.generate import greedy
 from lmedit.metrics.locality import kl, next_log_probabilities
