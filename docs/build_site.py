@@ -8,14 +8,19 @@ are the navigation.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import lmedit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -43,7 +48,34 @@ def pages() -> dict[str, str]:
         path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).as_posix()
         for path in sorted(DOCS.rglob("*.md"))
     }
-    return own | OUTSIDE
+    notebooks = {
+        path.relative_to(ROOT).as_posix(): path.relative_to(DOCS).with_suffix(".md").as_posix()
+        for path in sorted(DOCS.rglob("*.ipynb"))
+    }
+    return own | notebooks | OUTSIDE
+
+
+def read_page(path: Path) -> str:
+    """The page *path* as Markdown; a notebook with its code and its stored outputs."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    parts: list[str] = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [show_output(each) for each in cell.get("outputs", ())]
+    return "\n\n".join([*parts, ""])
+
+
+def show_output(output: Mapping[str, Any]) -> str:
+    """A stored output of a notebook as Markdown: HTML as it is, text as a block."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        html = "".join(data["text/html"])
+        return "```{raw} html\n" + html.strip() + "\n```"
+    text = "".join(output.get("text", data.get("text/plain", "")))
+    return f"```text\n{text.rstrip()}\n```"
 
 
 def rewrite_links(text: str, page: str, places: dict[str, str]) -> str:
@@ -96,11 +128,11 @@ def public_names() -> str:
 
 def stage(folder: Path) -> None:
     """Write the input of Sphinx into *folder*."""
-    scripts = shutil.ignore_patterns("build_*.py", "make_*.py", "__pycache__")
+    scripts = shutil.ignore_patterns("build_*.py", "make_*.py", "*.ipynb", "__pycache__")
     shutil.copytree(DOCS, folder, ignore=scripts)
     places = pages()
     for page, place in places.items():
-        text = rewrite_links((ROOT / page).read_text(encoding="utf-8"), page, places)
+        text = rewrite_links(read_page(ROOT / page), page, places)
         if place == "index.md":
             text += "\n" + navigation(text)
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).parent / "static" / "page.css"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Played:
     """A computed edit with the answers of both models; the model is as it was.
 
@@ -37,6 +37,9 @@ class Played:
     """The object of `lmedit edit --json`."""
     looks: Sequence[Mapping[str, Any]]
     tokens: tuple[Sequence[str], int, int]
+
+    def __repr__(self) -> str:
+        return f"<edit {self.digest[: pieces.SHORT]} by {self.result['method']}>"
 
     def __str__(self) -> str:
         return edit_text(dict(self.result))
