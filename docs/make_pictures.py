@@ -6,6 +6,7 @@ hour. The comparison is stored in `runs/pictures`, and a stopped one continues.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,15 @@ TRAININGS = {
 """Training curves of the editors that ship with the worlds: the world and the method."""
 
 
-def python(*arguments: str) -> None:
-    """Run Python with *arguments* in the repository."""
-    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=900)  # noqa: S603  (our own)
+SCREENSHOTS = ("play.png", "play-both.png")
+"""Screenshots of the playground; the test of the whole trip makes both, in a headless Chromium."""
+TRIP = ("-m", "pytest", "-q", "plugins/play/tests/test_page.py", "-k", "whole_trip")
+
+
+def python(*arguments: str, **variables: str) -> None:
+    """Run Python with *arguments* in the repository, with more environment *variables*."""
+    known = {**os.environ, **variables}
+    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=900, env=known)  # noqa: S603
 
 
 def scores(title: str, run: Path, methods: tuple[str, ...] = ()) -> Bars:
@@ -82,10 +89,12 @@ def make(name: str) -> None:
     elif name == TOGETHER:
         python(*LMEDIT, *BATCH)
         draw([scores("50 facts in one change of the embedded model", BATCH_RUN)], PICTURES / name)
+    elif name in SCREENSHOTS:
+        python(*TRIP, LMEDIT_PLAY_PICTURES=str(PICTURES))
     else:
         python(TRAINING, *TRAININGS[name])
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*COMMANDS, *SCORES, TOGETHER]:
+    for each in sys.argv[1:] or [*COMMANDS, *SCORES, TOGETHER, SCREENSHOTS[0]]:
         make(each)

@@ -39,7 +39,7 @@ BASE = "13b48374a7e2"
 LONGEST = 120_000
 """Milliseconds after which the browser gives up. An act takes seconds."""
 PICTURES = os.environ.get("LMEDIT_PLAY_PICTURES")
-"""A folder for the screenshots of the docs; unset: none are made."""
+"""A folder for the screenshots of the docs, from `docs/make_pictures.py`; unset: none are made."""
 
 
 class Tab:
@@ -183,6 +183,9 @@ def test_the_whole_trip(tab: Open, here: Path, capsys: pytest.CaptureFixture[str
     there.act("#ask")
     assert page.locator("#views .kind").all_inner_texts()[-1] == "your text 1"
 
+    if PICTURES:
+        make_pictures(there, Path(PICTURES))
+
     # Stack: a second edit by another method; switches in any order; the base, bit for bit.
     page.locator("#method").select_option("ft")
     there.wait_done()
@@ -224,8 +227,6 @@ def test_the_whole_trip(tab: Open, here: Path, capsys: pytest.CaptureFixture[str
             packed.namelist()
         )
     assert there.take("gguf-lora", here).read_bytes()[:4] == b"GGUF"
-    if PICTURES:
-        make_pictures(there, Path(PICTURES))
 
 
 def check_shell(line: str, digest: str, here: Path) -> None:
@@ -386,8 +387,11 @@ def tab_to(page: Page, wanted: str | None) -> None:
 
 
 def make_pictures(there: Tab, folder: Path) -> None:
-    """The screenshots of the docs: a small file each, of the parts that a page shows."""
+    """The screenshots of the docs, as `docs/make_pictures.py` asks for them."""
     page = there.page
-    page.set_viewport_size({"width": 1200, "height": 900})
-    for name, selector in (("where", "#where"), ("both", "#both"), ("stack", "#edits")):
-        page.locator(selector).screenshot(path=folder / f"play-{name}.png")
+    page.set_viewport_size({"width": 1200, "height": 1000})
+    page.evaluate("document.getElementById('bar').style.position = 'static'")
+    bottom = "document.getElementById('edits').getBoundingClientRect().bottom + window.scrollY"
+    top = {"x": 0, "y": 0, "width": 1200, "height": page.evaluate(bottom) + 10}
+    page.screenshot(path=folder / "play.png", full_page=True, clip=top)
+    page.locator("#both").screenshot(path=folder / "play-both.png")

@@ -137,7 +137,7 @@ def heat(title: str, trace: Mapping[str, Any], rows: Mapping[int, Sequence[float
     head = f'<tr><th scope="col">layer</th>{"".join(heads)}</tr>'
     name = escape(title)
     table = f'<table class="heat" role="grid" aria-label="{name}">{head}{"".join(lines)}</table>'
-    told = f'<p class="small">P from {scale[0]:.3f} (light) to {scale[1]:.3f} (dark)</p>'
+    told = f'<p class="small">P from {scale[0]:.3f} (faint) to {scale[1]:.3f} (strong)</p>'
     return f'<figure><figcaption>{name}</figcaption><div class="wide">{table}</div>{told}</figure>'
 
 

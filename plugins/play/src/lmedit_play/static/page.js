@@ -111,6 +111,7 @@ function on(id, event, doing) {
 at('example').addEventListener('change', (e) => {
   if (e.target.value) { fill(JSON.parse(e.target.value)); act('fact', fact(), 'tokens'); }
 });
+at('fact-form').addEventListener('input', (e) => { if (e.target !== at('example')) at('example').value = ''; });
 on('fact-form', 'submit', () => act('fact', fact(), 'tokens'));
 at('method').addEventListener('change', showOptions);
 on('edit-form', 'submit', () => act('edit', { ...fact(), method: at('method').value, options: typed(), force: at('force').checked }, 'edit'));
