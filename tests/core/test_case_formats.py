@@ -298,11 +298,25 @@ def test_mquake(write: Write) -> None:
     assert case.groups["single_hop"][0].aliases == ("Hrvatska",)
 
 
-def test_a_mquake_record_of_several_edits_is_kept_with_the_reason(write: Write) -> None:
+def test_a_mquake_record_of_several_edits_is_one_case(write: Write) -> None:
+    record = mquake(2)
+    head = {"prompt": "The head of state of {} is", "subject": "Croatia", "question": "Who leads?"}
+    record["requested_rewrite"][1] = record["requested_rewrite"][0] | head
+    case = only(write, record)
+    assert [request.text for request in case.requests] == [
+        "Ellie Kemper is a citizen of",
+        "The head of state of Croatia is",
+    ]
+    assert case.further[0].paraphrases == ("Who leads?",)
+    assert case.groups == only(write, mquake()).groups
+
+
+def test_a_mquake_record_that_edits_one_fact_twice_is_kept_with_the_reason(write: Write) -> None:
     found = load_cases(write(mquake(), mquake(2)))
     assert len(found.good) == 1
     assert str(found.broken[0]) == (
-        "line 3, case 1: needs 2 edits at once; one edit changes one fact"
+        "line 3, case 1: needs 2 edits at once, and two of them change 'Ellie Kemper is a citizen "
+        "of'; one fact has one answer"
     )
 
 

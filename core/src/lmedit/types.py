@@ -130,11 +130,20 @@ class Probe(Frozen):
     """Other spellings that are right too."""
 
 
+class FurtherEdit(Frozen):
+    """One more fact that a case edits together with its request, and its paraphrases."""
+
+    request: Request
+    paraphrases: tuple[str, ...] = ()
+
+
 class Case(Frozen):
-    """A request and the prompts that judge the edit. A method receives only the request."""
+    """A request and the prompts that judge the edit. A method receives only the requests."""
 
     id: str
     request: Request
+    further: tuple[FurtherEdit, ...] = ()
+    """Facts that are edited together with the request; the scores judge all of them at once."""
     relation: str | None = None
     """The relation's id in the data set, for example P103."""
     target_id: str | None = None
@@ -150,6 +159,11 @@ class Case(Frozen):
     groups: Mapping[str, tuple[Probe, ...]] = Field(default_factory=dict)
     """Consequences of the edit, and facts that should stay, by the data set's own group name."""
     inserts_truth: bool = Field(default=False, description="whether the new answer is the true one")
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """All facts that the case edits; most cases edit one."""
+        return (self.request, *(each.request for each in self.further))
 
 
 @dataclass(frozen=True, order=True)

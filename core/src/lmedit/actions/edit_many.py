@@ -40,7 +40,7 @@ def requests_of(cases: CaseSet, tell: Callable[[str], object]) -> list[Request]:
     """
     for broken in cases.broken:
         tell(f"left out: {broken}")
-    every = [case.request for case in cases.good]
+    every = [request for case in cases.good for request in case.requests]
     found = list(dict.fromkeys(every))
     if len(found) < len(every):
         tell(f"{len(every) - len(found)} fact(s) occur twice; each is edited once")

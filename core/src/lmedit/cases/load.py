@@ -118,7 +118,7 @@ def load_facts(
             for k in knowns
         ]
     cases = load_cases(name, limit, download=download).good
-    return [(case.request, case.request.target_true) for case in cases]
+    return [(each, each.target_true) for case in cases for each in case.requests]
 
 
 def path_of(name: str) -> Path | None:

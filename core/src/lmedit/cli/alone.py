@@ -268,6 +268,8 @@ def _join(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> 
         "trained_on": _merge(parts, "trained_on"),
         "rows": [rows[name] for name in names if name in rows],
     }
+    if several := _merge(parts, "several_edits"):
+        results["several_edits"] = several
     if "regime" in results:
         results["curve"] = [p for name in names for p in curve if p["method"] == name]
         results["collapse_points"] = _merge(parts, "collapse_points")

@@ -25,6 +25,7 @@ from lmedit.cli.common import (
 from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.cli.parameter_types import COUNT, OUT, PLACE, NumberType
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
+from lmedit.compare.several import several_lines
 
 if TYPE_CHECKING:
     from lmedit.actions.compare import Measuring
@@ -264,6 +265,8 @@ def show_results(results: dict[str, Any], *, as_json: bool) -> None:
     for line in [*failures(results["rows"]), *unsound_lines(results["rows"])]:
         note(line)
     note_only(results["cases"])
+    for line in several_lines(results.get("several_edits", {})):
+        note(line)
     for name, count in results["trained_on"].items():
         if count:
             note(f"{name} was trained on {count} of these {results['cases']['n']} cases")

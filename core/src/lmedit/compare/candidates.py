@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmedit.metrics.locality import with_edit
 from lmedit.registry import RESERVED
 from lmedit.storage.cache import key_of
+from lmedit.types import FurtherEdit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
-    from lmedit.types import Case
+    from lmedit.types import Case, Request
 
 BASE, IN_CONTEXT, RETRIEVE = RESERVED[:3]
 
@@ -42,10 +43,10 @@ def put_in_context(case: Case, lm: Lm | None = None) -> Case:
     """*case* with the new fact as a sentence before every prompt (Zheng et al. 2023, IKE).
 
     The sentence is "prompt subject target_new. "; generation prompts get it too. In the chat of
-    *lm* it stands inside the user's message.
+    *lm* it stands inside the user's message. A case of several facts has a sentence for each.
     """
-
-    return put_before(case, lambda _: with_edit(case.request, "", lm), lm)
+    facts = "".join(with_edit(request, "", lm) for request in case.requests)
+    return put_before(case, lambda _: facts, lm)
 
 
 def put_before(case: Case, front: Callable[[str], str], lm: Lm | None = None) -> Case:
@@ -58,11 +59,17 @@ def put_before(case: Case, front: Callable[[str], str], lm: Lm | None = None) ->
     def prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(behind, texts))
 
-    request = case.request
-    first = front(request.text).replace("{", "").replace("}", "")
-    prompt = lm.behind(first, request.prompt) if lm else first + request.prompt
-    changed = {
-        "request": request.model_copy(update={"prompt": prompt}),
+    def request_behind(request: Request) -> Request:
+        first = front(request.text).replace("{", "").replace("}", "")
+        prompt = lm.behind(first, request.prompt) if lm else first + request.prompt
+        return request.model_copy(update={"prompt": prompt})
+
+    changed: dict[str, Any] = {
+        "request": request_behind(case.request),
+        "further": tuple(
+            FurtherEdit(request=request_behind(each.request), paraphrases=prompts(each.paraphrases))
+            for each in case.further
+        ),
         "paraphrases": prompts(case.paraphrases),
         "neighbours": prompts(case.neighbours),
         "attributes": prompts(case.attributes),

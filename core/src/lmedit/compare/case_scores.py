@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lmedit.metrics.teacher_forcing import TargetScore
     from lmedit.models import Lm
     from lmedit.replay.unmerged import UnmergedEdits
-    from lmedit.types import Case, Probe
+    from lmedit.types import Case, FurtherEdit, Probe
 
     Scores = dict[str, float | None]
     Asked = tuple[str, int, tuple[str, str]]
@@ -158,7 +158,7 @@ def score_cases(lm: Lm, cases: Sequence[Case], under: RowEdits | None = None) ->
     """
     asked = [_probe_pairs(case) for case in cases]
     pairs = [
-        [*_pairs(case, _prompts(case)), *(pair for _, _, pair in more)]
+        [*_pairs(case, _prompts(case)), *_further_pairs(case), *(pair for _, _, pair in more)]
         for case, more in zip(cases, asked, strict=True)
     ]
     scored = _over_cases(pairs, under, lambda flat, each: score_targets(lm, flat, under=each))
@@ -181,6 +181,11 @@ def _scores(case: Case, asked: Sequence[Asked], scored: Sequence[TargetScore]) -
     contrasts = _contrasts(scored[:count])
     cut = 1 + len(case.paraphrases)
     rewrite, paraphrases, neighbours = contrasts[:1], contrasts[1:cut], contrasts[cut:]
+    for each in case.further:
+        end = count + len(_pairs_of(each))
+        own = _contrasts(scored[count:end])
+        rewrite, paraphrases = [*rewrite, *own[:1]], [*paraphrases, *own[1:]]
+        count = end
     found: Scores = {
         "ES": mean([counterfact.success(c) for c in rewrite]),
         "EM": mean([counterfact.magnitude(c) for c in rewrite]),
@@ -212,6 +217,17 @@ def _pairs(case: Case, prompts: Sequence[str]) -> list[tuple[str, str]]:
     """Each prompt with the new and the true answer; empty if the true answer is unknown."""
     new, true = case.request.target_new, case.request.target_true
     return [] if true is None else [(p, target) for p in prompts for target in (new, true)]
+
+
+def _pairs_of(edit: FurtherEdit) -> list[tuple[str, str]]:
+    """As `_pairs`, for one more edit: its prompt, then its paraphrases."""
+    new, true = edit.request.target_new, edit.request.target_true
+    prompts = (edit.request.text, *edit.paraphrases)
+    return [] if true is None else [(p, target) for p in prompts for target in (new, true)]
+
+
+def _further_pairs(case: Case) -> list[tuple[str, str]]:
+    return [pair for each in case.further for pair in _pairs_of(each)]
 
 
 def _contrasts(scored: Sequence[TargetScore]) -> list[Contrast]:

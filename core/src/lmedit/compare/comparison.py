@@ -16,6 +16,7 @@ from lmedit.compare.one_edit import Task
 from lmedit.compare.only import protocol_of_only
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
+from lmedit.compare.several import how_several
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.worker import AT_ONCE, Ended, Worker, group_size
 from lmedit.errors import RunError
@@ -154,10 +155,14 @@ def results_head(
     """
     bare = lm.chat.unwrap if lm.chat else lambda request: request
     seen = {
-        e.name: sum(trained_on(e.editor.prepared, bare(case.request)) for case in cases.good)
+        e.name: sum(
+            any(trained_on(e.editor.prepared, bare(request)) for request in case.requests)
+            for case in cases.good
+        )
         for e in candidates
         if e.editor and e.editor.loaded.method.prepares_on == "cases"
     }
+    several = how_several(cases.good, candidates)
     return {
         "schema": SCHEMA,
         "model": {"name": lm.name, "digest": lm.digest},
@@ -165,6 +170,7 @@ def results_head(
         | ({"only": asdict(cases.only)} if cases.only else {}),
         "seed": seed,
         "trained_on": seen,
+        **({"several_edits": several} if several else {}),
         "protocol": protocol(scoring.groups)
         | protocol_of_words(scoring)
         | protocol_of_only(scoring.only),

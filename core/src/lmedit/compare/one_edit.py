@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lmedit.edits.ledger import sum_of
 from lmedit.errors import LmeditError, RequestError, UnsoundEditWarning
 from lmedit.memory import peak_memory
 from lmedit.metrics.harm import damage, unsound
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lmedit.compare.case_scores import Scoring
     from lmedit.compare.result import Result
     from lmedit.models import Lm
+    from lmedit.pipeline import Editor
     from lmedit.types import Case, Update
 
 
@@ -70,6 +72,24 @@ def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
             update = work()
         seconds = time.perf_counter() - started
     return Computed(update, seconds, peak.mebibytes)
+
+
+def compute_case(editor: Editor, case: Case) -> Update:
+    """One change that makes all edits of *case*; the model stays unchanged.
+
+    A method with a joint hook computes it at once. Else it is the sum of the single edits. Raises
+    `RequestError` if edits of the method cannot be added.
+    """
+    if not case.further:
+        return editor.compute(case.request)
+    if editor.joins:
+        return editor.compute_joint(case.requests)
+    if not editor.adds:
+        raise RequestError(
+            f"the record has {len(case.requests)} edits, and {editor.name} applies an edit with "
+            "hooks of its own, so they cannot be added; leave the method out"
+        )
+    return sum_of(editor.compute_many(case.requests))
 
 
 def facts_of(lm: Lm, update: Update) -> dict[str, Any]:

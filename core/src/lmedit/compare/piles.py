@@ -19,7 +19,7 @@ from lmedit.compare.comparison import (
     protocol_facts,
     read_outcome,
 )
-from lmedit.compare.one_edit import compute_update, facts_of, failure_of
+from lmedit.compare.one_edit import compute_case, compute_update, facts_of, failure_of
 from lmedit.compare.result import Result
 from lmedit.compare.scoring import only_finite, score_case, scores_before
 from lmedit.compare.worker import (
@@ -211,7 +211,7 @@ class Pile:
         """The edit of some cases on the present model, from the store or computed now."""
         editor, cases = editors[start], self.cases[start:end]
         upon = self.parts[-1].stored.key if self.parts and self.regime.kind != "batch" else None
-        requests = [case.request.model_dump() for case in cases]
+        requests = [request.model_dump() for case in cases for request in case.requests]
         key = key_of(
             edit=requests[0] if not self._together(editor) else requests,
             method=editor.name,
@@ -233,12 +233,12 @@ class Pile:
     def _compute(self, key: str, cases: Sequence[Case], editor: Editor) -> Result:
         if self.failed:
             return Result(failure=self.failed)
-        requests = [case.request for case in cases]
+        requests = [request for case in cases for request in case.requests]
         try:
             if self._together(editor):
                 work = partial(editor.compute_joint, requests, tuple(self.carried))
             else:
-                work = partial(editor.compute, requests[0])
+                work = partial(compute_case, editor, cases[0])
             found = compute_update(self.lm, work)
         except ModelChangedError:
             raise

@@ -66,7 +66,7 @@ def retrieve_among(
     The best fact stands last, next to the prompt. A prompt that shares no word with any fact stays
     as it is.
     """
-    requests = [case.request for case in cases]
+    requests = [request for case in cases for request in case.requests]
     ranking = Ranking([request.text for request in requests])
 
     def front(prompt: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from lmedit.compare.one_edit import (
     Computed,
     Task,
+    compute_case,
     compute_update,
     edit_case,
     failure_of,
@@ -165,7 +166,7 @@ class Worker:
             if task.key not in known:
                 try:
                     editor = candidate.editor_of(task.case)
-                    work = partial(editor.compute, task.case.request)
+                    work = partial(compute_case, editor, task.case)
                     known[task.key] = compute_update(lm, work)
                 except ModelChangedError:
                     raise
@@ -195,7 +196,8 @@ class Worker:
     def _compute_together(self, group: Sequence[Task]) -> dict[str, Computed]:
         """The updates of a group by key; empty if one of them fails: then each is tried alone."""
         editor = group[0].candidate.editor
-        if editor is None or not editor.computes_many:
+        several = any(task.case.further for task in group)
+        if editor is None or not editor.computes_many or several:
             return {}
         self.lm.state()  # as in `compute_update`
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmedit.errors import ModelError
+from lmedit.types import FurtherEdit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +68,13 @@ class Chat:
             return one.model_copy(update={"prompt": self.wrap(one.prompt)})
 
         changed: dict[str, Any] = {"request": self.request(case.request)}
+        changed["further"] = tuple(
+            FurtherEdit(
+                request=self.request(each.request),
+                paraphrases=tuple(map(self.wrap, each.paraphrases)),
+            )
+            for each in case.further
+        )
         for name in ("paraphrases", "neighbours", "attributes", "generation"):
             changed[name] = tuple(map(self.wrap, getattr(case, name)))
         for name in ("relations", "locality"):

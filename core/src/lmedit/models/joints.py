@@ -166,6 +166,10 @@ def settle_case(lm: Lm, case: Case) -> None:
     targets = [t for t in (request.target_new, request.target_true) if t is not None]
     for prompt in (request.text, *case.paraphrases, *case.neighbours):
         lm.settle(prompt, targets, join)
+    for each in case.further:
+        own = [t for t in (each.request.target_new, each.request.target_true) if t is not None]
+        for prompt in (each.request.text, *each.paraphrases):
+            lm.settle(prompt, own, each.request.join)
     groups = (case.relations, case.locality, *case.groups.values())
     for probe in (probe for group in groups for probe in group):
         lm.settle(probe.prompt, (probe.answer, *probe.aliases), join)

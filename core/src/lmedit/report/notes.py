@@ -6,6 +6,7 @@ import json
 from html import escape
 from typing import TYPE_CHECKING
 
+from lmedit.compare.several import several_lines
 from lmedit.report.columns import columns, meaning
 from lmedit.report.read import BASE
 from lmedit.report.svg import tag
@@ -71,6 +72,7 @@ def notes(run: FinishedRun) -> str:
     told = [
         *_already(run),
         *_training_notes(run),
+        *(f"{line}." for line in several_lines(run.results.several_edits)),
         PILED if run.results.curve else SINGLE,
         *CAUTIONS,
     ]

@@ -153,6 +153,7 @@ class Results(Lenient):
     published: Published | None = None
     judged: list[JudgedBy] = []
     trained_on: dict[str, int] = Field(default_factory=dict)
+    several_edits: dict[str, str] = Field(default_factory=dict)
 
 
 class Fact(Lenient):
