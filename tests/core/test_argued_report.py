@@ -175,6 +175,45 @@ def test_no_name_is_a_command_of_latex(folder: Path) -> None:
     assert "latex" in FORMATS
 
 
+EVIL = r"a_b&{c}\\input{x}%$#~"
+
+
+@pytest.mark.parametrize("names", [{}, {"model": {"name": EVIL}, "cases": {"name": EVIL, "n": 24}}])
+def test_a_parser_of_latex_reads_the_table(folder: Path, names: dict[str, Any]) -> None:
+    from pylatexenc.latex2text import LatexNodes2Text
+    from pylatexenc.latexwalker import (
+        LatexEnvironmentNode,
+        LatexGroupNode,
+        LatexMacroNode,
+        LatexWalker,
+    )
+
+    results = change(folder, **names)
+    text = as_latex(read_run(folder))
+    nodes, *_ = LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
+    (outer,) = (node for node in nodes if isinstance(node, LatexEnvironmentNode))
+    assert outer.environmentname == "table"
+    inside = [n for n in outer.nodelist if isinstance(n, LatexMacroNode)]
+    assert [n.macroname for n in inside] == ["centering", "caption"]
+    (inner,) = (n for n in outer.nodelist if isinstance(n, LatexEnvironmentNode))
+    assert inner.environmentname == "tabular"
+    kinds = inner.nodeargd.argnlist[-1].latex_verbatim()
+    columns = 1 + kinds.count("S[")
+    macros = [n.macroname for n in inner.nodelist if isinstance(n, LatexMacroNode)]
+    assert [name for name in macros if name.endswith("rule")] == [
+        "toprule",
+        "midrule",
+        "bottomrule",
+    ]
+    assert macros.count("\\") == 1 + len(results["rows"])
+    body = "".join(n.latex_verbatim() for n in inner.nodelist if not isinstance(n, LatexMacroNode))
+    assert set(macros) <= {"toprule", "midrule", "bottomrule", "bfseries", "\\"}
+    assert len(re.findall(r"(?<!\\)&", body)) == (columns - 1) * macros.count("\\")
+    groups = [node for node in outer.nodelist if isinstance(node, LatexGroupNode)]
+    told = LatexNodes2Text().nodelist_to_text([*groups, *inside[1].nodeargd.argnlist])
+    assert told.startswith(title_of(read_run(folder)))
+
+
 # ---- several runs
 
 
@@ -197,6 +236,7 @@ def test_runs_stand_side_by_side(made: Path, folder: Path) -> None:
         ({"asking": {"join": "space"}}, "prompts are asked in another way"),
         ({"regime": {"kind": "batch"}}, "edits meet one model in another way"),
         ({"seed": 7}, "the seeds differ"),
+        ({"protocol": {"ES EM PS PM NS NM S": "as it was", "KL": "x"}}, "only .* measures KL$"),
         ({"protocol": {"ES EM PS PM NS NM S": "new"}}, "ES EM .* may not .* protocol differs"),
     ],
 )

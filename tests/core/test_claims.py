@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,6 +125,36 @@ def test_the_interval_of_a_claim_is_wider_than_one_that_is_not_corrected() -> No
     assert one["level"] == pytest.approx(0.95)
     assert many["level"] > one["level"]
     assert many["high"] - many["low"] >= one["high"] - one["low"]
+
+
+def test_free_answers_and_fluency_are_claimed_where_they_are_measured() -> None:
+    some = made()
+    for name, each in some.items():
+        right = [number % 10 < (9 if name == "good" else 3) for number in range(len(each))]
+        some[name] = [
+            replace(
+                outcome,
+                scores={
+                    **(outcome.scores or {}),
+                    "wild_strict": float(hit),
+                    "GE": 5.0 + (name == "bad"),
+                },
+            )
+            for outcome, hit in zip(each, right, strict=True)
+        ]
+    found = by_pair(claims(some, 0))
+    assert len(found) == 3 * 6
+    lost = found["bad", "good", "wild_strict"]
+    assert (lost["winner"], lost["low"] < -60 < lost["high"] < 0) == ("good", True)
+    assert found["bad", "good", "GE"]["winner"] == "bad"
+    (told, *_) = claim_lines(
+        [c for c in found.values() if {c["one"], c["other"]} == {"bad", "good"}]
+    )
+    assert "on wild: yes, by " in told
+    assert "on GE: no, it is behind by 100.0 to 100.0 points" in told
+    rows = {name: {"wild_strict": 1.0} for name in some}
+    split = by_pair(claims(some, 0, [rows, rows]))["bad", "good", "wild_strict"]
+    assert (split["shown"], split["seeds_agree"]) == (False, False)
 
 
 def test_the_sentence() -> None:

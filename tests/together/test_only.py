@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmedit import comparison, editor
 from lmedit.actions.tune import set_up_tuning
 from lmedit.cases import load_cases
 from lmedit.compare.only import RIGHT, UNKNOWN, WRONG, keep_only, word_of
@@ -176,3 +177,14 @@ def test_tune_takes_the_last_kept_cases(tmp_path: Path) -> None:
     words = second_words(facts())
     right = [r["id"] for r, word in zip(facts(), words, strict=True) if word == RIGHT]
     assert [case.id for case in set_up_tuning(plan).cases.good] == right[-2:]
+
+
+def test_python_takes_the_filter() -> None:
+    lm = load_lm("demo")
+    found = comparison([editor("ft", lm)], "demo", limit=2, only="right")
+    kept = keep_only(lm, load_cases("demo"), "right", 2)
+    assert found.run.raw["cases"]["only"]["word"] == "right"
+    assert found.run.raw["rows"][0]["n"] == len(kept.good) == 2
+    assert found.run.raw["protocol"]["only"].startswith("right: ")
+    with pytest.raises(UnknownNameError, match="word of --only"):
+        comparison([editor("ft", lm)], "demo", limit=2, only="maybe")

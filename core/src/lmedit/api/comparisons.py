@@ -11,6 +11,7 @@ from lmedit.cases import cases_given
 from lmedit.compare.claims import claim_lines
 from lmedit.compare.comparison import compare
 from lmedit.compare.measures import GROUPS, HELDOUT_LINES
+from lmedit.compare.only import keep_only
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.table import difference_lines, failures, unsound_lines
 from lmedit.errors import RequestError, UnknownNameError, checks_kinds
@@ -67,7 +68,7 @@ class Comparison:
 
 
 @checks_kinds
-def comparison(
+def comparison(  # noqa: PLR0913
     editors: Sequence[Editor],
     cases: CasesGiven,
     *,
@@ -77,12 +78,14 @@ def comparison(
     references: str | Path | None = None,
     run: str | Path | None = None,
     seed: int = 0,
+    only: str | None = None,
 ) -> Comparison:
     """Edit, score and revert each of *cases* with each of *editors*, which share one model.
 
     *cases* are a name or file as for ``--cases``, or records in memory. *metrics* are groups of
     ``--metrics``; *heldout* is a text file and *references* a folder for them. With *run*, a
-    folder, the single results are stored there, and a stopped comparison continues.
+    folder, the single results are stored there, and a stopped comparison continues. *only* keeps
+    the first *limit* cases by what the unedited model answers: right, wrong or unknown.
 
     Raises `RequestError`, `CasesError`, `UnknownNameError`, `RunError`, and `BrokenPluginError`
     if a method leaves the model changed.
@@ -93,7 +96,9 @@ def comparison(
         )
     if unknown := set(metrics) - set(GROUPS):
         raise UnknownNameError("group of metrics", min(unknown), GROUPS)
-    lm, chosen = editors[0].lm, cases_given(cases, limit)
+    lm, chosen = editors[0].lm, cases_given(cases, None if only else limit)
+    if only:
+        chosen = keep_only(lm, chosen, only, limit)
     scoring = scoring_of(
         lm, frozenset(metrics), _path(heldout), HELDOUT_LINES, _path(references), seed
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from lmedit.compare.measures import MEASURES
 from lmedit.compare.rows import PARTS
 from lmedit.metrics.bootstrap import paired_difference, paired_score_difference
 from lmedit.metrics.permutation import SWAPS, holm, permutation_p
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     Record = tuple[float | None, ...]
     Rows = Mapping[str, Mapping[str, Any]]
 
-SCORES = ("S", *PARTS)
+SCORES = ("S", *PARTS, "wild_strict", "wild_sentence", "GE")
+"""The scores of claims; a score that a run does not measure has no claim."""
 ERROR = 0.05
 """How often at most, of many comparisons without any difference, one claim is wrong."""
 
@@ -116,10 +118,11 @@ def _seeds_agree(pair: Pair, score: str, by_seed: Sequence[Rows]) -> bool | None
     """Whether the difference has one sign under every seed; None without several seeds."""
     if len(by_seed) < 2:
         return None
-    values = [(rows[pair.one][score], rows[pair.other][score]) for rows in by_seed]
-    if any(a is None or b is None for a, b in values):
+    values = [(rows[pair.one].get(score), rows[pair.other].get(score)) for rows in by_seed]
+    known = [(a, b) for a, b in values if a is not None and b is not None]
+    if len(known) < len(values):
         return False
-    return all(a > b for a, b in values) or all(a < b for a, b in values)
+    return all(a > b for a, b in known) or all(a < b for a, b in known)
 
 
 def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -133,12 +136,18 @@ def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sentence(one: str, other: str, some: Sequence[Mapping[str, Any]]) -> str:
     winner = next((claim["winner"] for claim in some if claim["shown"]), None)
     if winner is None:
-        names = [claim["score"] for claim in some]
+        names = [_label(claim) for claim in some]
         return f"{one} and {other}: no difference is shown on {', '.join(names)}"
     loser = other if winner == one else one
-    told = [f"on {claim['score']}: {_answer(claim, winner)}" for claim in some]
+    told = [f"on {_label(claim)}: {_answer(claim, winner)}" for claim in some]
     first = told[0].removeprefix("on ")
     return f"{winner} beats {loser} on {'; '.join([first, *told[1:]])}"
+
+
+def _label(claim: Mapping[str, Any]) -> str:
+    """The score of *claim* as the table heads its column."""
+    score = str(claim["score"])
+    return MEASURES[score].label if score in MEASURES else score
 
 
 def _answer(claim: Mapping[str, Any], winner: str) -> str:

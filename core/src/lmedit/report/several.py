@@ -98,6 +98,9 @@ def obstacles(a: str, one: FinishedRun, b: str, other: FinishedRun) -> list[str]
         f"{both}: {name} may not be compared, because its protocol differs"
         for name in _other_protocols(mine, theirs)
     ]
+    for name, alone in ((a, _only_in(mine, theirs)), (b, _only_in(theirs, mine))):
+        if alone:
+            found.append(f"{both}: only {name} measures {', '.join(alone)}")
     if mine.get("seeds", mine.get("seed")) != theirs.get("seeds", theirs.get("seed")):
         found.append(f"{both}: the seeds differ; compare only beyond the spread over seeds")
     return found
@@ -115,3 +118,13 @@ def _other_protocols(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
     one, other = mine.get("protocol", {}), theirs.get("protocol", {})
     shared = [name for name in one if name in other and name != "only"]
     return [name for name in shared if one[name] != other[name]]
+
+
+SETTINGS = frozenset({"only", "wild_prompt"})
+"""Keys of a protocol that name no measure."""
+
+
+def _only_in(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The measures in the protocol of *mine* that *theirs* lacks."""
+    other = theirs.get("protocol", {})
+    return [name for name in mine.get("protocol", {}) if name not in other and name not in SETTINGS]
