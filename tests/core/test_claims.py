@@ -150,7 +150,7 @@ def test_free_answers_and_fluency_are_claimed_where_they_are_measured() -> None:
     (told, *_) = claim_lines(
         [c for c in found.values() if {c["one"], c["other"]} == {"bad", "good"}]
     )
-    assert "on wild: yes, by " in told
+    assert "on wild_strict: yes, by " in told
     assert "on GE: no, it is behind by 100.0 to 100.0 points" in told
     rows = {name: {"wild_strict": 1.0} for name in some}
     split = by_pair(claims(some, 0, [rows, rows]))["bad", "good", "wild_strict"]

@@ -276,3 +276,30 @@ def test_a_harness_that_fails_is_one_line(lm: Lm, tasks: Path) -> None:
     with pytest.raises(RequestError, match="the harness fails: division by zero"):
         abilities.measure()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_intervals_over_seeds_are_those_of_all_edits(lm: Lm, abilities: Abilities) -> None:
+    """Two seeds of one case each, against one comparison of two cases."""
+    from lmedit.compare.comparison import Compared, Outcome
+    from lmedit.compare.rows import summary_row
+    from lmedit.compare.seeds import pool
+
+    def shift(by: float) -> dict[str, Any]:
+        changed = {name: {m: list(v) for m, v in of.items()} for name, of in abilities.base.items()}
+        changed["demo_cloze"]["perplexity"] = [
+            value - by * (1 + number % 3)
+            for number, value in enumerate(abilities.base["demo_cloze"]["perplexity"])
+        ]
+        return changed
+
+    def compared(seed: int, values: dict[str, Any]) -> Compared:
+        some = [Outcome("ft", "0", {"ES": 1.0}, abilities=values, key="k")]
+        of_row = ability_differences(abilities, [values], seed)
+        row = summary_row("ft", some, None) | {"abilities": of_row}
+        return Compared({"seed": seed, "rows": [row]}, {"ft": some}, abilities)
+
+    one, other = shift(0.1), shift(0.3)
+    found = pool([compared(0, one), compared(1, other)], (0, 1)).results["rows"][0]["abilities"]
+    assert found == ability_differences(abilities, [one, other], 0)
+    cloze = found["demo_cloze"]["perplexity"]
+    assert (cloze["edits"], cloze["low"] < cloze["difference"] < cloze["high"]) == (2, True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked
 from lmedit.compare.case_scores import score_cases
-from lmedit.compare.one_edit import compute_case
 from lmedit.compare.only import keep_only
 from lmedit.compare.tuning import Stage, edits_of, settings_of, spread, tune
 from lmedit.errors import CasesError, RequestError, UsageError
@@ -65,7 +64,7 @@ class Tuning:
         lm.state()  # so that reading all weights for the first time is not counted
         started = time.perf_counter()
         with suppress(RequestError):  # a case that cannot be edited takes its time, too
-            compute_case(editor, case)
+            editor.compute(case.request)
         score_cases(lm, [case])
         return time.perf_counter() - started
 

@@ -273,7 +273,8 @@ def _join(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> 
     if "regime" in results:
         results["curve"] = [p for name in names for p in curve if p["method"] == name]
         results["collapse_points"] = _merge(parts, "collapse_points")
-    return Compared(results, {name: outcomes[name] for name in names if name in outcomes})
+    kept = {name: outcomes[name] for name in names if name in outcomes}
+    return Compared(results, kept, first.abilities)
 
 
 def _merge(parts: Sequence[Compared], key: str) -> dict[str, Any]:

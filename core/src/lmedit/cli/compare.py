@@ -25,7 +25,6 @@ from lmedit.cli.common import (
 from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.cli.parameter_types import COUNT, OUT, PLACE, NumberType
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
-from lmedit.compare.several import several_lines
 
 if TYPE_CHECKING:
     from lmedit.actions.compare import Measuring
@@ -244,6 +243,7 @@ def show_results(results: dict[str, Any], *, as_json: bool) -> None:
         failures,
         retention_lines,
         seed_lines,
+        several_lines,
         table,
         unsound_lines,
         with_paper_rows,

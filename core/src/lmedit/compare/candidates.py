@@ -97,3 +97,18 @@ def random_layer(name: str, lm: Lm, at_layer: Callable[[int], Editor], seed: int
         return made(int(key_of(seed=seed, case=case.id), 16) % lm.n_layers)
 
     return Candidate(f"{name}-random-layer", editor_of)
+
+
+TOGETHER, ADDED = "together", "added"
+"""By one call of the joint hook; or the sum of single edits, each computed on the base model."""
+
+
+def how_several(cases: Sequence[Case], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """By method, `TOGETHER` or `ADDED`; empty if every one of *cases* has one edit.
+
+    A baseline without an editor of its own is left out.
+    """
+    if not any(case.further for case in cases):
+        return {}
+    editors = {each.name: each.editor for each in candidates}
+    return {name: TOGETHER if editor.joins else ADDED for name, editor in editors.items() if editor}

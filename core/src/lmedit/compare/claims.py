@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.measures import MEASURES
 from lmedit.compare.rows import PARTS
 from lmedit.metrics.bootstrap import paired_difference, paired_score_difference
 from lmedit.metrics.permutation import SWAPS, holm, permutation_p
@@ -136,18 +135,12 @@ def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sentence(one: str, other: str, some: Sequence[Mapping[str, Any]]) -> str:
     winner = next((claim["winner"] for claim in some if claim["shown"]), None)
     if winner is None:
-        names = [_label(claim) for claim in some]
+        names = [claim["score"] for claim in some]
         return f"{one} and {other}: no difference is shown on {', '.join(names)}"
     loser = other if winner == one else one
-    told = [f"on {_label(claim)}: {_answer(claim, winner)}" for claim in some]
+    told = [f"on {claim['score']}: {_answer(claim, winner)}" for claim in some]
     first = told[0].removeprefix("on ")
     return f"{winner} beats {loser} on {'; '.join([first, *told[1:]])}"
-
-
-def _label(claim: Mapping[str, Any]) -> str:
-    """The score of *claim* as the table heads its column."""
-    score = str(claim["score"])
-    return MEASURES[score].label if score in MEASURES else score
 
 
 def _answer(claim: Mapping[str, Any], winner: str) -> str:

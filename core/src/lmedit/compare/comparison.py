@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.asking import as_asked, asking_of
-from lmedit.compare.candidates import BASE, Candidate, of_editor
+from lmedit.compare.candidates import BASE, Candidate, how_several, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.claims import claims
 from lmedit.compare.driver import Driver, Hands, one_pair
@@ -16,7 +16,6 @@ from lmedit.compare.one_edit import Task
 from lmedit.compare.only import protocol_of_only
 from lmedit.compare.result import sound_payload
 from lmedit.compare.rows import PARTS, summary_row
-from lmedit.compare.several import how_several
 from lmedit.compare.store import RunStore, Stored
 from lmedit.compare.worker import AT_ONCE, Ended, Worker, group_size
 from lmedit.errors import RunError
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from lmedit.cases import CaseSet
     from lmedit.cases.shards import Shard
+    from lmedit.metrics.abilities import Abilities, Values
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Case
@@ -66,6 +66,8 @@ class Compared:
     results: Mapping[str, Any]
     outcomes: Mapping[str, Sequence[Outcome]]
     """By candidate, the unedited model too. A candidate that gave up early is left out."""
+    abilities: Abilities | None = None
+    """The tasks that this process measured, for intervals over several comparisons."""
 
     def finish(self) -> dict[str, Any]:
         """The results object, with the differences between the candidates, and the claims."""
@@ -125,7 +127,8 @@ def compare(  # noqa: PLR0913
         | abilities_of(scoring, e, full[e.name], seed)
         for e in candidates
     ]
-    return Compared({**results_head(lm, cases, seed, scoring, candidates), "rows": rows}, full)
+    head = results_head(lm, cases, seed, scoring, candidates)
+    return Compared({**head, "rows": rows}, full, scoring.abilities)
 
 
 def tasks_of_run(
@@ -192,8 +195,28 @@ def abilities_of(
         return {}
     if candidate.name != BASE and candidate.editor_of is None:
         return {"abilities": None}
-    edited = [dict(o.abilities) or of.base for o in outcomes if o.abilities or o.failure]
-    return {"abilities": ability_differences(of, [] if candidate.name == BASE else edited, seed)}
+    edited = [] if candidate.name == BASE else edited_values(of, outcomes)
+    return {"abilities": ability_differences(of, edited, seed)}
+
+
+def abilities_over(found: Sequence[Compared], name: str) -> dict[str, Any] | None:
+    """The abilities of *name* in several comparisons, with the edits of all of them as of one.
+
+    None if it has no edits, or if edits of a comparison were measured in another process.
+    """
+    of = found[0].abilities
+    if of is None or any(each.abilities is None for each in found):
+        return None
+    each_one = [edited_values(of, each.outcomes.get(name, ())) for each in found]
+    if not all(each_one) or any(each.abilities.base != of.base for each in found if each.abilities):
+        return None
+    edited = [values for some in each_one for values in some]
+    return ability_differences(of, edited, found[0].results["seed"])
+
+
+def edited_values(of: Abilities, outcomes: Sequence[Outcome]) -> list[Values]:
+    """The values of *outcomes* on the tasks; a failed edit has the unedited model's."""
+    return [dict(o.abilities) or of.base for o in outcomes if o.abilities or o.failure]
 
 
 def protocol_of_words(scoring: Scoring) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
-from lmedit.compare.comparison import Compared, Outcome
+from lmedit.compare.comparison import Compared, Outcome, abilities_over
 from lmedit.compare.measures import HALF_WIDTH, SPREAD
 from lmedit.compare.regimes import collapse_points
 from lmedit.compare.rows import summary_row
@@ -62,6 +62,9 @@ def pool(found: Sequence[Compared], seeds: Sequence[int]) -> Compared:
         for name in names
     }
     rows = _mean_rows([each.results["rows"] for each in found], outcomes)
+    for number, row in enumerate(rows):
+        if row.get("abilities") and (over := abilities_over(found, row["method"])):
+            rows[number] = row | {"abilities": over}
     results = {**first.results, "rows": rows, "seeds": list(seeds)}
     if piled:
         results["curve"] = _mean_rows([each.results["curve"] for each in found], {})
@@ -149,7 +152,7 @@ def _mean_row(
 
 
 def _mean_abilities(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The abilities of all seeds: means. The rows of the seeds have the intervals."""
+    """The abilities of all seeds: means, without intervals."""
     found: dict[str, Any] = {}
     for task, metrics in several[0].items():
         found[task] = {}

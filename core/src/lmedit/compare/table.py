@@ -163,3 +163,10 @@ def unsound_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
         if row.get("n_unsound")
     ]
+
+
+def several_lines(how: Mapping[str, str]) -> list[str]:
+    """One sentence on the methods of *how* (`candidates.how_several`); none if it is empty."""
+    words = {"together": "computes them together", "added": "adds edits computed one by one"}
+    told = [f"{name} {words[each]}" for name, each in how.items()]
+    return [f"some cases have several edits: {', '.join(told)}"] if told else []

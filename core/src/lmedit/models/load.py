@@ -24,8 +24,7 @@ from lmedit.models.devices import SPREAD, device_of
 from lmedit.models.installed_worlds import check_world, worlds
 from lmedit.models.lm import Lm
 from lmedit.models.offload import lacks_weights
-from lmedit.models.packings import quiet_packages
-from lmedit.models.quantised import how_quantised
+from lmedit.models.quantised import how_quantised, quiet_packages
 from lmedit.models.refusals import (
     check_drafting,
     check_file,

@@ -23,8 +23,8 @@ from lmedit.models.packings import (
     own_tensors,
     packing_of,
     plain_values,
-    quiet_packages,
 )
+from lmedit.models.packings import quiet_packages as quiet_packages  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

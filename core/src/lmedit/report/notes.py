@@ -6,7 +6,7 @@ import json
 from html import escape
 from typing import TYPE_CHECKING
 
-from lmedit.compare.several import several_lines
+from lmedit.compare.table import several_lines
 from lmedit.report.columns import columns, meaning
 from lmedit.report.read import BASE
 from lmedit.report.svg import tag

@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 from lmedit import _moved
 from lmedit.charts.html import html_of
 from lmedit.errors import RequestError
-from lmedit.request import Frozen as Frozen  # noqa: PLC0414
-from lmedit.request import Join as Join  # noqa: PLC0414
-from lmedit.request import Request as Request  # noqa: PLC0414
+from lmedit.types.request import Frozen as Frozen
+from lmedit.types.request import Join as Join
+from lmedit.types.request import Request as Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
