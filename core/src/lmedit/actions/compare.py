@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from lmedit.actions.executing import load_worker, stored_preparations, worker_of
 from lmedit.cases.shards import BASELINES
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
+from lmedit.compare.driver import Hands
 from lmedit.compare.facts import common_facts
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
 from lmedit.compare.only import keep_only
@@ -17,10 +19,12 @@ from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
-from lmedit.compare.store import RunStore
+from lmedit.compare.store import LOGS, RunStore
 from lmedit.compare.wild_scores import Wild
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError
+from lmedit.executors import Job
+from lmedit.executors.engine import ALONE
 from lmedit.metrics.ability_tasks import Wanted, check_include, load_tasks, tasks_in
 from lmedit.models import worlds
 from lmedit.plan import Setup, Tell, set_up, silent
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from lmedit.compare.case_scores import Scoring
     from lmedit.compare.regimes import Kind
     from lmedit.compare.worker import Ended
+    from lmedit.executors.engine import Engine
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
@@ -169,8 +174,17 @@ class Comparing:
     scoring: Scoring
     regime: Regime | None
 
-    def __call__(self, folder: Path, after: Ended | None = None) -> Compared:
-        """Finish these candidates in *folder*. *after* tells how another process ended."""
+    def __call__(
+        self,
+        folder: Path,
+        after: Ended | None = None,
+        engine: Engine = ALONE,
+        tell: Tell = silent,
+    ) -> Compared:
+        """Finish these candidates in *folder*; *engine* runs workers, which may *tell* notes.
+
+        *after* tells how another process ended.
+        """
         lm, seed, shard = self.setup.lm, self.setup.plan.drawn_from, self.setup.plan.shard
         given = (lm, self.cases, self.editors, folder, seed, self.scoring)
         if shard is not None:
@@ -179,7 +193,14 @@ class Comparing:
         if self.regime is not None:
             takes = self._takes_pile
             return pile_up(*given, self.regime, self.baselines, after=after, takes=takes)
-        found = compare(*given, self.baselines, after, shard=shard)
+        with RunStore(folder):  # before any worker starts: the folder is a run, or an error
+            pass
+        worker = worker_of(self)
+        load = partial(load_worker, self.setup.plan, self.measuring)
+        job = Job(load, worker, stored_preparations(self.editors))
+        with engine.start(job, folder / LOGS, tell) as pool:
+            hands = Hands(worker, pool)
+            found = compare(*given, self.baselines, after, shard=shard, hands=hands)
         if not self.measuring.preset:
             return found
         names = [*(row["method"] for row in found.results["rows"]), *self.setup.plan.others]

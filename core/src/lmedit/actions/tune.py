@@ -5,22 +5,32 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lmedit.actions.executing import stored_preparations
 from lmedit.compare.asking import as_asked
-from lmedit.compare.case_scores import score_cases
+from lmedit.compare.case_scores import Scoring, score_cases
+from lmedit.compare.comparison import tasks_of_run
+from lmedit.compare.driver import Hands
 from lmedit.compare.only import keep_only
-from lmedit.compare.tuning import Stage, edits_of, settings_of, spread, tune
+from lmedit.compare.store import LOGS, RunStore
+from lmedit.compare.tuning import Stage, candidates_of, edits_of, settings_of, spread, tune
+from lmedit.compare.worker import Worker
 from lmedit.errors import CasesError, RequestError, UsageError
+from lmedit.executors import Job
+from lmedit.executors.engine import ALONE
 from lmedit.options import parse_value
 from lmedit.plan import Setup, Tell, set_up, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.compare.one_edit import Task
     from lmedit.compare.worker import Ended
+    from lmedit.executors.engine import Engine
     from lmedit.options import Options
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
@@ -40,21 +50,46 @@ class Tuning:
     settings: tuple[Mapping[str, Any], ...] = ()
     """The settings to try; with a budget, these are not all settings of the method."""
 
-    def __call__(self, folder: Path, after: Ended | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        folder: Path,
+        after: Ended | None = None,
+        engine: Engine = ALONE,
+        tell: Tell = silent,
+    ) -> dict[str, Any]:
         """Finish the sweep in *folder*; return the best options with their evidence.
 
-        *after* tells how another process ended that did this before.
+        *engine* runs workers, which may *tell* notes. *after* tells how another process ended that
+        did this before.
         """
         (loaded,) = self.setup.methods
-        return tune(
-            self.setup.lm,
-            loaded,
-            self.cases,
-            Stage(folder, self.setup.plan.drawn_from, after),
-            given=self.given,
-            prepared=self.editor,
-            settings=self.settings,
-        )
+        with RunStore(folder):  # before any worker starts: the folder is a run, or an error
+            pass
+        worker, seed = self.worker(), self.setup.plan.drawn_from
+        files = stored_preparations([self.editor(setting) for setting in self.settings])
+        job = Job(partial(load_tuner, self.setup.plan), worker, files)
+        with engine.start(job, folder / LOGS, tell) as pool:
+            return tune(
+                self.setup.lm,
+                loaded,
+                self.cases,
+                Stage(folder, seed, after, Hands(worker, pool)),
+                given=self.given,
+                prepared=self.editor,
+                settings=self.settings,
+            )
+
+    def worker(self, *, often: bool = False) -> Worker:
+        """What computes the groups of this sweep in this process."""
+        (loaded,) = self.setup.methods
+        lm, cases, seed = self.setup.lm, self.cases, self.setup.plan.drawn_from
+        scoring = Scoring(only=cases.only.word if cases.only else None)
+
+        def find(about: str) -> list[Task]:
+            candidates = candidates_of(about, loaded, lm, self.editor, seed)
+            return tasks_of_run(lm, cases, candidates, scoring)
+
+        return Worker(lm, scoring, find, often=often)
 
     def trial_seconds(self) -> float:
         """The time to edit one case and to score it, measured now."""
@@ -131,6 +166,6 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def take_part(plan: Plan, settings: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Set everything up again and do the remaining tasks in *folder*, as another worker."""
-    replace(set_up_tuning(plan), settings=tuple(settings))(folder)
+def load_tuner(plan: Plan) -> Worker:
+    """Set everything up again, in another process: what it works with."""
+    return set_up_tuning(plan).worker(often=True)

@@ -15,14 +15,16 @@ from lmedit.cli.foreign import MOST_ENDS, OURS
 from lmedit.cli.processes import EndedError, ask, tell_asker
 from lmedit.cli.workers import worker_processes
 from lmedit.errors import BrokenPluginError, ModelError, NotPreparedError
+from lmedit.executors.engine import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lmedit.actions.compare import Measuring
+    from lmedit.actions.compare import Comparing, Measuring
     from lmedit.compare.comparison import Compared
     from lmedit.compare.worker import Ended
+    from lmedit.executors.engine import Engine
     from lmedit.plan import Plan
 
 # ---- who is alone
@@ -103,7 +105,7 @@ def compare_seeds(
     measuring: Measuring,
     sharing: Sharing,
     folder_of: Callable[[], Path],
-    workers: int,
+    engine: Engine,
     seeds: Sequence[int],
 ) -> tuple[Compared, Path]:
     """Compare as `compare_shared` under each of *seeds*, in one run folder; join the results.
@@ -118,7 +120,7 @@ def compare_seeds(
         note(f"seed {seed}, {number} of {len(seeds)}")
         mine = replace(plan, seed=seed, trained_seed=seeds[0])
         ordered = replace(measuring, own_order=True)
-        compared, folder = compare_shared(mine, ordered, sharing, folder_of, workers)
+        compared, folder = compare_shared(mine, ordered, sharing, folder_of, engine)
         folder_of = partial(_same, folder)
         found.append(compared)
     for name in _trained_once(found):
@@ -144,27 +146,30 @@ def _trained_once(found: Sequence[Compared]) -> list[str]:
 
 
 def compare_shared(
-    plan: Plan, measuring: Measuring, sharing: Sharing, folder_of: Callable[[], Path], workers: int
+    plan: Plan,
+    measuring: Measuring,
+    sharing: Sharing,
+    folder_of: Callable[[], Path],
+    engine: Engine,
 ) -> tuple[Compared, Path]:
     """Compare all methods of *plan* in one run folder; return the comparison, and the folder.
 
     *folder_of* makes the folder; it is called when everything is checked.
     """
-    from lmedit.actions.compare import set_up_comparison, take_part
+    from lmedit.actions.compare import set_up_comparison
 
     mine, theirs = sharing.together(plan), measuring
     if measuring.random_layer in sharing.alone:
         measuring = replace(measuring, random_layer=None)
     comparing = set_up_comparison(mine, measuring, note)
     folder = folder_of()
-    with worker_processes(workers, partial(take_part, mine, measuring, folder)):
-        first = comparing(folder)
+    first = _finish_comparison(comparing, engine, folder, None, note)
     del comparing  # its model must not stay in memory beside the models of the others
     found = []
     for name in sharing.alone:
         own = replace(theirs, random_layer=name if name == theirs.random_layer else None)
         own = replace(own, in_context=())
-        compared = _one(name, sharing, plan, own, folder, workers, first)
+        compared = _one(name, sharing, plan, own, folder, engine, first)
         found += [compared] if compared else []
     return _join(first, found, sharing.names), folder
 
@@ -175,7 +180,7 @@ def _one(
     plan: Plan,
     measuring: Measuring,
     folder: Path,
-    workers: int,
+    engine: Engine,
     first: Compared,
 ) -> Compared | None:
     """The results of the method *name*; None if it is left out, with a note."""
@@ -188,7 +193,7 @@ def _one(
         own = replace(own, others=(*own.others, name))  # only the baseline of --random-layer
     for ends in range(MOST_ENDS + 1):
         try:
-            return _read(ask(compare_alone, own, measuring, folder, workers, after))
+            return _read(ask(compare_alone, own, measuring, folder, engine, after))
         except (BrokenPluginError, NotPreparedError) as error:
             if plan.methods:
                 raise
@@ -205,24 +210,43 @@ def _one(
         if ends == 0:
             with RunStore(folder) as store:
                 store.forget_ended()
-        workers, after = 1, Ended(why, give_up=ends + 1 == MOST_ENDS)
+        engine, after = ALONE, Ended(why, give_up=ends + 1 == MOST_ENDS)
     return _make_failed(name, why, first)
 
 
 def compare_alone(
-    plan: Plan, measuring: Measuring, folder: Path, workers: int, after: Ended | None
+    plan: Plan, measuring: Measuring, folder: Path, engine: Engine, after: Ended | None
 ) -> dict[str, Any]:
     """Compare the method of *plan*: the work of its own process. Returns JSON values."""
     from transformers.utils import logging
 
-    from lmedit.actions.compare import set_up_comparison, take_part
+    from lmedit.actions.compare import set_up_comparison
 
     logging.disable_progress_bar()
     comparing = set_up_comparison(plan, measuring, tell_asker)
-    with worker_processes(workers, partial(take_part, plan, measuring, folder)):
-        found = comparing(folder, after)
+    found = _finish_comparison(comparing, engine, folder, after, tell_asker)
     outcomes = {n: [asdict(each) for each in some] for n, some in found.outcomes.items()}
     return {"results": dict(found.results), "outcomes": outcomes}
+
+
+def _finish_comparison(
+    comparing: Comparing,
+    engine: Engine,
+    folder: Path,
+    after: Ended | None,
+    tell: Callable[[str], object],
+) -> Compared:
+    """Finish *comparing* with the workers of *engine*.
+
+    Edits that pile up are a chain: processes share its tasks through the run folder.
+    """
+    from lmedit.actions.compare import take_part
+
+    if comparing.regime is None:
+        return comparing(folder, after, engine, tell)
+    work = partial(take_part, comparing.setup.plan, comparing.measuring, folder)
+    with worker_processes(engine.most, work):
+        return comparing(folder, after)
 
 
 def _read(found: dict[str, Any]) -> Compared:

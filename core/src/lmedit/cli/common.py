@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.parameter_types import NUMBER, PLACE, WORKERS, NumberType
+from lmedit.cli.parameter_types import NUMBER, PLACE, NumberType
 from lmedit.guards.hooks import EDIT_VARIABLE, PREPARE_VARIABLE
 from lmedit.storage.escapes import for_json, for_terminal
 from lmedit.storage.json_files import dump_json
@@ -156,14 +156,6 @@ fact_flags = flags(
         type=click.File(encoding="utf-8"),
         help="The fact as JSON: prompt, target_new[, subject, target_true]; - is stdin.",
     ),
-)
-
-workers_flag = click.option(
-    "--workers",
-    type=WORKERS,
-    default=1,
-    show_default=True,
-    help="How many processes share the work. Each loads its own model.",
 )
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

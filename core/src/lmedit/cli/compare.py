@@ -20,14 +20,16 @@ from lmedit.cli.common import (
     plan_of,
     refuse_unused,
     say,
-    workers_flag,
 )
+from lmedit.cli.engine_flags import engine_flags, engine_of
 from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.cli.parameter_types import COUNT, OUT, PLACE, NumberType
 from lmedit.compare.measures import COLLAPSE, GROUPS, HELDOUT_LINES
+from lmedit.executors.engine import ALONE
 
 if TYPE_CHECKING:
     from lmedit.actions.compare import Measuring
+    from lmedit.executors.engine import Engine
     from lmedit.plan import Plan
 
 PAPER_TABLES = ("rome-table4", "rome-table1")
@@ -52,7 +54,7 @@ run_flags = flags(
         type=OUT,
         help="The folder for the results.  [default: runs/DATE-TIME]",
     ),
-    workers_flag,
+    engine_flags,
 )
 
 way_flags = flags(
@@ -182,7 +184,6 @@ def read_seeds(text: str | None) -> tuple[int, ...]:
 def compare(
     names: tuple[str, ...],
     folder: Path | None,
-    workers: int,
     *,
     isolate: bool | None,
     seeds: tuple[int, ...],
@@ -198,11 +199,21 @@ def compare(
     if seeds:
         refuse_unused("and --seeds name the seed twice", "--seed")
     given["methods"] = names
-    plan = plan_of(given)
+    plan, engine = plan_of(given), engine_of(given)
     measuring = Measuring(**given)
-    results, place = run_comparison(plan, measuring, seeds, folder, workers, isolate=isolate)
+    check_chain(measuring, engine)
+    results, place = run_comparison(plan, measuring, seeds, folder, engine, isolate=isolate)
     show_results(results, as_json=as_json)
     note(f"the model is BASE, checked by hash; results are in {place}")
+
+
+def check_chain(measuring: Measuring, engine: Engine) -> None:
+    """Edits that pile up are a chain. Only processes of this machine can share it."""
+    if measuring.regime != "single" and engine.name not in {"local", "processes"}:
+        raise click.UsageError(
+            f"--executor {engine.name} needs edits that do not pile up; give --regime single, or "
+            "--workers N without --executor"
+        )
 
 
 def run_comparison(
@@ -210,7 +221,7 @@ def run_comparison(
     measuring: Measuring,
     seeds: tuple[int, ...],
     folder: Path | None,
-    workers: int = 1,
+    engine: Engine = ALONE,
     *,
     isolate: bool | None = None,
 ) -> tuple[dict[str, Any], Path]:
@@ -226,7 +237,7 @@ def run_comparison(
         name = datetime.now().strftime("%Y%m%d-%H%M%S")
         return folder or new_folder(Path("runs"), name)
 
-    task = (plan, measuring, sharing, folder_of, workers)
+    task = (plan, measuring, sharing, folder_of, engine)
     found, place = compare_seeds(*task, seeds) if seeds else compare_shared(*task)
     results = {**found.finish(), "made_by": origin(plan, measuring, seeds)}
     write_json(place / "results.json", results)

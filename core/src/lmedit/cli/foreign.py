@@ -35,6 +35,13 @@ OURS = frozenset(
     f"lmedit-{name}" for name in ("rome", "ft", "kn", "ke", "mend", "memit", "ultraedit")
 )
 """The distributions of this project. By default their methods share a process."""
+ONE_WORKER: dict[str, Any] = {
+    "workers": (1, 1),
+    "executor": None,
+    "address": None,
+    "executor_options": (),
+}
+"""The values of the flags of `engine_flags` for a command that works alone."""
 MOST_ENDS = 5
 """How often the process of a method may end; then nothing of it is tried again."""
 
@@ -137,7 +144,7 @@ def _ask_again(given: dict[str, Any], folder: Path) -> dict[str, Any]:
         if ends == 0:
             with RunStore(folder) as store:
                 store.forget_ended()
-        given, after = {**given, "workers": 1}, Ended(why)
+        given, after = {**given, **ONE_WORKER}, Ended(why)
     raise AssertionError("the loop returns or raises")
 
 

@@ -78,5 +78,3 @@ COUNT = NumberType(1, 10**9, whole=True)
 """A number of things, at least one."""
 NUMBER = NumberType(0, 2**31 - 1, whole=True)
 """A whole number that may be 0, as a seed."""
-WORKERS = NumberType(1, 256, whole=True)
-"""A number of processes."""

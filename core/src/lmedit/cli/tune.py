@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,11 @@ from lmedit.cli.common import (
     note,
     plan_of,
     say,
-    workers_flag,
 )
+from lmedit.cli.engine_flags import engine_flags, engine_of
 from lmedit.cli.foreign import isolate_flag, new_run, runs_tasks
 from lmedit.cli.only_flag import note_only, only_flag
 from lmedit.cli.parameter_types import COUNT, OUT
-from lmedit.cli.workers import worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +52,7 @@ if TYPE_CHECKING:
     help="The folder for single results; a second call continues there.  "
     "[default: runs/tune-DATE-TIME]",
 )
-@workers_flag
+@engine_flags
 @click.option(
     "-O",
     "--out",
@@ -76,7 +74,6 @@ if TYPE_CHECKING:
 def tune(
     method: str,
     folder: Path | None,
-    workers: int,
     out: Path | None,
     budget: float | None,
     *,
@@ -91,20 +88,19 @@ def tune(
     where a model recalls a fact. It does not predict which layer edits best (Hase et al. 2023),
     so tune tries the layers.
     """
-    from lmedit.actions.tune import set_up_tuning, take_part
+    from lmedit.actions.tune import set_up_tuning
     from lmedit.options import MODEL_KEY, parts_of, read_tuned
     from lmedit.storage.json_files import write_entries
     from lmedit.storage.locks import being_changed
     from lmedit.storage.ours import check_place
 
     given["methods"] = (method,)
-    plan = plan_of(given)
+    plan, engine = plan_of(given), engine_of(given)
     path = out or Path(f"{method}-tuned.json")
     check_place(path)
-    tuning = set_up_tuning(plan, note).within(budget, workers, note)
+    tuning = set_up_tuning(plan, note).within(budget, engine.most, note)
     folder = folder or new_run("tune")
-    with worker_processes(workers, partial(take_part, plan, tuning.settings, folder)):
-        entry = tuning(folder, click.get_current_context().obj)
+    entry = tuning(folder, click.get_current_context().obj, engine, note)
     parts = parts_of(plan.options)
     named = {MODEL_KEY: {"options": parts}} if parts else {}
     with being_changed(path):

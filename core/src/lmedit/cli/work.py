@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.common import note, workers_flag
-from lmedit.cli.compare import show_results
+from lmedit.cli.common import note
+from lmedit.cli.compare import check_chain, show_results
+from lmedit.cli.engine_flags import engine_flags, engine_of
 from lmedit.cli.parameter_types import OUT, PLACE
 
 if TYPE_CHECKING:
     from lmedit.actions.planned import Planned
     from lmedit.cases.shards import Shard
     from lmedit.compare.comparison import Compared
+    from lmedit.executors.engine import Engine
 
 
 @click.command()
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     type=OUT,
     help="The folder for the results.  [default: runs/PLAN-NUMBER-of-COUNT, or the run itself]",
 )
-@workers_flag
-def work(plan: Path, text: str | None, folder: Path | None, workers: int) -> None:
+@engine_flags
+def work(plan: Path, text: str | None, folder: Path | None, **given: Any) -> None:
     """Do a shard of PLAN, a file of lmedit plan-run, or the folder of a run to continue.
 
     A shard that was stopped continues where it was. Without a shard, everything that is left is
@@ -44,7 +46,8 @@ def work(plan: Path, text: str | None, folder: Path | None, workers: int) -> Non
     from lmedit.cases.shards import Shard
     from lmedit.storage.json_files import write_json
 
-    planned = read_planned(plan)
+    planned, engine = read_planned(plan), engine_of(given)
+    check_chain(planned.measuring, engine)
     text = text or (shard_in(plan) if plan.is_dir() else None)
     shard = Shard.read(text or "1/1", planned.plan.methods)
     planned.check_cases()
@@ -53,7 +56,7 @@ def work(plan: Path, text: str | None, folder: Path | None, workers: int) -> Non
         folder = plan if own else Path("runs") / _name(plan, shard)
     with working(folder):
         begin_shard(folder, planned, shard)
-        found = _compare(planned, shard, folder, workers)
+        found = _compare(planned, shard, folder, engine)
         count = end_shard(folder, shard)
         if shard.of == 1:
             made = origin(planned.plan, planned.measuring, planned.seeds)
@@ -69,7 +72,7 @@ def _name(plan: Path, shard: Shard) -> str:
     return stem if shard.of == 1 else f"{stem}-{shard.number}-of-{shard.of}"
 
 
-def _compare(planned: Planned, shard: Shard, folder: Path, workers: int) -> Compared:
+def _compare(planned: Planned, shard: Shard, folder: Path, engine: Engine) -> Compared:
     """Do the tasks of *shard* in *folder*."""
     from dataclasses import replace
 
@@ -77,7 +80,7 @@ def _compare(planned: Planned, shard: Shard, folder: Path, workers: int) -> Comp
 
     plan, measuring = replace(planned.plan, shard=shard), planned.measuring
     sharing = share(plan, measuring, isolate=planned.isolate)
-    task = (plan, measuring, sharing, partial(_same, folder), workers)
+    task = (plan, measuring, sharing, partial(_same, folder), engine)
     seeds = planned.seeds
     return (compare_seeds(*task, seeds) if seeds else compare_shared(*task))[0]
 

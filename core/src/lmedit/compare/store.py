@@ -139,7 +139,9 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
 
 WORKER = re.compile("[0-9a-f]{32}")
 """The name of a worker."""
-RUN_FILES = ("results.json", "cases.json", "workers")
+LOGS = "workers"
+"""The folder of a run for locks, and for what workers print."""
+RUN_FILES = ("results.json", "cases.json", LOGS)
 """The other files of a run, next to its database."""
 
 
@@ -149,7 +151,7 @@ def _files_of_others(folder: Path) -> str | None:
     A worker makes its lock before the database.
     """
     found = next((name for name in RUN_FILES if os.path.lexists(folder / name)), None)
-    if found == "workers" and (folder / found).is_dir():
+    if found == LOGS and (folder / found).is_dir():
         names = os.listdir(folder / found)
         if all(WORKER.fullmatch(name.removesuffix(".lock")) for name in names):
             return None
@@ -167,7 +169,7 @@ class RunStore:
         """
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
-        self._locks = folder / "workers"
+        self._locks = folder / LOGS
         other = None if self.path.exists() else _files_of_others(folder)
         if other and not self.path.exists():  # not made by another worker meanwhile
             raise RunError(

@@ -7,13 +7,14 @@ method at a random layer for each case.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.compare.candidates import random_layer
+from lmedit.compare.candidates import BASE, Candidate, of_editor, random_layer
 from lmedit.compare.comparison import compare
 from lmedit.errors import OptionError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit.cases import CaseSet
+    from lmedit.compare.driver import Hands
     from lmedit.compare.worker import Ended
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
@@ -44,6 +46,31 @@ class Stage:
     folder: Path
     seed: int
     after: Ended | None = None
+    hands: Hands | None = None
+    """Who works; None: this process."""
+
+    def hands_for(self, **about: Any) -> Hands | None:
+        """The hands for the candidates that `candidates_of` makes of *about*."""
+        return self.hands and replace(self.hands, about=json.dumps(about))
+
+
+def candidates_of(
+    about: str, loaded: LoadedMethod, lm: Lm, prepared: Prepared, seed: int
+) -> list[Candidate]:
+    """The candidates of a part of the sweep: a setting, or the controls of the best setting."""
+    told = json.loads(about)
+    if "setting" in told:
+        return [Candidate(BASE), of_editor(prepared(told["setting"]))]
+    return [Candidate(BASE), *_layers_at_random(loaded, lm, told["controls"], prepared, seed)]
+
+
+def _layers_at_random(
+    loaded: LoadedMethod, lm: Lm, best: Setting, prepared: Prepared, seed: int
+) -> list[Candidate]:
+    """The method at random layers, if a layer was chosen."""
+    if "layer" not in best:
+        return []
+    return [random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), seed)]
 
 
 def settings_of(loaded: LoadedMethod, lm: Lm, given: Setting) -> list[dict[str, Any]]:
@@ -136,7 +163,8 @@ def _rows(
     with tqdm(settings, disable=None, desc="settings", leave=False) as bar:
         for setting in bar:
             editors, where = [prepared(setting)], (kept.folder, kept.seed)
-            results = compare(lm, cases, editors, *where, after=kept.after).finish()
+            hands = kept.hands_for(setting=dict(setting))
+            results = compare(lm, cases, editors, *where, after=kept.after, hands=hands).finish()
             rows.append({"setting": dict(setting), **_columns_of(results["rows"][1])})
     return rows
 
@@ -150,12 +178,10 @@ def _controls(
     prepared: Prepared,
 ) -> dict[str, Any]:
     """The unedited model and, if a layer was chosen, the method at random layers."""
-    baselines = []
-    if "layer" in best:
-        baselines.append(
-            random_layer(loaded.name, lm, lambda n: prepared({**best, "layer": n}), kept.seed)
-        )
-    found = compare(lm, cases, [], kept.folder, kept.seed, None, baselines, kept.after)
+    baselines = _layers_at_random(loaded, lm, best, prepared, kept.seed)
+    hands = kept.hands_for(controls=dict(best))
+    where = (kept.folder, kept.seed, None)
+    found = compare(lm, cases, [], *where, baselines, kept.after, hands=hands)
     rows = found.results["rows"]
     return {row["method"]: _columns_of(row) for row in rows}
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError, UsageError
+from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
 from lmedit.executors import GROUP
 from lmedit.storage.installed import entry_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lmedit.executors import Executor
 
 BUILT_IN = {
@@ -53,21 +51,6 @@ def find_executor(name: str) -> Executor:
         raise BrokenPluginError(f"executor {name!r} has no {missing[0]}; correct its plugin")
     executor: Executor = loaded
     return executor
-
-
-def check_crew(
-    name: str, executor: Executor, workers: tuple[int, int], options: Mapping[str, str]
-) -> None:
-    """Raise an error if *executor* cannot have these *workers* or these *options*."""
-    if workers[0] != workers[1] and not executor.elastic:
-        raise UsageError(
-            f"executor {name!r} has a fixed number of workers; give --workers {workers[1]}"
-        )
-    if name == "local" and workers[1] > 1:
-        raise UsageError("executor 'local' has one worker; give --executor processes")
-    for option in options:
-        if option not in executor.options:
-            raise UnknownNameError("option", option, executor.options, f"executor {name!r}: ")
 
 
 def describe_executors() -> dict[str, str]:
