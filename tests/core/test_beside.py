@@ -144,7 +144,9 @@ def test_what_is_kept_is_bounded_and_read_again() -> None:
     again = [entering.hidden for entering in states.entering(rows, 2)]
     for one, other in zip(first, again, strict=True):
         torch.testing.assert_close(one, other)
-    assert states.entering(rows[-1:], 2)[0].hidden is again[-1]
+    (last,) = states.entering(rows[-1:], 2)  # a batch of its own, which fits
+    torch.testing.assert_close(last.hidden, again[-1])
+    assert states.entering(rows[-1:], 2)[0].hidden is last.hidden
     assert len(states._kept) == 1
 
 
@@ -156,3 +158,16 @@ def test_what_does_not_lie_in_a_block_or_is_of_half_precision_does_not_fit() -> 
     assert not UnmergedEdits.fits(lm, Update({head: Dense(torch.zeros(lm.weight(head).shape))}))
     norm = lm.site_of("transformer.h.0.ln_1")
     assert not UnmergedEdits.fits(lm, Update({norm: Dense(torch.zeros(lm.weight(norm).shape))}))
+
+
+def test_states_do_not_depend_on_earlier_batches() -> None:
+    """The last bits of a row depend on its batch; so a batch is stored as a whole."""
+    lm = tiny_lm(1)
+    rows = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
+    fresh, used = States(lm), States(lm)
+    used.entering(rows[:1], 2)
+    for one, other in zip(fresh.entering(rows, 2), used.entering(rows, 2), strict=True):
+        assert torch.equal(one.hidden, other.hidden)
+    kept = [each.hidden for each in used.entering(rows, 2)]
+    again = [each.hidden for each in used.entering(rows, 2)]
+    assert all(one is other for one, other in zip(kept, again, strict=True))

@@ -29,6 +29,12 @@ class Waiting:
         """A group to do, those of workers that ended first; None if there is none."""
         return self._again.popleft() if self._again else next(self._new, None)
 
+    def more(self) -> bool:
+        """Whether a group is left. It may take one from the iterable."""
+        if not self._again and (group := next(self._new, None)) is not None:
+            self._again.append(group)
+        return bool(self._again)
+
     def put_back(self, group: Group, why: str, *, begun: bool = True) -> Reply | None:
         """The worker of *group* ended (*why*): another one gets the group.
 

@@ -22,40 +22,49 @@ from lmedit.trace import add_low_rank, changed
 from lmedit.types import Dense, LowRank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from lmedit.models import Lm
     from lmedit.types import Delta, Site, Update
 
+Row = tuple[int, ...]
+Batch = tuple[Row, ...]
+"""Rows of ids that run together."""
 GIGABYTE = 1024**3
 FINEST_HALF = 2
 """Bytes of a half-precision number."""
 
 
 class States:
-    """Block inputs of the unedited model, by row of ids; the least recently used are dropped."""
+    """Block inputs of the unedited model, by batch of rows; the least recently used are dropped.
+
+    A row's last bits depend on the rows that it is computed with. So a batch is stored as a whole:
+    what a group of cases gets does not depend on the groups that came before it.
+    """
 
     def __init__(self, lm: Lm, gigabytes: float = 0.5) -> None:
         """*lm* must be the base model whenever `entering` is called."""
         self.lm, self.room = lm, gigabytes * GIGABYTE
-        self._kept: OrderedDict[tuple[int, tuple[int, ...]], Entering] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, Batch], dict[Row, Entering]] = OrderedDict()
 
     def entering(self, rows: Sequence[Sequence[int]], layer: int) -> list[Entering]:
         """The input of block *layer* for each of *rows*."""
-        keys = [(layer, tuple(row)) for row in rows]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        if missing:
-            fresh = enter(self.lm, [ids for _, ids in missing], layer)
-            self._kept.update(zip(missing, fresh, strict=True))
-            self.room -= sum(states.hidden.nbytes for states in fresh)
-        for key in keys:
-            self._kept.move_to_end(key)
-        found = [self._kept[key] for key in keys]
+        batch = tuple(dict.fromkeys(map(tuple, rows)))
+        if (layer, batch) not in self._kept:
+            fresh = enter(self.lm, list(batch), layer)
+            self._kept[layer, batch] = dict(zip(batch, fresh, strict=True))
+            self.room -= _bytes_of(fresh)
+        self._kept.move_to_end((layer, batch))
+        known = self._kept[layer, batch]
         while self.room < 0 and self._kept:
-            self.room += self._kept.popitem(last=False)[1].hidden.nbytes
-        return found
+            self.room += _bytes_of(self._kept.popitem(last=False)[1].values())
+        return [known[tuple(row)] for row in rows]
+
+
+def _bytes_of(states: Iterable[Entering]) -> int:
+    return sum(each.hidden.nbytes for each in states)
 
 
 class UnmergedEdits:
