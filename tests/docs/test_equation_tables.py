@@ -13,8 +13,11 @@ import pytest
 from lmedit.options import Options
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if path.name != "play")
-"""The plugins that bring methods; the playground has no equations."""
+PLUGINS = sorted(
+    file.parent
+    for file in (ROOT / "plugins").glob("*/pyproject.toml")
+    if "lmedit.methods" in file.read_text(encoding="utf-8")
+)
 HEADING = "## Equation, function, departure"
 
 

@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.name != "play")
-"""The plugins that bring methods; the playground brings none."""
+PLUGINS = sorted(
+    path.parent.name
+    for path in (ROOT / "plugins").glob("*/pyproject.toml")
+    if "lmedit.methods" in path.read_text(encoding="utf-8")
+)
+"""The plugins that hold methods; executors and others have tests of their own."""
 MEMBERS = {"core": "lmedit", "demo": "lmedit-demo"} | {name: f"lmedit-{name}" for name in PLUGINS}
 """Our distributions by their folders' names."""
 BRIEF = {"steps": "2", "validate_every": "1", "batch": "4"}

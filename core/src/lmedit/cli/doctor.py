@@ -33,6 +33,7 @@ def findings() -> dict[str, dict[str, Any]]:
     """The values that `doctor` prints, as JSON values."""
     import torch
 
+    from lmedit.executors.finding import describe_executors
     from lmedit.models import worlds
     from lmedit.registry import entries
     from lmedit.storage.cache import cache_folder
@@ -56,6 +57,7 @@ def findings() -> dict[str, dict[str, Any]]:
             "megabytes": round(sum(sizes) / 1e6, 1),
         },
         "worlds": {name: _tell_world(name) for name in worlds()},
+        "executors": describe_executors(),
         "methods": {entry.name: f"{entry.state} {entry.reason}".strip() for entry in methods},
     }
 
