@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "lmedit"
 NO_SOURCE = "lmedit.actions.template"
 """Files that `lmedit new` copies; nothing imports them."""
-AT_MOST = {"rooms": 39, "floors": 16, "arrows": 232, "imports": 1020}
+AT_MOST = {"rooms": 39, "floors": 16, "arrows": 238, "imports": 1090}
 """The house with the imports for type checking, with little room to grow."""
 
 Import = tuple[str, str]

@@ -16,7 +16,14 @@ from lmedit.compare.store import RunStore
 from lmedit.errors import OptionError
 from lmedit.executors import Crew, Finished, Group, Job, Reply
 from lmedit.executors.engine import Engine
-from lmedit.testing.executors import Echo, ExecutorContract, TrialRun, begin_trial, rows_of, runs
+from lmedit.testing.executors import (
+    Echo,
+    ExecutorContract,
+    TrialRun,
+    begin_trial,
+    lasting_rows,
+    runs,
+)
 from lmedit_ray.cluster import Wishes, join_cluster
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ def test_actors_that_are_killed_lose_and_double_nothing(tmp_path: Path) -> None:
         killing = Killing(pool)
         found = trial.compare("run", Hands(worker, killing))
     assert killing.killed == KILLS
-    assert rows_of(found) == rows_of(plain)
+    assert lasting_rows(found) == lasting_rows(plain)
     with RunStore(tmp_path / "run") as one, RunStore(tmp_path / "plain") as other:
         assert [(s.key, s.payload) for s in one.all()] == [(s.key, s.payload) for s in other.all()]
 

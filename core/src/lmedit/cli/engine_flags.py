@@ -73,9 +73,9 @@ engine_flags = flags(
 
 
 def engine_of(given: dict[str, Any]) -> Engine:
-    """Remove the flags of an executor from *given*; what they choose.
+    """Remove the flags of an executor from *given*, and return the choice.
 
-    Raises `LmeditError` if there is no such executor, or if it cannot do what is asked.
+    Raises `LmeditError` if there is no such executor, or if a flag does not fit it.
     """
     workers, options = given.pop("workers"), given.pop("executor_options")
     address, name = given.pop("address"), given.pop("executor")

@@ -36,7 +36,7 @@ class Engine:
         return self.workers[1]
 
     def check(self) -> None:
-        """Raise an error if the executor does not exist, or cannot do what is asked of it."""
+        """Raise an error if the executor does not exist, or if a value does not fit it."""
         executor = find_executor(self.name)
         if self.workers[0] != self.most and not executor.elastic:
             raise UsageError(

@@ -166,7 +166,7 @@ def begin_trial(folder: Path) -> Path:
     return folder
 
 
-def rows_of(found: Compared) -> list[dict[str, Any]]:
+def lasting_rows(found: Compared) -> list[dict[str, Any]]:
     """The rows of the table without what differs from run to run."""
     rows = found.finish()["rows"]
     return [{key: value for key, value in row.items() if key not in VARIES} for row in rows]
@@ -232,7 +232,7 @@ class ExecutorContract:
         job = Job(partial(TrialRun.load, *given), here)
         with self.engine.start(job, tmp_path / "run" / LOGS) as pool:
             found = trial.compare("run", Hands(worker, pool))
-        assert rows_of(found) == rows_of(plain)
+        assert lasting_rows(found) == lasting_rows(plain)
         assert [(row["method"], row["n_failed"]) for row in found.results["rows"]] == [
             ("base", 0),
             ("ends", 0),

@@ -53,12 +53,12 @@ class Seat:
     def sit(self) -> str:
         """Load methods, model and cases. Returns what was printed meanwhile."""
         self._loaded_bench()
-        return self._printed()
+        return self._read_log()
 
     def do(self, group: Group | None) -> tuple[Reply, str]:
         """The reply to *group*, or the last word; and what was printed meanwhile."""
         bench = self._loaded_bench()
-        return reply_of(bench, group), self._printed()
+        return reply_of(bench, group), self._read_log()
 
     def process(self) -> int:
         """The number of this process."""
@@ -77,7 +77,7 @@ class Seat:
             self._bench = self._luggage.load()
         return self._bench
 
-    def _printed(self) -> str:
+    def _read_log(self) -> str:
         """What this process printed since the last call."""
         try:
             with self._log.open("rb") as text:
