@@ -172,6 +172,41 @@ def test_a_dead_process_claim_is_taken_over_and_a_live_one_is_not(tmp_path: Path
         assert second.get("task") == Stored("task", "m", "1", "{}", None)
 
 
+def test_several_tasks_are_claimed_at_once(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as first, RunStore(tmp_path) as second:
+        first.put(Stored("done", "m", "1", "{}", None))
+        assert second.claim("theirs")
+        assert first.claim_all(["done", "mine", "theirs", "free"]) == {"mine", "free"}
+        assert second.claim_all(["mine", "free"]) == set()
+        assert first.left_of(["done", "mine", "theirs"]) == {"mine", "theirs"}
+        many = [f"{number:05}" for number in range(1200)]
+        assert first.claim_all(many) == set(many)
+        first.add([Stored(key, "m", "1", "{}", None) for key in many])
+        assert second.left_of([*many, "more"]) == {"more"}
+
+
+def test_a_result_waits_for_the_disk_twice_in_a_second_and_a_claim_never(tmp_path: Path) -> None:
+    """SQLite's `synchronous`: 2 waits at each commit, 1 leaves it to the next one that waits."""
+
+    def waits(store: RunStore) -> bool:
+        return bool(store._database.execute("PRAGMA synchronous").fetchone() == (2,))
+
+    with RunStore(tmp_path / "run") as store:
+        store.put(Stored("0", "m", "1", "{}", None))
+        assert waits(store)
+        store.claim("1")
+        assert not waits(store)
+        store._wait_at = time.monotonic() + 60
+        store.put(Stored("1", "m", "1", "{}", None))
+        assert not waits(store)
+        store._wait_at = 0.0
+        store.put(Stored("2", "m", "1", "{}", None))
+        assert waits(store)
+    with RunStore(tmp_path / "shard", shard=True) as store:
+        store.claim("1")
+        assert waits(store)
+
+
 def test_the_first_result_stays(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         store.put(Stored("task", "m", "1", "first", 1.0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from small_world import record
 
 from lmedit import Editor, Prepared, build_options, load
 from lmedit.cases import load_cases
+from lmedit.compare.store import RunStore, read_results
 from lmedit.replay.unmerged import States
 from lmedit.tiny import byte_tokenizer, tiny_family, tiny_lm
 
@@ -33,6 +35,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> object:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # a dataclass looks its module up
         spec.loader.exec_module(module)
         return module
 
@@ -98,3 +101,56 @@ def test_growth_has_a_row_for_each_size(script: object) -> None:
     rows = growth.by_edits(editor, [1, 3])
     assert [row["edits"] for row in rows] == [1, 3]
     assert all(row["seconds_single"] > 0 and row["seconds_batch"] > 0 for row in rows)
+
+
+def test_the_paper_plan_is_what_the_script_computes(script: object) -> None:
+    scale = script("scale")  # type: ignore[operator]
+    text = scale.PAGE.read_text(encoding="utf-8")
+    for name, tables in (("scale", scale.page()), ("store", scale.store_table())):
+        assert f"<!-- {name} -->\n{tables}\n<!-- /{name} -->" in text
+
+
+def test_every_constant_of_the_paper_plan_names_its_source(script: object) -> None:
+    scale = script("scale")  # type: ignore[operator]
+    for constant in scale.constants().values():
+        file = re.search(r"(\w+)\.(json|py)", constant.source)
+        known = constant.source.startswith(("published", "assumed", "computed"))
+        assert known or file is not None, constant
+        if file is not None:
+            folder = FOLDER / "results" if file[2] == "json" else FOLDER
+            assert (folder / file[0]).is_file()
+
+
+def test_more_accelerators_need_less_time_until_the_server_is_full(script: object) -> None:
+    scale = script("scale")  # type: ignore[operator]
+    known = scale.constants()
+    plan = scale.Paper({"rome": 6.0}, 0.2, 100.0, 12e9, 4e9)
+    hours = [scale.day(plan, count, known).seconds for count in (1, 8, 64)]
+    assert hours[0] > 7 * hours[1] > 14 * hours[2]
+    full = scale.full_first(plan, known)
+    most = full["the file server, at the start: half of the time"]
+    at_most = scale.day(plan, round(most), known)
+    assert at_most.start == pytest.approx(at_most.work, rel=0.05)
+
+
+def test_the_driver_stores_the_results_of_many_workers(
+    script: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost or doubled; a group of eight costs two transactions, and not one a task."""
+    driver_store = script("driver_store")  # type: ignore[operator]
+    begun = []
+    real = RunStore._transaction
+
+    def counted(self: RunStore, **how: Any) -> Any:
+        begun.append(how)
+        return real(self, **how)
+
+    monkeypatch.setattr(RunStore, "_transaction", counted)
+    found = driver_store.simulate(2000, 100, 900, tmp_path / "run")
+    assert found["rows"] == 2000
+    assert found["groups_at_once"] == 100
+    groups = driver_store.METHODS * -(-2000 // driver_store.METHODS // 8)
+    assert len(begun) <= 2 * groups
+    rows = read_results(tmp_path / "run")
+    assert {row.payload for row in rows} == {driver_store.payload_of(900)}
+    assert {row.key for row in rows} == {task.key for task in driver_store.tasks_of(2000)}

@@ -365,6 +365,23 @@ def test_a_plan_that_cannot_be_used_is_one_line(place: Path, lmedit: Run, tmp_pa
         json.dumps({**found, "plan": {**found["plan"], "methods": []}}),
         json.dumps({**found, "plan": {**found["plan"], "secret": 1}}),
         json.dumps({**found, "seeds": ["x"]}),
+        json.dumps({**found, "seeds": 3}),
+        *(
+            json.dumps({**found, part: {**found[part], name: value}})
+            for part, name, value in (
+                ("plan", "shard", {"number": 1}),
+                ("plan", "limit", "many"),
+                ("plan", "limit", -1),
+                ("plan", "model", None),
+                ("plan", "dtype", "int4"),
+                ("plan", "options", [["steps"]]),
+                ("plan", "plugins", [3]),
+                ("measuring", "metrics", ["mine"]),
+                ("measuring", "preset", "mine"),
+                ("measuring", "collapse", True),
+                ("measuring", "batch", 3),
+            )
+        ),
     ):
         bad.write_text(text)
         assert f"cannot read the plan {bad}" in line_of(lmedit("work", bad, "--shard", "1/3"))

@@ -17,9 +17,10 @@ from lmedit.compare.only import keep_only
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
+from lmedit.compare.run_folder import LOGS
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
-from lmedit.compare.store import LOGS, RunStore
+from lmedit.compare.store import RunStore
 from lmedit.compare.wild_scores import Wild
 from lmedit.early import check_readable
 from lmedit.errors import RequestError, UsageError

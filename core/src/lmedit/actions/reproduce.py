@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.compare import Measuring
+from lmedit.actions.plan_values import LARGEST, check_values
 from lmedit.compare.facts import versions
 from lmedit.compare.measures import measure
 from lmedit.compare.table import align
-from lmedit.errors import LmeditError, RunError
+from lmedit.errors import LmeditError, RunError, UsageError
 from lmedit.plan import Plan
 from lmedit.storage.json_files import read_json
 
@@ -72,21 +73,22 @@ def plan_of_values(made: Mapping[str, Any]) -> tuple[Plan, Measuring, tuple[int,
     try:
         plan = Plan(**_values(made["plan"], Plan))
         measuring = Measuring(**_values(made["measuring"], Measuring))
-        return plan, measuring, tuple(int(seed) for seed in made["seeds"])
-    except (KeyError, TypeError, AttributeError) as error:
+        seeds = _tuples(made["seeds"])
+        if any(type(seed) is not int or not 0 <= seed < LARGEST for seed in seeds):
+            raise ValueError(f"{str(seeds)[:40]} are not seeds")
+        return plan, measuring, seeds
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise ValueError(str(error)) from error
 
 
 def _values(found: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     """The JSON values *found* as arguments of *kind*: lists become tuples, names become paths."""
-    known = {field.name for field in fields(kind)}
-    if extra := set(found) - known:
-        raise ValueError(f"{min(extra)!r} is unknown")
     values = {name: _tuples(value) for name, value in found.items()}
     for name in PATHS & set(values):
         values[name] = None if values[name] is None else Path(values[name])
     if "plugins" in values:
         values["plugins"] = tuple(map(Path, values["plugins"]))
+    check_values(values, kind)
     return values
 
 

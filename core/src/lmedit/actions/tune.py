@@ -14,7 +14,8 @@ from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.comparison import tasks_of_run
 from lmedit.compare.driver import Hands
 from lmedit.compare.only import keep_only
-from lmedit.compare.store import LOGS, RunStore
+from lmedit.compare.run_folder import LOGS
+from lmedit.compare.store import RunStore
 from lmedit.compare.tuning import Stage, candidates_of, edits_of, settings_of, spread, tune
 from lmedit.compare.worker import Worker
 from lmedit.errors import CasesError, RequestError, UsageError

@@ -80,14 +80,14 @@ class Driver:
                     time.sleep(POLL_SECONDS)
 
     def _count_left(self, group: Sequence[Task]) -> int:
-        return sum(self.store.get(task.key) is None for task in group)
+        return len(self.store.left_of([task.key for task in group]))
 
     def _claimed_groups(self, waiting: Sequence[Sequence[Task]]) -> Iterator[Group]:
         """The free tasks of each group, claimed when somebody asks for them."""
         for group in waiting:
-            left = [task for task in group if self.store.get(task.key) is None]
-            for some in self._portions(left):
-                claimed = [task for task in some if self._claim(task)]
+            keys = self.store.left_of([task.key for task in group])
+            for some in self._portions([task for task in group if task.key in keys]):
+                claimed = self._claim(some)
                 if claimed:
                     self._given += 1
                     yield self._as_group(group, claimed)
@@ -97,17 +97,24 @@ class Driver:
         one_by_one = self.after is not None or any(task.key in self._alone for task in left)
         return [[task] for task in left] if one_by_one else [left]
 
-    def _claim(self, task: Task) -> bool:
-        """Claim *task*, unless another driver has it. A task that cannot succeed is a failure."""
-        why = self._void.get(task.candidate.name)
-        if why is None and self.after is not None:
-            guilty = self.after.give_up or self.store.left_behind(task.key)
+    def _claim(self, tasks: Sequence[Task]) -> list[Task]:
+        """Claim *tasks* of one method; return those that no other driver has.
+
+        Those that cannot succeed are failures, and are not returned.
+        """
+        if not tasks:
+            return []
+        why = self._void.get(tasks[0].candidate.name)
+        if why is None and self.after is not None:  # then it is one task
+            guilty = self.after.give_up or self.store.left_behind(tasks[0].key)
             why = self.after.why if guilty else None
-        if not self.store.claim(task.key):
-            return False
-        if why is not None:
+        keys = self.store.claim_all([task.key for task in tasks])
+        claimed = [task for task in tasks if task.key in keys]
+        if why is None:
+            return claimed
+        for task in claimed:
             self._fail(task, why)
-        return why is None
+        return []
 
     def _fail(self, task: Task, why: str) -> None:
         self.store.add([finish_task(task, Result(failure=why))])

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sqlite3
+import time
 import uuid
 from contextlib import closing, contextmanager
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from lmedit.compare.conflicts import tell_conflict
+from lmedit.compare.run_folder import LOGS, SCHEMA, WORKER, files_of_others
 from lmedit.errors import RunError
 from lmedit.executors import Finished
 
@@ -28,23 +29,22 @@ if TYPE_CHECKING:
 
 FILE = "run.sqlite"
 WAIT_SECONDS = 60.0
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS results (
-    key TEXT PRIMARY KEY, method TEXT NOT NULL, case_id TEXT NOT NULL, payload TEXT NOT NULL,
-    seconds REAL, mebibytes REAL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
 
 
 Stored = Finished
 """A finished task, as the store keeps it."""
 VERSION = 1
 """The number of `SCHEMA`, in the database's user_version; databases before it have 0."""
-ALL = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results ORDER BY key"
+COLUMNS = "key, method, case_id, payload, seconds, mebibytes"
+ALL = f"SELECT {COLUMNS} FROM results ORDER BY key"  # noqa: S608
 FACTS = "SELECT name, value FROM facts ORDER BY name"
-ONE = "SELECT key, method, case_id, payload, seconds, mebibytes FROM results WHERE key = ?"
+ONE = f"SELECT {COLUMNS} FROM results WHERE key = ?"  # noqa: S608
+AT_ONCE = 500
+"""How many keys a query asks for at once."""
+LARGE = ("wal_autocheckpoint=32768", "cache_size=-131072")
+"""Settings for a million results: 128 MiB of the log before it is copied, 128 MiB of cache."""
+SYNC_SECONDS = 0.5
+"""How long after a wait for the disk the store does not wait again."""
 
 
 def _check_version(database: sqlite3.Connection) -> None:
@@ -69,22 +69,11 @@ def _read_row(row: tuple[Any, ...]) -> Stored:
 
 INTO = "INTO results VALUES (?, ?, ?, ?, ?, ?)"
 SHORT_KEY = 12
-SHOWN_OF_PAYLOAD = 160
-"""How many characters of a payload an error shows, around the first difference."""
 
 
-def _tell_conflict(known: Stored, other: Stored) -> str:
-    """The error that one task has two results, with both."""
-    one, two = known.payload, other.payload
-    pairs = enumerate(zip(one, two, strict=False))
-    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
-    start = max(0, same - SHOWN_OF_PAYLOAD // 2)
-    shown = [text[start : start + SHOWN_OF_PAYLOAD] for text in (one, two)]
-    return (
-        f"task {known.key[:SHORT_KEY]} ({known.method}, case {known.case_id}) has two different "
-        f"results: ...{shown[0]}... and ...{shown[1]}...; give all workers the same versions, "
-        "device and number of threads, and another --run"
-    )
+def _row_of(result: Stored) -> tuple[Any, ...]:
+    r = result
+    return r.key, r.method, r.case_id, r.payload, r.seconds, r.mebibytes
 
 
 def read_results(folder: Path) -> list[Stored]:
@@ -137,27 +126,6 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
         raise RunError(f"cannot open the run in {folder}: {error}; run compare again") from error
 
 
-WORKER = re.compile("[0-9a-f]{32}")
-"""The name of a worker."""
-LOGS = "workers"
-"""The folder of a run for locks, and for what workers print."""
-RUN_FILES = ("results.json", "cases.json", LOGS)
-"""The other files of a run, next to its database."""
-
-
-def _files_of_others(folder: Path) -> str | None:
-    """The first of `RUN_FILES` in *folder*; None if there is none, or if a worker just began.
-
-    A worker makes its lock before the database.
-    """
-    found = next((name for name in RUN_FILES if os.path.lexists(folder / name)), None)
-    if found == LOGS and (folder / found).is_dir():
-        names = os.listdir(folder / found)
-        if all(WORKER.fullmatch(name.removesuffix(".lock")) for name in names):
-            return None
-    return found
-
-
 class RunStore:
     """The results of a run in its folder; use it in a ``with`` statement."""
 
@@ -169,8 +137,9 @@ class RunStore:
         """
         self.path = folder / FILE
         self.worker = uuid.uuid4().hex
+        self._waits, self._wait_at = True, 0.0
         self._locks = folder / LOGS
-        other = None if self.path.exists() else _files_of_others(folder)
+        other = None if self.path.exists() else files_of_others(folder)
         if other and not self.path.exists():  # not made by another worker meanwhile
             raise RunError(
                 f"{folder} is not a run of lmedit and holds {other}, which would be replaced; give "
@@ -181,8 +150,11 @@ class RunStore:
             self._lock = FileLock(self._locks / f"{self.worker}.lock")
             self._lock.acquire()
             self._database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
-            kind = "DELETE" if shard or "shard" in _facts_in(self._database) else "WAL"
+            self._logs = not shard and "shard" not in _facts_in(self._database)
+            kind = "WAL" if self._logs else "DELETE"
             self._database.execute(f"PRAGMA journal_mode={kind}")
+            for setting in ("synchronous=FULL", *LARGE):
+                self._database.execute(f"PRAGMA {setting}")
             if self._database.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the database fails its own check")
             _check_version(self._database)
@@ -222,21 +194,27 @@ class RunStore:
             row = self._database.execute(ONE, (key,)).fetchone()
             return _read_row(row) if row else None
 
-    def claim(self, key: str) -> bool:
-        """Claim the task *key* for this process; False if it is done or another process has it.
+    def left_of(self, keys: Sequence[str]) -> set[str]:
+        """Those of *keys* whose tasks are not finished."""
+        with self._guarded("read"):
+            return {*keys} - {row[0] for row in self._rows_of(keys, "key")}
 
-        The claim of a process that has ended is taken over.
+    def claim(self, key: str) -> bool:
+        """Claim the task *key* for this process; False if it is done or another process has it."""
+        return bool(self.claim_all([key]))
+
+    def claim_all(self, keys: Sequence[str]) -> set[str]:
+        """Claim the tasks *keys* in one transaction; return those that this process has now.
+
+        Finished tasks are not claimed. The claim of a process that has ended is taken over.
         """
-        with self._transaction():
-            if self._one("SELECT 1 FROM results WHERE key = ?", key):
-                return False
-            owner = self._one("SELECT worker FROM claims WHERE key = ?", key)
-            if owner and owner != self.worker and self._alive(owner):
-                return False
-            self._database.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self.worker)
-            )
-        return True
+        with self._transaction(lasting=False):
+            free = self.left_of(keys)
+            owners = self._rows_of(sorted(free), "key, worker", "claims")
+            free -= {key for key, owner in owners if owner != self.worker and self._alive(owner)}
+            rows = [(key, self.worker) for key in sorted(free)]
+            self._database.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", rows)
+        return free
 
     def left_behind(self, key: str) -> bool:
         """Whether a process that has ended had begun the task *key*."""
@@ -257,7 +235,7 @@ class RunStore:
         """Store *result* and release its claim in one transaction; the first result stays."""
         self._check_there()
         with self._transaction():
-            self._database.execute(f"INSERT OR IGNORE {INTO}", astuple(result))
+            self._database.execute(f"INSERT OR IGNORE {INTO}", _row_of(result))
             self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
 
     def add(self, results: Sequence[Stored]) -> None:
@@ -268,12 +246,23 @@ class RunStore:
         """
         self._check_there()
         with self._transaction():
+            known = {row[0]: _read_row(row) for row in self._rows_of([r.key for r in results])}
             for result in results:
-                row = self._database.execute(ONE, (result.key,)).fetchone()
-                if row and (known := _read_row(row)).payload != result.payload:
-                    raise RunError(_tell_conflict(known, result))
-                self._database.execute(f"INSERT OR IGNORE {INTO}", astuple(result))
-                self._database.execute("DELETE FROM claims WHERE key = ?", (result.key,))
+                if known.setdefault(result.key, result).payload != result.payload:
+                    raise RunError(tell_conflict(known[result.key], result))
+            self._database.executemany(f"INSERT OR IGNORE {INTO}", map(_row_of, results))
+            keys = [(result.key,) for result in results]
+            self._database.executemany("DELETE FROM claims WHERE key = ?", keys)
+
+    def _rows_of(
+        self, keys: Sequence[str], columns: str = COLUMNS, table: str = "results"
+    ) -> Iterator[tuple[Any, ...]]:
+        """The *columns* of the rows of *keys* in *table*, as far as they are there."""
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT {columns} FROM {table} WHERE key IN ({marks})"  # noqa: S608
+            yield from self._database.execute(query, some)
 
     def put_all(self, results: Iterable[Stored]) -> int:
         """Store *results* in one transaction, and replace those that are there; return how many.
@@ -282,8 +271,7 @@ class RunStore:
         """
         self._check_there()
         with self._transaction():
-            rows = map(astuple, results)
-            done = self._database.executemany(f"INSERT OR REPLACE {INTO}", rows)
+            done = self._database.executemany(f"INSERT OR REPLACE {INTO}", map(_row_of, results))
             return done.rowcount
 
     def note(self, facts: Mapping[str, str]) -> None:
@@ -328,8 +316,17 @@ class RunStore:
         return False
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, lasting: bool = True) -> Iterator[None]:
+        """One transaction, which a crash of this process does not lose.
+
+        A crash of the whole machine loses no more than `SYNC_SECONDS` of *lasting* ones: so often
+        at most they wait for the disk. Other ones never wait.
+        """
         with self._guarded("write"):
+            now = time.monotonic()
+            if self._logs and (waits := lasting and now >= self._wait_at) is not self._waits:
+                self._waits = waits
+                self._database.execute(f"PRAGMA synchronous={'FULL' if waits else 'NORMAL'}")
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -337,6 +334,8 @@ class RunStore:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+            if self._waits:
+                self._wait_at = time.monotonic() + SYNC_SECONDS
 
     @contextmanager
     def _guarded(self, verb: str) -> Iterator[None]:

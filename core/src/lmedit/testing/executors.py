@@ -29,7 +29,8 @@ from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.case_scores import Scoring
 from lmedit.compare.comparison import compare, tasks_of_run
 from lmedit.compare.driver import Hands, one_pair
-from lmedit.compare.store import LOGS, RunStore
+from lmedit.compare.run_folder import LOGS
+from lmedit.compare.store import RunStore
 from lmedit.compare.worker import Worker
 from lmedit.errors import RunError
 from lmedit.executors import Finished, Group, Job, Reply, error_from_text
