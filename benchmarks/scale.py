@@ -1,4 +1,4 @@
-"""A large comparison on paper: hours, bytes moved, and what is full first.
+"""A large comparison on paper: hours, bytes moved, and the first bottleneck.
 
     python benchmarks/scale.py
 
@@ -46,7 +46,7 @@ SHAPES = {
 XL = GPT2Config(n_layer=48, n_embd=1600, n_head=25)
 
 
-def measured(name: str) -> list[dict[str, Any]]:
+def read_rows(name: str) -> list[dict[str, Any]]:
     """The rows of a file of `benchmarks/results`."""
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return list(found["rows"])
@@ -64,8 +64,8 @@ class Constant:
 
 def constants() -> dict[str, Constant]:
     """All constants by a short name."""
-    (paired,) = measured("rome_edit_xl")
-    (store,) = measured("driver_store")
+    (paired,) = read_rows("rome_edit_xl")
+    (store,) = read_rows("driver_store")
     plain, took = 1e9 * paired["plain_gflop"], 2.0
     return {
         "edit": Constant(
@@ -230,7 +230,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def calibration() -> list[list[str]]:
     """Planned against measured operations of an edit of GPT-2 XL's shape."""
-    counted = {row["method"]: row["gflop"] for row in measured("edit_seconds_xl")}
+    counted = {row["method"]: row["gflop"] for row in read_rows("edit_seconds_xl")}
     rows = []
     for name, works in plans(outline(XL), list(counted)).items():
         planned = works["edit"].flops / 1e9
@@ -288,7 +288,7 @@ def _whole(papers: Mapping[str, Paper], known: Mapping[str, Constant]) -> list[l
 
 def store_table() -> str:
     """What the simulation of the driver's store measured."""
-    (found,) = measured("driver_store")
+    (found,) = read_rows("driver_store")
     rows = [
         ["workers at once", number(found["groups_at_once"])],
         ["results", f"{found['rows']:,}"],

@@ -1,4 +1,4 @@
-"""Check the values of a plan that a file holds, as the command line checks what is typed."""
+"""Check the values of a plan that a file holds, as the command line checks typed values."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WORDS: Mapping[str, frozenset[str]] = MappingProxyType(
 """The words that a field may hold."""
 
 
-def check_values(found: Mapping[str, Any], kind: type[Any]) -> None:
+def check_fields(found: Mapping[str, Any], kind: type[Any]) -> None:
     """Raise `ValueError` if *found* are not values for the fields of the dataclass *kind*."""
     types = {field.name: str(field.type) for field in fields(kind)}
     for name, value in found.items():

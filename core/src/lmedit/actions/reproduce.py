@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.compare import Measuring
-from lmedit.actions.plan_values import LARGEST, check_values
+from lmedit.actions.plan_values import LARGEST, check_fields
 from lmedit.compare.facts import versions
 from lmedit.compare.measures import measure
 from lmedit.compare.table import align
@@ -88,7 +88,7 @@ def _values(found: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
         values[name] = None if values[name] is None else Path(values[name])
     if "plugins" in values:
         values["plugins"] = tuple(map(Path, values["plugins"]))
-    check_values(values, kind)
+    check_fields(values, kind)
     return values
 
 
