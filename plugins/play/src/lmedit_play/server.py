@@ -188,6 +188,7 @@ def serve(plan: Plan, access: Access, tell: Callable[[str], object], *, opens: b
                 left_out.append(text)
 
         server = Server(Studio(set_up(plan, hear, probing=True), left_out), access)
+        listening.listen()  # who opens the address at once waits for the first answer
         tell(f"the playground is at {access.address} (Ctrl-C ends it)")
         if opens:
             webbrowser.open(access.address)
