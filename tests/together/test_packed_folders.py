@@ -184,6 +184,15 @@ def test_a_module_that_does_not_multiply_is_refused_by_name() -> None:
         packings.plain_values(Packed(matrix, 3))
 
 
+def test_a_quantised_model_without_a_packed_matrix_is_refused(plain: Path) -> None:
+    lm = load_lm(str(plain))
+    lm.model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    if packings.missing_package("compressed-tensors"):
+        pytest.skip("not installed: compressed-tensors")
+    with pytest.raises(ModelError, match="finds none of its packed matrices"):
+        Lm(lm.model, lm.tokenizer)
+
+
 def test_the_made_folders_hold_what_they_say(plain: Path, tmp_path: Path) -> None:
     """The layouts, read by their definition: the step of a group bounds the error."""
     from safetensors.torch import load_file

@@ -72,6 +72,8 @@ class Lm(Asked, Identified, Parts):
         self.name = name or str(model.config.name_or_path or type(model).__name__)
         quantised.check_packing(self.name, model)
         self._packed, self._beside = quantised.find_packed(self.name, model), quantised.Beside()
+        if tokenizer is not None:  # an outline has plain matrices
+            quantised.check_found(self.name, model, self._packed)
         self.tuned, self.folder = tuned, folder
         self.text, self.training = text, training
         self._again = again

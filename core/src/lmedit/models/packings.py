@@ -33,7 +33,6 @@ PACKAGES = MappingProxyType(
         "gptq": ("gptqmodel", "optimum"),
         "awq": ("gptqmodel",),
         "compressed-tensors": ("compressed_tensors",),
-        "auto-round": ("auto_round",),
     }
 )
 """By method of a config, those that lmedit reads: the packages (as imported) that it needs."""

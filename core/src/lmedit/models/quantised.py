@@ -71,6 +71,18 @@ def check_packing(name: str, model: Any) -> None:
         check_method(name, quantised)
 
 
+def check_found(name: str, model: Any, packed: Mapping[str, nn.Module]) -> None:
+    """Raise `ModelError` if *model* says that it is quantised, and none of its modules is *packed*.
+
+    Then its package packs matrices in a way that lmedit does not know.
+    """
+    if packed or getattr(model.config, "quantization_config", None) is None:
+        return
+    raise ModelError(
+        f"{name!r} is quantised, and lmedit finds none of its packed matrices; {OTHER_WAY}"
+    )
+
+
 @dataclass
 class Beside:
     """The changed matrices of a model's quantised modules, by the name of the parameter."""
