@@ -240,14 +240,14 @@ def configs(draw: Random, folder: Path) -> None:
 def wheels(draw: Random, folder: Path) -> None:
     """A wheel that is not the known one is refused, whatever it holds."""
     path, how = folder / "x.whl", draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-    names = [MEMBER, "../../lmedit-outside", f"a{EVIL}", *(source.member for source in MODELS.values())]
+    names = [MEMBER, "../../out.lmedit", f"a{EVIL}", *(source.member for source in MODELS.values())]
     with zipfile.ZipFile(path, "w", how) as file:
         for name in draw.sample(names, 2):
             file.writestr(name, draw.randbytes(99))
     path.write_bytes(bytes_changed(path.read_bytes(), draw))
     os.environ["LMEDIT_CACHE"] = str(folder / "cache")
     run(folder, "models", "pull", "smollm2", "--from", path, *draw.choice([(), ("--json",)]))
-    assert not (folder.parent / "lmedit-outside").exists()
+    assert not (folder.parent / "out.lmedit").exists()
 
 
 def new_flags(draw: Random, folder: Path) -> None:
