@@ -12,10 +12,13 @@ from lmedit.hyper.frozen import FrozenModel, edit_factors
 from lmedit.hyper.network import EditBatch, Hypernetwork
 from lmedit.hyper.training import train
 from lmedit.metrics.contamination import TRAINED_ON
+from lmedit.storage.steps import tell_step
 from lmedit.types import Dense, Location, LowRank, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor
 
     from lmedit.hyper.examples import Row
     from lmedit.hyper.factors import Factors
@@ -76,7 +79,7 @@ def compute_edit(
     """The update of *sites* for *request* that *network* gives with the weights of *prepared*."""
     load_weights(lm, network, prepared)
     row = row_of(lm, request.text, request.target_new)
-    factors = edit_factors(lm, sites, [row], options.blocks[0])
+    factors = edit_factors(lm, sites, [row], options.blocks[0], hear=_Told(1))
     batch = lm.batch([[*row[0], *row[1]]])
     with torch.no_grad():
         changes = network(EditBatch(factors, batch.ids, batch.lengths))
@@ -86,6 +89,18 @@ def compute_edit(
     }
     norms = {site.name: float(factors[site].dense().norm()) for site in sites}
     return Update(deltas, {"gradient_norms": norms})
+
+
+class _Told:
+    """Tells of the gradients that are computed, with the mean loss of their facts."""
+
+    def __init__(self, facts: int) -> None:
+        self.done, self.facts = 0, facts
+
+    def __call__(self, losses: Tensor) -> None:
+        """Tell of as many facts more as there are *losses* (n,)."""
+        self.done += len(losses)
+        tell_step("gradients of the answers", self.done, self.facts, float(losses.mean()))
 
 
 def compute_joint_edit(
@@ -127,7 +142,8 @@ def answer_factors(
 
     The rows run in groups, so any number of them fits. *first* is the lowest block of *sites*.
     """
-    return FrozenModel(lm, sites, first, 0.0, answers=True).factors(
+    told = _Told(len({*rows}))  # equal rows run once
+    return FrozenModel(lm, sites, first, 0.0, answers=True, hear=told).factors(
         [Example(row, (), ()) for row in rows]
     )
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lmedit.replay import Entering, Kept
     from lmedit.types import Site
 
+    Hear = Callable[[Tensor], object]
+
 GIGABYTE = 1024**3
 GROUP = 32
 """Largest number of texts that run together."""
@@ -73,12 +75,15 @@ class FrozenModel:
         gigabytes: float,
         *,
         answers: bool = False,
+        hear: Hear | None = None,
     ) -> None:
         """*first* is the lowest edited block; *gigabytes* limits the stored results.
 
-        With *answers* the factors are those of the tokens that predict an answer (`edit_factors`).
+        With *answers* the factors are those of the tokens that predict an answer. `edit_factors`
+        describes *hear*.
         """
         self.lm, self.sites, self.first, self.answers = lm, tuple(sites), first, answers
+        self._hear = hear
         room = _Room(gigabytes * GIGABYTE)
         self._entering: _Memory[Ids, Entering] = _Memory(
             lambda rows: enter(lm, rows, first), lambda states: states.hidden.nbytes, room
@@ -115,7 +120,9 @@ class FrozenModel:
 
     def _gradients(self, examples: Sequence[Example]) -> list[dict[Site, Factors]]:
         rows = [e.inner for e in examples]
-        found = edit_factors(self.lm, self.sites, rows, self.first, answers=self.answers)
+        found = edit_factors(
+            self.lm, self.sites, rows, self.first, answers=self.answers, hear=self._hear
+        )
         return [{site: cut_out(each, i) for site, each in found.items()} for i in range(len(rows))]
 
 
@@ -124,12 +131,19 @@ def _bytes_of(factors: dict[Site, Factors]) -> int:
 
 
 def edit_factors(
-    lm: Lm, sites: Sequence[Site], rows: Sequence[Row], first: int, *, answers: bool = False
+    lm: Lm,
+    sites: Sequence[Site],
+    rows: Sequence[Row],
+    first: int,
+    *,
+    answers: bool = False,
+    hear: Hear | None = None,
 ) -> dict[Site, Factors]:
     """Factors at *sites* of -log P(target | prompt), the mean over each row's target tokens.
 
     *first* is the lowest block with one of the *sites*. With *answers* the loss is the sum over
     the target's tokens, so each weighs the same, and only the tokens that predict them count.
+    *hear* gets the mean losses (rows,) in nats per token.
     """
     ids = [ids_of(row) for row in rows]
     kept = resume(lm, ids, first, enter(lm, ids, first))
@@ -139,6 +153,8 @@ def edit_factors(
     def loss() -> Tensor:
         log_p = kept.logits_at(at.rows, at.positions).float().log_softmax(-1)
         each = edit_loss(log_p, at.tokens, at.edit_of, len(rows))
+        if hear is not None:
+            hear(each.detach())
         return (each * counts).sum() if answers else each.sum()
 
     found = factors_of(lm, sites, len(rows), loss)

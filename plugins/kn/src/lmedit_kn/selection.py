@@ -9,6 +9,7 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.replay.products import products
+from lmedit.storage.steps import tell_step
 from lmedit_kn.equations import coarse, shared_mask, threshold_of
 from lmedit_kn.staircase import Attributions, attributions
 
@@ -69,16 +70,13 @@ def select(lm: Lm, request: Request, options: KnOptions) -> Selection:
     Raises `RequestError` if no neuron is left, or if the present answer is blank.
     """
     answer = request.target_true or present_answer(lm, request)
-    chosen, scores = [], []
-    for text in asking(request, options, lm):
-        scores.append(_scores(lm, text, answer, options))
-        found = scores[-1].scores
-        chosen.append(coarse(found, threshold_of(found, *options.criterion)))
-    each = torch.stack(chosen)
+    asked = asking(request, options, lm)
+    found = _score_all(lm, [*asked, *options.negative_prompts], answer, options)
+    kept = [coarse(of.scores, threshold_of(of.scores, *options.criterion)) for of in found]
+    scores, each = found[: len(asked)], torch.stack(kept[: len(asked)])
     refined = shared_mask(each, options.share) if options.refine else each.any(0)
-    for text in options.negative_prompts:
-        found = _scores(lm, text, answer, options).scores
-        refined &= ~coarse(found, threshold_of(found, *options.criterion))
+    for others in kept[len(asked) :]:
+        refined &= ~others
     if not refined.any():
         raise RequestError(
             "kn: no neuron is left after the selection; lower share or adaptive_threshold"
@@ -126,11 +124,34 @@ def questions(lm: Lm, text: str, answer: str, options: KnOptions) -> list[Questi
     return [(prompt + target[:i] if forced else prompt, token) for i, token in enumerate(target)]
 
 
-def _scores(lm: Lm, text: str, answer: str, options: KnOptions) -> Attributions:
-    """The attributions (L, D) and the probability, as means over the answer's tokens."""
-    asked = questions(lm, text, answer, options)
+class _Progress:
+    """Tells how many layers are integrated, of those of all questions."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def __call__(self, layers: int) -> None:
+        """Tell of *layers* more."""
+        self.done += layers
+        tell_step("integrated gradients, layers", self.done, self.total)
+
+
+def _score_all(lm: Lm, texts: Sequence[str], answer: str, options: KnOptions) -> list[Attributions]:
+    """The attributions of each of *texts*; see `_scores`."""
+    asked = [questions(lm, text, answer, options) for text in texts]
+    progress = _Progress(len(lm.editable) * sum(map(len, asked)))
     with products(lm, options.compute):
-        found = [attributions(lm, *each, options) for each in asked]
+        return [
+            _scores(lm, text, each, options, progress)
+            for text, each in zip(texts, asked, strict=True)
+        ]
+
+
+def _scores(
+    lm: Lm, text: str, asked: Sequence[Question], options: KnOptions, progress: _Progress
+) -> Attributions:
+    """The attributions (L, D) and the probability, as means over the questions of *text*."""
+    found = [attributions(lm, *each, options, progress) for each in asked]
     if not found:
         raise RequestError(
             f"kn: the present answer after {text!r} is blank; give one with --target-true"

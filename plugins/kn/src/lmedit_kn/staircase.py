@@ -22,7 +22,7 @@ from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -51,15 +51,27 @@ class Attributions:
     """The largest error of a layer's sum, as a share of the largest sum; None if not checked."""
 
 
-def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> Attributions:
+def nobody(_: int) -> None:
+    """Hear nothing."""
+
+
+def attributions(
+    lm: Lm,
+    ids: Sequence[int],
+    token: int,
+    options: KnOptions,
+    hear: Callable[[int], object] = nobody,
+) -> Attributions:
     """The attribution of each neuron at the last of *ids* to the probability of *token*.
+
+    After each pass *hear* gets the number of layers that the pass is the first to reach.
 
     P may bend sharply along the path of one layer: the first one of SmolLM2. So the default checks
     the sum of each layer (completeness). A layer whose sum is off is integrated again.
     """
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
     climb = _Climb(lm, kept, options.site, token)
-    scores = _integrate(climb, lm.editable, options.m, options)
+    scores = _integrate(climb, lm.editable, options.m, options, hear)
     finer: list[int] = []
     missed: float | None = None
     if options.settles:
@@ -74,7 +86,11 @@ def attributions(lm: Lm, ids: Sequence[int], token: int, options: KnOptions) -> 
 
 
 def _integrate(
-    climb: _Climb, layers: Sequence[int], m: int, options: KnOptions
+    climb: _Climb,
+    layers: Sequence[int],
+    m: int,
+    options: KnOptions,
+    hear: Callable[[int], object] = nobody,
 ) -> dict[int, Tensor]:
     """The attributions (D,) of *layers* from m points; P(0) is read too if sums are checked."""
     t, w = path(options.rule, m)
@@ -82,9 +98,12 @@ def _integrate(
         t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
     stairs = [(layer, *at) for layer in layers for at in zip(t, w, strict=True)]
     scores: dict[int, Tensor] = {}
+    before = 0
     for part in in_parts(climb, stairs, options.rows):
         for layer, score in part.items():
             scores[layer] = scores.get(layer, 0) + score
+        hear(len(scores) - before)
+        before = len(scores)
     return scores
 
 
