@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
+from made_plugins import distribution_in
 from starlette.responses import PlainTextResponse
 
 from lmedit.cli import main
+from lmedit.cli.foreign import leave_out_foreign
 from lmedit.errors import UsageError
+from lmedit.plan import Plan
 from lmedit_play.access import RULES, Access, Guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 TOKEN = "a-secret-of-25-characters"
 OPEN = Access()
@@ -108,6 +112,19 @@ def test_a_host_for_others_needs_a_token(flags: list[str], told: str) -> None:
     done = CliRunner().invoke(main, ["play", *flags])
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1] == f"Error: {told}"
+
+
+def test_methods_of_other_projects_are_offered_only_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution_in(tmp_path, "stranger", "import os\nos._exit(3)\n", distribution="their-own")
+    monkeypatch.syspath_prepend(tmp_path)
+    plan, told = leave_out_foreign(Plan())
+    (line,) = told
+    assert line.startswith("left out: method 'stranger' of their-own can end this process; name it")
+    assert {"rome", "ft", "mend"} <= {each.name for each in plan.load_methods()}
+    named = Plan(methods=("stranger",))
+    assert leave_out_foreign(named) == (named, [])
 
 
 def test_an_address_has_the_token_and_a_port_that_is_taken_is_one_line() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 
 import lmedit
 from lmedit import Dense, Update
+from lmedit.actions.edit import edit_one
 from lmedit.edits.ledger import update_digest
 from lmedit.errors import RequestError
+from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
+from lmedit.plan import Plan, Setup
 from lmedit.registry import load
 from lmedit.storage import installed
 from lmedit.storage.steps import Step, WorkStopped, tell_step, watched
@@ -21,10 +26,16 @@ from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
 from lmedit_play import pieces
 from lmedit_play.forms import form_of
+from lmedit_play.looking import Base, look_at_both
 from lmedit_play.sessions import MOST, Session, Sessions, seen_with
+from lmedit_play.studio import MOST_EDITORS, Studio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from lmedit import Lm
+    from lmedit_play.work import Job
 
 MARKUP = '<img src=x onerror="alert(1)">'
 
@@ -149,6 +160,113 @@ def test_rome_tells_its_search_and_each_row_of_its_trace(lm: Lm) -> None:
         for kind, row in step.found["rows"].items():
             assert row == probed.values[f"{kind}: p"][step.found["token"]]
     assert [step.done for step in seen[found:]][-1] == len(probed.values["tokens"])
+
+
+@pytest.mark.parametrize("rows", [8, 512])
+def test_kn_tells_the_layers_of_its_integrals(lm: Lm, rows: int) -> None:
+    from lmedit_kn.selection import asking, questions
+
+    loaded, request = load("kn"), REQUEST.model_copy(update={"target_true": "the river"})
+    options = build_options(loaded.method, {"rows": rows}, lm)
+    texts = asking(request, options, lm)
+    asked = sum(len(questions(lm, text, "the river", options)) for text in texts)
+    seen: list[Step] = []
+    with watched(seen.append):
+        Editor(loaded, lm, options, Prepared()).locate(request)
+    assert {(step.work, step.total) for step in seen} == {
+        ("integrated gradients, layers", asked * lm.n_layers)
+    }
+    done = [step.done for step in seen]
+    assert done == sorted(done)
+    assert done[-1] == asked * lm.n_layers
+    assert len(seen) == asked if rows == 512 else len(seen) > asked  # a pass, or many, for each
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("mend", "lmedit_mend"),
+        ("ke", "lmedit_ke"),
+        ("ultraedit", ""),
+        ("malmen", "lmedit_ultraedit.malmen"),
+    ],
+)
+def test_a_method_with_one_pass_tells_it_with_the_loss(lm: Lm, name: str, module: str) -> None:
+    loaded = load(name)
+    options = build_options(loaded.method, {}, lm)
+    network = module and import_module(module).network_of(lm, options).state_dict()
+    editor = Editor(loaded, lm, options, Prepared(network or {}))
+    seen: list[Step] = []
+    with watched(seen.append):
+        editor.compute(REQUEST)
+    (score,) = score_targets(lm, [(REQUEST.text, REQUEST.target_new)])
+    (step,) = seen
+    assert (step.work, step.done, step.total) == ("gradients of the answers", 1, 1)
+    assert step.loss == pytest.approx(-score.log_probability, rel=1e-5)
+
+
+@contextmanager
+def counted(lm: Lm) -> Iterator[list[int]]:
+    """The passes of *lm* in the block: the number of rows of each."""
+    passes: list[int] = []
+    hook = lm.block(lm.n_layers - 1).register_forward_pre_hook(
+        lambda _, inputs: passes.append(len(inputs[0]))
+    )
+    yield passes
+    hook.remove()
+
+
+def test_what_was_asked_once_is_not_computed_again(lm: Lm) -> None:
+    site, base = lm.mlp_out(0), Base(lm)
+    edits = {"a": Update({site: Dense(torch.full(lm.weight(site).shape, 0.1).double())})}
+    prompts = base.prompts(REQUEST, ["A small boat"])
+    looks, health = look_at_both(base, prompts, edits), base.health(edits)
+    with counted(lm) as passes:
+        assert look_at_both(base, prompts, edits) == looks
+        assert base.health(edits) == health
+        base.prompts(REQUEST, [])
+    assert passes == []
+    with counted(lm) as passes:  # a text more: it alone is asked
+        more = look_at_both(base, prompts | {"your text 2": "The river"}, edits)
+    assert more[:-1] == looks
+    assert set(passes) == {1}
+    with counted(lm) as passes:  # without edits, the model is asked again: it shows the weights
+        again = look_at_both(base, prompts, {})
+    assert passes
+    assert [each["after"] for each in again] == [each["before"] for each in looks]
+
+
+def test_an_edit_after_a_look_is_that_of_the_command(lm: Lm, tmp_path: Path) -> None:
+    loaded, base = load("ft"), Base(lm)
+    options = build_options(loaded.method, {"layer": "0", "learning_rate": "0.05"}, lm)
+    editor = Editor(loaded, lm, options, Prepared())
+    alone = edit_one(editor, REQUEST, tmp_path / "a.safetensors", force=True)
+    for name in ("b", "c"):
+        looking = base.looking(REQUEST)
+        found = edit_one(
+            editor, REQUEST, tmp_path / f"{name}.safetensors", force=True, looking=looking
+        )
+        apart = {"seconds", "patch"}
+        assert {k: v for k, v in found.items() if k not in apart} == {
+            k: v for k, v in alone.items() if k not in apart
+        }
+
+
+class Quiet:
+    """A job that nobody watches."""
+
+    def note(self, text: str) -> None:
+        """Forget *text*."""
+
+
+def test_the_last_editors_stay_and_no_more(lm: Lm) -> None:
+    studio, job = Studio(Setup(Plan(methods=("ft",)), (load("ft"),), lm)), cast("Job", Quiet())
+    first = studio.editor("ft", {"layer": "0"}, job)
+    assert studio.editor("ft", {"layer": "0"}, job) is first
+    others = [studio.editor("ft", {"layer": "0", "steps": str(n)}, job) for n in range(1, 5)]
+    assert len({id(each) for each in [first, *others]}) == MOST_EDITORS + 1
+    assert studio.editor("ft", {"layer": "0", "steps": "4"}, job) is others[-1]
+    assert studio.editor("ft", {"layer": "0"}, job) is not first
 
 
 def test_edits_that_are_on_are_seen_together_and_the_weights_stay(lm: Lm) -> None:

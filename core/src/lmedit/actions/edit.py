@@ -212,6 +212,8 @@ class Looking:
         self.request = lm.formulate(request)
         self.asking = _asking(lm, self.request)
         probes = probes_of(lm, request, near)
+        self.prompts = {"prompt": request.text, **probes.prompts}
+        """All prompts that are asked, by kind, as the user knows them: without a chat."""
         self.probes = {
             kind: ask_through_chat(lm, prompt) for kind, prompt in probes.prompts.items()
         }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lmedit.compare.worker import Ended
+    from lmedit.plan import Plan
     from lmedit.registry import MethodEntry
 
     Command = Callable[..., None]
@@ -58,6 +59,24 @@ def find_ours() -> list[str]:
     from lmedit.registry import entries
 
     return [each.name for each in entries() if each.state == "ok" and each.distribution in OURS]
+
+
+def leave_out_foreign(plan: Plan) -> tuple[Plan, list[str]]:
+    """*plan* without the methods of other projects, if it names no method; a line for each.
+
+    It is for a command that keeps the methods in its own process. None of them is imported.
+    """
+    from lmedit.registry import entries
+
+    if plan.methods:
+        return plan, []
+    foreign = [each for each in entries() if each.state == "ok" and each.distribution not in OURS]
+    told = [
+        f"left out: method {each.name!r} of {each.distribution} can end this process; name it in "
+        "--methods if you trust it"
+        for each in foreign
+    ]
+    return replace(plan, others=tuple(each.name for each in foreign)), told
 
 
 def runs_method(command: Command) -> Command:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lmedit.cli.common import asking_flags, method_flags, model_flags, note, plan_of
+from lmedit.cli.foreign import leave_out_foreign
 from lmedit.cli.parameter_types import NumberType
 
 PORT = NumberType(0, 65535, whole=True)
@@ -16,7 +17,7 @@ PORT = NumberType(0, 65535, whole=True)
 @click.option(
     "--methods",
     metavar="NAME,...",
-    help="The methods to offer, a list with commas.  [default: every installed method]",
+    help="The methods to offer, a list with commas.  [default: every method of this project]",
 )
 @click.option("--cases", "cases_name", metavar="NAME|FILE", help="Cases whose facts are offered.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
@@ -38,10 +39,13 @@ def play(
 
     The page works offline. It listens on this machine alone, unless --host names another address.
     Edits stay beside the weights, so the model never changes, and each tab has its own edits.
-    Methods of other projects run in the process of the server; name only those that you trust.
+    Methods of other projects run in the process of the server, so they are offered only if you name
+    them. Name those that you trust.
     """
     from lmedit.storage.installed import load_play
 
     package = load_play()
     given["methods"] = tuple(part.strip() for part in (methods or "").split(",") if part.strip())
-    package.serve(plan_of(given), note, host=host, port=int(port), token=token, opens=opens)
+    plan, left_out = leave_out_foreign(plan_of(given))
+    where = {"host": host, "port": int(port), "token": token}
+    package.serve(plan, note, **where, opens=opens, left_out=left_out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lmedit import Request
     from lmedit.pipeline import Editor
@@ -24,12 +24,13 @@ def serve(
     port: int,
     token: str | None,
     opens: bool,
+    left_out: Sequence[str] = (),
 ) -> None:
     """Load the model of *plan* and serve the page until the process ends; see `server.serve`."""
     from lmedit_play.access import Access
     from lmedit_play.server import serve as run
 
-    run(plan, Access(host, port, token), tell, opens=opens)
+    run(plan, Access(host, port, token), tell, opens=opens, left_out=left_out)
 
 
 def show(editor: Editor, request: Request) -> Played:

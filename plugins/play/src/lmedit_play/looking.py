@@ -1,12 +1,19 @@
-"""What the base and the edited model answer to the same prompts, side by side."""
+"""What the base and the edited model answer to the same prompts, side by side.
+
+What was asked once is remembered: the base never changes, and a digest names each edit.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmedit.actions.probes import ask_through_chat, probes_of
+from lmedit.actions.damage import sample_held_out
+from lmedit.actions.edit import Looking
+from lmedit.actions.probes import ask_through_chat
 from lmedit.actions.top import top_of
 from lmedit.errors import RequestError
 from lmedit.metrics.generate import greedy
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Lm, Request, Update
+    from lmedit.metrics.health import HeldOut
     from lmedit.replay.unmerged import UnmergedEdits
 
 WRITES = 16
@@ -27,7 +35,17 @@ WRITES = 16
 
 
 MOST_KNOWN = 512
-"""How many prompts and facts of the unedited model are remembered."""
+"""How many prompts, and how many facts and sets of edits, are remembered."""
+
+
+@dataclass
+class Seen:
+    """What is known of the model with certain edits on."""
+
+    answers: dict[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
+    """By prompt: the answer, and KL(base || edited) of the next token in nats."""
+    health: Mapping[str, Any] | None = None
+    """`perplexity` and `KL` on the held-out text."""
 
 
 class Base:
@@ -35,16 +53,53 @@ class Base:
 
     def __init__(self, lm: Lm) -> None:
         self.lm = lm
-        self._prompts: dict[str, dict[str, str]] = {}
+        self._looking: dict[str, Looking] = {}
         self._answers: dict[str, tuple[dict[str, Any], Tensor]] = {}
+        self._seen: dict[tuple[str, ...], Seen] = {}
+
+    @cached_property
+    def held(self) -> tuple[str, HeldOut]:
+        """A few lines of held-out text with the model's predictions, and their name."""
+        return sample_held_out(self.lm)
+
+    def looking(self, request: Request) -> Looking:
+        """What `lmedit edit` asks for *request*, and what the model answers."""
+        key = request.model_dump_json()
+        if key not in self._looking:
+            _make_room(self._looking)
+            self._looking[key] = Looking(self.lm, request, held=self.held)
+        return self._looking[key]
 
     def prompts(self, request: Request | None, texts: Sequence[str] = ()) -> dict[str, str]:
-        """See `prompts_of`."""
-        key = "" if request is None else request.model_dump_json()
-        if key not in self._prompts:
-            _make_room(self._prompts)
-            self._prompts[key] = prompts_of(self.lm, request, ())
-        return self._prompts[key] | prompts_of(self.lm, None, texts)
+        """The prompts to look at, by kind: those of `lmedit edit` for *request*, and own *texts*.
+
+        Raises `RequestError` for a blank text.
+        """
+        found = {} if request is None else dict(self.looking(request).prompts)
+        for number, text in enumerate(texts, start=1):
+            if not text.strip():
+                raise RequestError("the prompt is blank; write a text")
+            found[f"your text {number}"] = text
+        return found
+
+    def seen(self, edits: Mapping[str, Update]) -> Seen:
+        """What is known with *edits* on, by their digests; without edits, nothing is kept."""
+        key = tuple(edits)
+        if not key:
+            return Seen()
+        if key not in self._seen:
+            _make_room(self._seen)
+            self._seen[key] = Seen()
+        return self._seen[key]
+
+    def health(self, edits: Mapping[str, Update]) -> Mapping[str, Any]:
+        """`perplexity`, and `KL` from the base in nats per token, on the held-out text."""
+        _, held = self.held
+        seen = self.seen(edits)
+        if seen.health is None:
+            with seen_with(self.lm, [*edits.values()]) as under:
+                seen.health = held.measure(self.lm, under_one(under, 1)) if edits else held.base
+        return seen.health
 
     def answers(self, asked: Sequence[str]) -> tuple[list[dict[str, Any]], Tensor]:
         """The text, the top tokens and log P (N, V) of the next token after each of *asked*."""
@@ -64,42 +119,34 @@ def _make_room(known: dict[str, Any]) -> None:
         known.clear()
 
 
-def prompts_of(lm: Lm, request: Request | None, texts: Sequence[str]) -> dict[str, str]:
-    """The prompts to look at, by kind: those of `lmedit edit` for *request*, and own *texts*.
-
-    The model must be unedited. Raises `RequestError` for a blank text.
-    """
-    found: dict[str, str] = {}
-    if request is not None:
-        found |= {"prompt": request.text, **probes_of(lm, request).prompts}
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            raise RequestError("the prompt is blank; write a text")
-        found[f"your text {number}"] = text
-    return found
-
-
 def look_at_both(
-    base: Base, prompts: Mapping[str, str], updates: Sequence[Update]
+    base: Base, prompts: Mapping[str, str], edits: Mapping[str, Update]
 ) -> list[dict[str, Any]]:
-    """The answers after each of *prompts* without and with *updates*; see `pieces.view`.
+    """The answers after each of *prompts* without and with *edits*; see `pieces.view`.
 
-    `kl` is KL(base || edited) of the next token in nats. The weights stay as they are.
+    *edits* are changes by their digests. `kl` is KL(base || edited) of the next token in nats. The
+    weights stay as they are.
     """
     lm = base.lm
     asked = [ask_through_chat(lm, prompt) for prompt in prompts.values()]
     if not asked:
         return []
-    before, was = base.answers(asked)
-    with seen_with(lm, updates) as edits:
-        after, now = _answers(lm, asked, edits)
-    distances = kl(was, now).flatten().tolist()
-    return [
-        {"kind": kind, "prompt": prompt, "before": b, "after": a, "kl": max(0.0, distance)}
-        for (kind, prompt), b, a, distance in zip(
-            prompts.items(), before, after, distances, strict=True
-        )
-    ]
+    before, _ = base.answers(asked)
+    seen = base.seen(edits).answers
+    known = {prompt: seen[prompt] for prompt in asked if prompt in seen}
+    if new := [prompt for prompt in dict.fromkeys(asked) if prompt not in known]:
+        with seen_with(lm, [*edits.values()]) as under:
+            after, now = _answers(lm, new, under)
+        distances = kl(base.answers(new)[1], now).flatten().tolist()
+        known |= dict(zip(new, zip(after, distances, strict=True), strict=True))
+        _make_room(seen)
+        seen |= known
+    looks = []
+    for (kind, prompt), text, was in zip(prompts.items(), asked, before, strict=True):
+        is_now, distance = known[text]
+        look = {"kind": kind, "prompt": prompt, "before": was, "after": is_now}
+        looks.append({**look, "kl": max(0.0, distance)})
+    return looks
 
 
 def _answers(

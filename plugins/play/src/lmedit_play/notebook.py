@@ -64,9 +64,11 @@ def show(editor: Editor, request: Request) -> Played:
     `lmedit edit`.
     """
     lm = editor.lm
+    base = Base(lm)
     with TemporaryDirectory(prefix="lmedit-play-") as folder:
         patch = Path(folder) / "edit.safetensors"
-        result = edit_one(editor, request, patch, force=True)
+        looking = base.looking(request)
+        result = edit_one(editor, request, patch, force=True, looking=looking)
         model = EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": lm.digest})
         ((update, _),) = read_patches(model, [patch])
     if request.subject is None:
@@ -74,7 +76,7 @@ def show(editor: Editor, request: Request) -> Played:
     else:
         ids, start, end = lm.subject_span(request.prompt, request.subject)
     tokens = [lm.decode([i]) for i in ids]
-    base = Base(lm)
-    looks = look_at_both(base, base.prompts(request), [update])
+    digest = update_digest(update)
+    looks = look_at_both(base, base.prompts(request), {digest: update})
     told = {**result, "patch": None}
-    return Played(update, update_digest(update), told, looks, (tokens, start, end))
+    return Played(update, digest, told, looks, (tokens, start, end))

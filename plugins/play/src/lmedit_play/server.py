@@ -30,7 +30,7 @@ from lmedit_play.tracing import where
 from lmedit_play.work import Job, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from starlette.requests import Request as Asked
 
@@ -59,7 +59,7 @@ class Server:
 
     def __init__(self, studio: Studio, access: Access) -> None:
         self.studio, self.access = studio, access
-        self.sessions, self.worker = Sessions(), Worker()
+        self.sessions, self.worker = Sessions(), Worker(studio.warm)
         self.page = page_of(studio)
         routes = [
             Route("/", self._page),
@@ -171,23 +171,33 @@ def open_port(access: Access) -> socket.socket:
     return found
 
 
-def serve(plan: Plan, access: Access, tell: Callable[[str], object], *, opens: bool) -> None:
+def serve(
+    plan: Plan,
+    access: Access,
+    tell: Callable[[str], object],
+    *,
+    opens: bool,
+    left_out: Sequence[str] = (),
+) -> None:
     """Load the model of *plan* and serve its page until SIGINT or SIGTERM.
 
-    The address goes to *tell*; with *opens*, the browser of this machine opens it. The port is
-    taken before the model is loaded. Raises `UsageError`, and what `set_up` raises.
+    The address goes to *tell*; with *opens*, the browser of this machine opens it. *left_out* are
+    lines on methods that are not in *plan*; the page shows them too. The port is taken before the
+    model is loaded. Raises `UsageError`, and what `set_up` raises.
     """
     listening = open_port(access)
     access = replace(access, port=listening.getsockname()[1])
     with listening:
-        left_out: list[str] = []
+        missing: list[str] = []
 
         def hear(text: str) -> None:
             tell(text)
             if text.startswith("left out: "):
-                left_out.append(text)
+                missing.append(text)
 
-        server = Server(Studio(set_up(plan, hear, probing=True), left_out), access)
+        for line in left_out:
+            hear(line)
+        server = Server(Studio(set_up(plan, hear, probing=True), missing), access)
         listening.listen()  # who opens the address at once waits for the first answer
         tell(f"the playground is at {access.address} (Ctrl-C ends it)")
         if opens:

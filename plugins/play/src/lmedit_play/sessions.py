@@ -64,9 +64,9 @@ class Session:
         """The pieces of the page as they were last, for a reload."""
 
     @property
-    def on(self) -> list[Update]:
-        """The changes that are switched on."""
-        return [each.update for each in self.edits if each.on]
+    def on(self) -> dict[str, Update]:
+        """The changes that are switched on, by their digests."""
+        return {each.id: each.update for each in self.edits if each.on}
 
     def keep(self, edit: KeptEdit) -> None:
         """Add *edit*. Raises `LedgerError` if it is there already, as for a model folder."""

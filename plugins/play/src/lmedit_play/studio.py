@@ -5,11 +5,11 @@ An act runs in the worker's thread and returns pieces of the page by the name of
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.damage import sample_held_out
 from lmedit.actions.edit import edit_one
 from lmedit.actions.edit_text import edit_text
 from lmedit.actions.given_fact import read_fact, request_from_fact
@@ -18,11 +18,10 @@ from lmedit.edits.ledger import SHORT, update_digest
 from lmedit.edits.model_folders import read_patches, with_ledger
 from lmedit.errors import CasesError, RequestError, UnknownNameError
 from lmedit.models import worlds
-from lmedit.replay.unmerged import under_one
 from lmedit_play import pieces
 from lmedit_play.forms import form_of
 from lmedit_play.looking import Base, look_at_both
-from lmedit_play.sessions import KeptEdit, seen_with
+from lmedit_play.sessions import KeptEdit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
     Given = Mapping[str, Any]
     Found = dict[str, Any]
 
+MOST_EDITORS = 4
+"""How many editors stay in memory; a preparation can be as large as the matrices of its layers."""
 EXAMPLES = 12
 """How many facts of the world the page offers."""
 FACT = {"prompt": "prompt", "subject": "subject", "target": "target_new", "true": "target_true"}
@@ -56,12 +57,16 @@ class Studio:
         self.model = with_ledger(self.lm, self.setup.plan.model)
         self.base = self.lm.digest
         self.answers = Base(self.lm)
-        self.held = sample_held_out(self.lm)
+        self._editors: OrderedDict[str, Editor] = OrderedDict()
 
     @property
     def lm(self) -> Lm:
         """The model."""
         return self.setup.lm
+
+    def warm(self) -> None:
+        """Measure what every edit compares with: it takes seconds, so do it while nobody asks."""
+        self.answers.held  # noqa: B018  (the first use computes it)
 
     def method(self, name: str) -> LoadedMethod:
         """The method *name*. Raises `UnknownNameError`."""
@@ -71,10 +76,19 @@ class Studio:
         return by_name[name]
 
     def editor(self, name: str, typed: Mapping[str, str], job: Job) -> Editor:
-        """The editor of the method *name* with the *typed* options; it is prepared if needed."""
+        """The editor of the method *name* with the *typed* options; it is prepared if needed.
+
+        The last few stay, with their preparations.
+        """
         loaded = self.method(name)
-        setup = replace(self.setup, tell=job.note)
-        return setup.editor(loaded, setup.options(loaded, **typed))
+        options = self.setup.options(loaded, **typed)
+        key = f"{name} {options.model_dump_json()}"
+        if key not in self._editors:
+            self._editors[key] = replace(self.setup, tell=job.note).editor(loaded, options)
+            if len(self._editors) > MOST_EDITORS:
+                self._editors.popitem(last=False)
+        self._editors.move_to_end(key)
+        return self._editors[key]
 
     def examples(self) -> list[Request]:
         """Facts of the model's world; none for a model without a world."""
@@ -128,13 +142,18 @@ def edit(studio: Studio, session: Session, given: Given, job: Job) -> Found:
     request = studio.request(given, job)
     editor = studio.editor(name, typed, job)
     patch = session.place(f"{name}.safetensors")
-    result = edit_one(editor, request, patch, force=bool(given.get("force")))
+    looking, force = studio.answers.looking(request), bool(given.get("force"))
+    result = edit_one(editor, request, patch, force=force, looking=looking)
     session.request = request
     lines = edit_text(result).splitlines()
     if result["patch"] is None:
         told = f"{result['refused']}; it is not kept. Tick \u201ckeep it anyway\u201d to force it"
         return {"html": {"verdict": _verdict(lines)}, "refused": told}
-    session.keep(_read(studio, patch, result, typed))
+    kept = _read(studio, patch, result, typed)
+    session.keep(kept)
+    health = {name: result["after"][name] for name in ("perplexity", "KL")}
+    if None not in health.values():
+        studio.answers.seen({kept.id: kept.update}).health = health
     return _show(studio, session, {"verdict": _verdict(lines)})
 
 
@@ -171,9 +190,8 @@ def _show(studio: Studio, session: Session, more: Mapping[str, str] | None = Non
 
 def _harm(studio: Studio, session: Session) -> list[str]:
     """What the edits that are on do to ordinary text: perplexity, and KL in nats per token."""
-    text, held = studio.held
-    with seen_with(studio.lm, session.on) as edits:
-        now = held.measure(studio.lm, under_one(edits, 1)) if session.on else held.base
+    text, held = studio.answers.held
+    now = studio.answers.health(session.on)
     was, after = held.base["perplexity"], now["perplexity"]
     lines = [f"perplexity {was:.1f} \u2192 {after:.1f} on {text}"]
     if now.get("KL") is not None:

@@ -113,7 +113,9 @@ class Job:
 class Worker:
     """The thread that computes. So no two jobs use the model at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Callable[[], object]) -> None:
+        """*first* runs before all jobs; a job that needs what it lacks tells the error."""
+        self._first = first
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._known: dict[str, Job] = {}
         self._thread = threading.Thread(target=self._work, name="lmedit play", daemon=True)
@@ -141,6 +143,8 @@ class Worker:
         self._thread.join(5)
 
     def _work(self) -> None:
+        with suppress(Exception):
+            self._first()
         while (job := self._waiting.get()) is not None:
             try:
                 job.run()
