@@ -114,7 +114,7 @@ class Base:
         return [answer for answer, _ in both], torch.stack([logs for _, logs in both])
 
 
-def _make_room(known: dict[str, Any]) -> None:
+def _make_room(known: dict[Any, Any]) -> None:
     if len(known) >= MOST_KNOWN:
         known.clear()
 
