@@ -40,7 +40,7 @@ MOST_KNOWN = 512
 
 @dataclass
 class Seen:
-    """What is known of the model with certain edits on."""
+    """The answers and the health of the model with certain edits on."""
 
     answers: dict[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
     """By prompt: the answer, and KL(base || edited) of the next token in nats."""
