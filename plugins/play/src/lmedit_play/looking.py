@@ -83,7 +83,7 @@ class Base:
         return found
 
     def seen(self, edits: Mapping[str, Update]) -> Seen:
-        """What is known with *edits* on, by their digests; without edits, nothing is kept."""
+        """The known answers with *edits* on, by digest; without edits, nothing is kept."""
         key = tuple(edits)
         if not key:
             return Seen()
