@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from lmedit.compare.driver import Hands
 from lmedit.compare.store import RunStore, Stored
 from lmedit.errors import BrokenPluginError, RunError, UnknownNameError, UsageError
-from lmedit.executors import Group, Reply
+from lmedit.executors import Finished, Group, Reply
 from lmedit.executors.engine import Engine
 from lmedit.executors.finding import describe_executors, find_executor
+from lmedit.executors.gathering import finish_each
 from lmedit.executors.sharing import OWN_VARIABLES, own_variables, place_files
 from lmedit.executors.waiting import TRIES, Waiting
 from lmedit.guards.hooks import EDIT_VARIABLE, PREPARE_VARIABLE
@@ -21,7 +23,7 @@ from lmedit.registry import BLOCK_VARIABLE
 from lmedit.testing.executors import ExecutorContract, TrialRun, begin_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 
@@ -83,6 +85,50 @@ def test_tasks_of_a_lost_group_are_tried_alone_and_only_the_guilty_fail(tmp_path
     base, push = found.results["rows"]
     assert (base["n_failed"], push["n_failed"]) == (0, 2)
     assert push["failures"] == {"method 'push': its process was ended by SIGSEGV": 2}
+
+
+class Twice(Engine):
+    """Every group is done twice: the second reply is *other*."""
+
+    other: ClassVar[Reply]
+
+    @contextmanager
+    def start(self, job: Any, *_: Any, **__: Any) -> Iterator[Any]:
+        yield self
+
+    def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
+        for each in groups:
+            take(Reply(each, (Finished(each.keys[0], each.method, "1", "1", None),)))
+            take(replace(self.other, group=each))
+
+
+def finished(payload: str) -> Reply:
+    return Reply(None, (Finished("a", "m", "layer 1", payload, None),))
+
+
+def test_the_driver_keeps_one_result_of_a_task_that_has_no_run_folder() -> None:
+    job: Any = None
+    Twice.other = finished("1")
+    assert finish_each(Twice(), job, {"a": "m"}) == {"a": "1"}
+    assert finish_each(Twice(), job, {}) == {}
+    told: list[str] = []
+    finish_each(Twice(workers=(3, 3)), job, {"a": "m"}, unit="layer", tell=told.append)
+    assert told == ["1 layer(s) to do, so no more workers than that"]
+    Twice.other = finished("2")
+    with pytest.raises(RunError, match="m: two workers have different results for layer 1"):
+        finish_each(Twice(), job, {"a": "m"})
+    Twice.other = Reply(None, lost="it was killed")
+    with pytest.raises(RunError, match="m: it was killed; run the command again"):
+        finish_each(Twice(), job, {"a": "m"})
+    Twice.other = Reply(None, error=("UsageError", "wrong"))
+    with pytest.raises(UsageError, match="wrong"):
+        finish_each(Twice(), job, {"a": "m"})
+
+
+def test_a_crew_is_no_larger_than_its_tasks() -> None:
+    assert Engine("ray", (2, 16)).limit(5).workers == (2, 5)
+    assert Engine("ray", (2, 16)).limit(1).workers == (1, 1)
+    assert Engine("ray", (2, 16)).limit(0).workers == (1, 1)
 
 
 def test_unknown_executors_and_options_are_one_line() -> None:

@@ -177,6 +177,7 @@ UNUSED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("prepare", "rome", "--layers", "1,2", "-o", "layer", "1"),
         "-o layer is not used beside --layers",
     ),
+    ("prepare", "--workers"): (("prepare", "rome", "--workers", "2"), "--workers divides --layers"),
     ("export", "--base"): (
         ("export", "none", "-O", "a", "--base", "b.gguf"),
         "is for --format gguf-lora and gguf",

@@ -42,6 +42,7 @@ from lmedit.types import Applied, Carried, Location, Prepared, Probed, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from lmedit.models import Lm
     from lmedit.options import Options
@@ -265,17 +266,19 @@ def prepare(
     options: Options,
     corpus: Material | None,
     sweep: Sequence[Options] = (),
+    place: Path | None = None,
 ) -> Editor:
     """Prepare *loaded* for *lm*, or load the stored preparation. Interrupted work continues.
 
     *sweep* holds all options that are prepared on *corpus* in this run. The method may compute
-    them in the same pass.
+    them in the same pass. The preparation is in the file *place*; None: its place in the cache.
     """
     ways_of(lm)  # refuses a model whose edits nobody could judge
     if not _is_prepared(loaded, options):
         return Editor(loaded, lm, options, Prepared())
     path = prepared_path(loaded, lm, options, corpus)
-    if not path.is_file():
+    place = place or path
+    if not place.is_file():
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"))
         started = time.perf_counter()
         with left_alone(loaded.culprit, lm):
@@ -290,9 +293,9 @@ def prepare(
             "options": chosen_options(options),
             "key": path.stem,
         }
-        save_prepared(path, Prepared(prepared.tensors, facts), options.prepared_on(lm))
+        save_prepared(place, Prepared(prepared.tensors, facts), options.prepared_on(lm))
         checkpoint.clear()
-    return Editor(loaded, lm, options, load_prepared(path, lm, options))
+    return Editor(loaded, lm, options, load_prepared(place, lm, options))
 
 
 def _is_prepared(loaded: LoadedMethod, options: Options) -> bool:

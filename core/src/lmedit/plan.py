@@ -201,16 +201,15 @@ class Setup:
         """The editor of *loaded*; see `editor_for`. With *stored*, nothing is prepared."""
         chosen = options or self.options(loaded)
         material = None if stored else self.material(loaded, train=train)
+        own = loaded.name not in self._corpora
         return editor_for(
-            loaded,
-            self.lm,
-            chosen,
-            material,
-            own=loaded.name not in self._corpora,
-            train=train,
-            sweep=sweep,
-            tell=self.tell,
+            loaded, self.lm, chosen, material, own=own, train=train, sweep=sweep, tell=self.tell
         )
+
+    def prepare_into(self, loaded: LoadedMethod, options: Options, place: Path) -> Editor:
+        """As `editor` with *train*, with the preparation in the file *place* beside the cache."""
+        material = None if takes_checkpoint(options) else self.material(loaded, train=True)
+        return prepare(loaded, self.lm, options, material, (options,), place)
 
     def locator(self, loaded: LoadedMethod, *, probe: bool = False) -> Editor:
         """An editor that can locate, and with *probe* probe; it is prepared only if needed."""
@@ -260,11 +259,8 @@ def set_up(
     """Load the methods and the model of *plan*. Notes go to *tell*; see also `check_plan`."""
     methods = check_plan(plan, tell, more=more, probing=probing, used=used)
     lm = plan.load_model()
-    for remark in (
-        *lm.notes,
-        *remarks_on_files(plan.options, lm),
-        *remarks_on_tuned([each.method for each in methods], lm),
-    ):
+    tuned = remarks_on_tuned([each.method for each in methods], lm)
+    for remark in (*lm.notes, *remarks_on_files(plan.options, lm), *tuned):
         tell(remark)
     return Setup(plan, methods, lm, tell)
 

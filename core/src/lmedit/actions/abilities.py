@@ -1,21 +1,39 @@
-"""What edits do to a model's abilities: the work of `lmedit abilities`."""
+"""What edits do to a model's abilities: the work of `lmedit abilities`.
+
+Each state of the model (its base, with its edits, with a patch, with all patches) is a task that
+any worker can do. All tasks of the harness are asked together there, because their texts share
+batches, and the last digits depend on a batch.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lmedit.compare.table import ability_cells, align
 from lmedit.edits.ledger import applied
-from lmedit.metrics.abilities import Abilities
+from lmedit.edits.model_folders import open_folder, read_patches
+from lmedit.errors import RunError
+from lmedit.executors import Finished, Job, Reply
+from lmedit.executors.engine import ALONE
+from lmedit.executors.gathering import finish_each
+from lmedit.metrics.abilities import Abilities, AbilityTasks
 from lmedit.metrics.ability_differences import ability_differences
+from lmedit.models.quiet import quiet_hub
+from lmedit.plan import Tell, silent
 from lmedit.replay.unmerged import UnmergedEdits, under_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lmedit.edits.model_folders import EditedModel
-    from lmedit.metrics.abilities import Values
+    from lmedit.executors import Group
+    from lmedit.executors.engine import Engine
     from lmedit.metrics.ability_tasks import Wanted
     from lmedit.models import Lm
     from lmedit.replay.unmerged import RowEdits
@@ -23,42 +41,126 @@ if TYPE_CHECKING:
 
 ALL, FOLDER = "all", "with its edits"
 """The names of a model with all patches, and of a folder with the edits of its ledger."""
+ONE_BASE = "base"
+"""The key of the model without any edit."""
 
 
-def measure_abilities(
-    model: EditedModel, updates: Mapping[str, Update], wanted: Wanted, seed: int = 0
-) -> dict[str, Any]:
-    """The abilities of *model*'s base, and their change by its own edits and by *updates*.
+@dataclass(frozen=True)
+class AbilityStates:
+    """A loaded model and patches on it: what a worker works with."""
 
-    JSON values; `models` has one entry for each edited model. Nothing is written, and afterwards
-    *model* has the same bits as before. Raises the errors of `Abilities`.
-    """
-    lm, ledger = model.lm, model.ledger
+    model: EditedModel
+    updates: Sequence[Update]
+    wanted: Wanted
+    quiet: bool = True
+
+    @cached_property
+    def tasks(self) -> AbilityTasks:
+        """The tasks, around the model."""
+        return AbilityTasks(self.model.lm, self.wanted, quiet=self.quiet)
+
+    def name_keys(self, names: Sequence[str]) -> dict[str, str]:
+        """What to show of each state beside the base, by its key; *names* are of the updates."""
+        found = {FOLDER: FOLDER} if self.model.ledger.entries else {}
+        found |= {f"patch {number}": name for number, name in enumerate(names)}
+        return found | ({ALL: ALL} if len(names) > 1 else {})
+
+    def do(self, group: Group) -> Reply:
+        """Ask the tasks of the model in each wanted state."""
+        finished = []
+        for key in group.wanted:
+            started = time.perf_counter()
+            with self._in_state(key) as under:
+                values = self.tasks.measure(under)
+            told = {
+                "values": values,
+                "read": self.tasks.read,
+                "model": self.model.base["digest"],
+            }
+            seconds = time.perf_counter() - started
+            finished.append(Finished(key, group.method, key, json.dumps(told), seconds))
+        return Reply(group, tuple(finished))
+
+    @contextmanager
+    def _in_state(self, key: str) -> Iterator[RowEdits | None]:
+        """The model in the state *key* in the block; afterwards it has the same bits as before."""
+        with ExitStack() as stack:
+            under = None
+            if key == ONE_BASE:
+                stack.enter_context(_without_edits(self.model))
+            elif key == ALL:
+                for update in self.updates:
+                    stack.enter_context(applied(self.model.lm, update))
+            elif key != FOLDER:
+                update = self.updates[int(key.removeprefix("patch "))]
+                under = stack.enter_context(rows_under(self.model.lm, update))
+            yield under
+
+    def leave(self) -> Reply:
+        """No method works here."""
+        return Reply(None)
+
+
+@contextmanager
+def _without_edits(model: EditedModel) -> Iterator[None]:
+    """Take the edits of the ledger out in the block."""
+    ledger = model.ledger
     entries = ledger.entries
     ledger.take_out(*(entry.id for entry in entries))
     try:
-        of = Abilities(lm, wanted, quiet=False)
+        yield
     finally:
         for entry in entries:
             ledger.keep(entry.update, entry.facts)
-    edited: dict[str, Values] = {}
-    if entries:
-        edited[FOLDER] = of.measure()
-    for name, update in updates.items():
-        with rows_under(lm, update) as under:
-            edited[name] = of.measure(under)
-    if len(updates) > 1:
-        with ExitStack() as stack:
-            for update in updates.values():
-                stack.enter_context(applied(lm, update))
-            edited[ALL] = of.measure()
+
+
+def load_states(
+    model: str,
+    how: Mapping[str, Any],
+    parts: Mapping[str, str],
+    patches: Sequence[Path],
+    wanted: Wanted,
+) -> AbilityStates:
+    """Load everything again, in another process; *how* is for `load_lm`."""
+    quiet_hub()
+    opened = open_folder(model, **how, parts=parts)
+    return AbilityStates(opened, [update for update, _ in read_patches(opened, patches)], wanted)
+
+
+def measure_abilities(
+    states: AbilityStates,
+    names: Sequence[str],
+    load: Callable[[], AbilityStates],
+    engine: Engine = ALONE,
+    seed: int = 0,
+    tell: Tell = silent,
+) -> dict[str, Any]:
+    """The abilities of the base of *states*, and their change by its own edits and by patches.
+
+    JSON values; `models` has one entry for each edited model, with *names* for the patches. *load*
+    makes *states* in a worker of *engine*. Nothing is written, and afterwards the model has the
+    same bits as before. Raises the errors of `Abilities`, and `RunError` if workers have different
+    models or documents.
+    """
+    edited = states.name_keys(names)
+    tasks = {ONE_BASE: ONE_BASE, **edited}
+    payloads = finish_each(engine, Job(load, states), tasks, unit="model", tell=tell)
+    told = {key: json.loads(payload) for key, payload in payloads.items()}
+    base = told[ONE_BASE]
+    for key, name in tasks.items():
+        if any(told[key][part] != base[part] for part in ("read", "model")):
+            raise RunError(
+                f"{name}: its worker had another model or other documents than that of the base; "
+                "give all machines the same files"
+            )
+    of = Abilities.from_values(states.tasks, base["values"], base["read"])
     return {
-        "model": {"name": lm.name, "digest": model.base["digest"]},
+        "model": {"name": states.model.lm.name, "digest": states.model.base["digest"]},
         "protocol": of.about,
         "base": ability_differences(of, [], seed),
         "models": [
-            {"model": name, "abilities": ability_differences(of, [values], seed)}
-            for name, values in edited.items()
+            {"model": name, "abilities": ability_differences(of, [told[key]["values"]], seed)}
+            for key, name in edited.items()
         ],
     }
 

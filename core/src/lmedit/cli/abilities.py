@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,12 @@ from lmedit.cli.common import (
     as_json_text,
     json_flag,
     model_flags,
+    note,
     refuse_unused,
     say,
     tell_notes,
 )
+from lmedit.cli.engine_flags import engine_flags, engine_of
 from lmedit.cli.parameter_types import COUNT, NUMBER
 from lmedit.cli.patch_files import look_at, open_with
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
     from lmedit.edits.model_folders import EditedModel
     from lmedit.types import Update
+
+    Source = tuple[str, dict[str, Any], dict[str, str]]
+    """The arguments of `load_states` for the model: its name, `load_lm`'s arguments, its parts."""
 
 ENDING = ".safetensors"
 
@@ -36,6 +43,7 @@ ENDING = ".safetensors"
 @include_flag
 @click.option("--limit", type=COUNT, help="Ask only the first N documents of each task.")
 @click.option("--seed", type=NUMBER, default=0, help="Seed of the intervals.  [default: 0]")
+@engine_flags
 @model_flags
 @json_flag
 def abilities(
@@ -53,17 +61,27 @@ def abilities(
 
     MODEL is a model, or a folder with edits: then its base is measured too. With patches, each is
     measured on its base, and then all together. A difference has a 95 % interval, paired over the
-    documents of the task. Nothing is written. Install lmedit[abilities] first.
+    documents of the task. Nothing is written. Install lmedit[abilities] first. Workers share the
+    base, the edited models and the model with all patches.
     """
-    from lmedit.actions.abilities import abilities_text, measure_abilities
+    from lmedit.actions.abilities import (
+        AbilityStates,
+        abilities_text,
+        load_states,
+        measure_abilities,
+    )
     from lmedit.metrics.ability_tasks import Wanted, check_include, load_tasks, tasks_in
 
+    engine = engine_of(how)
     wanted = Wanted(tasks_in(tasks, "--tasks"), include_path, limit, how["download"])
     patches = _patches(given)
     check_include(include_path)
     load_tasks(wanted)
-    opened, updates = _open(given, patches, model, how)
-    found = measure_abilities(opened, updates, wanted, seed)
+    opened, updates, source = _open(given, patches, model, how)
+    states = AbilityStates(opened, list(updates.values()), wanted, quiet=engine.most > 1)
+    there = replace(wanted, include=include_path and include_path.absolute())
+    load = partial(load_states, *source, [path.absolute() for path in patches], there)
+    found = measure_abilities(states, list(updates), load, engine, seed, note)
     say(as_json_text(found) if as_json else abilities_text(found))
 
 
@@ -81,8 +99,8 @@ def _patches(given: Sequence[str]) -> list[Path]:
 
 def _open(
     given: Sequence[str], patches: Sequence[Path], model: str, how: dict[str, Any]
-) -> tuple[EditedModel, dict[str, Update]]:
-    """The loaded model, and the updates of *patches* by name."""
+) -> tuple[EditedModel, dict[str, Update], Source]:
+    """The loaded model, the updates of *patches* by name, and how to load the model again."""
     from lmedit.models import check_files
 
     if patches:
@@ -91,7 +109,8 @@ def _open(
         opened, found = open_with(looked, **how)
         names = [path.stem for path in patches]
         shown = [n if names.count(n) == 1 else str(p) for n, p in zip(names, patches, strict=True)]
-        return opened, {name: update for name, (update, _) in zip(shown, found, strict=True)}
+        updates = {name: update for name, (update, _) in zip(shown, found, strict=True)}
+        return opened, updates, (looked.model, how, dict(looked.parts))
     refuse_unused("is for the base of patches, and a MODEL is given", "-m", "--model")
     from lmedit.edits.model_folders import open_folder
     from lmedit.models.quiet import quiet_hub
@@ -100,4 +119,4 @@ def _open(
     quiet_hub()
     opened = open_folder(given[0], **how)
     tell_notes(opened.lm)
-    return opened, {}
+    return opened, {}, (given[0], how, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from lmedit.cli.common import (
     refuse_unused,
     say,
 )
+from lmedit.cli.engine_flags import engine_flags, engine_of
 from lmedit.cli.foreign import isolate_flag, runs_method
 from lmedit.cli.parameter_types import COUNT, OUT
 from lmedit.cli.unused import check_prepared_options
@@ -24,6 +26,7 @@ from lmedit.cli.unused import check_prepared_options
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lmedit.executors.engine import Engine
     from lmedit.plan import Plan
 
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--layers", help="Prepare each of these layers, for example 3,4,5; in one pass if possible."
 )
+@engine_flags
 @click.option(
     "--plot",
     type=OUT,
@@ -56,18 +60,18 @@ def prepare(
 ) -> None:
     """Prepare METHOD for a model. You can stop it and start it again; the result is cached.
 
-    Options that only an edit uses are refused. A preset or an options file may hold them.
+    Options that only an edit uses are refused. A preset or an options file may hold them. With
+    several workers, or with --executor, each of --layers has a pass of its own.
     """
+    from lmedit.actions.preparing import Preparing, fill_cache, load_preparing
     from lmedit.charts import files
-    from lmedit.options import takes_checkpoint
     from lmedit.plan import set_up
-    from lmedit.preparation import prepared_path
 
     refuse_unused("limits the hooks of an edit, and nothing is edited", "--edit-timeout")
     if plot is not None:
         files.check_ending(plot)
     given["methods"] = (method,)
-    plan = plan_of(given)
+    plan, engine = plan_of(given), _engine(given, layers)
     each = _each(limit, layers)
     _check_flags(plan, layers, plot)
     setup = set_up(plan, note, more=each)
@@ -75,21 +79,31 @@ def prepare(
     if loaded.method.prepares_on is None:
         note(f"{method} needs no preparation")
     several = [setup.options(loaded, **more) for more in each]
-    material = setup.material(loaded, train=True)
+    preparing = Preparing(setup, tuple(several))
+    if engine is not None:
+        fill_cache(preparing, engine, partial(load_preparing, plan, each, preparing.home), note)
     found: list[dict[str, Any]] = []
     for options in several:
         if not options.needs_preparation:
             note(f"{method} needs no preparation with these options")
         editor = setup.editor(loaded, options, train=True, sweep=several)
-        on = None if takes_checkpoint(options) else material
-        path = prepared_path(loaded, setup.lm, options, on)
-        found.append({"method": method, "path": str(path), "facts": dict(editor.prepared.facts)})
+        path = str(preparing.path(options))
+        found.append({"method": method, "path": path, "facts": dict(editor.prepared.facts)})
     if plot is not None:
         _draw(found[0]["facts"], plot)
     if as_json:
         say(as_json_text(found if layers else found[0]))
         return
     say("\n\n".join(_text(**one) for one in found if one["facts"]))
+
+
+def _engine(given: dict[str, Any], layers: str | None) -> Engine | None:
+    """Who prepares each layer by itself; None: this process prepares all in one pass."""
+    divided = given["executor"] is not None or given["workers"][1] > 1
+    if layers is None and given["workers"][1] > 1:
+        raise click.UsageError("--workers divides --layers; name several layers, or remove it")
+    engine = engine_of(given)
+    return engine if divided else None
 
 
 def _check_flags(plan: Plan, layers: str | None, plot: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 An executor is a plugin of the entry-point group `lmedit.executors`. The driver is the process that
 the user started. It gives an executor a `Job` and groups of tasks. The executor gives the groups to
-workers, and hands their replies back to the driver. The driver alone writes the run store.
+workers, and hands their replies back to the driver. The driver alone writes the run store, and puts
+finished preparations into its cache.
 
 Laws, which `lmedit.testing.ExecutorContract` tests:
 
@@ -161,7 +162,7 @@ def error_as_text(error: BaseException) -> tuple[str, str]:
     if isinstance(error, LmeditError):
         return type(error).__name__, " ".join(str(error).split())
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return "LmeditError", f"a worker failed: {text[:1000]}; its log is in RUN/workers"
+    return "LmeditError", f"a worker failed: {text[:1000]}; a run keeps its log in RUN/workers"
 
 
 def error_from_text(told: tuple[str, str]) -> LmeditError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmedit.errors import UnknownNameError, UsageError
@@ -50,6 +50,11 @@ class Engine:
             if option not in executor.options:
                 culprit = f"executor {self.name!r}: "
                 raise UnknownNameError("option", option, executor.options, culprit)
+
+    def limit(self, tasks: int) -> Engine:
+        """The same choice, with no more workers than *tasks*."""
+        least, most = (min(count, max(1, tasks)) for count in self.workers)
+        return replace(self, workers=(least, most))
 
     def start(
         self, job: Job, logs: Path | None = None, tell: Callable[[str], object] = be_silent

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
-    from pathlib import Path
 
     from lmedit.executors import Bench, Crew, Group, Job, Pool
 
@@ -234,7 +234,7 @@ def _serve(line: Connection, load: Callable[[], Bench], log: Path | None, thread
 
     become_worker()
     os.environ["TQDM_DISABLE"] = "1"
-    print_into(log)
+    print_into(log or Path(os.devnull))
     torch.set_num_threads(threads)
     try:
         with signals_end():  # not an exit: the guard of a hook would take that for its failure
@@ -264,10 +264,8 @@ def _reply_to_all(line: Connection, load: Callable[[], Bench]) -> None:
         raise
 
 
-def print_into(log: Path | None) -> None:
-    """Let everything that this process prints go to the end of *log*; None: leave it."""
-    if log is None:
-        return
+def print_into(log: Path) -> None:
+    """Let everything that this process prints go to the end of *log*."""
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)

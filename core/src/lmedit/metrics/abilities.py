@@ -10,7 +10,7 @@ import copy
 from contextlib import contextmanager
 from importlib.metadata import version
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lmedit.errors import RequestError
 from lmedit.metrics.ability_tasks import aside, load_tasks
@@ -31,20 +31,19 @@ ROWS = 8
 """How many texts the harness reads in one pass."""
 
 
-class Abilities:
-    """Tasks, and the unedited model's value of each of their documents."""
+class AbilityTasks:
+    """Tasks of the harness, and a model that they can be asked of."""
 
     def __init__(self, lm: Lm, wanted: Wanted, *, quiet: bool = True) -> None:
-        """Load the tasks, and measure *lm*, which must be the base model now.
+        """Load the tasks. Without *quiet*, the harness's bars are shown on a terminal.
 
-        Without *quiet*, the harness's bars are shown on a terminal. Raises the errors of
-        `load_tasks` and `measure`.
+        Raises the errors of `load_tasks`.
         """
         self.lm, self.wanted, self.quiet = lm, wanted, quiet
         self.tasks, self.parts = load_tasks(wanted)
+        self.read: dict[str, Any] = {}
+        """What the harness told of the tasks when it asked them last: JSON values."""
         self._harness: tuple[Any, Any] | None = None
-        self._read: Any = None
-        self.base = self.measure()
 
     def measure(self, under: RowEdits | None = None) -> Values:
         """The values of the model as it is now, or with the first edit of *under*.
@@ -65,7 +64,13 @@ class Abilities:
                     )
             except Exception as error:
                 raise RequestError(f"the harness fails: {first_line(error)}") from error
-        self._read = found
+        self.read = {
+            **{name: dict(found[name]) for name in ("versions", "n-shot", "higher_is_better")},
+            "documents": {
+                name: [[each["doc_hash"], each["prompt_hash"]] for each in samples]
+                for name, samples in found["samples"].items()
+            },
+        }
         return {name: _by_metric(found["samples"][name]) for name in self.tasks}
 
     def _wrap_model(self) -> Any:
@@ -78,13 +83,31 @@ class Abilities:
             self._harness = (self.lm.model, wrapped)
         return self._harness[1]
 
+
+class Abilities(AbilityTasks):
+    """Tasks, and the unedited model's value of each of their documents."""
+
+    def __init__(self, lm: Lm, wanted: Wanted, *, quiet: bool = True) -> None:
+        """Load the tasks, and measure *lm*, which must be the base model now.
+
+        Without *quiet*, the harness's bars are shown on a terminal. Raises the errors of
+        `load_tasks` and `measure`.
+        """
+        super().__init__(lm, wanted, quiet=quiet)
+        self.base = self.measure()
+
+    @classmethod
+    def from_values(cls, tasks: AbilityTasks, base: Values, read: dict[str, Any]) -> Self:
+        """Those of *tasks* with values that another process measured, and its `read`."""
+        made = cls.__new__(cls)
+        vars(made).update(vars(tasks))
+        made.base, made.read = base, read
+        return made
+
     @property
     def digest(self) -> str:
         """A digest of the tasks, their documents and the harness: for keys of results."""
-        documents = {
-            name: [(each["doc_hash"], each["prompt_hash"]) for each in samples]
-            for name, samples in self._read["samples"].items()
-        }
+        documents = self.read["documents"]
         return key_of(harness=version("lm-eval"), parts=self.parts, documents=documents)
 
     @property
@@ -95,10 +118,10 @@ class Abilities:
             "limit": self.wanted.limit,
             "tasks": {
                 name: {
-                    "version": self._read["versions"].get(name),
-                    "shots": self._read["n-shot"].get(name, 0),
+                    "version": self.read["versions"].get(name),
+                    "shots": self.read["n-shot"].get(name, 0),
                     "documents": len(next(iter(self.base[name].values()), [])),
-                    "higher_is_better": self._read["higher_is_better"].get(name, {}),
+                    "higher_is_better": self.read["higher_is_better"].get(name, {}),
                 }
                 for name in self.tasks
             },
