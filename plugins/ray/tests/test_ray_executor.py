@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lmedit.compare.driver import Hands
-from lmedit.compare.store import FILE, RunStore, read_results
+from lmedit.compare.store import RunStore
 from lmedit.errors import OptionError
 from lmedit.executors import Crew, Finished, Group, Job, Reply
 from lmedit.executors.engine import Engine
@@ -32,11 +29,10 @@ from lmedit_ray.cluster import Wishes, join_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
 KILLS = int(os.environ.get("LMEDIT_RAY_KILLS", "2"))
 """How many actors are killed. The unabridged test has ten: LMEDIT_RAY_KILLS=10."""
-DRIVERS = max(1, KILLS // 2)
-"""How many drivers are killed."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,20 +55,31 @@ class Variables(Echo):
         return Reply(group, (Finished(group.keys[0], "m", "1", told, None),))
 
 
-@pytest.mark.parametrize(
-    ("options", "told"), [((), ""), ((("env", "LMEDIT_SECRET"),), "LMEDIT_SECRET")]
-)
 def test_a_variable_is_sent_only_if_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two pools, each of one actor, which load at the same time."""
     monkeypatch.setenv("LMEDIT_SECRET", "token")
-    found: list[str] = []
-    with Engine("ray", (1, 1), options).start(Job(Variables, Echo()), tmp_path / "logs") as pool:
-        pool.run(
-            [Group("m", ("a",), ("a",))], lambda r: found.extend(f.payload for f in r.finished)
-        )
-    assert found == [told]
-    assert "a word for the log" in (tmp_path / "logs" / "ray-1.log").read_text()
+    monkeypatch.setenv("LMEDIT_SECRET_TOO", "token")
+    wanted = {"": (), "LMEDIT_SECRET": (("env", "LMEDIT_SECRET"),)}
+    logs = {told: tmp_path / f"logs {told}" for told in wanted}
+    with ExitStack() as both:
+        pools = {
+            told: both.enter_context(
+                Engine("ray", (1, 1), options).start(Job(Variables, Echo()), logs[told])
+            )
+            for told, options in wanted.items()
+        }
+        for told, pool in pools.items():
+            found: list[str] = []
+            take = partial(_take_payloads, found)
+            pool.run([Group("m", ("a",), ("a",))], take)
+            assert found == [told]
+            assert "a word for the log" in (logs[told] / "ray-1.log").read_text()
+
+
+def _take_payloads(found: list[str], reply: Reply) -> None:
+    found.extend(each.payload for each in reply.finished)
 
 
 class Killing:
@@ -118,61 +125,6 @@ def test_actors_that_are_killed_lose_and_double_nothing(tmp_path: Path) -> None:
     assert lasting_rows(found) == lasting_rows(plain)
     with RunStore(tmp_path / "run") as one, RunStore(tmp_path / "plain") as other:
         assert [(s.key, s.payload) for s in one.all()] == [(s.key, s.payload) for s in other.all()]
-
-
-DRIVER = """
-import os, sys
-from functools import partial
-from pathlib import Path
-from lmedit.compare.driver import Hands
-from lmedit.executors import Job
-from lmedit.executors.engine import Engine
-from lmedit.testing.executors import TrialRun
-
-given = (Path(sys.argv[1]), ("push",), 24, os.getpid(), 0.1)
-trial = TrialRun(*given)
-worker = trial.worker()
-with Engine("ray", (2, 2)).start(Job(partial(TrialRun.load, *given), worker)) as pool:
-    trial.compare("run", Hands(worker, pool))
-"""
-
-
-def processes_of_ray() -> set[int]:
-    """The numbers of all processes of Ray on this machine."""
-    found = set()
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            line = place.read_bytes()
-            if line.split(b"\0")[0].endswith((b"raylet", b"gcs_server")):
-                found.add(int(place.parent.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_a_driver_that_is_killed_leaves_no_process_and_its_run_continues(tmp_path: Path) -> None:
-    given = (begin_trial(tmp_path), ("push",), 24, os.getpid(), 0.0)
-    plain = TrialRun(*given).compare("plain")
-    before = processes_of_ray()
-    for number in range(1, DRIVERS + 1):
-        driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stderr=-3)
-        until = time.monotonic() + 120
-        while driver.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-            if (tmp_path / "run" / FILE).is_file() and len(read_results(tmp_path / "run")) > number:
-                break
-        driver.kill()
-        driver.wait(60)
-        until = time.monotonic() + 60
-        while any(map(runs, processes_of_ray() - before)) and time.monotonic() < until:
-            time.sleep(0.2)
-        assert not any(map(runs, processes_of_ray() - before))
-    kept = read_results(tmp_path / "run")
-    assert len(kept) > 0
-    found = TrialRun(*given).compare("run")
-    assert lasting_rows(found) == lasting_rows(plain)
-    whole = read_results(tmp_path / "run")
-    assert len(whole) == len({each.key for each in whole}) == 48
-    assert {each.key for each in kept} <= {each.key for each in whole}
 
 
 def test_wrong_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

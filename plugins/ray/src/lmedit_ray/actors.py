@@ -20,6 +20,7 @@ from lmedit.executors import Reply, error_as_text
 from lmedit.executors.sharing import own_variables
 from lmedit.executors.waiting import Waiting
 from lmedit_ray.seat import Luggage, Seat
+from lmedit_ray.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,7 +62,9 @@ class Actors:
     def __init__(self, job: Job, crew: Crew, wishes: Wishes) -> None:
         """No actor yet. The files of *job* go into the object store."""
         self.crew, self.wishes = crew, wishes
-        self._luggage = Luggage.pack(job, own_variables(), max(1, int(wishes.cpus)))
+        self.watch = Watch(None if crew.logs is None else crew.logs.parent)
+        with self.watch.explaining():
+            self._luggage = Luggage.pack(job, own_variables(), max(1, int(wishes.cpus)))
         self.seats: list[Taken] = []
         self._since = time.monotonic()
         self._told = False
@@ -86,7 +89,11 @@ class Actors:
         seat.loading = seat.actor.sit.options(max_task_retries=-1).remote()
 
     def run(self, groups: Iterable[Group], take: Take) -> None:
-        """Do *groups* on the actors that have loaded."""
+        """Do *groups* on the actors that have loaded. Raises `RunError` if the cluster ends."""
+        with self.watch.explaining():
+            self._run(groups, take)
+
+    def _run(self, groups: Iterable[Group], take: Take) -> None:
         waiting = Waiting(groups)
         self._since = time.monotonic()
         while True:
@@ -108,6 +115,7 @@ class Actors:
 
     def _take_returned(self, waiting: Waiting, take: Take, seconds: float) -> None:
         """Take what has returned; wait *seconds* for the first call."""
+        self.watch.check()
         calls = {seat.loading: seat for seat in self.seats if seat.loading is not None}
         calls |= {seat.calls[0][0]: seat for seat in self.seats if seat.calls}
         if not calls:
@@ -125,6 +133,7 @@ class Actors:
         try:
             self._log(seat, ray.get(reference))
         except RayError as error:
+            self.watch.check(now=True)
             self._dismiss(seat, error)
 
     def _take_reply(self, seat: Taken, reference: Any, waiting: Waiting, take: Take) -> None:
@@ -136,6 +145,7 @@ class Actors:
             self._dismiss(seat, error)
             return
         except RayError as error:
+            self.watch.check(now=True)
             why = _why(error)
             self.crew.tell(f"worker {seat.number} stopped; its work is repeated: {why}")
             self._put_back(seat, waiting, take, why, begun=True)
@@ -203,8 +213,8 @@ class Actors:
                 )
 
     def end(self) -> None:
-        """End all actors."""
-        for seat in self.seats:
+        """End all actors. Those of a cluster that ended have no answer."""
+        for seat in [] if self.watch.ended else self.seats:
             with suppress(RayError, ValueError):
                 ray.kill(seat.actor)
         self.seats.clear()

@@ -27,6 +27,8 @@ SETTINGS = {
 }
 """Ray's own variables, unless the user set them: no reports, GPUs hidden from a worker that asked
 for none, and workers with the driver's priority (Ray would lower theirs by 15)."""
+ENDED = "Raylet is terminated"
+"""How Ray begins what it prints about the end of a raylet."""
 LEAST_MEGABYTES = 80
 """The smallest object store that Ray accepts."""
 
@@ -104,10 +106,33 @@ def join_cluster(wishes: Wishes) -> Iterator[None]:
             "with ray start --head, or leave out --address"
         ) from error
     try:
-        yield
+        with _end_told_once():
+            yield
     finally:
         with _signals_kept():
             ray.shutdown()
+
+
+@contextmanager
+def _end_told_once() -> Iterator[None]:
+    """Keep Ray from printing a page about a raylet that ended, which `Watch` tells in one line.
+
+    Ray prints it on stdout, from a thread, and has no option for it.
+    """
+    from ray._private import worker
+
+    module: Any = worker
+    before = module.print_to_stdstream
+
+    def tell(data: dict[str, Any], *given: Any, **more: Any) -> None:
+        if not str(next(iter(data.get("lines", ())), "")).startswith(ENDED):
+            before(data, *given, **more)
+
+    module.print_to_stdstream = tell
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = before
 
 
 def _arguments(wishes: Wishes) -> dict[str, Any]:
