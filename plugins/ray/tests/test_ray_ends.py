@@ -113,7 +113,7 @@ def begun_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as driver:
         try:
             wait_until(lambda: count_results(folder / "run") > kept or driver.poll() is not None)
-            assert driver.poll() is None, driver.communicate()
+            assert driver.poll() is None, driver.communicate(timeout=SECONDS)
             yield driver
         finally:
             driver.kill()
@@ -178,7 +178,7 @@ class NodeKilling:
             take(reply)
             if all(seat.loading is None for seat in self.pool.seats):
                 self.raylet.kill()
-                self.raylet.wait()
+                self.raylet.wait(SECONDS)
 
         self.pool.run(groups, take_and_kill)
 
