@@ -171,6 +171,10 @@ def test_the_sentence() -> None:
     none = {**base, "shown": False, "winner": None}
     told = claim_lines([{**none, "score": name} for name in ("S", "ES")])
     assert told == ["ft and rome: no difference is shown on S, ES"]
+    many = [{**none, "other": f"m{i}", "score": name} for i in range(5) for name in ("S", "ES")]
+    *_, last = told = claim_lines([{**base, "score": "S", "low": 1.0, "high": 2.0}, *many])
+    assert last == "no difference is shown on S, ES for the other 5 pairs"
+    assert len(told) == 2
 
 
 # ---- seeds

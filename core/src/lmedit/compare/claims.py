@@ -124,12 +124,25 @@ def _seeds_agree(pair: Pair, score: str, by_seed: Sequence[Rows]) -> bool | None
     return all(a > b for a, b in known) or all(a < b for a, b in known)
 
 
+FEW = 3
+"""So many pairs without a difference have a sentence each."""
+
+
 def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for each two methods: what may be claimed about each score."""
+    """One sentence for each two methods: what may be claimed about each score.
+
+    Many pairs without a difference share one sentence.
+    """
     pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for claim in found:
         pairs.setdefault((claim["one"], claim["other"]), []).append(claim)
-    return [_sentence(*pair, some) for pair, some in pairs.items()]
+    equal = [pair for pair, some in pairs.items() if not any(claim["shown"] for claim in some)]
+    left_out = {*equal} if len(equal) > FEW else set()
+    lines = [_sentence(*pair, some) for pair, some in pairs.items() if pair not in left_out]
+    if left_out:
+        names = ", ".join(dict.fromkeys(claim["score"] for claim in found))
+        lines.append(f"no difference is shown on {names} for the other {len(left_out)} pairs")
+    return lines
 
 
 def _sentence(one: str, other: str, some: Sequence[Mapping[str, Any]]) -> str:
