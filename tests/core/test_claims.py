@@ -175,6 +175,7 @@ def test_the_sentence() -> None:
     *_, last = told = claim_lines([{**base, "score": "S", "low": 1.0, "high": 2.0}, *many])
     assert last == "no difference is shown on S, ES for the other 5 pairs"
     assert len(told) == 2
+    assert claim_lines(many) == ["no difference is shown on S, ES for all 5 pairs"]
 
 
 # ---- seeds

@@ -141,7 +141,8 @@ def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [_sentence(*pair, some) for pair, some in pairs.items() if pair not in left_out]
     if left_out:
         names = ", ".join(dict.fromkeys(claim["score"] for claim in found))
-        lines.append(f"no difference is shown on {names} for the other {len(left_out)} pairs")
+        which = "the other" if lines else "all"
+        lines.append(f"no difference is shown on {names} for {which} {len(left_out)} pairs")
     return lines
 
 
