@@ -125,7 +125,7 @@ def _seeds_agree(pair: Pair, score: str, by_seed: Sequence[Rows]) -> bool | None
 
 
 FEW = 3
-"""So many pairs without a difference have a sentence each."""
+"""The largest number of pairs without a difference that have a sentence each."""
 
 
 def claim_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
