@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib import import_module
@@ -9,25 +10,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import lmedit
 from lmedit import Dense, Update
 from lmedit.actions.edit import edit_one
+from lmedit.cli import main
 from lmedit.edits.ledger import update_digest
 from lmedit.errors import RequestError
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.options import build_options
 from lmedit.pipeline import Editor
-from lmedit.plan import Plan, Setup
+from lmedit.plan import Plan, Setup, set_up
 from lmedit.registry import load
 from lmedit.storage import installed
 from lmedit.storage.steps import Step, WorkStopped, tell_step, watched
 from lmedit.tiny import tiny_lm
 from lmedit.types import Prepared
-from lmedit_play import pieces
+from lmedit_play import pieces, taking
 from lmedit_play.forms import form_of
 from lmedit_play.looking import Base, look_at_both
-from lmedit_play.sessions import MOST, Session, Sessions, seen_with
+from lmedit_play.sessions import MOST, KeptEdit, Session, Sessions, seen_with
 from lmedit_play.studio import MOST_EDITORS, Studio
 
 if TYPE_CHECKING:
@@ -338,3 +341,34 @@ def test_a_notebook_shows_the_edit_and_the_model_is_as_it_was(lm: Lm) -> None:
     assert "verdict: " in html
     assert played.digest[:12] in html
     assert str(played).splitlines()[-1].startswith("verdict: ")
+
+
+def test_the_lines_hold_what_was_given_to_play_too(tmp_path: Path) -> None:
+    """The same edit as the page's: with its options, seed, joint and number type."""
+    folder, small = tmp_path / "tiny", tiny_lm()
+    small.model.save_pretrained(folder)
+    small.tokenizer.save_pretrained(folder)
+    plan = Plan(
+        methods=("ft",),
+        model=str(folder),
+        dtype="float64",
+        options=(("ft.steps", "3"), ("learning_rate", "0.01")),
+        seed=7,
+        join="none",
+    )
+    studio = Studio(set_up(plan))
+    typed = {"layer": "2"}
+    loaded = studio.method("ft")
+    options = studio.setup.options(loaded, **typed)
+    editor = Editor(loaded, studio.lm, options, Prepared())
+    update = editor.compute(REQUEST)
+    facts = {"method": "ft", "request": REQUEST.model_dump(), "forced": "weak"}
+    edit = KeptEdit(update_digest(update), update, facts, tmp_path / "p", {}, typed)
+    values: dict[str, Any] = {}
+    exec(taking.python(studio, [edit]), values)
+    assert update_digest(values["updates"][0]) == edit.id
+    words = shlex.split(taking.shell(studio, [edit], "patch", ""))
+    out = tmp_path / words[-1]
+    done = CliRunner().invoke(main, [*words[1:-1], str(out)])
+    assert out.is_file(), done.output
+    assert update_digest(lmedit.load_patch(out)[0]) == edit.id

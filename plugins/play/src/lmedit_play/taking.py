@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import zipfile
 from contextlib import ExitStack
@@ -12,12 +13,14 @@ from lmedit.edits.gguf_export import export_lora, find_base
 from lmedit.edits.ledger import SHORT, applied
 from lmedit.edits.recipes import read_recipe
 from lmedit.errors import RequestError
+from lmedit.options import parts_of
 from lmedit_play import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from lmedit.plan import Plan
     from lmedit_play.sessions import KeptEdit, Session
     from lmedit_play.studio import Studio
     from lmedit_play.work import Job
@@ -123,41 +126,68 @@ def lines(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> st
 
 def shell(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> str:
     """The commands that compute *edits* and write the file of this *form*."""
-    model = shlex.quote(studio.setup.plan.model)
+    plan = studio.setup.plan
+    number = ["--dtype", plan.dtype] if plan.dtype != "auto" else []
+    model = shlex.join(["-m", plan.model, *number])
     told, names = [], []
     for each in edits:
-        request = each.request
-        names.append(f"{each.facts['method']}-{each.id[:SHORT]}.safetensors")
-        flags = ["--prompt", request["prompt"], "--subject", request.get("subject")]
-        flags = flags if request.get("subject") else flags[:2]
-        flags += ["--target", request["target_new"]]
-        if request.get("target_true"):
-            flags += ["--target-true", request["target_true"]]
-        for key, value in each.typed.items():
-            flags += ["-o", key, value]
+        request, method = each.request, each.facts["method"]
+        names.append(f"{method}-{each.id[:SHORT]}.safetensors")
+        flags = ["--prompt", request["prompt"]]
+        for flag, key in SAID.items():
+            flags += [flag, request[key]] if request.get(key) else []
+        options = {**parts_of(plan.options), **_options(studio, each)}
+        for key, value in options.items():
+            flags += ["-o", key, value if isinstance(value, str) else json.dumps(value)]
         force = " --force" if each.facts.get("forced") else ""
-        words = " ".join(shlex.quote(str(flag)) for flag in flags)
-        told.append(f"lmedit edit {each.facts['method']} -m {model} {words}{force} -O {names[-1]}")
+        words = shlex.join([*flags, *_asking(plan)])
+        told.append(f"lmedit edit {method} {model} {words}{force} -O {names[-1]}")
     kinds = {"adapter": "--format peft -O adapter", "gguf-lora": "--format gguf-lora -O edit.gguf"}
     if form in kinds:
         cut = f" --rank {rank}" if rank else ""
-        told.append(f"lmedit export {' '.join(names)} -m {model} {kinds[form]}{cut}")
+        told.append(f"lmedit export {' '.join(names)} {model} {kinds[form]}{cut}")
     elif form == "recipe":
-        told.append(f"lmedit apply {' '.join(names)} -m {model} -O edited")
+        told.append(f"lmedit apply {' '.join(names)} {model} -O edited")
     return "\n".join(told)
+
+
+SAID = {"--subject": "subject", "--target": "target_new", "--target-true": "target_true"}
+"""The flags of a fact besides its prompt."""
+
+
+def _options(studio: Studio, each: KeptEdit) -> dict[str, Any]:
+    """The options of the edit *each* that the user gave: to `lmedit play`, then on the page."""
+    setup = studio.setup
+    given = setup.given_options(studio.method(each.facts["method"]))
+    seed = {} if setup.plan.seed is None else {"seed": setup.plan.seed}
+    return {**seed, **given, **each.typed}
+
+
+def _asking(plan: Plan) -> list[str]:
+    """The flags of *plan* on how the model is asked, and on what methods are prepared."""
+    flags = ["--join", plan.join] if plan.join != "auto" else []
+    flags += ["--chat"] if plan.chat else []
+    flags += [] if plan.system is None else ["--system", plan.system]
+    for name in plan.corpora:
+        flags += ["--corpus", name]
+    for file in plan.plugins:
+        flags += ["--plugin", str(file)]
+    return flags
 
 
 def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     """The Python lines that compute *edits*; `updates` holds them."""
-    told = [
-        "import lmedit",
-        "",
-        f"lm = lmedit.load_lm({studio.setup.plan.model!r})",
-        "updates = []",
-    ]
+    plan = studio.setup.plan
+    how = {"dtype": plan.dtype, "join": plan.join, "chat": plan.chat, "system": plan.system}
+    usual = {"dtype": "auto", "join": "auto", "chat": False, "system": None}
+    asked = {name: value for name, value in how.items() if value != usual[name]}
+    if parts := parts_of(plan.options):
+        asked["parts"] = parts
+    told = ["import lmedit", "", f"lm = lmedit.load_lm({plan.model!r}{_named(asked)})"]
+    told.append("updates = []")
     for each in edits:
-        typed = "".join(f", {key}={value!r}" for key, value in each.typed.items())
-        told.append(f"editor = lmedit.editor({each.facts['method']!r}, lm{typed})")
+        method = each.facts["method"]
+        told.append(f"editor = lmedit.editor({method!r}, lm{_named(_options(studio, each))})")
         wanted = ("prompt", "subject", "target_new", "target_true")
         values = ", ".join(f"{k}={each.request[k]!r}" for k in wanted if each.request.get(k))
         told.append(f"updates.append(editor.compute(lmedit.Request({values})))")
@@ -168,3 +198,8 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
         f"    print(lm.decode([int(lm.next_probabilities({text!r}).argmax())]))",
     ]
     return "\n".join(told)
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    """*values* as further named arguments of a call."""
+    return "".join(f", {name}={value!r}" for name, value in values.items())
