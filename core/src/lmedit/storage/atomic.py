@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from lmedit.errors import ArtifactError
 from lmedit.storage.locks import FolderLock, folder_locked, lock_folder
-from lmedit.storage.ours import PREFIX, check_place, list_files, others_in, place_of
+from lmedit.storage.ours import check_place, list_files, others_in, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PREFIX = ".lmedit-part-"
 CURRENT, EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux' renameat2."""
 

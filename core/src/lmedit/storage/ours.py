@@ -28,8 +28,6 @@ HEAD = 1 << 16
 """How many bytes of a file are searched for a mark."""
 KINDS = frozenset({"prepared", "patch", "checkpoint", "statistics", "base"})
 """The kinds of `lmedit.storage.tensors`."""
-PREFIX = ".lmedit-part-"
-"""How the names of folders begin in which parts of files are written."""
 FILES = ".lmedit-files"
 """The list of the files that lmedit wrote into a folder, one per line."""
 OURS = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -75,14 +73,14 @@ def check_place(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise `ArtifactError` if nothing can be made at *path*; folders above it may be missing.
 
-    It makes a folder in the nearest folder that exists, and deletes it: rights and kinds of file
+    It makes a file without a name in the nearest folder that exists: rights and kinds of file
     systems tell less than a trial.
     """
     try:
         above = path.resolve().parent
         while not os.path.lexists(above):
             above = above.parent
-        Path(tempfile.mkdtemp(prefix=PREFIX, dir=above)).rmdir()
+        tempfile.TemporaryFile(dir=above).close()
     except (OSError, RuntimeError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"cannot write {str(path)!r}: {why}; choose another place") from error

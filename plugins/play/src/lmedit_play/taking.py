@@ -183,11 +183,13 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     asked = {name: value for name, value in how.items() if value != usual[name]}
     if parts := parts_of(plan.options):
         asked["parts"] = parts
-    told = ["import lmedit", "", f"lm = lmedit.load_lm({plan.model!r}{_named(asked)})"]
+    told = ["import lmedit", "", f"lm = lmedit.load_lm({plan.model!r}{_as_arguments(asked)})"]
     told.append("updates = []")
     for each in edits:
         method = each.facts["method"]
-        told.append(f"editor = lmedit.editor({method!r}, lm{_named(_options(studio, each))})")
+        told.append(
+            f"editor = lmedit.editor({method!r}, lm{_as_arguments(_options(studio, each))})"
+        )
         wanted = ("prompt", "subject", "target_new", "target_true")
         values = ", ".join(f"{k}={each.request[k]!r}" for k in wanted if each.request.get(k))
         told.append(f"updates.append(editor.compute(lmedit.Request({values})))")
@@ -200,6 +202,6 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     return "\n".join(told)
 
 
-def _named(values: Mapping[str, Any]) -> str:
+def _as_arguments(values: Mapping[str, Any]) -> str:
     """*values* as further named arguments of a call."""
     return "".join(f", {name}={value!r}" for name, value in values.items())
