@@ -14,6 +14,7 @@ from lmedit.edits.ledger import SHORT, applied
 from lmedit.edits.recipes import read_recipe
 from lmedit.errors import RequestError
 from lmedit.options import parts_of
+from lmedit.registry import entries
 from lmedit_play import pieces
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def shell(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> st
         for key, value in options.items():
             flags += ["-o", key, value if isinstance(value, str) else json.dumps(value)]
         force = " --force" if each.facts.get("forced") else ""
-        words = shlex.join([*flags, *_asking(plan)])
+        own = any(entry.name == method for entry in entries())
+        files = [] if own else [part for file in plan.plugins for part in ("--plugin", str(file))]
+        words = shlex.join([*flags, *_asking(plan), *files])
         told.append(f"lmedit edit {method} {model} {words}{force} -O {names[-1]}")
     kinds = {"adapter": "--format peft -O adapter", "gguf-lora": "--format gguf-lora -O edit.gguf"}
     if form in kinds:
@@ -158,7 +161,9 @@ SAID = {"--subject": "subject", "--target": "target_new", "--target-true": "targ
 def _options(studio: Studio, each: KeptEdit) -> dict[str, Any]:
     """The options of the edit *each* that the user gave: to `lmedit play`, then on the page."""
     setup = studio.setup
-    given = setup.given_options(studio.method(each.facts["method"]))
+    loaded = studio.method(each.facts["method"])
+    probes = loaded.method.options.probes  # those of the trace, which an edit refuses
+    given = {k: v for k, v in setup.given_options(loaded).items() if k not in probes}
     seed = {} if setup.plan.seed is None else {"seed": setup.plan.seed}
     return {**seed, **given, **each.typed}
 
@@ -170,8 +175,6 @@ def _asking(plan: Plan) -> list[str]:
     flags += [] if plan.system is None else ["--system", plan.system]
     for name in plan.corpora:
         flags += ["--corpus", name]
-    for file in plan.plugins:
-        flags += ["--plugin", str(file)]
     return flags
 
 
