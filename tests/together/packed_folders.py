@@ -1,4 +1,4 @@
-"""Folders of packed 4-bit and 8-bit matrices, made here: no package is needed to write them.
+"""Folders of packed 4-bit and 8-bit matrices, made here without a package; checks of such models.
 
 Each number of a group is rounded to the nearest step. The layouts are those that GPTQ, AWQ and
 compressed-tensors document.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from lmedit import editor
+from lmedit.edits.ledger import applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
+
+    from lmedit import Lm, Request
 
 GROUP = 32
 """Numbers of a row that share a step."""
@@ -137,3 +142,20 @@ def pack_folder(source: Path, target: Path, form: str) -> Path:
     config["quantization_config"] = dict(entry)
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return target
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    """The logits of *model* for *ids*, without a gradient."""
+    with torch.no_grad():
+        found: Tensor = model(input_ids=ids).logits
+    return found
+
+
+def check_methods_compute(lm: Lm, fact: Request) -> None:
+    """Edits of five methods change the answer in their block, and nothing after it."""
+    for name in ("ft", "ft-l", "kn", "lora", "ultraedit"):
+        update = editor(name, lm).compute(fact)
+        before = lm.next_probabilities(fact.text)
+        with applied(lm, update):
+            assert not torch.equal(lm.next_probabilities(fact.text), before)
+        assert torch.equal(lm.next_probabilities(fact.text), before)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from packed_folders import FORMATS, GROUP, pack_folder
+from packed_folders import FORMATS, GROUP, check_methods_compute, logits, pack_folder
 
-from lmedit import Lm, LowRank, Request, Update, editor, load_lm
+from lmedit import Lm, LowRank, Request, Update, load_lm
 from lmedit.edits.adapter_proof import export_adapter
 from lmedit.edits.ledger import applied
 from lmedit.errors import ModelError
@@ -50,12 +50,6 @@ def packed(request: pytest.FixtureRequest, plain: Path, tmp_path: Path) -> Path:
     if (missing := packings.missing_package(method)) is not None:
         pytest.skip(f"not installed: {missing}")
     return pack_folder(plain, tmp_path / "packed", request.param)
-
-
-def logits(model: Any, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(input_ids=ids).logits
-    return found
 
 
 def packed_bytes(lm: Lm) -> list[bytes]:
@@ -113,12 +107,7 @@ def test_an_edit_lies_beside_and_its_adapter_gives_it(
 def test_methods_compute_on_it(packed: Path) -> None:
     lm = load_lm(str(packed))
     numbers = packed_bytes(lm)
-    for name in ("ft", "ft-l", "kn", "lora", "ultraedit"):
-        update = editor(name, lm).compute(FACT)
-        before = lm.next_probabilities(FACT.text)
-        with applied(lm, update):
-            assert not torch.equal(lm.next_probabilities(FACT.text), before)
-        assert torch.equal(lm.next_probabilities(FACT.text), before)
+    check_methods_compute(lm, FACT)
     assert packed_bytes(lm) == numbers
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from packed_folders import check_methods_compute, logits
 from transformers import AutoModelForCausalLM
 
 from lmedit import Ledger, Lm, LowRank, Request, Update, editor, load_lm
@@ -133,12 +134,6 @@ def drawn(lm: Lm, layer: int = 1) -> Update:
     return Update({site: LowRank(scale * left, right)})
 
 
-def logits(model: Any, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(input_ids=ids).logits
-    return found
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_lies_beside_the_numbers_and_its_adapter_gives_it(
     kind: str, llama: Path, tmp_path: Path
@@ -182,12 +177,7 @@ def test_methods_compute_on_it(kind: str, llama: Path) -> None:
     lm = Lm(read(llama, kind), load_lm(str(llama)).tokenizer)
     fact = Request(prompt="{} is in the city of", subject="The tower", target_new="the sea")
     packed = packed_bytes(lm)
-    for name in ("ft", "ft-l", "kn", "lora", "ultraedit"):
-        update = editor(name, lm).compute(fact)
-        before = lm.next_probabilities(fact.text)
-        with applied(lm, update):
-            assert not torch.equal(lm.next_probabilities(fact.text), before)
-        assert torch.equal(lm.next_probabilities(fact.text), before)
+    check_methods_compute(lm, fact)
     assert packed_bytes(lm) == packed
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from lmedit.actions.executing import load_worker, stored_preparations, worker_of
+from lmedit.actions.executing import begin_run, load_worker, stored_preparations, worker_of
 from lmedit.cases.shards import BASELINES
 from lmedit.compare.candidates import IN_CONTEXT, Candidate, put_in_context, random_layer
 from lmedit.compare.comparison import Compared, compare
@@ -17,7 +17,6 @@ from lmedit.compare.only import keep_only
 from lmedit.compare.paper_tables import PRESETS, paper_figures
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.retrieval import retrieval
-from lmedit.compare.run_folder import LOGS
 from lmedit.compare.scoring import scoring_of
 from lmedit.compare.seeds import reorder
 from lmedit.compare.store import RunStore
@@ -194,12 +193,10 @@ class Comparing:
         if self.regime is not None:
             takes = self._takes_pile
             return pile_up(*given, self.regime, self.baselines, after=after, takes=takes)
-        with RunStore(folder):  # before any worker starts: the folder is a run, or an error
-            pass
         worker = worker_of(self)
         load = partial(load_worker, self.setup.plan, self.measuring)
         job = Job(load, worker, stored_preparations(self.editors))
-        with engine.start(job, folder / LOGS, tell) as pool:
+        with begin_run(engine, job, folder, tell) as pool:
             hands = Hands(worker, pool)
             found = compare(*given, self.baselines, after, shard=shard, hands=hands)
         if not self.measuring.preset:

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmedit.actions.executing import stored_preparations
+from lmedit.actions.executing import begin_run, stored_preparations
 from lmedit.compare.asking import as_asked
 from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.comparison import tasks_of_run
 from lmedit.compare.driver import Hands
 from lmedit.compare.only import keep_only
-from lmedit.compare.run_folder import LOGS
-from lmedit.compare.store import RunStore
 from lmedit.compare.tuning import Stage, candidates_of, edits_of, settings_of, spread, tune
 from lmedit.compare.worker import Worker
 from lmedit.errors import CasesError, RequestError, UsageError
@@ -64,12 +62,10 @@ class Tuning:
         did this before.
         """
         (loaded,) = self.setup.methods
-        with RunStore(folder):  # before any worker starts: the folder is a run, or an error
-            pass
         worker, seed = self.worker(), self.setup.plan.drawn_from
         files = stored_preparations([self.editor(setting) for setting in self.settings])
         job = Job(partial(load_tuner, self.setup.plan), worker, files)
-        with engine.start(job, folder / LOGS, tell) as pool:
+        with begin_run(engine, job, folder, tell) as pool:
             return tune(
                 self.setup.lm,
                 loaded,

@@ -171,15 +171,22 @@ def read_seeds(text: str | None) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+what_flags = flags(
+    metric_flags, ability_flags, regime_flags, asking_flags, model_flags, method_flags
+)
+"""What a comparison measures, and with what; the flags of cases and of the run are apart."""
+
+
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Raise `click.UsageError` if both *seeds* and --seed are given."""
+    if seeds:
+        refuse_unused("and --seeds name the seed twice", "--seed")
+
+
 @click.command()
 @click.argument("names", nargs=-1, metavar="METHOD...")
 @case_flags
-@metric_flags
-@ability_flags
-@regime_flags
-@asking_flags
-@model_flags
-@method_flags
+@what_flags
 @json_flag
 def compare(
     names: tuple[str, ...],
@@ -196,8 +203,7 @@ def compare(
     """
     from lmedit.actions.compare import Measuring
 
-    if seeds:
-        refuse_unused("and --seeds name the seed twice", "--seed")
+    check_seeds(seeds)
     given["methods"] = names
     plan, engine = plan_of(given), engine_of(given)
     measuring = Measuring(**given)

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmedit.cli.ability_flags import ability_flags
-from lmedit.cli.common import (
-    asking_flags,
-    method_flags,
-    model_flags,
-    note,
-    plan_of,
-    refuse_unused,
-)
-from lmedit.cli.compare import metric_flags, regime_flags, way_flags, which_flags
+from lmedit.cli.common import note, plan_of, refuse_unused
+from lmedit.cli.compare import check_seeds, way_flags, what_flags, which_flags
 from lmedit.cli.parameter_types import OUT
 
 if TYPE_CHECKING:
@@ -27,12 +19,7 @@ if TYPE_CHECKING:
 @click.option("-O", "--out", type=OUT, required=True, help="The plan file to write.")
 @which_flags
 @way_flags
-@metric_flags
-@ability_flags
-@regime_flags
-@asking_flags
-@model_flags
-@method_flags
+@what_flags
 def plan_run(
     names: tuple[str, ...],
     out: Path,
@@ -53,8 +40,7 @@ def plan_run(
     from lmedit.errors import RunError
     from lmedit.storage.json_files import write_json
 
-    if seeds:
-        refuse_unused("and --seeds name the seed twice", "--seed")
+    check_seeds(seeds)
     for flag in ("--edit-timeout", "--prepare-timeout"):
         variable = f"LMEDIT_{flag.strip('-').upper().replace('-', '_')}"
         refuse_unused(f"is not part of a plan: set {variable} where lmedit work runs", flag)
