@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -156,6 +157,18 @@ def test_two_processes_share_a_run_without_doing_anything_twice(lm: Lm, tmp_path
     assert done == {f"The tower {i}": 1 for i in range(30)}
     one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
     assert one == two
+
+
+def test_a_run_is_opened_while_another_process_holds_its_new_database(tmp_path: Path) -> None:
+    """SQLite does not wait for others when it switches the journal: it fails at once."""
+    other = sqlite3.connect(tmp_path / FILE, check_same_thread=False, isolation_level=None)
+    other.executescript("CREATE TABLE other (value); BEGIN IMMEDIATE")
+    threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
+    began = time.monotonic()
+    with RunStore(tmp_path) as store:
+        assert time.monotonic() - began > 0.2
+        assert store.claim("task")
+    other.close()
 
 
 def test_a_dead_process_claim_is_taken_over_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,3 +38,21 @@ def files_of_others(folder: Path) -> str | None:
         if all(WORKER.fullmatch(name.removesuffix(".lock")) for name in names):
             return None
     return found
+
+
+def switch_journal(database: sqlite3.Connection, kind: str, seconds: float) -> None:
+    """Give *database* a journal of the *kind*; wait up to *seconds* for others who use it.
+
+    SQLite itself does not wait here: it fails at once if another process writes or switches too.
+    Raises `sqlite3.Error` if that is not possible.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            database.execute(f"PRAGMA journal_mode={kind}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return

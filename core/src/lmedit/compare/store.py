@@ -19,7 +19,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from lmedit.compare.conflicts import tell_conflict
-from lmedit.compare.run_folder import LOGS, SCHEMA, WORKER, files_of_others
+from lmedit.compare.run_folder import LOGS, SCHEMA, WORKER, files_of_others, switch_journal
 from lmedit.errors import RunError
 from lmedit.executors import Finished
 
@@ -152,7 +152,7 @@ class RunStore:
             self._database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
             self._logs = not shard and "shard" not in _facts_in(self._database)
             kind = "WAL" if self._logs else "DELETE"
-            self._database.execute(f"PRAGMA journal_mode={kind}")
+            switch_journal(self._database, kind, WAIT_SECONDS)
             for setting in ("synchronous=FULL", *LARGE):
                 self._database.execute(f"PRAGMA {setting}")
             if self._database.execute("PRAGMA quick_check").fetchone() != ("ok",):
