@@ -11,14 +11,19 @@ from lmedit.actions.damage import PLAIN, sample_held_out
 from lmedit.actions.edit_text import measured_lines
 from lmedit.actions.probes import CONFIDENT, _names, from_cases, own_neighbours, probes_of
 from lmedit.actions.verdict import (
+    SENTENCE_END,
+    WRITES,
     TargetChance,
+    _is_decided,
     begins_with,
     chances_of,
+    continue_greedily,
     sentence_of,
     tell_repetition,
     verdict_of,
     why_not,
 )
+from lmedit.metrics.generate import greedy
 from lmedit.metrics.harm import DRIFT, GROWTH, damage
 from lmedit.types import Case, Probe, Request
 
@@ -86,6 +91,46 @@ def test_a_text_of_one_word_is_told_if_the_edit_made_it() -> None:
 def test_a_target_of_two_sentences_stays_whole() -> None:
     request = Request(prompt="It says", target_new="Stop it. Now go")
     assert sentence_of(" Stop it. Now go home. Then", request) == "Stop it. Now go home."
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        (" Rome. The Roman Empire was", "Rome"),
+        (" St. Louis, in the U.S. state. It is", "Paris"),
+        (" 30.5 metres. It", "30"),
+        (" 30.\nIt is high", "30"),
+        ("\nNew\n York. It is", "New York"),
+        (' "Rome." he said. Then', "Rome"),
+        ("北京。它是北", "北京"),
+        (" Stop it. Now go home. Then", "Stop it. Now go"),
+        (" Romeo and Juliet", "Rome"),
+    ],
+)
+def test_a_text_ends_early_only_where_more_changes_nothing(text: str, target: str) -> None:
+    request = Request(prompt="It is", target_new=target)
+    decided = [n for n in range(len(text)) if _is_decided(text[:n], request)]
+    for n in decided:
+        assert sentence_of(text[:n], request) == sentence_of(text, request)
+        assert begins_with(text[:n], target) == begins_with(text, target)
+    assert bool(decided) == (SENTENCE_END.search(text, len(target)) is not None)
+
+
+def test_the_model_writes_no_more_than_the_verdict_needs(lm: Lm) -> None:
+    request = Request(prompt="The tower is in", target_new="sea")
+    whole = greedy(lm, [request.text], WRITES)[0]
+    seen: list[str] = []
+
+    def enough(text: str) -> bool:
+        seen.append(text)
+        return len(seen) == 3
+
+    assert whole.startswith(greedy(lm, [request.text], WRITES, enough=enough)[0])
+    assert len(seen) == 3 < WRITES
+    assert seen == sorted(seen, key=len)
+    text = continue_greedily(lm, request, 1)
+    assert whole.startswith(text)
+    assert sentence_of(text, request) == sentence_of(whole, request)
 
 
 def test_a_target_further_on_gets_a_hint() -> None:

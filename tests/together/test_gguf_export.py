@@ -12,7 +12,7 @@ from made_gguf import write_gguf, write_gpt2
 from small_world import FACT
 
 from lmedit import Dense, LowRank, Update, load_lm, load_patch
-from lmedit.actions.edit import top_tokens
+from lmedit.actions.top import top_tokens
 from lmedit.edits import gguf_export, gguf_names, llamacpp_proof
 from lmedit.edits.gguf_files import pack_matrix, read_tensor
 from lmedit.edits.gguf_names import NOT_RUN, architecture_of, sites_by_name, tensor_names

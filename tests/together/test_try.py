@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmedit import LowRank, Update, load_lm
-from lmedit.actions.edit import top_tokens
+from lmedit.actions.top import top_tokens
 from lmedit.edits.ledger import applied, base_of
 from lmedit.edits.patches import load_patch, save_patch
 from lmedit.metrics.generate import greedy

@@ -15,10 +15,15 @@ import pytest
 from demo_cache import demo_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from playwright.sync_api import Browser
+
+    from lmedit import Lm
+
+    Counted = Callable[[Lm], AbstractContextManager[list[int]]]
 
 __all__ = ["demo_statistics"]
 COMMAND = "from lmedit.cli import main; main()"
@@ -99,3 +104,20 @@ def chromium() -> Iterator[Browser]:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@contextmanager
+def count_passes(lm: Lm) -> Iterator[list[int]]:
+    """The passes of *lm* in the block: the number of rows of each."""
+    passes: list[int] = []
+    hook = lm.block(lm.n_layers - 1).register_forward_pre_hook(
+        lambda _, inputs: passes.append(len(inputs[0]))
+    )
+    yield passes
+    hook.remove()
+
+
+@pytest.fixture
+def counted() -> Counted:
+    """Count the passes of a model in a block."""
+    return count_passes

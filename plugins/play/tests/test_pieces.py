@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -34,11 +33,14 @@ from lmedit_play.sessions import MOST, KeptEdit, Session, Sessions, seen_with
 from lmedit_play.studio import MOST_EDITORS, Studio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from lmedit import Lm
     from lmedit_play.work import Job
+
+    Counted = Callable[[Lm], AbstractContextManager[list[int]]]
 
 MARKUP = '<img src=x onerror="alert(1)">'
 
@@ -208,18 +210,7 @@ def test_a_method_with_one_pass_tells_it_with_the_loss(lm: Lm, name: str, module
     assert step.loss == pytest.approx(-score.log_probability, rel=1e-5)
 
 
-@contextmanager
-def counted(lm: Lm) -> Iterator[list[int]]:
-    """The passes of *lm* in the block: the number of rows of each."""
-    passes: list[int] = []
-    hook = lm.block(lm.n_layers - 1).register_forward_pre_hook(
-        lambda _, inputs: passes.append(len(inputs[0]))
-    )
-    yield passes
-    hook.remove()
-
-
-def test_what_was_asked_once_is_not_computed_again(lm: Lm) -> None:
+def test_what_was_asked_once_is_not_computed_again(lm: Lm, counted: Counted) -> None:
     site, base = lm.mlp_out(0), Base(lm)
     edits = {"a": Update({site: Dense(torch.full(lm.weight(site).shape, 0.1).double())})}
     prompts = base.prompts(REQUEST, ["A small boat"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.damage import sample_held_out, way_out
 from lmedit.actions.probes import ask_through_chat, probes_of
-from lmedit.actions.top import top_tokens
+from lmedit.actions.top import tops_of
 from lmedit.actions.verdict import (
     chances_of,
     continue_greedily,
@@ -262,7 +262,8 @@ class Looking:
         found = chances_of(lm, request.text, [*known.values()], edits)
         chances = dict(zip(known, found, strict=True))
         new, true = chances["target_new"], chances.get("target_true")
-        text = continue_greedily(lm, request.text, new.tokens, edits)
+        text = continue_greedily(lm, request, new.tokens, edits)
+        top, *others = tops_of(lm, [request.text, *self.probes.values()], edits)
         seen = {
             "target_new": new.joint,
             "target_true": true and true.joint,
@@ -270,13 +271,10 @@ class Looking:
             "target_true_per_token": true and true.per_token,
             "correct": new.correct,
             "writes": sentence_of(text, request),
-            "top": top_tokens(lm, request.text, edits=edits),
+            "top": top,
             "probes": {
-                kind: {
-                    "prompt": lm.chat.bare(prompt) if lm.chat else prompt,
-                    "top": top_tokens(lm, prompt, edits=edits),
-                }
-                for kind, prompt in self.probes.items()
+                kind: {"prompt": lm.chat.bare(prompt) if lm.chat else prompt, "top": each}
+                for (kind, prompt), each in zip(self.probes.items(), others, strict=True)
             },
             **(health or self.held.measure(lm, under_one(edits, 1))),
         }

@@ -8,6 +8,8 @@ from lmedit.metrics.locality import next_log_probabilities
 from lmedit.replay.unmerged import under_one
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lmedit.models import Lm
@@ -27,6 +29,14 @@ def top_tokens(
         return top_of(lm, lm.next_probabilities(prompt), count)
     logs = next_log_probabilities(lm, [prompt], under=under_one(edits, 1))
     return top_of(lm, logs[0].exp(), count)
+
+
+def tops_of(
+    lm: Lm, prompts: Sequence[str], edits: UnmergedEdits | None = None
+) -> list[list[dict[str, Any]]]:
+    """As `top_tokens` for each of *prompts*, in shared passes."""
+    logs = next_log_probabilities(lm, prompts, under=under_one(edits, len(prompts)))
+    return [top_of(lm, row.exp()) for row in logs]
 
 
 def top_of(lm: Lm, probabilities: Tensor, count: int = TOP) -> list[dict[str, Any]]:

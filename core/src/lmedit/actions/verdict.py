@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from lmedit.metrics.generate import greedy
@@ -60,14 +61,33 @@ def chances_of(
 
 
 def continue_greedily(
-    lm: Lm, prompt: str, target_tokens: int, edits: UnmergedEdits | None = None
+    lm: Lm, request: Request, target_tokens: int, edits: UnmergedEdits | None = None
 ) -> str:
-    """The greedy continuation of *prompt* by *lm*, at most `WRITES` tokens.
+    """The greedy continuation of the prompt of *request* by *lm*, at most `WRITES` tokens.
 
-    With *edits*, *lm* writes under its one edit.
+    It ends where `sentence_of` and `verdict_of` are sure of their results. With *edits*, *lm*
+    writes under its one edit.
     """
-    under = under_one(edits, 1)
-    return greedy(lm, [prompt], max(WRITES, target_tokens + 5), under=under)[0]
+    most = max(WRITES, target_tokens + 5)
+    sure = partial(_is_decided, request=request)
+    (text,) = greedy(lm, [request.text], most, under=under_one(edits, 1), enough=sure)
+    return text
+
+
+def _is_decided(text: str, request: Request) -> bool:
+    """Whether more text changes neither `sentence_of` nor `begins_with`.
+
+    The first sentence must end before the last sign. `begins_with` must see the signs that follow
+    the target.
+    """
+    if len(" ".join(text.split())) < len(request.target_new) + SIGNS_SEEN:
+        return False
+    end = _end_of_sentence(text.lstrip(), request)
+    return end is not None and end < len(text.lstrip())
+
+
+SIGNS_SEEN = 3
+"""`begins_with` looks at two signs behind the target; the last sign of a text may still change."""
 
 
 def verdict_of(text: str, target: str, chance: TargetChance) -> Verdict:
@@ -102,11 +122,16 @@ def _in_word(sign: str) -> bool:
 
 def sentence_of(text: str, request: Request) -> str:
     """*text* up to the end of its first sentence; a target at its start is not cut."""
-    target = request.target_new.strip()
     bare = text.lstrip()
+    return bare[: _end_of_sentence(bare, request)].rstrip()
+
+
+def _end_of_sentence(bare: str, request: Request) -> int | None:
+    """Where the first sentence of *bare* ends; None if it does not end."""
+    target = request.target_new.strip()
     start = len(target) if bare.startswith(target) else 0
     end = SENTENCE_END.search(bare, start)
-    return (bare[: end.end()] if end else bare).rstrip()
+    return end and end.end()
 
 
 def why_not(verdict: Verdict, sentence: str, request: Request, ways: str = WAYS) -> str | None:

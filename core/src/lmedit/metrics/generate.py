@@ -43,14 +43,21 @@ def greedy(
     max_new_tokens: int,
     batch_tokens: int = BATCH_TOKENS,
     under: RowEdits | None = None,
+    enough: Callable[[str], bool] = lambda _: False,
 ) -> list[str]:
     """Continue each prompt *under* its edit with the most probable tokens.
 
     Returns only the continuation, without special tokens. It ends before end-of-text (of the
-    tokenizer or the generation config) or after *max_new_tokens*.
+    tokenizer or the generation config) or after *max_new_tokens*. It ends earlier if its text is
+    *enough* for the caller.
     """
-    new = greedy_ids(lm, prompts, max_new_tokens, batch_tokens, under)
-    return [added_text(lm, prompt, tokens) for prompt, tokens in zip(prompts, new, strict=True)]
+    rows = [encode_prompt(lm, prompt, max_new_tokens) for prompt in prompts]
+
+    def may_end(i: int, new: Sequence[int]) -> bool:
+        return enough(_added_text(lm, rows[i], list(new)))
+
+    new = _greedily(lm, rows, max_new_tokens, batch_tokens, under, may_end)
+    return [_added_text(lm, row, tokens) for row, tokens in zip(rows, new, strict=True)]
 
 
 def greedy_ids(
@@ -62,9 +69,20 @@ def greedy_ids(
 ) -> list[list[int]]:
     """As `greedy`: the tokens of each continuation, without end-of-text."""
     rows = [encode_prompt(lm, prompt, max_new_tokens) for prompt in prompts]
-    wanted = [max_new_tokens] * len(rows)
-    plan = _Task(rows, wanted, _end_tokens(lm), batch_tokens, under)
-    return _continue(lm, plan, lambda _, logits: logits.argmax(-1).tolist())
+    return _greedily(lm, rows, max_new_tokens, batch_tokens, under)
+
+
+def _greedily(
+    lm: Lm,
+    rows: Sequence[list[int]],
+    most: int,
+    batch_tokens: int,
+    under: RowEdits | None,
+    may_end: Callable[[int, Sequence[int]], bool] = lambda *_: False,
+) -> list[list[int]]:
+    """At most *most* tokens after each of *rows*; `_Task` has the other values."""
+    task = _Task(rows, [most] * len(rows), _end_tokens(lm), batch_tokens, under, may_end)
+    return _continue(lm, task, lambda _, logits: logits.argmax(-1).tolist())
 
 
 def added_text(lm: Lm, prompt: str, new: Sequence[int]) -> str:
@@ -138,6 +156,13 @@ class _Task:
     ends: frozenset[int]
     batch_tokens: int
     under: RowEdits | None
+    may_end: Callable[[int, Sequence[int]], bool] = lambda *_: False
+    """Whether row i may end after these tokens."""
+
+    def goes_on(self, i: int, new: Sequence[int]) -> bool:
+        """Whether a token follows after the *new* ones of row i, of which there is one at least."""
+        more = len(new) < self.wanted[i] and new[-1] not in self.ends
+        return more and not self.may_end(i, new)
 
     def edited(self, live: Sequence[int]) -> AbstractContextManager[None]:
         """Run the rows *live* of a batch under their edits."""
@@ -161,11 +186,7 @@ def _continue(lm: Lm, plan: _Task, pick: Pick) -> list[list[int]]:
                 picked = pick(live, lm.model(**inputs).logits[:, -1])
             for i, token in zip(live, picked, strict=True):
                 new[i].append(token)
-            going = [
-                place
-                for place, i in enumerate(live)
-                if len(new[i]) < plan.wanted[i] and picked[place] not in plan.ends
-            ]
+            going = [place for place, i in enumerate(live) if plan.goes_on(i, new[i])]
             live = [live[place] for place in going]
             if live:
                 _advance(inputs, picked, going)
@@ -185,7 +206,7 @@ def _continue_whole(
         )
         for i, token in zip(live, pick(live, torch.stack(found)), strict=True):
             new[i].append(token)
-        live = [i for i in live if len(new[i]) < plan.wanted[i] and new[i][-1] not in plan.ends]
+        live = [i for i in live if plan.goes_on(i, new[i])]
     return [tokens[:-1] if tokens and tokens[-1] in plan.ends else tokens for tokens in new]
 
 

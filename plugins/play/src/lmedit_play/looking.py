@@ -22,7 +22,7 @@ from lmedit.replay.unmerged import under_one
 from lmedit_play.sessions import seen_with
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -100,6 +100,10 @@ class Base:
             with seen_with(self.lm, [*edits.values()]) as under:
                 seen.health = held.measure(self.lm, under_one(under, 1)) if edits else held.base
         return seen.health
+
+    def ask_base(self, prompts: Iterable[str]) -> None:
+        """Ask the unedited model *prompts*, so that its answers are known."""
+        self.answers([ask_through_chat(self.lm, prompt) for prompt in prompts])
 
     def answers(self, asked: Sequence[str]) -> tuple[list[dict[str, Any]], Tensor]:
         """The text, the top tokens and log P (N, V) of the next token after each of *asked*."""

@@ -21,6 +21,7 @@ from lmedit.errors import LmeditError, RequestError, UsageError
 from lmedit.plan import set_up
 from lmedit_play import studio as acts
 from lmedit_play.access import SESSION, Guard
+from lmedit_play.ahead import pieces_ahead
 from lmedit_play.comparing import compare
 from lmedit_play.page import page_of
 from lmedit_play.sessions import Sessions
@@ -66,6 +67,7 @@ class Server:
             Route("/{name:str}", self._static),
             Route("/file/{key:str}", self._file),
             Route("/act/{name:str}", self._act, methods=["POST"]),
+            Route("/ahead", self._ahead, methods=["POST"]),
             Route("/bring/{name:path}", self._bring, methods=["POST"]),
             Route("/stop/{job:str}", self._stop, methods=["POST"]),
         ]
@@ -101,13 +103,28 @@ class Server:
         if act is None:
             return JSONResponse({"error": "there is no such act; load the page again"}, 404)
         try:
-            session = self.sessions.of(asked.headers[SESSION])
-            given = json.loads(await _body(asked))
-            if not isinstance(given, dict):
-                raise RequestError("the act has no values; load the page again")
+            session, given = await self._read(asked)
         except (LmeditError, ValueError) as error:
             return JSONResponse({"error": str(error)}, 400)
         return self._start(act, session, given)
+
+    async def _read(self, asked: Asked) -> tuple[Session, dict[str, Any]]:
+        """The session and the values that *asked* brings. Raises `LmeditError`, `ValueError`."""
+        session = self.sessions.of(asked.headers[SESSION])
+        given = json.loads(await _body(asked))
+        if not isinstance(given, dict):
+            raise RequestError("the act has no values; load the page again")
+        return session, given
+
+    async def _ahead(self, asked: Asked) -> Response:
+        """Learn what the page shows: what its edit needs is computed while no job waits."""
+        try:
+            _, given = await self._read(asked)
+        except (LmeditError, ValueError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        tab = asked.headers[SESSION]
+        self.worker.look_ahead(tab, lambda: pieces_ahead(self.studio, given))
+        return Response(status_code=204)
 
     async def _bring(self, asked: Asked) -> Response:
         """Take a patch file of the user; it is checked as one of the command line."""

@@ -18,6 +18,7 @@ from lmedit.edits.ledger import SHORT, update_digest
 from lmedit.edits.model_folders import read_patches, with_ledger
 from lmedit.errors import CasesError, RequestError, UnknownNameError
 from lmedit.models import worlds
+from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit_play import pieces
 from lmedit_play.forms import form_of
 from lmedit_play.looking import Base, look_at_both
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmedit import Lm, Request
+    from lmedit.options import Options
     from lmedit.pipeline import Editor
     from lmedit.plan import Setup
     from lmedit.registry import LoadedMethod
+    from lmedit_play.ahead import Silent
     from lmedit_play.sessions import Session
     from lmedit_play.work import Job
 
+    Listener = Job | Silent
     Given = Mapping[str, Any]
     Found = dict[str, Any]
 
@@ -75,7 +79,15 @@ class Studio:
             raise UnknownNameError("method", name, by_name)
         return by_name[name]
 
-    def editor(self, name: str, typed: Mapping[str, str], job: Job) -> Editor:
+    def is_ready(self, loaded: LoadedMethod, options: Options) -> bool:
+        """Whether the method has its preparation: stored, with the model, or it needs none."""
+        if loaded.method.prepares_on is None or not options.needs_preparation:
+            return True
+        material = self.setup.material(loaded)
+        stored = prepared_path(loaded, self.lm, options, material).is_file()
+        return stored or bool(shipped_prepared(loaded, self.lm, options))
+
+    def editor(self, name: str, typed: Mapping[str, str], job: Listener) -> Editor:
         """The editor of the method *name* with the *typed* options; it is prepared if needed.
 
         The last few stay, with their preparations.
@@ -102,7 +114,7 @@ class Studio:
         step = max(1, len(good) // EXAMPLES)
         return [case.request for case in good[::step][:EXAMPLES]]
 
-    def request(self, given: Given, job: Job) -> Request:
+    def request(self, given: Given, job: Listener) -> Request:
         """The fact of the page, read and checked as that of the command line."""
         flags = {name: given.get(field) or None for field, name in FACT.items()}
         return request_from_fact(self.lm, read_fact(flags, None, job.note), job.note)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lmedit.storage.steps import Step
 
     Act = Callable[["Job"], Mapping[str, Any]]
+    Piece = Callable[[Callable[[], None]], object]
+    """Work that nobody waits for. It gets a function that raises `WorkStopped` if it must end."""
 
 
 PAUSE = 0.05
@@ -61,7 +63,7 @@ class Job:
     def run(self) -> None:
         """Compute in the present thread, and send the result or the reason why there is none."""
         try:
-            with watched(self.see), self._stoppable():
+            with watched(self.see), stoppable(self._lm, self._check):
                 self._check()
                 self.tell(done=self._act(self))
         except WorkStopped:
@@ -99,15 +101,15 @@ class Job:
         if self._stop.is_set():
             raise WorkStopped
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """End the act also in work that tells no steps: whenever a block of the model runs."""
-        with ExitStack() as stack:
-            for number in range(self._lm.n_layers):
-                block = self._lm.block(number)
-                handle = block.register_forward_pre_hook(lambda *_: self._check())
-                stack.callback(handle.remove)
-            yield
+
+@contextmanager
+def stoppable(lm: Lm, check: Callable[[], object]) -> Iterator[None]:
+    """Call *check* whenever a block of *lm* runs: so work that tells no steps can end, too."""
+    with ExitStack() as stack:
+        for number in range(lm.n_layers):
+            handle = lm.block(number).register_forward_pre_hook(lambda *_: check())
+            stack.callback(handle.remove)
+        yield
 
 
 class Worker:
@@ -115,9 +117,10 @@ class Worker:
 
     def __init__(self, first: Callable[[], object]) -> None:
         """*first* runs before all jobs; a job that needs what it lacks tells the error."""
-        self._first = first
-        self._waiting: queue.Queue[Job | None] = queue.Queue()
+        self._first, self._closed = first, False
+        self._waiting: queue.Queue[Job | str | None] = queue.Queue()
         self._known: dict[str, Job] = {}
+        self._ahead: dict[str, Callable[[], list[Piece]] | list[Piece]] = {}
         self._thread = threading.Thread(target=self._work, name="lmedit play", daemon=True)
         self._thread.start()
 
@@ -128,6 +131,36 @@ class Worker:
         self._waiting.put(job)
         return before
 
+    def look_ahead(self, tab: str, pieces: Callable[[], list[Piece]]) -> None:
+        """Run *pieces* one by one while no job waits; what was left for this *tab* is dropped."""
+        self._ahead[tab] = pieces
+        self._waiting.put(tab)
+
+    def _go_on(self, tab: str) -> None:
+        """Run a piece for *tab*. An error ends them all: the act that needs them tells it."""
+        pieces = self._ahead.get(tab, [])
+        try:
+            left = pieces if isinstance(pieces, list) else pieces()
+            if left:
+                left[0](self._give_way)
+        except WorkStopped:
+            pass  # a job came; the piece begins again
+        except Exception:  # noqa: BLE001  (see above)
+            left = []
+        else:
+            left = left[1:]
+        if self._ahead.get(tab) is not pieces:
+            return  # there are newer ones, and they are in the queue
+        self._ahead[tab] = left
+        if left:
+            self._waiting.put(tab)
+        else:
+            self._ahead.pop(tab, None)
+
+    def _give_way(self) -> None:
+        if self._known or self._closed:
+            raise WorkStopped
+
     def stop(self, number: str) -> bool:
         """Stop the job with this id; False if there is none."""
         job = self._known.get(number)
@@ -137,6 +170,7 @@ class Worker:
 
     def close(self) -> None:
         """Stop all jobs and wait for the thread, a few seconds at most."""
+        self._closed = True
         for job in list(self._known.values()):
             job.stop()
         self._waiting.put(None)
@@ -146,7 +180,12 @@ class Worker:
         with suppress(Exception):
             self._first()
         while (job := self._waiting.get()) is not None:
-            try:
-                job.run()
-            finally:
-                self._known.pop(job.id, None)
+            if isinstance(job, Job):
+                try:
+                    job.run()
+                finally:
+                    self._known.pop(job.id, None)
+            elif self._known:
+                self._waiting.put(job)  # the jobs are before it in the queue
+            elif not self._closed:
+                self._go_on(job)

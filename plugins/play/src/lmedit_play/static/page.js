@@ -99,6 +99,11 @@ function hear(event) {
 }
 const act = (name, values, what) => run(`act/${name}`, JSON.stringify(values), what || name);
 
+function ahead() {  // so the server computes what an edit needs, while nobody waits
+  const body = JSON.stringify({ ...fact(), method: at('method').value });
+  fetch('ahead', { method: 'POST', body, headers: { 'X-Lmedit-Session': session } }).catch(() => {});
+}
+
 function typed() {
   const fields = [...at('options').querySelectorAll('[name]')];
   return Object.fromEntries(fields.map((each) => [each.name, each.value]));
@@ -111,9 +116,10 @@ function on(id, event, doing) {
 at('example').addEventListener('change', (e) => {
   if (e.target.value) { fill(JSON.parse(e.target.value)); act('fact', fact(), 'tokens'); }
 });
+at('fact-form').addEventListener('change', ahead);
 at('fact-form').addEventListener('input', (e) => { if (e.target !== at('example')) at('example').value = ''; });
 on('fact-form', 'submit', () => act('fact', fact(), 'tokens'));
-at('method').addEventListener('change', showOptions);
+at('method').addEventListener('change', () => { showOptions(); ahead(); });
 on('edit-form', 'submit', () => act('edit', { ...fact(), method: at('method').value, options: typed(), force: at('force').checked }, 'edit'));
 on('trace', 'click', () => act('where', { ...fact() }, 'trace'));
 on('text-form', 'submit', () => {
@@ -167,5 +173,6 @@ at('heat').addEventListener('keydown', (e) => {
   if (found) texts = found.texts;
   if (at('method').value) await showOptions();
   say('ready');
+  ahead();
   document.body.dataset.ready = 'yes';
 })();
