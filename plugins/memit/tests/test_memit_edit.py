@@ -162,6 +162,26 @@ def test_where_block_inputs_do_not_fit_they_are_run_again(
     torch.testing.assert_close(kept.keys[3], again.keys[3], rtol=1e-9, atol=1e-12)
 
 
+def test_block_inputs_are_dropped_where_memory_is_full(
+    lm: Lm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to all facts. So smaller parts alone do not help, if there are many facts."""
+    rounds, run = Rounds(lm, FACTS, ["{}"], (2, 3), "block"), Rounds._run
+    expected = rounds.look([3], {})
+    assert rounds.kept
+
+    def full(self: Rounds, *rest: Any) -> Any:
+        if self.kept is not None:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self, *rest)
+
+    monkeypatch.setattr(Rounds, "_run", full)
+    found = rounds.look([3], {})
+    assert rounds.kept is None
+    torch.testing.assert_close(found.keys[3], expected.keys[3], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-9, atol=1e-12)
+
+
 def test_t30_a_target_does_not_depend_on_the_other_facts(lm: Lm, make: Make) -> None:
     options: Any = make("memit", layers=[1, 2]).options
     templates = sample_contexts(lm, options)
@@ -282,6 +302,14 @@ def test_the_layers_are_published_or_end_at_a_layer() -> None:
     assert given.layers == (7, 8, 9)
     assert given.weight == 16.0  # the number of inputs of the tiny matrix
     assert build_options(method, {}, tiny_shape("gpt2", 12)).untuned
+
+
+def test_tune_tries_less_weight_of_text_and_both_rates() -> None:
+    """With lambda = D, much of the residual of a frequent subject is left (smollm2: a half)."""
+    tries = {name: load(name).method.options.tries(tiny_lm(2)) for name in ("memit", "alphaedit")}
+    assert tries["memit"]["weight"] == (64.0, 6.4)  # D of the tiny matrix, and a tenth of it
+    assert tries["alphaedit"]["ridge_share"] == (1.0, 0.1)
+    assert all(each["learning_rate"] == (0.1, 0.5) for each in tries.values())
 
 
 @pytest.mark.parametrize("layers", [[3, 2], [1, 1], [0, 12], []])

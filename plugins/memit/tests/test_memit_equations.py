@@ -49,7 +49,8 @@ def p(request: pytest.FixtureRequest) -> Problem:
     def random(*size: int) -> Tensor:
         return torch.randn(*size, generator=draw, dtype=torch.float64)
 
-    mix = random(D, D) * torch.logspace(0, -0.7, D).double()
+    # C's condition is some hundreds, as rounding errors grow with it.
+    mix = torch.diag(torch.logspace(0, -0.7, D).double()) + 0.2 * random(D, D) / math.sqrt(D)
     K_0 = mix @ random(D, 400)
     C = K_0 @ K_0.T / K_0.shape[1]
     return Problem(
@@ -63,7 +64,7 @@ def p(request: pytest.FixtureRequest) -> Problem:
     )
 
 
-def close(found: Tensor, expected: Tensor, most: float = 1e-12) -> None:
+def close(found: Tensor, expected: Tensor, most: float = 1e-13) -> None:
     assert float((found - expected).abs().max()) <= most * float(expected.abs().max())
 
 
@@ -89,14 +90,14 @@ def free(p: Problem, d: int = 20) -> tuple[Tensor, Tensor]:
 
 def test_t1_the_mean_of_ordinary_keys_is_the_dimension(p: Problem) -> None:
     s = whiten(p.K_0, p.L).square().sum(0)
-    assert float(s.mean()) == pytest.approx(D, rel=1e-10)
+    assert float(s.mean()) == pytest.approx(D, rel=1e-13)
 
 
 def test_t2_one_fact_at_one_layer_is_a_share_of_rome(p: Problem) -> None:
     k, r = p.K[:, :1], p.R[:, :1]
     u = solved(p.C, k)
     s = float(k.T @ u)
-    close(memit(p, k, r), s / (WEIGHT + s) * r @ u.T / s, 1e-11)
+    close(memit(p, k, r), s / (WEIGHT + s) * r @ u.T / s)
     left = (r - memit(p, k, r) @ k).norm() / r.norm()
     assert float(left) == pytest.approx(
         float(left_after(WEIGHT, torch.tensor(s, dtype=torch.float64))), rel=1e-10
@@ -106,7 +107,7 @@ def test_t2_one_fact_at_one_layer_is_a_share_of_rome(p: Problem) -> None:
 def test_t3_what_is_left_of_the_residual(p: Problem) -> None:
     G = p.K.T @ solved(p.C, p.K)
     expected = p.R @ torch.linalg.inv(torch.eye(N).double() + G / WEIGHT)
-    close(p.R - memit(p, p.K, p.R) @ p.K, expected, 1e-11)
+    close(p.R - memit(p, p.K, p.R) @ p.K, expected)
 
 
 def test_t4_the_order_of_the_facts_changes_nothing(p: Problem) -> None:
@@ -118,7 +119,7 @@ def test_t5_a_contradiction_is_one_key_of_weight_two_with_the_mean_target(p: Pro
     k, one, two = p.K[:, :1], p.R[:, :1], p.R[:, 1:2]
     found = memit(p, torch.cat([k, k], 1), torch.cat([one, two], 1))
     mean, heavy = (one + two) / 2, math.sqrt(2) * k
-    close(found, memit(p, heavy, math.sqrt(2) * mean), 1e-12)
+    close(found, memit(p, heavy, math.sqrt(2) * mean))
 
 
 def test_t6_another_basis_of_the_keys_gives_the_same_function(p: Problem) -> None:
@@ -127,9 +128,9 @@ def test_t6_another_basis_of_the_keys_gives_the_same_function(p: Problem) -> Non
     ).double() / math.sqrt(D)
     other = torch.linalg.cholesky(A @ p.C @ A.T)
     found = p.R @ joint_keys(Metric.of_factor(other, WEIGHT), A @ p.K).T
-    close(found @ A, memit(p, p.K, p.R), 1e-9)
+    close(found @ A, memit(p, p.K, p.R))
     scaled = p.R @ joint_keys(Metric.of_factor(10 * p.L, WEIGHT), 10 * p.K).T
-    close(10 * scaled, memit(p, p.K, p.R), 1e-12)
+    close(10 * scaled, memit(p, p.K, p.R))
 
 
 @pytest.mark.parametrize("parts", [[2, 3], [3, 2], [1, 1, 1, 1, 1]])
@@ -146,7 +147,7 @@ def test_t7_remembered_batches_are_the_joint_solution(
         B = p.K[:, :start] if start else None
         total = total + residual @ joint_keys(metric, p.K[:, now], B).T
         start += size
-    close(total, p.R @ joint_keys(metric, p.K).T, 1e-12)
+    close(total, p.R @ joint_keys(metric, p.K).T)
 
 
 def metric_of(p: Problem, kind: str) -> Metric:
@@ -172,7 +173,7 @@ def test_t8_the_last_batch_can_be_subtracted_and_a_middle_one_cannot(p: Problem)
     one = step(torch.zeros(H, D).double(), None, first)
     two = step(one, p.K[:, first], second)
     three = step(one + two, p.K[:, :4], third)
-    close(one + two + three - three, memit(p, p.K[:, :4], p.R[:, :4]), 1e-12)
+    close(one + two + three - three, memit(p, p.K[:, :4], p.R[:, :4]))
     without = torch.cat([p.K[:, first], p.K[:, third]], 1)
     joint = memit(p, without, torch.cat([p.R[:, first], p.R[:, third]], 1))
     assert float((one + three - joint).norm() / joint.norm()) > 1e-3
@@ -194,7 +195,7 @@ def test_the_form_is_that_of_the_specification(p: Problem, remember: bool) -> No
     memory = p.B @ p.B.T if remember else torch.zeros(D, D).double()
     A = WEIGHT * p.C + rho * torch.eye(D).double() + memory + p.K @ p.K.T
     found = joint_keys(metric_of(p, "encore"), p.K, p.B if remember else None)
-    close(found, solved(A, p.K), 1e-12)
+    close(found, solved(A, p.K))
 
 
 def test_t10_the_recursion_is_the_optimum_of_rls(p: Problem) -> None:
@@ -206,15 +207,15 @@ def test_t10_the_recursion_is_the_optimum_of_rls(p: Problem) -> None:
         residual = p.R[:, now] - total @ p.K[:, now]
         total = total + residual @ joint_keys(metric, p.K[:, now], p.K[:, :number]).T
     A = WEIGHT * p.C + rho * torch.eye(D).double() + p.K @ p.K.T
-    close(total, solved(A, p.K @ p.R.T).T, 1e-12)
+    close(total, solved(A, p.K @ p.R.T).T)
 
 
 def test_t11_emmet_meets_the_answers_exactly(p: Problem) -> None:
     exact = memit(p, p.K, p.R, weight=0.0)
-    close((p.W + exact) @ p.K, p.W @ p.K + p.R, 1e-10)
+    close((p.W + exact) @ p.K, p.W @ p.K + p.R)
     k, r = p.K[:, :1], p.R[:, :1]
     u = solved(p.C, k)
-    close(memit(p, k, r, weight=0.0), r @ u.T / (k.T @ u), 1e-10)
+    close(memit(p, k, r, weight=0.0), r @ u.T / (k.T @ u))
     close(memit(p, p.K, p.R, weight=1e-9), exact, 1e-6)
 
 
@@ -224,13 +225,13 @@ def test_t12_emmets_softness_is_a_weight(p: Problem) -> None:
     C = w * p.C
     G = p.K.T @ solved(C, p.K) + epsilon * torch.eye(N).double()
     released = p.R @ torch.linalg.inv(G) @ solved(C, p.K).T
-    close(memit(p, p.K, p.R, weight=epsilon * w), released, 1e-10)
+    close(memit(p, p.K, p.R, weight=epsilon * w), released)
 
 
 def test_t13_emmet_with_memory_leaves_the_earlier_answers(p: Problem) -> None:
     found = memit(p, p.K, p.R, p.B, weight=0.0)
-    assert float((found @ p.B).abs().max()) <= 1e-11 * float(p.R.abs().max())
-    close(found @ p.K, p.R, 1e-11)
+    assert float((found @ p.B).abs().max()) <= 1e-13 * float(p.R.abs().max())
+    close(found @ p.K, p.R)
 
 
 def test_t15_the_projector(p: Problem) -> None:
@@ -242,9 +243,9 @@ def test_t15_the_projector(p: Problem) -> None:
     change = p.R @ joint_keys(metric_of(p, "alphaedit"), p.K).T
     assert float((change - change @ P).abs().max()) <= 1e-12
     rest = torch.linalg.eigh(p.C)[1][:, 20:]
-    close(project(torch.eye(D).double(), rest, complement=True), P, 1e-12)
+    close(project(torch.eye(D).double(), rest, complement=True), P)
     one = Metric.of_projector(rest, 2.0, complement=True)
-    close(joint_keys(one, p.K), joint_keys(metric_of(p, "alphaedit"), p.K), 1e-12)
+    close(joint_keys(one, p.K), joint_keys(metric_of(p, "alphaedit"), p.K))
     assert one.size == metric_of(p, "alphaedit").size == 20
 
 
@@ -266,7 +267,7 @@ def test_t17_the_symmetric_form_is_the_shipped_one(p: Problem) -> None:
     P, ridge = U @ U.T, 2.0
     shipped = solved(P @ (p.K @ p.K.T + p.B @ p.B.T) + ridge * torch.eye(D).double(), P @ p.K)
     metric = Metric.of_projector(U, ridge, complement=False)
-    close(joint_keys(metric, p.K, p.B), shipped, 1e-12)
+    close(joint_keys(metric, p.K, p.B), shipped)
     everything = Metric.of_projector(torch.eye(D).double(), ridge, complement=False)
     plain = Metric.of_factor(torch.eye(D).double(), ridge)
     close(joint_keys(everything, p.K), joint_keys(plain, p.K))
@@ -286,7 +287,7 @@ def test_t18_alphaedit_and_the_scale_of_the_keys(p: Problem) -> None:
     energy = float(values[:d].sum())
     one = joint_keys(Metric.of_projector(U[:, :d], energy, complement=False), p.K)
     other = joint_keys(Metric.of_projector(U[:, :d], energy * c**2, complement=False), c * p.K)
-    close(c * other, one, 1e-12)
+    close(c * other, one)
 
 
 def test_the_free_share_is_the_largest_that_fits(p: Problem) -> None:
@@ -302,9 +303,9 @@ def test_t19_betaedit(p: Problem) -> None:
     shipped = solved(
         P @ (p.K @ p.K.T + p.B @ p.B.T + WEIGHT * p.C) + ridge * torch.eye(D).double(), P @ p.K
     )
-    close(joint_keys(Metric.of_directions(U, values, WEIGHT, ridge), p.K, p.B), shipped, 1e-12)
+    close(joint_keys(Metric.of_directions(U, values, WEIGHT, ridge), p.K, p.B), shipped)
     none = Metric.of_directions(U, values, 0.0, ridge)
-    close(joint_keys(none, p.K), joint_keys(metric_of(p, "alphaedit"), p.K), 1e-12)
+    close(joint_keys(none, p.K), joint_keys(metric_of(p, "alphaedit"), p.K))
 
 
 def test_t19_betaedits_renewal_is_the_shipped_one(p: Problem) -> None:
@@ -325,11 +326,11 @@ def test_t19_betaedits_renewal_is_the_shipped_one(p: Problem) -> None:
     )
     metric = renew(V, eigen, p.B, options, ridge)
     assert metric.size == 18
-    close(joint_keys(metric, p.K, p.B), shipped, 1e-12)
+    close(joint_keys(metric, p.K, p.B), shipped, 3e-13)
     first, U0 = free(p)
     within = Metric.of_subspace(U0, p.C, WEIGHT, ridge)
     plain = Metric.of_directions(U0, first, WEIGHT, ridge)
-    close(joint_keys(within, p.K, p.B), joint_keys(plain, p.K, p.B), 1e-12)
+    close(joint_keys(within, p.K, p.B), joint_keys(plain, p.K, p.B))
 
 
 def test_keys_fill_the_free_directions(p: Problem) -> None:
@@ -376,7 +377,7 @@ def test_t21_spread_over_layers_with_frozen_keys(p: Problem, spread: str) -> Non
         left = left - memit(p, k, part) @ k
         f = m - layer if spread == "linear" else math.sqrt(m - layer)
         expected = expected * (1 - share / f)
-    close(left, expected, 1e-12)
+    close(left, expected)
 
 
 def test_pmets_spread_writes_most_into_the_lowest_layer() -> None:
@@ -389,7 +390,7 @@ def test_pmets_spread_writes_most_into_the_lowest_layer() -> None:
 
 
 def test_whitening_and_back(p: Problem) -> None:
-    close(unwhiten(whiten(p.K, p.L), p.L), solved(p.C, p.K), 1e-10)
+    close(unwhiten(whiten(p.K, p.L), p.L), solved(p.C, p.K))
 
 
 def test_six_near_keys_overshoot_when_summed_and_not_when_solved_together(p: Problem) -> None:

@@ -1,8 +1,8 @@
-"""The options of MEMIT, EMMET and AlphaEdit, and the published values for known model shapes."""
+"""The options of MEMIT, EMMET and AlphaEdit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -12,38 +12,19 @@ from lmedit.errors import OptionError
 from lmedit.layers import Shapes
 from lmedit.options import Block, Count, name_unused
 from lmedit.values import ValueOptions
+from lmedit_memit.published import (
+    ALPHAEDIT,
+    EMMET,
+    GPT2_DEPTH,
+    NEW_RATE,
+    OLD_RATE,
+    PUBLISHED,
+    ROTARY_DEPTH,
+    WORDS,
+)
 
 if TYPE_CHECKING:
     from lmedit import Lm
-
-WORDS = ("The", "Therefore", "Because", "I", "You")
-"""The released code's contexts begin with these words."""
-GPT2_DEPTH, ROTARY_DEPTH = 0.35, 8 / 28
-"""The last edited block of GPT-2 XL, and of GPT-J, as a part of the depth."""
-
-_FIVE = tuple(range(4, 9))
-PUBLISHED: Shapes = MappingProxyType(
-    {
-        ("gpt2", 48): {"layers": tuple(range(13, 18)), "weight": 20000.0, "steps": 20},
-        ("gptj", 28): {"layers": tuple(range(3, 9)), "weight": 15000.0},
-        ("gpt_neox", 44): {"layers": tuple(range(6, 11)), "weight": 15000.0},
-        ("llama", 32): {"layers": _FIVE, "weight": 15000.0},
-        ("qwen2", 28): {"layers": _FIVE, "weight": 15000.0},
-    }
-)
-"""By (model_type, number of blocks): layers, lambda and the search's values."""
-ALPHAEDIT: Shapes = MappingProxyType(
-    {
-        shape: {"layers": values["layers"], "threshold": 2e-2, "ridge": 10.0}
-        for shape, values in PUBLISHED.items()
-        if shape[0] != "gpt_neox"
-    }
-)
-EMMET: Shapes = MappingProxyType(
-    {("gpt2", 48): {"layer": 17}, ("gptj", 28): {"layer": 5}, ("llama", 32): {"layer": 5}}
-)
-OLD_RATE = 0.5
-"""Adam's rate for GPT-2 and GPT-J; 0.1 for Llama 3 and Qwen 2.5."""
 
 
 class JointOptions(ValueOptions):
@@ -58,7 +39,9 @@ class JointOptions(ValueOptions):
         description="Text that sampled contexts begin with; several texts take turns.",
     )
     steps: int = Field(default=25, ge=1, description="Largest number of forward passes.")
-    learning_rate: float = Field(default=0.1, gt=0, description="Adam's learning rate for delta.")
+    learning_rate: float = Field(
+        default=NEW_RATE, gt=0, description="Adam's learning rate for delta."
+    )
     clamp: float | None = Field(
         default=0.75, gt=0, description="Largest length of delta, in lengths of v0. null: no limit."
     )
@@ -76,6 +59,11 @@ class JointOptions(ValueOptions):
         shared, bare = "all facts change the same matrices", "the prompt alone weighs one half"
         return {**super().find_unused(), "expert": shared, "include_bare": bare}
 
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Every layer, at both published rates of the search."""
+        return {**super().tries(lm), "learning_rate": (NEW_RATE, OLD_RATE)}
+
     @property
     def blocks(self) -> tuple[int, ...]:
         """The edited blocks, ascending. The targets are those of the last one."""
@@ -91,7 +79,7 @@ class JointOptions(ValueOptions):
 
     def rate_of(self, lm: Lm) -> float:
         """The published learning rate of the family of *lm*."""
-        return OLD_RATE if lm.model_type in {"gpt2", "gptj"} else 0.1
+        return OLD_RATE if lm.model_type in {"gpt2", "gptj"} else NEW_RATE
 
     def published_for(self, lm: Lm) -> Mapping[str, Any]:
         """The published values for the shape of *lm*, with the learning rate of its family."""
@@ -205,6 +193,12 @@ class MemitOptions(SpreadOptions, DampedOptions):
     published: ClassVar[Shapes] = PUBLISHED
     prepares: ClassVar[tuple[str, ...]] = ("layers", *PREPARES, "damping")
 
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Also lambda = D, and a tenth of it: D leaves much of a frequent subject's residual."""
+        D = float(lm.mlp_width(lm.editable[-1]))
+        return {**super().tries(lm), "weight": (D, D / 10)}
+
     weight: float | None = Field(
         default=None,
         gt=0,
@@ -290,6 +284,11 @@ class AlphaEditOptions(SpreadOptions):
     )
     published: ClassVar[Shapes] = ALPHAEDIT
     prepares: ClassVar[tuple[str, ...]] = ("layers", *PREPARES, "threshold", "threshold_share")
+
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Also two ridges, for the same reason as MEMIT's two weights."""
+        return {**super().tries(lm), "ridge_share": (1.0, 0.1)}
 
     remember: bool = Field(
         default=True, description="Keep the answers of this method's earlier edits too."

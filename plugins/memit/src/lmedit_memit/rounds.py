@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lmedit.errors import NotPreparedError
-from lmedit.memory import in_parts
+from lmedit.memory import in_parts, is_out_of_memory
 from lmedit.models.experts import routed
 from lmedit.replay import enter, resume
 from lmedit.replay.batches import BATCH_TOKENS, by_length
@@ -113,7 +113,9 @@ class Rounds:
         values: Tensor | None = None
         for group in self.groups:
             for part, found, out in in_parts(
-                lambda members: (members, *self._run(members, layers, deltas)), group, len(group)
+                lambda members: (members, *self._run_light(members, layers, deltas)),
+                group,
+                len(group),
             ):
                 facts = torch.tensor([row // self.each for row in part])
                 shares = torch.tensor([self.weights[row % self.each] for row in part]).double()
@@ -129,6 +131,18 @@ class Rounds:
                 values[:, facts[bare]] = out[bare].T
         assert values is not None
         return Look(keys, values)
+
+    def _run_light(
+        self, members: Sequence[int], layers: Sequence[int], deltas: Mapping[Site, Delta]
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """As `_run`. If memory is full, what the earlier rows left is dropped for good first."""
+        try:
+            return self._run(members, layers, deltas)
+        except (RuntimeError, MemoryError) as error:
+            if not self.kept or not is_out_of_memory(error):
+                raise
+        self.kept = None
+        return self._run(members, layers, deltas)
 
     def _run(
         self, members: Sequence[int], layers: Sequence[int], deltas: Mapping[Site, Delta]
