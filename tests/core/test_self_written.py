@@ -95,7 +95,7 @@ def test_counting_stops_once_the_solutions_have_settled(
     moment = found.moment()
     assert moment.documents <= 400
     last = moment.facts["settled"][-1]
-    assert moment.documents == 400 or max(last["angle"], last["length"]) <= 0.4
+    assert moment.documents == 400 or max(last["angle"], last["length"]) <= self_written.TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""A cache of computed keys and values; it is read and never grows."""
+"""Caches of computed keys and values: one that never grows, and one with room for later tokens."""
 
 from __future__ import annotations
 
@@ -44,3 +44,53 @@ def read_only(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     cache.layers = [KeptLayer(keys, values) for keys, values in pairs]
     cache.layer_class_to_replicate = None
     return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """The keys and values of one block, in tensors with room for all later tokens.
+
+    A `DynamicLayer` copies everything at each token. This one writes the new rows only.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: int) -> None:
+        """Hold *keys* and *values* (B, heads, P, d) in tensors of (B, heads, *positions*, d)."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.room = [_with_room(each, positions) for each in (keys, values)]
+        self._show(keys.shape[-2])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new rows; return all rows so far. More rows than positions raise an error."""
+        del args, kwargs
+        start, count = self.get_seq_length(), key_states.shape[-2]
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room.narrow(-2, start, count).copy_(new)
+        return self._show(start + count)
+
+    def _show(self, count: int) -> tuple[Tensor, Tensor]:
+        """Let `keys` and `values` be the first *count* rows, and return them."""
+        keys, values = (room.narrow(-2, 0, count) for room in self.room)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _with_room(tensor: Tensor, positions: int) -> Tensor:
+    """A copy of *tensor* (B, heads, P, d) at the start of a tensor (B, heads, *positions*, d)."""
+    shape = [*tensor.shape]
+    count, shape[-2] = shape[-2], positions
+    room = tensor.new_empty(shape)
+    room.narrow(-2, 0, count).copy_(tensor)
+    return room
+
+
+def give_room(cache: Any, positions: int) -> None:
+    """Change the plain layers of *cache* to `RoomyLayer`, for *positions* tokens in all.
+
+    Layers of another kind, such as those of a sliding window, stay as they are.
+    """
+    layers = getattr(cache, "layers", None) or []
+    for number, layer in enumerate(layers):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            layers[number] = RoomyLayer(layer.keys, layer.values, positions)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from lmedit.replay.kv_cache import give_room
 from lmedit.replay.ways import ways_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def sample_rows(
     for _ in range(new_tokens):
         if cached:
             out = lm.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if cache is None:
+                give_room(out.past_key_values, len(rows[0]) + new_tokens)
             cache, logits = out.past_key_values, out.logits
         else:
             logits = lm.logits(lm.batch(found))
