@@ -22,8 +22,12 @@ import os
 import subprocess
 import sys
 import venv
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent
 EVERYTHING = ("tests", "plugins")
@@ -31,7 +35,11 @@ TESTS_PER_PROCESS = 12
 """For so few test files a second process costs more than it saves."""
 SECONDS_PER_TEST = 600
 """The limit of one test with its fixtures. The slowest ones take a tenth of it."""
+BYTES_PER_PROCESS = 3 * 2**30
+"""The memory that one process of tests may need, with the processes that it starts."""
 
+WORKERS = "PYTEST_XDIST_AUTO_NUM_WORKERS"
+"""The variable that says how many processes ``-n auto`` means."""
 
 ONE_FACT = ("ft", "ft-l", "ke", "kn", "mend", "rome")
 """The methods of the paper's Table 4. `real` compares them; the others edit many facts at once."""
@@ -95,6 +103,25 @@ def run(
         sys.exit(code)
 
 
+@contextmanager
+def beside(*command: str, place: Place = NEWEST) -> Iterator[None]:
+    """Run *command* while the block runs, and wait for it. Its output and its exit code are lost.
+
+    If the block fails, the command ends at once.
+    """
+    silent = subprocess.DEVNULL
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment(place), stdin=silent, stdout=silent, stderr=silent
+    )
+    try:
+        yield
+    except BaseException:
+        running.terminate()
+        raise
+    finally:
+        running.wait()
+
+
 def set_up(place: Place) -> None:
     """Make the virtual environment, or bring it up to date."""
     if place.stamp.is_file() and place.stamp.read_text() == install_digest(place):
@@ -138,8 +165,21 @@ def changed_tests(place: Place, since: str) -> list[str]:
     return done.stdout.split()
 
 
+def workers() -> int:
+    """Return how many processes run tests: one more than there are cores, if the memory allows.
+
+    Tests wait for processes that they start and for locks. Meanwhile the additional one computes.
+    """
+    cores = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows tells neither
+        return cores
+    return cores + (memory >= (cores + 1) * BYTES_PER_PROCESS)
+
+
 def processes(paths: list[str]) -> list[str]:
-    """Return pytest's options for parallel work: none for a few files, else one process a core."""
+    """Return pytest's options for parallel work: none for a few files, else `workers` processes."""
     files = [file for path in paths for file in [ROOT / path, *(ROOT / path).rglob("test_*.py")]]
     few = sum(file.suffix == ".py" for file in files) <= TESTS_PER_PROCESS
     return [] if few and paths else ["-n", "auto", "--dist", "worksteal"]
@@ -157,13 +197,17 @@ def test(asked: argparse.Namespace) -> None:
             return
         print("dev.py: testing", *paths, sep="\n  ", file=sys.stderr)
     if not paths and asked.place == NEWEST:
-        check(asked)
+        # The collection compiles all modules, for all processes. The checks leave it a core.
+        with beside("python", "-m", "pytest", "--collect-only", "-qqq"):
+            check(asked)
     # One thread a process: two computing processes with two threads each stall one another.
     # MKL's last bits depend on where a matrix lies in memory, unless this setting is strict.
     # A test that hangs fails, and prints the stacks of all threads.
     limit = f"--timeout={SECONDS_PER_TEST}"
     command = ("python", "-m", "pytest", limit, *processes(paths), *paths, *asked.rest)
-    run(*command, place=asked.place, OMP_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT")
+    count = os.environ.get(WORKERS, str(workers()))
+    given = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT", WORKERS: count}
+    run(*command, place=asked.place, **given)
 
 
 def check(asked: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
         monkeypatch.setattr(
             dev, "run", lambda *parts, **_: commands.append([str(part) for part in parts])
         )
+        monkeypatch.setattr(dev, "beside", lambda *parts: nullcontext(commands.append([*parts])))
         monkeypatch.setattr(sys, "argv", ["dev.py", *arguments])
         dev.main()
         return commands
@@ -99,10 +102,47 @@ def test_a_wrong_call_is_a_clear_error(
 def test_the_whole_test_checks_first_and_runs_in_parallel(
     ran: Callable[..., list[list[str]]],
 ) -> None:
-    *checks, tests = ran("test", "--", "-k", "rome")
+    compiling, *checks, tests = ran("test", "--", "-k", "rome")
+    assert compiling == ["python", "-m", "pytest", "--collect-only", "-qqq"]
     assert [check[0] for check in checks] == ["ruff", "ruff", "mypy", "lint-imports"]
     assert tests[:6] == [*PYTEST, "-n", "auto"]
     assert tests[-2:] == ["-k", "rome"]
+
+
+@pytest.mark.parametrize(("gibibytes", "extra"), [(9, 1), (8, 0)])
+def test_one_process_more_than_cores_runs_tests_if_the_memory_allows(
+    gibibytes: int, extra: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gibibytes * 2**30 // 4096}
+    monkeypatch.setattr(dev.os, "sysconf", told.__getitem__)
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: 2)
+    assert dev.workers() == 2 + extra
+
+
+def test_the_number_of_processes_reaches_pytest_and_may_be_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    variables: list[str] = []
+    monkeypatch.setattr(dev, "run", lambda *_, **given: variables.append(given[dev.WORKERS]))
+    monkeypatch.delenv(dev.WORKERS, raising=False)
+    dev.test(dev.read(["test", "--only", "core"]))
+    monkeypatch.setenv(dev.WORKERS, "7")
+    dev.test(dev.read(["test", "--only", "core"]))
+    assert variables == [str(dev.workers()), "7"]
+
+
+def test_what_runs_beside_a_block_ends_with_it(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with dev.beside(sys.executable, "-c", f"open({str(done)!r}, 'w').close()"):
+        pass
+    assert done.exists()
+    started = time.monotonic()
+    with (
+        pytest.raises(SystemExit),
+        dev.beside(sys.executable, "-c", "import time; time.sleep(60)"),
+    ):
+        sys.exit(1)
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.parametrize("name", ["rome", "ft", "kn", "ke", "mend"])
