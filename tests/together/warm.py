@@ -4,11 +4,13 @@
 below and nothing of ours. A call is a small client: it sends its arguments, its folder, its
 variables and its three streams. The server forks. The child reads the `.pth` files and PYTHONPATH
 anew and runs `-c CODE` or `-m MODULE`, as a fresh interpreter does. The client ends with the
-child's exit code. Several calls may run at once.
+child's exit code. Several calls may run at once. At its end a child calls what is registered for
+the end, but frees no modules: with torch that alone takes half a second.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -20,11 +22,12 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -154,8 +157,26 @@ def run(kind: str, what: str, *arguments: str) -> None:
         raise ValueError(f"{kind} is neither -c nor -m")
 
 
+def end(code: int) -> NoReturn:
+    """End the process with *code* as Python does, but without freeing its modules."""
+    with suppress(OSError, ValueError):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)  # Python tells that a stream cannot be written
+
+
 if __name__ == "__main__":
     task, *rest = sys.argv[1:]
     if task == "call":
         sys.exit(call(*rest))
-    run(*serve(*rest))
+    asked = serve(*rest)
+    try:
+        run(*asked)
+    except SystemExit as left:
+        if not isinstance(left.code, int | None):
+            raise
+        end((left.code or 0) & 0xFF)
+    end(0)
