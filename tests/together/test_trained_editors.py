@@ -100,7 +100,9 @@ def test_no_editor_is_trained_on_the_way(lmedit: Run, model: Path, training: Pat
     done = lmedit("edit", "mend", *FACT, "-m", model)
     assert done.exit_code == 1
     assert "mend is not prepared for this model" in done.stderr
-    assert f"lmedit prepare mend -m {model}" in done.stderr
+    assert f"lmedit prepare mend -m {model} --corpus NAME|FILE\n" in done.stderr
+    half = lmedit("edit", "mend", *FACT, "-m", model, "--dtype", "bfloat16")
+    assert f"lmedit prepare mend -m {model} --corpus NAME|FILE --dtype bfloat16\n" in half.stderr
     assert "--corpus counterfact, zsre or a file" in lmedit("prepare", "mend", "-m", model).stderr
 
 

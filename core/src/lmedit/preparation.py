@@ -74,7 +74,7 @@ def find_prepared(
             f"{loaded.name} is not prepared for this model with these options"
             f"{others_prepared(loaded, lm, options)}; "
             f"run: lmedit prepare {loaded.name} -m {lm.name} --corpus NAME|FILE"
-            f"{_asking_flags(loaded, lm)}"
+            f"{_model_flags(loaded, lm)}"
         )
     if len(found) > 1:
         names = ", ".join(str(prepared.facts.get("corpus")) for prepared in found)
@@ -89,12 +89,13 @@ def stored_paths(loaded: LoadedMethod, lm: Lm, options: Options) -> list[Path]:
     return sorted(_folder().glob(f"{_stem(loaded, lm, options)}-*{SUFFIX}"))
 
 
-def _asking_flags(loaded: LoadedMethod, lm: Lm) -> str:
-    """The flags for a preparation of *loaded* with the chat and the joint of *lm*."""
+def _model_flags(loaded: LoadedMethod, lm: Lm) -> str:
+    """The flags for a preparation of *loaded* with the number type, chat and joint of *lm*."""
     found = asking_key(loaded, lm)
     system = f" --system {lm.chat.system!r}" if lm.chat and lm.chat.system else ""
     chat = f" --chat{system}" if "chat" in found else ""
-    return f"{chat} --join none" if "join" in found else chat
+    cast = "" if lm.asked_type == "auto" else f" --dtype {lm.asked_type}"
+    return f"{cast}{chat}{' --join none' if 'join' in found else ''}"
 
 
 def others_prepared(loaded: LoadedMethod, lm: Lm, options: Options) -> str:

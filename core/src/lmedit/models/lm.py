@@ -40,6 +40,8 @@ class Lm(Asked, Identified, Parts):
     prepared: Path | None = None
     notes: Sequence[str] = ()
     """A folder of preparations besides its own; notes for its user on how it was loaded."""
+    asked_type: str = "auto"
+    """The number type that the user asked for; auto: that of the checkpoint."""
 
     @checks_kinds
     def __init__(  # noqa: PLR0913

@@ -109,7 +109,7 @@ def load_lm(
         torch.inference_mode(mode=False),  # its tensors could not be written to
     ):
         lm = _load_lm(name, device, dtype, (chat, system), parts, download=download)
-    lm.join = join
+    lm.join, lm.asked_type = join, dtype
     return lm
 
 
