@@ -119,9 +119,10 @@ def test_methods_of_other_projects_are_offered_only_by_name(
 ) -> None:
     distribution_in(tmp_path, "stranger", "import os\nos._exit(3)\n", distribution="their-own")
     monkeypatch.syspath_prepend(tmp_path)
-    plan, told = leave_out_foreign(Plan())
-    (line,) = told
-    assert line.startswith("left out: method 'stranger' of their-own can end this process; name it")
+    plan, (line,) = leave_out_foreign(Plan())
+    assert line.startswith(
+        "left out: method 'stranger' of their-own is not of this project; name it"
+    )
     assert {"rome", "ft", "mend"} <= {each.name for each in plan.load_methods()}
     named = Plan(methods=("stranger",))
     assert leave_out_foreign(named) == (named, [])

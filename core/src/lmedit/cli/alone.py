@@ -171,7 +171,7 @@ def compare_shared(
         own = replace(own, in_context=())
         compared = _one(name, sharing, plan, own, folder, engine, first)
         found += [compared] if compared else []
-    return _join(first, found, sharing.names), folder
+    return join_compared(first, found, sharing.names), folder
 
 
 def _one(
@@ -193,7 +193,7 @@ def _one(
         own = replace(own, others=(*own.others, name))  # only the baseline of --random-layer
     for ends in range(MOST_ENDS + 1):
         try:
-            return _read(ask(compare_alone, own, measuring, folder, engine, after))
+            return read_compared(ask(compare_alone, own, measuring, folder, engine, after))
         except (BrokenPluginError, NotPreparedError) as error:
             if plan.methods:
                 raise
@@ -211,7 +211,7 @@ def _one(
             with RunStore(folder) as store:
                 store.forget_ended()
         engine, after = ALONE, Ended(why, give_up=ends + 1 == MOST_ENDS)
-    return _make_failed(name, why, first)
+    return make_failed(name, why, first)
 
 
 def compare_alone(
@@ -249,7 +249,8 @@ def _finish_comparison(
         return comparing(folder, after)
 
 
-def _read(found: dict[str, Any]) -> Compared:
+def read_compared(found: dict[str, Any]) -> Compared:
+    """The comparison in the JSON values that `compare_alone` returns."""
     from lmedit.compare.comparison import Compared, Outcome
 
     outcomes = {
@@ -259,7 +260,7 @@ def _read(found: dict[str, Any]) -> Compared:
     return Compared(found["results"], outcomes)
 
 
-def _make_failed(name: str, why: str, first: Compared) -> Compared:
+def make_failed(name: str, why: str, first: Compared) -> Compared:
     """The results of a method whose process ended again and again: every case is a failure."""
     from lmedit.compare.candidates import BASE
     from lmedit.compare.comparison import Compared
@@ -275,7 +276,7 @@ def _make_failed(name: str, why: str, first: Compared) -> Compared:
     return Compared({**first.results, "rows": [row], "curve": []}, {name: outcomes})
 
 
-def _join(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> Compared:
+def join_compared(first: Compared, others: Sequence[Compared], order: Sequence[str]) -> Compared:
     """The results of all processes as those of one, with the methods in this *order*."""
     if not others:
         return first

@@ -64,7 +64,7 @@ def find_ours() -> list[str]:
 def leave_out_foreign(plan: Plan) -> tuple[Plan, list[str]]:
     """*plan* without the methods of other projects, if it names no method; a line for each.
 
-    It is for a command that keeps the methods in its own process. None of them is imported.
+    It is for a command that offers methods, and runs them later. None of them is imported.
     """
     from lmedit.registry import entries
 
@@ -72,8 +72,8 @@ def leave_out_foreign(plan: Plan) -> tuple[Plan, list[str]]:
         return plan, []
     foreign = [each for each in entries() if each.state == "ok" and each.distribution not in OURS]
     told = [
-        f"left out: method {each.name!r} of {each.distribution} can end this process; name it in "
-        "--methods if you trust it"
+        f"left out: method {each.name!r} of {each.distribution} is not of this project; name it "
+        "in --methods if you trust it"
         for each in foreign
     ]
     return replace(plan, others=tuple(each.name for each in foreign)), told
@@ -157,7 +157,7 @@ def _ask_again(given: dict[str, Any], folder: Path) -> dict[str, Any]:
             return _ask(given, after)
         except EndedError as error:
             if not error.again or not (folder / FILE).is_file() or ends == MOST_ENDS:
-                raise _tell_end(given, error) from error
+                raise tell_end(given, error) from error
             why = f"{_culprit(given)}: {error}"
         note(f"{why}; another process goes on")
         if ends == 0:
@@ -174,7 +174,7 @@ def _ask_once(given: dict[str, Any]) -> dict[str, Any]:
     try:
         return _ask(given, None)
     except EndedError as error:
-        raise _tell_end(given, error) from error
+        raise tell_end(given, error) from error
 
 
 def _ask(given: dict[str, Any], after: Ended | None) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def _culprit(given: Mapping[str, Any]) -> str:
     return " or ".join([f"method {given['method']!r}", *observers])
 
 
-def _tell_end(given: Mapping[str, Any], error: Exception) -> BrokenPluginError:
+def tell_end(given: Mapping[str, Any], error: Exception) -> BrokenPluginError:
+    """The error of a command with the values *given* whose process ended with *error*."""
     remedy = "correct it (--no-isolate shows where), or use another"
     return BrokenPluginError(f"{_culprit(given)}: {error}; {remedy}")
 

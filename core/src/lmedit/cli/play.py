@@ -39,8 +39,8 @@ def play(
 
     The page works offline. It listens on this machine alone, unless --host names another address.
     Edits stay beside the weights, so the model never changes, and each tab has its own edits.
-    Methods of other projects run in the process of the server, so they are offered only if you name
-    them. Name those that you trust.
+    Methods of other projects are offered only if you name them. Name those that you trust. Each of
+    their acts runs in a process of its own.
     """
     from lmedit.storage.installed import load_play
 

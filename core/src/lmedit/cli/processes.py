@@ -33,11 +33,18 @@ class EndedError(Exception):
         self.again = again
 
 
-def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+def ask(
+    function: Callable[..., Any],
+    *arguments: Any,
+    hear: Callable[[Any], object] = note,
+    check: Callable[[], object] = lambda: None,
+) -> Any:
     """Call *function* in a process of its own, and return its answer, which is a JSON value.
 
-    Raises the `LmeditError` that the function raised, and `EndedError` if the process ends without
-    an answer or another exception ends it.
+    *hear* gets what the function tells with `tell_asker`. *check* is called several times in a
+    second; if it raises an exception, the process is ended. Raises the `LmeditError` that the
+    function raised, and `EndedError` if the process ends without an answer or another exception
+    ends it.
     """
     made = _processes()
     here, there = made.Pipe(duplex=False)
@@ -46,7 +53,7 @@ def ask(function: Callable[..., Any], *arguments: Any) -> Any:
     process.start()
     there.close()
     try:
-        kind, value = _last_word(here, process)
+        kind, value = _last_word(here, process, hear, check)
         process.join(SECONDS_TO_LEAVE)
     except (EOFError, OSError) as error:
         process.join(POLL_SECONDS)
@@ -74,16 +81,22 @@ def _processes() -> Any:
     return made
 
 
-def _last_word(here: Connection, process: BaseProcess) -> tuple[str, Any]:
-    """What *process* sends at its end; its notes before are printed."""
+def _last_word(
+    here: Connection,
+    process: BaseProcess,
+    hear: Callable[[Any], object],
+    check: Callable[[], object],
+) -> tuple[str, Any]:
+    """What *process* sends at its end; *hear* gets its notes before."""
     while True:
         while not here.poll(POLL_SECONDS):
+            check()
             if not process.is_alive() and not here.poll():
                 raise EndedError(_how(process.exitcode))
         kind, value = parse_json(here.recv_bytes(), nan_is_none=True)
         if kind != "note":
             return kind, value
-        note(value)
+        hear(value)
 
 
 def _how(code: int | None) -> str:
@@ -100,9 +113,9 @@ def is_asked() -> bool:
     return bool(_line)
 
 
-def tell_asker(text: str) -> None:
-    """Let the process that asked print the note *text*."""
-    _line[0].send_bytes(dump_json(["note", text]).encode())
+def tell_asker(told: Any) -> None:
+    """Tell the process that asked *told*: a note, which is printed, or what its `hear` takes."""
+    _line[0].send_bytes(dump_json(["note", told]).encode())
 
 
 def _answer(

@@ -57,6 +57,8 @@ def _of_fact(studio: Studio, given: Mapping[str, Any]) -> list[Piece]:
 
 def _ready(studio: Studio, name: str, check: Callable[[], object]) -> None:
     """Load the preparation of the method *name*, or make it if that takes seconds."""
+    if name in studio.alone:
+        return
     loaded = studio.method(name)
     options = studio.setup.options(loaded)
     if not studio.is_ready(loaded, options):

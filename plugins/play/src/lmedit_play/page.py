@@ -21,7 +21,7 @@ PAGE = Path(__file__).parent / "static" / "page.html"
 def page_of(studio: Studio) -> str:
     """The HTML of the page."""
     lm = studio.lm
-    methods = [each.name for each in studio.setup.methods]
+    methods = studio.names
     first = DEFAULT if DEFAULT in methods else next(iter(methods), "")
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         version=escape(__version__),

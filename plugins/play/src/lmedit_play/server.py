@@ -17,8 +17,10 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from lmedit.actions.compare import Measuring
+from lmedit.cli.alone import share
 from lmedit.errors import LmeditError, RequestError, UsageError
-from lmedit.plan import set_up
+from lmedit.plan import set_up, silent
 from lmedit_play import studio as acts
 from lmedit_play.access import SESSION, Guard
 from lmedit_play.ahead import pieces_ahead
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request as Asked
 
-    from lmedit.plan import Plan
+    from lmedit.plan import Plan, Tell
     from lmedit_play.access import Access
     from lmedit_play.sessions import Session
 
@@ -188,6 +190,15 @@ def open_port(access: Access) -> socket.socket:
     return found
 
 
+def studio_of(plan: Plan, tell: Tell = silent, left_out: Sequence[str] = ()) -> Studio:
+    """Load the model and our methods of *plan*; foreign ones get processes. See `serve`."""
+    sharing = share(plan, Measuring(), isolate=None)
+    alone = [name for name in sharing.alone if name not in plan.others]
+    plans = {name: sharing.of(name, plan) for name in alone}
+    mine = replace(sharing.together(plan), others=(*plan.others, *alone))
+    return Studio(set_up(mine, tell, probing=True), left_out, plans)
+
+
 def serve(
     plan: Plan,
     access: Access,
@@ -214,7 +225,7 @@ def serve(
 
         for line in left_out:
             hear(line)
-        server = Server(Studio(set_up(plan, hear, probing=True), missing), access)
+        server = Server(studio_of(plan, hear, missing), access)
         listening.listen()  # who opens the address at once waits for the first answer
         tell(f"the playground is at {access.address} (Ctrl-C ends it)")
         if opens:

@@ -39,6 +39,8 @@ class KeptEdit:
     result: Mapping[str, Any] | None = None
     typed: Mapping[str, str] = field(default_factory=dict)
     """The options of the method as the user typed them."""
+    files: Sequence[str] = ()
+    """The plugin file of the method, if it came from one."""
     on: bool = True
 
     @property

@@ -20,24 +20,26 @@ from lmedit.errors import CasesError, RequestError, UnknownNameError
 from lmedit.models import worlds
 from lmedit.preparation import prepared_path, shipped_prepared
 from lmedit_play import pieces
+from lmedit_play.foreign import act_alone, ask_alone, edit_alone
 from lmedit_play.forms import form_of
 from lmedit_play.looking import Base, look_at_both
 from lmedit_play.sessions import KeptEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lmedit import Lm, Request
     from lmedit.options import Options
     from lmedit.pipeline import Editor
-    from lmedit.plan import Setup
+    from lmedit.plan import Plan, Setup
     from lmedit.registry import LoadedMethod
     from lmedit_play.ahead import Silent
+    from lmedit_play.foreign import Asker
     from lmedit_play.sessions import Session
     from lmedit_play.work import Job
 
-    Listener = Job | Silent
+    Listener = Job | Silent | Asker
     Given = Mapping[str, Any]
     Found = dict[str, Any]
 
@@ -54,14 +56,18 @@ class Studio:
     """A loaded model with its methods, and what all tabs read of the unedited model."""
 
     setup: Setup
-    left_out: list[str] = field(default_factory=list)
+    left_out: Sequence[str] = ()
     """Why some methods are missing, a line each."""
+    alone: Mapping[str, Plan] = field(default_factory=dict)
+    """The methods whose acts run in a process of their own, with the plan of each."""
 
     def __post_init__(self) -> None:
         self.model = with_ledger(self.lm, self.setup.plan.model)
         self.base = self.lm.digest
         self.answers = Base(self.lm)
         self._editors: OrderedDict[str, Editor] = OrderedDict()
+        self.forms: dict[str, Found] = {}
+        """The forms of the methods in `alone`."""
 
     @property
     def lm(self) -> Lm:
@@ -72,12 +78,24 @@ class Studio:
         """Measure what every edit compares with: it takes seconds, so do it while nobody asks."""
         self.answers.held  # noqa: B018  (the first use computes it)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all methods that the page offers."""
+        return [*(each.name for each in self.setup.methods), *self.alone]
+
     def method(self, name: str) -> LoadedMethod:
-        """The method *name*. Raises `UnknownNameError`."""
-        by_name = {each.name: each for each in self.setup.methods}
-        if name not in by_name:
-            raise UnknownNameError("method", name, by_name)
-        return by_name[name]
+        """The method *name*, which is not alone. Raises `UnknownNameError`."""
+        for each in self.setup.methods:
+            if each.name == name:
+                return each
+        raise UnknownNameError("method", name, self.names)
+
+    def given(self, name: str) -> dict[str, Any]:
+        """The options of the method *name* that the plan gives to an edit."""
+        loaded = self.method(name)
+        probes = loaded.method.options.probes  # those of the trace, which an edit refuses
+        found = self.setup.given_options(loaded)
+        return {key: value for key, value in found.items() if key not in probes}
 
     def is_ready(self, loaded: LoadedMethod, options: Options) -> bool:
         """Whether the method has its preparation: stored, with the model, or it needs none."""
@@ -142,8 +160,13 @@ def fact(studio: Studio, session: Session, given: Given, job: Job) -> Found:
 
 def options(studio: Studio, session: Session, given: Given, job: Job) -> Found:
     """The form of a method's options, with the values that count for this model."""
-    del session, job
-    loaded, typed = studio.method(str(given.get("method"))), options_of(given)
+    del session
+    name, typed = str(given.get("method")), options_of(given)
+    if name in studio.alone:
+        if name not in studio.forms:
+            studio.forms[name] = ask_alone(studio, name, act_alone, job, "options", dict(given))
+        return studio.forms[name]
+    loaded = studio.method(name)
     chosen = studio.setup.options(loaded)
     return {"html": {"options": form_of(loaded, chosen, typed)}}
 
@@ -152,16 +175,20 @@ def edit(studio: Studio, session: Session, given: Given, job: Job) -> Found:
     """Edit the fact as `lmedit edit` does, and keep the edit in the session's stack."""
     typed, name = options_of(given), str(given.get("method"))
     request = studio.request(given, job)
-    editor = studio.editor(name, typed, job)
-    patch = session.place(f"{name}.safetensors")
-    looking, force = studio.answers.looking(request), bool(given.get("force"))
-    result = edit_one(editor, request, patch, force=force, looking=looking)
+    patch, files = session.place(f"{name}.safetensors"), []
+    if name in studio.alone:
+        found = ask_alone(studio, name, edit_alone, job, dict(given), typed, str(patch))
+        result, files, typed = found["result"], found["files"], {**found["given"], **typed}
+    else:
+        editor = studio.editor(name, typed, job)
+        looking, force = studio.answers.looking(request), bool(given.get("force"))
+        result = edit_one(editor, request, patch, force=force, looking=looking)
     session.request = request
     lines = edit_text(result).splitlines()
     if result["patch"] is None:
         told = f"{result['refused']}; it is not kept. Tick \u201ckeep it anyway\u201d to force it"
         return {"html": {"verdict": _verdict(lines)}, "refused": told}
-    kept = _read(studio, patch, result, typed)
+    kept = replace(_read(studio, patch, result, typed), files=files)
     session.keep(kept)
     health = {name: result["after"][name] for name in ("perplexity", "KL")}
     if None not in health.values():

@@ -14,7 +14,6 @@ from lmedit.edits.ledger import SHORT, applied
 from lmedit.edits.recipes import read_recipe
 from lmedit.errors import RequestError
 from lmedit.options import parts_of
-from lmedit.registry import entries
 from lmedit_play import pieces
 
 if TYPE_CHECKING:
@@ -141,8 +140,7 @@ def shell(studio: Studio, edits: Sequence[KeptEdit], form: str, rank: str) -> st
         for key, value in options.items():
             flags += ["-o", key, value if isinstance(value, str) else json.dumps(value)]
         force = " --force" if each.facts.get("forced") else ""
-        own = any(entry.name == method for entry in entries())
-        files = [] if own else [part for file in plan.plugins for part in ("--plugin", str(file))]
+        files = [part for file in each.files for part in ("--plugin", file)]
         words = shlex.join([*flags, *_asking(plan), *files])
         told.append(f"lmedit edit {method} {model} {words}{force} -O {names[-1]}")
     kinds = {"adapter": "--format peft -O adapter", "gguf-lora": "--format gguf-lora -O edit.gguf"}
@@ -160,12 +158,9 @@ SAID = {"--subject": "subject", "--target": "target_new", "--target-true": "targ
 
 def _options(studio: Studio, each: KeptEdit) -> dict[str, Any]:
     """The options of the edit *each* that the user gave: to `lmedit play`, then on the page."""
-    setup = studio.setup
-    loaded = studio.method(each.facts["method"])
-    probes = loaded.method.options.probes  # those of the trace, which an edit refuses
-    given = {k: v for k, v in setup.given_options(loaded).items() if k not in probes}
-    seed = {} if setup.plan.seed is None else {"seed": setup.plan.seed}
-    return {**seed, **given, **each.typed}
+    name, seed = each.facts["method"], studio.setup.plan.seed
+    given = {} if name in studio.alone else studio.given(name)  # else they are in `typed`
+    return {**({} if seed is None else {"seed": seed}), **given, **each.typed}
 
 
 def _asking(plan: Plan) -> list[str]:
@@ -186,13 +181,13 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     asked = {name: value for name, value in how.items() if value != usual[name]}
     if parts := parts_of(plan.options):
         asked["parts"] = parts
-    told = ["import lmedit", "", f"lm = lmedit.load_lm({plan.model!r}{_as_arguments(asked)})"]
+    told = ["from pathlib import Path", ""] if any(each.files for each in edits) else []
+    told += ["import lmedit", "", f"lm = lmedit.load_lm({plan.model!r}{_as_arguments(asked)})"]
     told.append("updates = []")
     for each in edits:
         method = each.facts["method"]
-        told.append(
-            f"editor = lmedit.editor({method!r}, lm{_as_arguments(_options(studio, each))})"
-        )
+        options = _as_arguments(_options(studio, each))
+        told += [f"editor = lmedit.editor({_named(method, each.files)}, lm{options})"]
         wanted = ("prompt", "subject", "target_new", "target_true")
         values = ", ".join(f"{k}={each.request[k]!r}" for k in wanted if each.request.get(k))
         told.append(f"updates.append(editor.compute(lmedit.Request({values})))")
@@ -203,6 +198,11 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
         f"    print(lm.decode([int(lm.next_probabilities({text!r}).argmax())]))",
     ]
     return "\n".join(told)
+
+
+def _named(method: str, files: Sequence[str]) -> str:
+    """What `lmedit.editor` takes as the method."""
+    return f"Path({files[0]!r})" if files else repr(method)
 
 
 def _as_arguments(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from lmedit.charts import Heat
 from lmedit.errors import RequestError
 from lmedit.storage.steps import watched
 from lmedit_play import pieces
+from lmedit_play.foreign import act_alone, ask_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,11 @@ TRACER = "rome"
 
 def where(studio: Studio, session: Session, given: Mapping[str, Any], job: Job) -> dict[str, Any]:
     """Locate and trace the fact; rows of the heat maps are shown as soon as they are known."""
-    if TRACER not in {each.name for each in studio.setup.methods}:
+    if TRACER in studio.alone:
+        found: dict[str, Any] = ask_alone(studio, TRACER, act_alone, job, "where", dict(given))
+        session.html |= found["html"]
+        return found
+    if TRACER not in studio.names:
         raise RequestError(f"the trace is that of {TRACER}; pip install lmedit-{TRACER}")
     request = studio.request(given, job)
     session.request = request

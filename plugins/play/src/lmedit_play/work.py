@@ -63,8 +63,8 @@ class Job:
     def run(self) -> None:
         """Compute in the present thread, and send the result or the reason why there is none."""
         try:
-            with watched(self.see), stoppable(self._lm, self._check):
-                self._check()
+            with watched(self.see), stoppable(self._lm, self.check):
+                self.check()
                 self.tell(done=self._act(self))
         except WorkStopped:
             self.tell(stopped=self._lm.weights_digest() == self._lm.digest)
@@ -87,7 +87,7 @@ class Job:
 
     def see(self, step: Step, html: Mapping[str, str] | None = None) -> None:
         """Send *step* with pieces of the page, or end the act if it is to stop."""
-        self._check()
+        self.check()
         if step.loss is not None:
             self._losses.append(step.loss)
         now = time.monotonic()
@@ -97,7 +97,8 @@ class Job:
         told = {"work": step.work, "done": step.done, "total": step.total, "losses": losses}
         self.tell(step=told, html=dict(html or {}))
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `WorkStopped` if the act is to end."""
         if self._stop.is_set():
             raise WorkStopped
 
