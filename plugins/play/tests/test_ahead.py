@@ -11,9 +11,10 @@ import pytest
 from lmedit.errors import RequestError
 from lmedit.plan import Plan, Setup
 from lmedit.registry import load
-from lmedit.storage.steps import WorkStopped
+from lmedit.stats import SelfWritten, self_written
+from lmedit.storage.steps import Step, WorkStopped, watched
 from lmedit.tiny import tiny_lm
-from lmedit_play import ahead
+from lmedit_play import ahead, work
 from lmedit_play.ahead import pieces_ahead
 from lmedit_play.sessions import Session
 from lmedit_play.studio import Studio, edit
@@ -144,3 +145,38 @@ def test_a_job_comes_before_what_is_computed_ahead(lm: Lm) -> None:
     first, *others = [each for each in done if each != "dropped"]
     assert first == "job"
     assert sorted(others) == ["last", "long"]
+
+
+def test_silent_work_tells_that_it_goes_on(lm: Lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "ALIVE", 0.01)
+    end = threading.Event()
+
+    def act(_: Job) -> dict[str, str]:
+        assert end.wait(10)
+        return {}
+
+    async def play() -> list[dict[str, Any]]:
+        worker, job, found = Worker(lambda: None), Job(act, lm), []
+        worker.start(job)
+        async for event in job.events():
+            found.append(event)
+            if len(found) == 2:
+                end.set()
+        worker.close()
+        return found
+
+    *silent, last = asyncio.run(play())
+    assert silent[:2] == [{"alive": 0}] * 2
+    assert last == {"done": {}}
+
+
+def test_the_model_tells_how_far_its_own_text_is(lm: Lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_written, "TOKENS", 3)
+    monkeypatch.setattr(self_written, "BATCH", 2)
+    seen: list[Step] = []
+    with watched(seen.append):
+        assert len(SelfWritten(lm)._write(1)) == 2
+    told = "the model writes text 3 to 4, tokens"
+    assert [(step.work, step.done, step.total) for step in seen] == [
+        (told, n, 3) for n in (1, 2, 3)
+    ]

@@ -11,7 +11,7 @@ from lmedit.replay.kv_cache import give_room
 from lmedit.replay.ways import ways_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -25,17 +25,19 @@ def sample_rows(
     new_tokens: int,
     random: torch.Generator,
     top_k: int | None = None,
+    tell: Callable[[int], object] = lambda _: None,
 ) -> list[list[int]]:
     """Continue *rows* of token ids, all of one length, by *new_tokens* tokens each.
 
     Each token is drawn from the *top_k* most probable ones (None: from all) at temperature 1.
     End-of-text does not stop a row. *random* decides every draw: the same generator state, rows
-    and model give the same tokens. Another number of rows gives other tokens.
+    and model give the same tokens. Another number of rows gives other tokens. *tell* gets the
+    number of tokens of each row so far.
     """
     found = [list(row) for row in rows]
     new = torch.tensor(found, device=lm.device)
     cache, cached = None, ways_of(lm).cached
-    for _ in range(new_tokens):
+    for number in range(new_tokens):
         if cached:
             out = lm.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
             if cache is None:
@@ -47,6 +49,7 @@ def sample_rows(
         for row, token in zip(found, drawn.tolist(), strict=True):
             row.append(token)
         new = drawn[:, None].to(lm.device)
+        tell(number + 1)
     return found
 
 

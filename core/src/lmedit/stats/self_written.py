@@ -19,6 +19,7 @@ from lmedit.replay.sampling import sample_rows, start_token
 from lmedit.stats.counting import Counting
 from lmedit.storage.cache import cache_folder, key_of
 from lmedit.storage.json_files import read_json, write_json
+from lmedit.storage.steps import tell_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,9 +96,12 @@ class SelfWritten:
 
     def _write(self, number: int) -> list[str]:
         random = torch.Generator().manual_seed(int(key_of(seed=self.seed, batch=number)[:15], 16))
-        start = [start_token(self.lm)]
+        start, most = [start_token(self.lm)], self._tokens()
+        work = f"the model writes text {BATCH * number + 1} to {BATCH * (number + 1)}, tokens"
         with products(self.lm, faster_type(self.lm.device), head=True):
-            rows = sample_rows(self.lm, [start] * BATCH, self._tokens(), random)
+            rows = sample_rows(
+                self.lm, [start] * BATCH, most, random, tell=lambda n: tell_step(work, n, most)
+            )
         decode = self.lm.tokenizer.decode
         return [str(decode(row[1:], skip_special_tokens=True)) for row in rows]
 

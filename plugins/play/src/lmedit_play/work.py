@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     """Work that nobody waits for. It gets a function that raises `WorkStopped` if it must end."""
 
 
+ALIVE = 5.0
+"""The most seconds without an event."""
 PAUSE = 0.05
 """The least seconds between two steps that the page is told of; the losses of all are told."""
 
@@ -40,7 +42,7 @@ class Job:
         """
         self._shorten = shorten
         self._losses: list[float] = []
-        self._told = 0.0
+        self._told, self._began = 0.0, time.monotonic()
         self.id = secrets.token_hex(8)
         self._act, self._lm = act, lm
         self._loop = asyncio.get_running_loop()
@@ -75,10 +77,17 @@ class Job:
             self.tell(error=f"a bug of lmedit: {type(error).__name__}: {error}")
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, until the last one. If nobody listens any more, the job ends."""
+        """The events, until the last one. If nobody listens any more, the job ends.
+
+        In silent work, `alive` tells the seconds since the start of the job: so neither a browser
+        nor a proxy closes the connection, and the page shows that the work goes on.
+        """
         try:
             while True:
-                event = await self._events.get()
+                try:
+                    event = await asyncio.wait_for(self._events.get(), ALIVE)
+                except TimeoutError:
+                    event = {"alive": round(time.monotonic() - self._began)}
                 yield event
                 if event.keys() & {"done", "error", "stopped"}:
                     return

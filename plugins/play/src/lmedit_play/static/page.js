@@ -84,6 +84,7 @@ async function run(path, body, name) {
 }
 function hear(event) {
   if (event.job) { job = event.job; if (event.before) say(`${what}: ${event.before} other job(s) first`); return null; }
+  if ('alive' in event) { say(`${at('status').value.replace(/ \(\d+ s\)$/, '')} (${event.alive} s)`); return null; }
   if (event.step) { show(event.step, event.html); return null; }
   if (event.note) { const li = document.createElement('li'); li.textContent = event.note; at('notes').append(li); return null; }
   if (event.error) { at('error').textContent = `Error: ${event.error}`; say('ready'); return { ok: false }; }
