@@ -93,7 +93,7 @@ def edit_alone(plan: Plan, given: Given, typed: Mapping[str, str], patch: str) -
         request = studio.request(given, asker)
         result = edit_one(editor, request, Path(patch), force=bool(given.get("force")))
     files = [str(file) for file in plan.plugins if file.name == editor.loaded.distribution]
-    return {"result": result, "given": studio.given(name), "files": files}
+    return {"result": result, "given": studio.options_given(name), "files": files}
 
 
 def compare_alone(plan: Plan, given: Given, folder: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Studio:
                 return each
         raise UnknownNameError("method", name, self.names)
 
-    def given(self, name: str) -> dict[str, Any]:
+    def options_given(self, name: str) -> dict[str, Any]:
         """The options of the method *name* that the plan gives to an edit."""
         loaded = self.method(name)
         probes = loaded.method.options.probes  # those of the trace, which an edit refuses

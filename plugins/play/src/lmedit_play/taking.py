@@ -159,7 +159,7 @@ SAID = {"--subject": "subject", "--target": "target_new", "--target-true": "targ
 def _options(studio: Studio, each: KeptEdit) -> dict[str, Any]:
     """The options of the edit *each* that the user gave: to `lmedit play`, then on the page."""
     name, seed = each.facts["method"], studio.setup.plan.seed
-    given = {} if name in studio.alone else studio.given(name)  # else they are in `typed`
+    given = {} if name in studio.alone else studio.options_given(name)  # else they are in `typed`
     return {**({} if seed is None else {"seed": seed}), **given, **each.typed}
 
 
@@ -187,7 +187,7 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     for each in edits:
         method = each.facts["method"]
         options = _as_arguments(_options(studio, each))
-        told += [f"editor = lmedit.editor({_named(method, each.files)}, lm{options})"]
+        told += [f"editor = lmedit.editor({_name_method(method, each.files)}, lm{options})"]
         wanted = ("prompt", "subject", "target_new", "target_true")
         values = ", ".join(f"{k}={each.request[k]!r}" for k in wanted if each.request.get(k))
         told.append(f"updates.append(editor.compute(lmedit.Request({values})))")
@@ -200,7 +200,7 @@ def python(studio: Studio, edits: Sequence[KeptEdit]) -> str:
     return "\n".join(told)
 
 
-def _named(method: str, files: Sequence[str]) -> str:
+def _name_method(method: str, files: Sequence[str]) -> str:
     """What `lmedit.editor` takes as the method."""
     return f"Path({files[0]!r})" if files else repr(method)
 
