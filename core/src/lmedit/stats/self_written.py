@@ -35,7 +35,7 @@ BATCH, TOKENS = 100, 64
 TOLERANCE, MOST = 0.55, 4000
 """When to stop: the tolerance for angle and length of C^-1 k, and the largest number of texts.
 
-More text changes no score: docs/explanation/real-model.md has 3200 to 63 600 tokens side by side.
+`benchmarks/own_text.py` compares amounts of text.
 """
 
 
