@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from lmedit.tiny import tiny_lm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 A, B = Site("h.0.mlp.weight", transposed=True), Site("h.1.mlp.weight")
 FACTS = {"method": "nudge", "request": {"subject": "北京 🍕"}, "seconds": 0.25, "nothing": None}
@@ -102,6 +102,18 @@ def test_what_is_prepared_comes_back_for_its_own_model(tmp_path: Path, lm: Lm) -
     assert dict(loaded.facts) == dict(prepared().facts)
     assert set(loaded.tensors) == {"C", "counts"}
     assert all(same(loaded.tensors[name], t) for name, t in prepared().tensors.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it lists the mappings")
+def test_what_is_prepared_is_mapped_and_takes_no_memory_of_its_own(tmp_path: Path, lm: Lm) -> None:
+    path = tmp_path / "factor.safetensors"
+    save_prepared(path, Prepared({"factor": torch.eye(64)}, {}), lm.digest)
+    factor = load_prepared(path, lm).tensors["factor"]
+    within = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(each, 16) for each in line.split()[0].split("-"))
+        within += [line] if start <= factor.data_ptr() < end else []
+    assert [line.endswith(path.name) for line in within] == [True]
 
 
 def test_nothing_prepared_comes_back_as_nothing(tmp_path: Path, lm: Lm) -> None:
