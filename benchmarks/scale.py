@@ -304,10 +304,10 @@ def store_table() -> str:
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "scale.md"
 
 
-def put_into_page() -> None:
-    """Write the tables into the page of the docs."""
+def put_into_page(parts: Mapping[str, str]) -> None:
+    """Write the tables of each part into the page of the docs."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, tables in (("scale", page()), ("store", store_table())):
+    for name, tables in parts.items():
         head, _, rest = text.partition(f"<!-- {name} -->\n")
         _, end, rest = rest.partition(f"<!-- /{name} -->")
         text = f"{head}<!-- {name} -->\n{tables}\n{end}{rest}"
@@ -315,5 +315,5 @@ def put_into_page() -> None:
 
 
 if __name__ == "__main__":
-    put_into_page()
+    put_into_page({"scale": page(), "store": store_table()})
     print(page())

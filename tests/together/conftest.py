@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from demo_cache import demo_is_prepared, demo_statistics
+from pickled import on_ray
 from small_world import record, save_model
 
 from lmedit.cli import main
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["demo_is_prepared", "demo_statistics"]
+__all__ = ["demo_is_prepared", "demo_statistics", "on_ray"]
 
 
 @pytest.fixture(autouse=True)

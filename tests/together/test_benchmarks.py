@@ -16,6 +16,7 @@ from small_world import record
 from lmedit import Editor, Prepared, build_options, load
 from lmedit.cases import load_cases
 from lmedit.compare.store import RunStore, read_results
+from lmedit.executors.engine import Engine
 from lmedit.replay.unmerged import States
 from lmedit.tiny import byte_tokenizer, tiny_family, tiny_lm
 
@@ -154,3 +155,28 @@ def test_the_driver_stores_the_results_of_many_workers(
     rows = read_results(tmp_path / "run")
     assert {row.payload for row in rows} == {driver_store.payload_of(900)}
     assert {row.key for row in rows} == {task.key for task in driver_store.tasks_of(2000)}
+
+
+def test_executors_do_the_same_cases_and_the_page_has_the_figures(
+    script: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here without other processes; the script itself starts them."""
+    executors = script("executors")  # type: ignore[operator]
+    work = executors.Work("ft", 2, 1)
+    threads = torch.get_num_threads()
+    row = executors.measure(Engine("local"), work)
+    assert torch.get_num_threads() == threads
+    assert row["same_to_the_last_digit"]
+    assert min(row["load_seconds"], row["method_seconds_per_case"], row["times_local"]) > 0
+    parts = row["method_seconds_per_case"] + row["executor_seconds_per_case"]
+    assert parts == pytest.approx(row["seconds_per_case"])
+    assert row["start_of_executor"] == 0
+    written = json.loads((FOLDER / "results" / "executors.json").read_text(encoding="utf-8"))
+    text = (FOLDER.parent / "docs" / "explanation" / "scale.md").read_text(encoding="utf-8")
+    assert f"<!-- executors -->\n{executors.page(written)}\n<!-- /executors -->" in text
+    assert executors.growth(written["rows"]) == written["growth"]
+    assert {name for name, *_ in executors.CHOICES} == {r["executor"] for r in written["rows"]}
+    assert not executors.agree({"a": [1.0]}, {"a": [1.1]})
+    monkeypatch.setattr(executors, "time_rounds", lambda *_: ([1.0], [1.0], False, False))
+    with pytest.raises(SystemExit, match="has other results"):
+        executors.measure(Engine("local"), work)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from small_world import record
 
 from lmedit import LowRank, Update, load_lm, save_patch
 from lmedit.actions.abilities import AbilityStates, load_states, measure_abilities
@@ -128,6 +129,41 @@ def test_a_worker_elsewhere_writes_no_preparation_and_hands_back_statistics(
     assert len(json.loads(lmedit("stats", "list", "--json").stdout)) == 1
 
 
+def test_several_methods_are_prepared_on_ray_as_here(
+    lmedit: Run,
+    model: Path,
+    text: Path,
+    on_ray: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Statistics of two layers and the training of an editor, each a task; none without need."""
+    training = tmp_path / "training.json"
+    training.write_text(json.dumps([record(n, f"The tower {n}") for n in range(20)]))
+    methods = ("rome", "mend", "ft")
+    small = ("-o", "mend.steps", 2, "-o", "mend.batch", 2, "-o", "rome.tolerance", "null")
+    corpora = ("--corpus", f"rome={text}", "--corpus", f"mend={training}")
+    call = ("prepare", *methods, "-m", model, *corpora, *small, "--layers", "0,1", "--json")
+    made = {}
+    for name, flags in (("here", ()), ("ray", ("--executor", "ray"))):
+        monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / name))
+        done = lmedit(*call, *flags)
+        assert done.exit_code == 0, done.stderr
+        assert "ft needs no preparation" in done.stderr
+        found = [each for each in json.loads(done.stdout) if each["facts"]]
+        made[name] = [(each["method"], _tensors_in(Path(each["path"]))) for each in found]
+    assert [method for method, _ in made["ray"]] == ["rome", "rome", "mend"]
+    assert made["ray"] == made["here"]
+    assert len(on_ray) in {1, 3}
+    assert lmedit(*call, "--executor", "ray").exit_code == 0
+    assert len(on_ray) in {1, 3}, "they are stored"
+
+
+def _tensors_in(path: Path) -> dict[str, bytes]:
+    tensors, _ = load_tensors(path, PREPARED)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
 def test_an_error_of_a_worker_and_wrong_use_are_one_line(
     lmedit: Run, model: Path, text: Path
 ) -> None:
@@ -138,6 +174,9 @@ def test_an_error_of_a_worker_and_wrong_use_are_one_line(
     done = lmedit("prepare", "rome", "-m", model, "--corpus", text, "--workers", "2")
     assert done.exit_code == 2
     assert "--workers divides --layers" in done.stderr
+    many = ("prepare", "rome", "memit", "-m", model, "--corpus", text)
+    assert "--plot draws the training of one method" in lmedit(*many, "--plot", "a.svg").stderr
+    assert "no option 'limit'" in lmedit(*many, "--limit", "2").stderr
 
 
 @pytest.fixture
@@ -177,7 +216,12 @@ def patches(model: Path) -> tuple[Path, ...]:
 
 
 def test_abilities_of_several_workers_are_those_of_one(
-    lmedit: Run, model: Path, tasks: Path, patches: tuple[Path, ...], driver: list[str]
+    lmedit: Run,
+    model: Path,
+    tasks: Path,
+    patches: tuple[Path, ...],
+    driver: list[str],
+    on_ray: list[str],
 ) -> None:
     pytest.importorskip("lm_eval", reason="pip install 'lmedit[abilities]'")
     call = ("abilities", *patches, "-m", model, "--tasks", "one,two", "--include-path", tasks)
@@ -191,6 +235,9 @@ def test_abilities_of_several_workers_are_those_of_one(
     several = lmedit(*call, "--json", "--workers", 2)
     assert several.stdout == alone.stdout, several.stderr
     assert 1 <= len(driver) < 4
+    through_ray = lmedit(*call, "--json", "--executor", "ray")
+    assert through_ray.stdout == alone.stdout, through_ray.stderr
+    assert len(on_ray) in {1, 4}
 
 
 def test_a_worker_with_other_documents_is_an_error(

@@ -177,11 +177,16 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_other_methods(
     assert set(json.loads(Path("all.json").read_text(encoding="utf-8"))) == {"schema", "ft", "ft-l"}
 
 
-def test_two_processes_share_a_sweep(lmedit: Run, model: Path, cases: Path) -> None:
+def test_two_processes_or_ray_share_a_sweep(
+    lmedit: Run, model: Path, cases: Path, on_ray: list[str]
+) -> None:
     flags = ["-o", "steps", "2", "-o", "learning_rate", "0.01"]
     alone = swept(lmedit, "ft", model, cases, *flags)
     shared = swept(lmedit, "ft", model, cases, *flags, "--run", "other", "--workers", "2")
     assert shared == alone
+    through_ray = ("--run", "ray", "--executor", "ray")
+    assert swept(lmedit, "ft", model, cases, *flags, *through_ray) == alone
+    assert on_ray
 
 
 @pytest.mark.parametrize(

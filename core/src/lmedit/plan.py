@@ -280,7 +280,10 @@ def check_plan(
     methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
     given = options_by_method(plan, methods)
-    several = [{each.name: {**given[each.name], **extra} for each in methods} for extra in more]
+    several = [
+        {each.name: {**given[each.name], **fitting(methods, each, extra)} for each in methods}
+        for extra in more
+    ]
     chosen = check_options(methods, several, plan.seed, probing=probing)
     check_blocks(chosen, plan.model, plan.outline)
     corpora = name_corpora(plan.own_corpora, methods)
@@ -288,6 +291,15 @@ def check_plan(
     if plan.corpora and not corpora and not plan.others:
         tell(f"--corpus is not used: {', '.join(m.name for m in methods)} needs no preparation")
     return methods
+
+
+def fitting(
+    methods: Sequence[LoadedMethod], loaded: LoadedMethod, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those options of *extra* that *loaded* takes, and those that none of *methods* takes."""
+    taken = {name for each in methods for name in each.method.options.model_fields}
+    mine = loaded.method.options.model_fields
+    return {name: value for name, value in extra.items() if name in mine or name not in taken}
 
 
 def editor_for(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import recorded
 
 from lmedit.compare.driver import Hands
 from lmedit.compare.store import FILE, read_results
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
     from lmedit.executors import Group, Reply
 
+WHOLE = "LMEDIT_RAY_KILLS" in os.environ
+"""Whether the unabridged tests run: actors then load the model, and do not replay results."""
 KILLS = int(os.environ.get("LMEDIT_RAY_KILLS", "2"))
 """The unabridged tests have ten: LMEDIT_RAY_KILLS=10. Then five drivers are killed."""
 VICTIMS: tuple[str, ...] = ("driver", "raylet")
-if KILLS >= 10:
+if WHOLE:
     VICTIMS = (*["driver"] * (KILLS // 2), "raylet", "gcs_server")
 """Who is killed, one after the other, in the same run."""
 KINDS = tuple(f"push-{number}" for number in range((len(VICTIMS) + 1) // 2))
@@ -110,6 +113,9 @@ def begun_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A driver with a cluster of its own, which stored a result; afterwards no process is left."""
     before, kept = processes_of_ray(), count_results(folder / "run")
     command = [sys.executable, "-c", DRIVER, str(folder), str(CASES), *KINDS]
+    if not WHOLE:
+        run, told = folder / "run", folder / "plain.json"
+        command = [sys.executable, recorded.__file__, str(told), str(run), "0.05"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as driver:
         try:
             wait_until(lambda: count_results(folder / "run") > kept or driver.poll() is not None)
@@ -124,6 +130,7 @@ def test_who_is_killed_leaves_no_process_and_the_run_continues(tmp_path: Path) -
     """If the raylet or the server of Ray is killed, the driver ends with one line."""
     given = (begin_trial(tmp_path), KINDS, CASES, os.getpid(), 0.0)
     plain = TrialRun(*given).compare("plain")
+    recorded.record(tmp_path / "plain", tmp_path / "plain.json")
     kept: dict[str, str] = {}
     for victim in VICTIMS:
         with begun_driver(tmp_path) as driver:
@@ -183,7 +190,7 @@ class NodeKilling:
         self.pool.run(groups, take_and_kill)
 
 
-@pytest.mark.skipif(KILLS < 10, reason="three raylets; unabridged: LMEDIT_RAY_KILLS=10")
+@pytest.mark.skipif(not WHOLE, reason="three raylets; unabridged: LMEDIT_RAY_KILLS=10")
 def test_another_node_takes_over_the_work_of_one_that_is_killed(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,11 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from recorded import Recorded, Variables, record
 
 from lmedit.compare.driver import Hands
 from lmedit.compare.store import RunStore
 from lmedit.errors import OptionError
-from lmedit.executors import Crew, Finished, Group, Job, Reply
+from lmedit.executors import Crew, Group, Job, Reply
 from lmedit.executors.engine import Engine
 from lmedit.testing.executors import (
     Echo,
@@ -25,34 +27,22 @@ from lmedit.testing.executors import (
     lasting_rows,
     runs,
 )
-from lmedit_ray.cluster import Wishes, join_cluster
+from lmedit_ray.cluster import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-KILLS = int(os.environ.get("LMEDIT_RAY_KILLS", "2"))
-"""How many actors are killed. The unabridged test has ten: LMEDIT_RAY_KILLS=10."""
+WHOLE = "LMEDIT_RAY_KILLS" in os.environ
+"""Whether the unabridged tests run: actors then load the model, and do not replay results."""
+KILLS = int(os.environ.get("LMEDIT_RAY_KILLS", "10"))
+"""How many actors are killed."""
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One cluster of two CPUs for all tests."""
-    with join_cluster(Wishes.read(Crew((2, 2)))):
-        yield
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 class TestRay(ExecutorContract):
     name = "ray"
-
-
-class Variables(Echo):
-    """Replies with the variables of its process."""
-
-    def do(self, group: Group) -> Reply:
-        told = ",".join(sorted(name for name in os.environ if "LMEDIT_SECRET" in name))
-        os.write(1, b"a word for the log")
-        return Reply(group, (Finished(group.keys[0], "m", "1", told, None),))
 
 
 def test_a_variable_is_sent_only_if_it_is_named(
@@ -83,27 +73,34 @@ def _take_payloads(found: list[str], reply: Reply) -> None:
 
 
 class Killing:
-    """A pool of actors. After random replies it kills the process of an actor."""
+    """A pool of actors. At random moments it kills the process of an actor."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool, self.killed, self.draw = pool, 0, random.Random(0)
+    def __init__(self, pool: Any, groups: int, pause: float) -> None:
+        """There are so many *groups*. One task takes about *pause* seconds."""
+        self.pool, self.pause, self.draw = pool, pause, random.Random(0)
+        self.moments = set(self.draw.sample(range(groups - 8), KILLS))
+        """After which replies an actor is killed; later if all actors are dead then."""
+        self.replies = self.due = self.killed = 0
 
     def run(self, groups: Iterable[Group], take: Callable[[Reply], object]) -> None:
         def take_and_kill(reply: Reply) -> None:
             take(reply)
-            if self.killed < KILLS and reply.group is not None and self.draw.random() < 0.5:
-                time.sleep(self.draw.uniform(0.0, 0.2))
+            self.due += self.replies in self.moments and reply.group is not None
+            self.replies += reply.group is not None
+            if self.due:
+                time.sleep(self.draw.uniform(0.0, 8 * self.pause))
                 self.kill_one()
 
         self.pool.run(groups, take_and_kill)
 
     def kill_one(self) -> None:
         names = {seat.actor._actor_id.hex() for seat in self.pool.seats if seat.loading is None}
-        found = [each["Pid"] for each in list_actors() if each["ActorID"] in names]
-        number = int(self.draw.choice(found))
-        if runs(number):
-            os.kill(number, signal.SIGKILL)
+        found = [int(each["Pid"]) for each in list_actors() if each["ActorID"] in names]
+        alive = [each for each in found if runs(each)]
+        if alive:
+            os.kill(self.draw.choice(alive), signal.SIGKILL)
             self.killed += 1
+            self.due -= 1
 
 
 def list_actors() -> list[dict[str, Any]]:
@@ -113,18 +110,76 @@ def list_actors() -> list[dict[str, Any]]:
     return list(actors().values())
 
 
-def test_actors_that_are_killed_lose_and_double_nothing(tmp_path: Path) -> None:
-    given = (begin_trial(tmp_path), ("push", "more"), 40, os.getpid(), 0.01 * KILLS)
+def test_actors_that_are_killed_lose_and_double_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An actor that starts again gets the preparations again, and Ray prints nothing."""
+    cases = 8 * (2 + KILLS // 2)
+    given = (begin_trial(tmp_path), ("push", "more"), cases, os.getpid(), 0.01)
     trial = TrialRun(*given)
     plain = TrialRun(*given[:4]).compare("plain")
     worker = trial.worker()
-    with Engine("ray", (2, 2)).start(Job(partial(TrialRun.load, *given), worker)) as pool:
-        killing = Killing(pool)
+    light = partial(Recorded, record(tmp_path / "plain", tmp_path / "plain.json"), 0.01)
+    load = partial(TrialRun.load, *given) if WHOLE else light
+    prepared = tmp_path / "prepared"
+    prepared.write_bytes(b"tensors")
+    capfd.readouterr()
+    notes = list[str]()
+    job = Job(load, worker, {"prepared/for-actors": prepared})
+    with Engine("ray", (2, 2)).start(job, tmp_path / "logs", notes.append) as pool:
+        killing = Killing(pool, 3 * cases // 8, 0.01)
         found = trial.compare("run", Hands(worker, killing))
     assert killing.killed == KILLS
+    assert len(notes) >= KILLS // 2
+    assert set(notes) <= {
+        f"worker {n} stopped; its work is repeated: its actor ended" for n in (1, 2)
+    }
+    assert "ray" not in "".join(capfd.readouterr()).lower()
     assert lasting_rows(found) == lasting_rows(plain)
     with RunStore(tmp_path / "run") as one, RunStore(tmp_path / "plain") as other:
         assert [(s.key, s.payload) for s in one.all()] == [(s.key, s.payload) for s in other.all()]
+
+
+class Growing:
+    """Groups without end, while the cluster gets a node and loses it again."""
+
+    def __init__(self, cluster: Any) -> None:
+        """*cluster* has two CPUs."""
+        self.cluster, self.node = cluster, None
+        self.notes: list[str] = []
+        self.seen: list[int] = []
+        self.before: set[int] = set()
+        """The workers when there were three."""
+        self.left = 20
+        """How many replies are awaited after the user was told of the loss."""
+
+    def groups(self) -> Iterator[Group]:
+        number = 0
+        while self.left:
+            number += 1
+            assert number < 10_000, "no worker comes, or none goes"
+            yield Group("m", (str(number),), (str(number),))
+
+    def take(self, reply: Reply) -> None:
+        self.seen += [json.loads(each.payload)["process"] for each in reply.finished]
+        if self.node is None and len(set(self.seen)) == 2:
+            self.node = self.cluster.add_node(num_cpus=1)
+        elif not self.before and len(set(self.seen)) == 3:
+            self.before = set(self.seen)
+            self.cluster.remove_node(self.node, allow_graceful=False)
+        elif self.notes and self.left:
+            self.left -= 1
+
+
+def test_workers_come_with_a_node_and_go_with_it(cluster: Any, tmp_path: Path) -> None:
+    """`--workers 1:3` on a cluster that has room for two, then for three, then for two."""
+    growing = Growing(cluster)
+    with Engine("ray", (1, 3)).start(Job(Echo, Echo()), tmp_path, growing.notes.append) as pool:
+        pool.run(growing.groups(), growing.take)
+    assert len(growing.before) == 3
+    assert len(set(growing.seen[-10:])) == 2
+    assert set(growing.seen[-10:]) < growing.before
+    assert growing.notes == ["worker 3 stopped; its work is repeated: its actor ended"]
 
 
 def test_wrong_options_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-"""`prepare` of several layers by several workers: each layer is a task; the driver fills the cache.
+"""`prepare` of several layers or methods by several workers: each preparation is a task.
 
-A worker hands back the file of a preparation. On another machine it hands back new statistics too.
+A worker hands back the file of a preparation, and the driver fills the cache. On another machine a
+worker hands back new statistics too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lmedit.executors import Finished, Job, Reply
 from lmedit.executors.gathering import finish_each
 from lmedit.executors.sharing import place_files
 from lmedit.options import takes_checkpoint
-from lmedit.plan import Setup, Tell, set_up, silent
+from lmedit.plan import Setup, Tell, fitting, set_up, silent
 from lmedit.preparation import prepared_path
 from lmedit.stats import Statistics, list_statistics, text_name
 from lmedit.storage.cache import cache_folder
@@ -40,41 +41,46 @@ def find_home() -> tuple[str, str]:
     return platform.node(), str(cache_folder().resolve())
 
 
+def find_wanted(
+    setup: Setup, each: Sequence[Mapping[str, int]]
+) -> tuple[tuple[LoadedMethod, Options], ...]:
+    """The methods of *setup* with each of the options in *each* that they take, none twice."""
+    found: dict[str, tuple[LoadedMethod, Options]] = {}
+    for loaded in setup.methods:
+        for more in each:
+            options = setup.options(loaded, **fitting(setup.methods, loaded, more))
+            found.setdefault(f"{loaded.name} {options!r}", (loaded, options))
+    return tuple(found.values())
+
+
 @dataclass(frozen=True)
 class Preparing:
-    """One method with the options of several preparations: what a worker works with."""
+    """Methods with the options of each preparation: what a worker works with."""
 
     setup: Setup
-    several: tuple[Options, ...]
+    wanted: tuple[tuple[LoadedMethod, Options], ...]
     home: tuple[str, str] = field(default_factory=find_home)
     """The driver's machine and cache folder; a worker elsewhere hands back statistics too."""
 
-    @property
-    def loaded(self) -> LoadedMethod:
-        """The method."""
-        (loaded,) = self.setup.methods
-        return loaded
+    @cached_property
+    def materials(self) -> dict[str, Material | None]:
+        """The text or the cases to prepare on, by method."""
+        setup = self.setup
+        return {loaded.name: setup.material(loaded, train=True) for loaded in setup.methods}
 
     @cached_property
-    def material(self) -> Material | None:
-        """The text or the cases to prepare on."""
-        return self.setup.material(self.loaded, train=True)
-
-    @cached_property
-    def tasks(self) -> dict[str, Options]:
-        """The options of each preparation, by the path of its file in the cache."""
-        if self.loaded.method.prepares_on is None:
-            return {}
+    def tasks(self) -> dict[str, tuple[LoadedMethod, Options]]:
+        """The method and the options of each preparation, by the path of its file in the cache."""
         return {
-            self.path(each).relative_to(cache_folder()).as_posix(): each
-            for each in self.several
-            if each.needs_preparation
+            self.path(loaded, options).relative_to(cache_folder()).as_posix(): (loaded, options)
+            for loaded, options in self.wanted
+            if options.needs_preparation and loaded.method.prepares_on is not None
         }
 
-    def path(self, options: Options) -> Path:
-        """The place of the preparation with these *options*."""
-        on = None if takes_checkpoint(options) else self.material
-        return prepared_path(self.loaded, self.setup.lm, options, on)
+    def path(self, loaded: LoadedMethod, options: Options) -> Path:
+        """The place of the preparation of *loaded* with these *options*."""
+        on = None if takes_checkpoint(options) else self.materials[loaded.name]
+        return prepared_path(loaded, self.setup.lm, options, on)
 
     def do(self, group: Group) -> Reply:
         """Prepare with the options of each wanted task; the files are part of the reply."""
@@ -82,9 +88,10 @@ class Preparing:
         files: dict[str, bytes] = {}
         for key in group.wanted:
             if key not in self.tasks:
+                name = group.method.removeprefix("method ").strip("'")
                 raise RunError(
-                    f"{self.loaded.name}: a worker has another model, text or version than the "
-                    "driver; give all machines the same"
+                    f"{name}: a worker has another model, text or version than the driver; give "
+                    "all machines the same"
                 )
             started, away = time.perf_counter(), self.home != find_home()
             before = _stored_statistics() if away else set()
@@ -101,7 +108,7 @@ class Preparing:
         path = cache_folder() / key
         with tempfile.TemporaryDirectory(prefix="lmedit-") as folder:
             place = path if path.is_file() else Path(folder) / path.name
-            editor = self.setup.prepare_into(self.loaded, self.tasks[key], place)
+            editor = self.setup.prepare_into(*self.tasks[key], place)
             return json.dumps(editor.identity["prepared"]), place.read_bytes()
 
     def leave(self) -> Reply:
@@ -119,8 +126,7 @@ def load_preparing(
 ) -> Preparing:
     """Set everything up again, in another process."""
     setup = set_up(plan, more=each)
-    (loaded,) = setup.methods
-    return Preparing(setup, tuple(setup.options(loaded, **more) for more in each), home)
+    return Preparing(setup, find_wanted(setup, each), home)
 
 
 def fill_cache(
@@ -131,20 +137,25 @@ def fill_cache(
 ) -> None:
     """Prepare each task that the cache lacks, by itself, on the workers of *engine*.
 
-    *load* makes the same in a worker; it can be pickled. Raises the errors of the method, and
+    *load* makes the same in a worker; it can be pickled. Raises the errors of a method, and
     `RunError` if two workers prepare the same options differently.
     """
-    name, material = preparing.loaded.name, preparing.material
-    missing = [key for key in preparing.tasks if not (cache_folder() / key).is_file()]
-    if missing and material is not None:
-        tell(f"{name}: preparing on {text_name(material)}, once for this model")
+    missing = {
+        key: loaded.name
+        for key, (loaded, _) in preparing.tasks.items()
+        if not (cache_folder() / key).is_file()
+    }
     files = {}
-    if isinstance(material, Statistics):
-        files[material.path.relative_to(cache_folder()).as_posix()] = material.path
+    for name in dict.fromkeys(missing.values()):
+        material = preparing.materials[name]
+        if material is not None:
+            tell(f"{name}: preparing on {text_name(material)}, once for this model")
+        if isinstance(material, Statistics):
+            files[material.path.relative_to(cache_folder()).as_posix()] = material.path
 
     def keep(made: Mapping[str, bytes]) -> None:
         place_files(made, made.__getitem__)
 
-    tasks = dict.fromkeys(missing, f"method {name!r}")
+    tasks = {key: f"method {name!r}" for key, name in missing.items()}
     job = Job(load, preparing, files)
     finish_each(engine, job, tasks, keep, unit="preparation", tell=tell)

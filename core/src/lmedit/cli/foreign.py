@@ -110,14 +110,20 @@ def _needs_process(given: Mapping[str, Any], *, isolate: bool | None) -> bool:
     """Whether code that is not ours would run, unless the user chose (*isolate*)."""
     if isolate is not None:
         return isolate
-    if given.get("plugins") or given.get("observers") or str(given["method"]).endswith(".py"):
+    names = _names_in(given)
+    if given.get("plugins") or given.get("observers") or any(n.endswith(".py") for n in names):
         return True
     from lmedit.registry import entries
 
     return any(
-        each.name == given["method"] and each.state == "ok" and each.distribution not in OURS
+        each.name in names and each.state == "ok" and each.distribution not in OURS
         for each in entries()
     )
+
+
+def _names_in(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The method, or the methods, of a command."""
+    return tuple(given["methods"]) if "methods" in given else (str(given["method"]),)
 
 
 def runs_tasks(command: Command) -> Command:
@@ -198,7 +204,8 @@ def _ask(given: dict[str, Any], after: Ended | None) -> dict[str, Any]:
 def _culprit(given: Mapping[str, Any]) -> str:
     """The foreign code of the command, as error messages name it."""
     observers = [f"observer {name}" for name in given.get("observers", ())]
-    return " or ".join([f"method {given['method']!r}", *observers])
+    methods = [f"method {name!r}" for name in _names_in(given)]
+    return " or ".join([*methods, *observers])
 
 
 def tell_end(given: Mapping[str, Any], error: Exception) -> BrokenPluginError:

@@ -1,4 +1,4 @@
-"""`lmedit prepare METHOD`: compute statistics or train an editor, once per model."""
+"""`lmedit prepare METHOD...`: compute statistics or train an editor, once per model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from lmedit.cli.unused import check_prepared_options
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lmedit.actions.preparing import Preparing
     from lmedit.executors.engine import Engine
     from lmedit.plan import Plan
 
 
 @click.command()
-@click.argument("method")
+@click.argument("methods", nargs=-1, required=True, metavar="METHOD...")
 @asking_flags
 @model_flags
 @method_flags
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 @json_flag
 @runs_method
 def prepare(
-    method: str,
+    methods: tuple[str, ...],
     limit: int | None,
     layers: str | None,
     plot: Path | None,
@@ -58,64 +59,82 @@ def prepare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Prepare METHOD for a model. You can stop it and start it again; the result is cached.
+    """Prepare each METHOD for a model. You can stop it and start it again; the result is cached.
 
-    Options that only an edit uses are refused. A preset or an options file may hold them. With
-    several workers, or with --executor, each of --layers has a pass of its own.
+    Options that only an edit uses are refused. A preset or an options file may hold them. --limit
+    and --layers are for the methods that have such an option. With several workers, or with
+    --executor, each method and each of --layers has a pass of its own.
     """
-    from lmedit.actions.preparing import Preparing, fill_cache, load_preparing
+    from lmedit.actions.preparing import Preparing, fill_cache, find_wanted, load_preparing
     from lmedit.charts import files
     from lmedit.plan import set_up
 
     refuse_unused("limits the hooks of an edit, and nothing is edited", "--edit-timeout")
     if plot is not None:
         files.check_ending(plot)
-    given["methods"] = (method,)
-    plan, engine = plan_of(given), _engine(given, layers)
+    methods = given["methods"] = tuple(dict.fromkeys(methods))
+    plan = plan_of(given)
+    engine = _engine(given, several=layers is not None or len(methods) > 1)
     each = _each(limit, layers)
     _check_flags(plan, layers, plot)
     setup = set_up(plan, note, more=each)
-    (loaded,) = setup.methods
-    if loaded.method.prepares_on is None:
-        note(f"{method} needs no preparation")
-    several = [setup.options(loaded, **more) for more in each]
-    preparing = Preparing(setup, tuple(several))
+    preparing = Preparing(setup, find_wanted(setup, each))
+    for loaded in setup.methods:
+        if loaded.method.prepares_on is None:
+            note(f"{loaded.name} needs no preparation")
     if engine is not None:
         fill_cache(preparing, engine, partial(load_preparing, plan, each, preparing.home), note)
-    found: list[dict[str, Any]] = []
-    for options in several:
-        if not options.needs_preparation:
-            note(f"{method} needs no preparation with these options")
-        editor = setup.editor(loaded, options, train=True, sweep=several)
-        path = str(preparing.path(options))
-        found.append({"method": method, "path": path, "facts": dict(editor.prepared.facts)})
+    found = _editors(preparing)
     if plot is not None:
         _draw(found[0]["facts"], plot)
     if as_json:
-        say(as_json_text(found if layers else found[0]))
+        say(as_json_text(found if layers or len(methods) > 1 else found[0]))
         return
     say("\n\n".join(_text(**one) for one in found if one["facts"]))
 
 
-def _engine(given: dict[str, Any], layers: str | None) -> Engine | None:
-    """Who prepares each layer by itself; None: this process prepares all in one pass."""
-    divided = given["executor"] is not None or given["workers"][1] > 1
-    if layers is None and given["workers"][1] > 1:
-        raise click.UsageError("--workers divides --layers; name several layers, or remove it")
+def _editors(preparing: Preparing) -> list[dict[str, Any]]:
+    """Prepare what the cache lacks, the layers of a method in one pass; the facts of each."""
+    found: list[dict[str, Any]] = []
+    for loaded, options in preparing.wanted:
+        if not options.needs_preparation:
+            note(f"{loaded.name} needs no preparation with these options")
+        sweep = [other for method, other in preparing.wanted if method is loaded]
+        editor = preparing.setup.editor(loaded, options, train=True, sweep=sweep)
+        path = str(preparing.path(loaded, options))
+        facts = dict(editor.prepared.facts)
+        found.append({"method": loaded.name, "path": path, "facts": facts})
+    return found
+
+
+def _engine(given: dict[str, Any], *, several: bool) -> Engine | None:
+    """Who makes each preparation by itself; None: this process makes all layers in one pass.
+
+    *several* tells whether there is something to divide.
+    """
+    workers = given["workers"][1]
+    if workers > 1 and not several:
+        raise click.UsageError(
+            "--workers divides --layers and METHODs; name several of one of them, or remove it"
+        )
+    divided = given["executor"] is not None or workers > 1
     engine = engine_of(given)
     return engine if divided else None
 
 
 def _check_flags(plan: Plan, layers: str | None, plot: Path | None) -> None:
     """Refuse options and flags of *plan* that would not be used; no model is loaded."""
-    (method,), keys = plan.methods, {key for key, _ in plan.options}
-    if layers is not None and keys & {"layer", f"{method}.layer"}:
+    keys = {key for key, _ in plan.options}
+    if layers is not None and keys & {"layer", *(f"{name}.layer" for name in plan.methods)}:
         raise click.UsageError("-o layer is not used beside --layers; remove one of them")
-    if plan.corpora and keys & {"checkpoint", f"{method}.checkpoint"}:
+    if plan.corpora and all(keys & {"checkpoint", f"{name}.checkpoint"} for name in plan.methods):
         raise click.UsageError("--corpus is not used, since checkpoint names an editor; remove it")
-    (loaded,) = plan.load_methods()
-    check_prepared_options(plan, loaded)
-    if loaded.method.prepares_on == "cases":
+    if plot is not None and len(plan.methods) > 1:
+        raise click.UsageError("--plot draws the training of one method; name one METHOD")
+    methods = plan.load_methods()
+    for loaded in methods:
+        check_prepared_options(plan, loaded)
+    if any(loaded.method.prepares_on == "cases" for loaded in methods):
         return
     unused = [("--plot", plot is not None), ("--chat", plan.chat), ("--join", plan.join != "auto")]
     for flag, given in unused:

@@ -19,7 +19,7 @@ from lmedit.errors import LmeditError, RunError
 from lmedit.executors import Reply, error_as_text
 from lmedit.executors.sharing import own_variables
 from lmedit.executors.waiting import Waiting
-from lmedit_ray.seat import Luggage, Seat
+from lmedit_ray.seat import EmptySeatError, Luggage, Seat
 from lmedit_ray.watch import Watch
 
 if TYPE_CHECKING:
@@ -80,13 +80,17 @@ class Actors:
             "runtime_env": self.wishes.runtime_env or None,
         }
         for number in range(len(self.seats) + 1, len(self.seats) + count + 1):
-            seat = Taken(number, made.options(**how).remote(self._luggage))
+            seat = Taken(number, made.options(**how).remote())
             self._load(seat)
             self.seats.append(seat)
 
     def _load(self, seat: Taken) -> None:
-        """Let the actor load. While Ray restarts it, this call waits."""
-        seat.loading = seat.actor.sit.options(max_task_retries=-1).remote()
+        """Let the actor load. While Ray restarts it, this call waits.
+
+        Arguments of the constructor would end with the object store of a node. So this call
+        brings them, and the driver keeps them.
+        """
+        seat.loading = seat.actor.sit.options(max_task_retries=-1).remote(self._luggage)
 
     def run(self, groups: Iterable[Group], take: Take) -> None:
         """Do *groups* on the actors that have loaded. Raises `RunError` if the cluster ends."""
@@ -140,9 +144,11 @@ class Actors:
         """Take the reply to the oldest call of *seat*; or put its groups back if it died."""
         try:
             reply, printed = ray.get(reference)
-        except RayTaskError as error:  # it could not load again
-            self._put_back(seat, waiting, take, "it cannot load", begun=False)
-            self._dismiss(seat, error)
+        except RayTaskError as error:
+            if not isinstance(getattr(error, "cause", None), EmptySeatError):
+                raise
+            self._put_back(seat, waiting, take, "it was restarted", begun=False)
+            self._load(seat)
             return
         except RayError as error:
             self.watch.check(now=True)

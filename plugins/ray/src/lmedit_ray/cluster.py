@@ -27,8 +27,8 @@ SETTINGS = {
 }
 """Ray's own variables, unless the user set them: no reports, GPUs hidden from a worker that asked
 for none, and workers with the driver's priority (Ray would lower theirs by 15)."""
-ENDED = "Raylet is terminated"
-"""How Ray begins what it prints about the end of a raylet."""
+TOLD = ("Raylet is terminated", "A worker died or was killed", "Task Seat.")
+"""How Ray begins what it prints about the end of a raylet, or of an actor: lmedit tells both."""
 LEAST_MEGABYTES = 80
 """The smallest object store that Ray accepts."""
 
@@ -106,7 +106,7 @@ def join_cluster(wishes: Wishes) -> Iterator[None]:
             "with ray start --head, or leave out --address"
         ) from error
     try:
-        with _end_told_once():
+        with _stdout_kept():
             yield
     finally:
         with _signals_kept():
@@ -114,10 +114,10 @@ def join_cluster(wishes: Wishes) -> Iterator[None]:
 
 
 @contextmanager
-def _end_told_once() -> Iterator[None]:
-    """Keep Ray from printing a page about a raylet that ended, which `Watch` tells in one line.
+def _stdout_kept() -> Iterator[None]:
+    """Keep Ray from printing on stdout. What lmedit tells in one line is not printed at all.
 
-    Ray prints it on stdout, from a thread, and has no option for it.
+    Ray prints messages of its raylets there, from a thread, and has no option for it.
     """
     from ray._private import worker
 
@@ -125,8 +125,8 @@ def _end_told_once() -> Iterator[None]:
     before = module.print_to_stdstream
 
     def tell(data: dict[str, Any], *given: Any, **more: Any) -> None:
-        if not str(next(iter(data.get("lines", ())), "")).startswith(ENDED):
-            before(data, *given, **more)
+        if not str(next(iter(data.get("lines", ())), "")).startswith(TOLD):
+            before({**data, "is_err": True}, *given, **more)
 
     module.print_to_stdstream = tell
     try:

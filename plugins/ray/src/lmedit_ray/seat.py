@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,44 +39,39 @@ class Luggage:
         return cls(job.load, files, variables, threads)
 
 
-class Seat:
-    """An actor. It loads when it is first asked; a restarted actor loads again."""
+class EmptySeatError(Exception):
+    """An actor that Ray restarted was asked for work before it loaded again."""
 
-    def __init__(self, luggage: Luggage) -> None:
+
+class Seat:
+    """An actor. Its constructor has no argument, so Ray can always restart it."""
+
+    def __init__(self) -> None:
         """Collect what this process prints; load nothing yet."""
-        self._luggage = luggage
         self._bench: Bench | None = None
         handle, name = tempfile.mkstemp(prefix="lmedit-", suffix=".log")
         os.close(handle)
         self._log, self._read = Path(name), 0
         print_into(self._log)
 
-    def sit(self) -> str:
+    def sit(self, luggage: Luggage) -> str:
         """Load methods, model and cases. Returns what was printed meanwhile."""
-        self._loaded_bench()
+        import ray
+
+        os.environ["TQDM_DISABLE"] = "1"
+        take_variables(luggage.variables)
+        _set_threads(luggage.threads)
+        files = luggage.files
+        place_files(files, lambda name: ray.get(files[name]))
+        self._bench = luggage.load()
+        _set_threads(luggage.threads)
         return self._read_log()
 
     def do(self, group: Group | None) -> tuple[Reply, str]:
         """The reply to *group*, or the last word; and what was printed meanwhile."""
-        bench = self._loaded_bench()
-        return reply_of(bench, group), self._read_log()
-
-    def process(self) -> int:
-        """The number of this process."""
-        return os.getpid()
-
-    def _loaded_bench(self) -> Bench:
         if self._bench is None:
-            import ray
-            import torch
-
-            os.environ["TQDM_DISABLE"] = "1"
-            take_variables(self._luggage.variables)
-            torch.set_num_threads(self._luggage.threads)
-            files = self._luggage.files
-            place_files(files, lambda name: ray.get(files[name]))
-            self._bench = self._luggage.load()
-        return self._bench
+            raise EmptySeatError
+        return reply_of(self._bench, group), self._read_log()
 
     def _read_log(self) -> str:
         """What this process printed since the last call."""
@@ -87,3 +83,12 @@ class Seat:
             return ""
         self._read += len(found)
         return found.decode("utf-8", errors="replace")
+
+
+def _set_threads(count: int) -> None:
+    """Let torch use *count* threads: now if it is imported, else as soon as it is."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(count)
