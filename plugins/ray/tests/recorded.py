@@ -52,10 +52,13 @@ class Variables:
 
 
 def record(run: Path, file: Path) -> Path:
-    """Write the results of *run* into *file*, in the order of their methods."""
+    """Write the results of *run* into *file*, in the order in which a driver gives them out.
+
+    So the groups are those of every start, and a run that continues computes whole groups.
+    """
     from lmedit.compare.store import read_results
 
-    found = sorted(read_results(run), key=lambda each: each.method)
+    found = sorted(read_results(run), key=lambda each: (each.method, int(each.case_id)))
     told = {each.key: (each.method, each.case_id, each.payload) for each in found}
     file.write_text(json.dumps(told), encoding="utf-8")
     return file
