@@ -250,6 +250,13 @@ def read_tuned(path: Path) -> dict[str, Any]:
         raise OptionError(f"{path} is not JSON ({error}); run lmedit tune again") from error
 
 
+def fitting(methods: Sequence[Method], method: Method, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of *extra* that *method* takes, and those that none of *methods* takes."""
+    taken = {name for each in methods for name in each.options.model_fields}
+    mine = method.options.model_fields
+    return {name: value for name, value in extra.items() if name in mine or name not in taken}
+
+
 def for_methods(
     pairs: Sequence[tuple[str, str]], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:

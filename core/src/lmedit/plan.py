@@ -20,6 +20,7 @@ from lmedit.models.quiet import quiet_hub
 from lmedit.observers import observe_all
 from lmedit.options import (
     build_options,
+    fitting,
     for_methods,
     parts_of,
     remarks_on_files,
@@ -279,9 +280,9 @@ def check_plan(
     """
     methods = tuple(plan.load_methods(tell, used))
     check_device(plan.device)
-    given = options_by_method(plan, methods)
+    given, every = options_by_method(plan, methods), [m.method for m in methods]
     several = [
-        {each.name: {**given[each.name], **fitting(methods, each, extra)} for each in methods}
+        {m.name: {**given[m.name], **fitting(every, m.method, extra)} for m in methods}
         for extra in more
     ]
     chosen = check_options(methods, several, plan.seed, probing=probing)
@@ -291,15 +292,6 @@ def check_plan(
     if plan.corpora and not corpora and not plan.others:
         tell(f"--corpus is not used: {', '.join(m.name for m in methods)} needs no preparation")
     return methods
-
-
-def fitting(
-    methods: Sequence[LoadedMethod], loaded: LoadedMethod, extra: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Those options of *extra* that *loaded* takes, and those that none of *methods* takes."""
-    taken = {name for each in methods for name in each.method.options.model_fields}
-    mine = loaded.method.options.model_fields
-    return {name: value for name, value in extra.items() if name in mine or name not in taken}
 
 
 def editor_for(

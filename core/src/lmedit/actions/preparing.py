@@ -19,8 +19,8 @@ from lmedit.errors import RunError
 from lmedit.executors import Finished, Job, Reply
 from lmedit.executors.gathering import finish_each
 from lmedit.executors.sharing import place_files
-from lmedit.options import takes_checkpoint
-from lmedit.plan import Setup, Tell, fitting, set_up, silent
+from lmedit.options import fitting, takes_checkpoint
+from lmedit.plan import Setup, Tell, set_up, silent
 from lmedit.preparation import prepared_path
 from lmedit.stats import Statistics, list_statistics, text_name
 from lmedit.storage.cache import cache_folder
@@ -46,9 +46,10 @@ def find_wanted(
 ) -> tuple[tuple[LoadedMethod, Options], ...]:
     """The methods of *setup* with each of the options in *each* that they take, none twice."""
     found: dict[str, tuple[LoadedMethod, Options]] = {}
+    every = [loaded.method for loaded in setup.methods]
     for loaded in setup.methods:
         for more in each:
-            options = setup.options(loaded, **fitting(setup.methods, loaded, more))
+            options = setup.options(loaded, **fitting(every, loaded.method, more))
             found.setdefault(f"{loaded.name} {options!r}", (loaded, options))
     return tuple(found.values())
 

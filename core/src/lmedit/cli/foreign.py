@@ -110,7 +110,7 @@ def _needs_process(given: Mapping[str, Any], *, isolate: bool | None) -> bool:
     """Whether code that is not ours would run, unless the user chose (*isolate*)."""
     if isolate is not None:
         return isolate
-    names = _names_in(given)
+    names: Sequence[str] = given.get("methods") or [str(given["method"])]
     if given.get("plugins") or given.get("observers") or any(n.endswith(".py") for n in names):
         return True
     from lmedit.registry import entries
@@ -119,11 +119,6 @@ def _needs_process(given: Mapping[str, Any], *, isolate: bool | None) -> bool:
         each.name in names and each.state == "ok" and each.distribution not in OURS
         for each in entries()
     )
-
-
-def _names_in(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The method, or the methods, of a command."""
-    return tuple(given["methods"]) if "methods" in given else (str(given["method"]),)
 
 
 def runs_tasks(command: Command) -> Command:
@@ -204,7 +199,7 @@ def _ask(given: dict[str, Any], after: Ended | None) -> dict[str, Any]:
 def _culprit(given: Mapping[str, Any]) -> str:
     """The foreign code of the command, as error messages name it."""
     observers = [f"observer {name}" for name in given.get("observers", ())]
-    methods = [f"method {name!r}" for name in _names_in(given)]
+    methods = [f"method {name!r}" for name in given.get("methods") or [given["method"]]]
     return " or ".join([*methods, *observers])
 
 
