@@ -86,8 +86,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(prepared: Path, broken: Path) -> Iterator[str]:
-    """A playground on the embedded model; its trace has two samples, for speed, or all ten."""
-    samples = 10 if os.environ.get("LMEDIT_PLAY_PICTURES") else 2
+    """A playground on the embedded model; its trace has one sample, for speed, or all ten."""
+    samples = 10 if os.environ.get("LMEDIT_PLAY_PICTURES") else 1
     flags = ("-o", "rome.trace_samples", samples, "--plugin", broken)
     with run_server(prepared, "--methods", "rome,ft,mend,broken", *flags) as found:
         yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -17,7 +18,7 @@ from lmedit.tiny import tiny_lm
 from lmedit_play import ahead, work
 from lmedit_play.ahead import pieces_ahead
 from lmedit_play.sessions import Session
-from lmedit_play.studio import Studio, edit
+from lmedit_play.studio import Studio, edit, look, switch, verify
 from lmedit_play.work import Job, Worker
 
 if TYPE_CHECKING:
@@ -180,3 +181,26 @@ def test_the_model_tells_how_far_its_own_text_is(lm: Lm, monkeypatch: pytest.Mon
     assert [(step.work, step.done, step.total) for step in seen] == [
         (told, n, 3) for n in (1, 2, 3)
     ]
+
+
+def test_an_act_that_fails_leaves_its_tab_as_it_was(lm: Lm) -> None:
+    """A text that is too long must not spoil every later act."""
+    studio, session, quiet = studio_of(lm, "ft"), Session(), cast("Job", ahead.Silent())
+    given = {**FACT, "method": "ft", "options": {"layer": "0", "steps": "1"}, "force": True}
+    edit(studio, session, given, quiet)
+    before = session.request, session.texts, dict(session.html)
+    for act, wrong in (
+        (look, {"texts": ["a" * 500]}),
+        (look, {**FACT, "subject": "a" * 500, "texts": []}),
+        (edit, {**given, "target": "a boat", "prompt": "The {}" + "a" * 500}),
+    ):
+        with pytest.raises(RequestError), session.all_or_nothing():
+            act(studio, session, wrong, quiet)
+        assert (session.request, session.texts, session.html) == before
+    (kept,) = session.edits
+    with suppress(WorkStopped), session.all_or_nothing():
+        switch(studio, session, {"edit": kept.id, "on": False}, quiet)
+        raise WorkStopped
+    assert kept.on
+    assert "all off" in verify(studio, session, {}, quiet)["say"]
+    session.close()

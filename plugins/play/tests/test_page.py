@@ -8,8 +8,9 @@ import re
 import urllib.error
 import urllib.request
 import zipfile
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from click.testing import CliRunner
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from playwright.sync_api import Browser, Download, Page
+
+    from lmedit import Lm
 
     Open = Callable[..., "Tab"]
 
@@ -122,14 +125,20 @@ def here(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def python_digest(source: str) -> str:
-    """The digest of the first edit that *source*, the page's Python lines, computes."""
+def python_digest(source: str, lm: Lm, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The digest of the first edit that *source*, the page's Python lines, computes.
+
+    They ask for the embedded model, and get *lm*, which is loaded already.
+    """
+    monkeypatch.setattr(lmedit, "load_lm", {"demo": lm}.__getitem__)
     values: dict[str, Any] = {}
     exec(source, values)
     return update_digest(values["updates"][0])
 
 
-def test_the_whole_trip(tab: Open, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_trip(
+    tab: Open, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = tab()
     page = there.page
 
@@ -216,7 +225,7 @@ def test_the_whole_trip(tab: Open, here: Path, capsys: pytest.CaptureFixture[str
     assert update_digest(load_patch(patch)[0]) == digest
     shell, python = page.locator("#lines pre").all_inner_texts()
     capsys.readouterr()
-    assert python_digest(python) == digest
+    assert python_digest(python, lm, monkeypatch) == digest
     assert capsys.readouterr().out == " Rome\n"
     check_shell(shell, digest, here)
     with zipfile.ZipFile(there.take("recipe", here)) as packed:
@@ -343,13 +352,10 @@ def test_a_broken_plugin_is_the_sentence_of_the_terminal(
     assert "verdict: took" in there.edit()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_is_reached_by_keyboard_at_every_width(tab: Open, scheme: str) -> None:
+def test_everything_is_reached_by_keyboard_at_every_width(tab: Open) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    there = tab(
-        color_scheme=scheme, viewport={"width": 400, "height": 800}, reduced_motion="reduce"
-    )
+    there = tab(viewport={"width": 400, "height": 800}, reduced_motion="reduce")
     page = there.page
     page.locator("#prompt").focus()
     for value in FACT.values():
@@ -367,9 +373,10 @@ def test_everything_is_reached_by_keyboard_at_every_width(tab: Open, scheme: str
     page.keyboard.press("Space")
     page.locator("#state", has_text="0 of 1").wait_for()
     there.wait_done()
-    if scheme == "light":
-        there.act("#trace")
-    for width in (400, 1000, 1600):
+    there.act("#trace")
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for width, scheme in product((400, 1000, 1600), schemes):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.set_viewport_size({"width": width, "height": 900})
         wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert wide[0] <= wide[1] == width

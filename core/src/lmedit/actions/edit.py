@@ -32,6 +32,7 @@ from lmedit.registry import check_subject
 from lmedit.replay.unmerged import under_one
 from lmedit.storage.cache import key_of
 from lmedit.storage.ours import check_place
+from lmedit.storage.steps import tell_step
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def edit_one(
     check_subject(editor.loaded, request)
     patch = patch_place(editor, request, out)
     looking = looking or Looking(lm, request)
+    tell_step("the unedited model answers", 1, 1)
     before = looking.before
     made = timed_update(editor, request)
     left = _survival(lm, made.update, force=force)
+    tell_step("the edited model answers", 1, 1)
     with editor.applied(made.update):
         after, verdict = looking.look()
     refused = why_not(verdict, after["writes"], request, _ways(editor, request, made.update))

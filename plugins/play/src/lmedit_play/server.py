@@ -151,9 +151,11 @@ class Server:
     def _start(
         self, act: Callable[..., dict[str, Any]], session: Session, given: dict[str, Any]
     ) -> Response:
-        job = Job(
-            lambda job: act(self.studio, session, given, job), self.studio.lm, session.shorten
-        )
+        def run(job: Job) -> dict[str, Any]:
+            with session.all_or_nothing():
+                return act(self.studio, session, given, job)
+
+        job = Job(run, self.studio.lm, session.shorten)
         before = self.worker.start(job)
 
         async def lines() -> AsyncIterator[str]:

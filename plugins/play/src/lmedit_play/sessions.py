@@ -70,6 +70,19 @@ class Session:
         """The changes that are switched on, by their digests."""
         return {each.id: each.update for each in self.edits if each.on}
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Undo what the block changes in this session if it fails or is stopped."""
+        request, texts, html = self.request, [*self.texts], dict(self.html)
+        edits, on = [*self.edits], [each.on for each in self.edits]
+        try:
+            yield
+        except BaseException:
+            self.request, self.texts, self.html, self.edits = request, texts, html, edits
+            for each, was in zip(edits, on, strict=True):
+                each.on = was
+            raise
+
     def keep(self, edit: KeptEdit) -> None:
         """Add *edit*. Raises `LedgerError` if it is there already, as for a model folder."""
         if any(each.id == edit.id for each in self.edits):

@@ -35,11 +35,11 @@ function busy(on) {
 }
 
 function show(step, html) {
-  const of = step.total ? ` of ${step.total}` : '';
+  const count = step.total === 1 ? '' : ` ${step.done}${step.total ? ` of ${step.total}` : ''}`;
   const last = step.losses.at(-1);
   const loss = last === undefined ? '' : `, loss ${last.toFixed(3)}`;
-  say(`${step.work} ${step.done}${of}${loss}`);
-  if (step.total) { at('progress').max = step.total; at('progress').value = step.done; }
+  say(`${step.work}${count}${loss}`);
+  if (step.total > 1) { at('progress').max = step.total; at('progress').value = step.done; }
   if (last !== undefined && what === 'edit') {
     losses.push(...step.losses);
     const most = Math.max(...losses), end = Math.max(1, losses.length - 1), every = Math.ceil(losses.length / 400);
@@ -123,9 +123,11 @@ on('fact-form', 'submit', () => act('fact', fact(), 'tokens'));
 at('method').addEventListener('change', () => { showOptions(); ahead(); });
 on('edit-form', 'submit', () => act('edit', { ...fact(), method: at('method').value, options: typed(), force: at('force').checked }, 'edit'));
 on('trace', 'click', () => act('where', { ...fact() }, 'trace'));
-on('text-form', 'submit', () => {
+on('text-form', 'submit', async () => {
+  const before = texts;
   if (at('text').value.trim()) texts = [...texts.filter((t) => t !== at('text').value), at('text').value].slice(-4);
-  act('look', { ...(at('prompt').value && at('target').value ? fact() : {}), texts }, 'both models');
+  const given = { ...(at('prompt').value && at('target').value ? fact() : {}), texts };
+  if (!await act('look', given, 'both models')) texts = before;
 });
 on('verify', 'click', () => act('verify', {}, 'verify'));
 on('compare-form', 'submit', () => {
@@ -143,8 +145,9 @@ at('patch').addEventListener('change', async () => {
   if (file) await run(`bring/${encodeURIComponent(file.name)}`, file, 'patch');
   at('patch').value = '';
 });
-at('stack').addEventListener('change', (e) => {
-  if (e.target.dataset.switch) act('switch', { edit: e.target.dataset.switch, on: e.target.checked }, 'switch');
+at('stack').addEventListener('change', async (e) => {
+  const { target } = e, on = target.checked;
+  if (target.dataset.switch && !await act('switch', { edit: target.dataset.switch, on }, 'switch')) target.checked = !on;
 });
 at('stack').addEventListener('click', (e) => {
   const button = e.target.closest('[data-remove]');
