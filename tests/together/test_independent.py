@@ -1,7 +1,8 @@
 """Every figure of a comparison on the embedded model, computed a second time without lmedit.
 
-The second computation knows transformers, numpy and the formulas alone: one token at a time, no
-batches, no cache, weights edited by hand. Only the updates themselves come from the methods.
+The second computation knows transformers, numpy and the formulas alone: no batches, no cache, no
+padding, weights edited by hand, one token at a time. Only a held-out line is one plain pass; a test
+compares it with passes that are cut after each token. Only the updates come from the methods.
 """
 
 from __future__ import annotations
@@ -52,11 +53,18 @@ class Second:
             self.known[tuple(ids)] = self._logs(ids)
         return self.known[tuple(ids)]
 
-    @torch.no_grad()
     def _logs(self, ids: list[int]) -> np.ndarray[Any, Any]:
-        logits = self.model(torch.tensor([ids])).logits[0, -1].double().numpy()
-        shifted = logits - logits.max()
-        found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
+        found: np.ndarray[Any, Any] = log_softmax(self._logits(ids)[-1:])[0]
+        return found
+
+    def all_logs(self, ids: list[int]) -> np.ndarray[Any, Any]:
+        """(token, V) log P of the next token after each of *ids*, from one plain pass."""
+        found: np.ndarray[Any, Any] = log_softmax(self._logits(ids))
+        return found
+
+    @torch.no_grad()
+    def _logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = self.model(torch.tensor([ids])).logits[0].double().numpy()
         return found
 
     def target(self, prompt: str, target: str) -> tuple[float, bool]:
@@ -82,9 +90,15 @@ class Second:
         found = []
         for line in lines:
             ids = self.tokenizer(line).input_ids
-            rows = np.stack([self.logs(ids[:place]) for place in range(1, len(ids))])
+            rows = self.all_logs(ids[:-1])
             found.append(np.concatenate([rows, np.array(ids[1:])[:, None]], axis=1))
         return found
+
+
+def log_softmax(logits: np.ndarray[Any, Any]) -> Any:
+    """(token, V) of log P."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def words(text: str) -> str:
@@ -211,6 +225,15 @@ def edited(
     found |= {"relative_norm": float(max(norms)), "spectral_growth": float(max(growths))}
     second.load(before)
     return found
+
+
+def test_a_pass_over_a_line_is_as_if_it_were_cut_after_each_token() -> None:
+    second = Second()
+    line = WORLD.heldout.read_text(encoding="utf-8").splitlines()[0]
+    ids = second.tokenizer(line).input_ids[:-1]
+    alone = np.stack([second.logs(ids[:place]) for place in range(1, len(ids) + 1)])
+    assert len(ids) > 20
+    np.testing.assert_allclose(second.all_logs(ids), alone, atol=1e-4)
 
 
 def test_entropy_is_that_of_a_plain_count() -> None:

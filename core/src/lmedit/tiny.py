@@ -31,16 +31,26 @@ class _Sizes(dict[str, Any]):
         return hash(tuple(sorted(self)))
 
 
+def _defaults() -> tuple[object, ...]:
+    """The settings of torch that decide where and how a new model is made."""
+    kinds = torch.get_default_device(), torch.get_default_dtype()
+    return *kinds, torch.is_inference_mode_enabled()
+
+
 def tiny_lm(seed: int = 0, **config: Any) -> Lm:
     """A random GPT-2 of 4 layers x 16 in float64, with a byte-level tokenizer built here."""
     from lmedit.models import Lm
 
     sizes = {"n_layer": 4, "n_embd": 16, "n_head": 2, "n_positions": 128} | config
-    return Lm(deepcopy(_gpt2(seed, _Sizes(sizes))), deepcopy(_tokenizer_to_copy()), name="tiny")
+    return Lm(
+        deepcopy(_gpt2(seed, _Sizes(sizes), _defaults())),
+        deepcopy(_tokenizer_to_copy()),
+        name="tiny",
+    )
 
 
 @lru_cache(maxsize=64)
-def _gpt2(seed: int, sizes: _Sizes) -> Any:
+def _gpt2(seed: int, sizes: _Sizes, defaults: object) -> Any:
     """The model of `tiny_lm`. A copy of it takes a third of the time to make it."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -143,12 +153,12 @@ def tiny_model(
     """As `tiny_family`, for any configuration class of transformers; *kind* is its name."""
     from lmedit.models import Lm
 
-    model = deepcopy(_random_model(kind, _Sizes(sizes), dtype, seed))
+    model = deepcopy(_random_model(kind, _Sizes(sizes), dtype, seed, _defaults()))
     return Lm(model, _tokenizer_once(), name=f"tiny {kind}")
 
 
 @lru_cache(maxsize=64)
-def _random_model(kind: str, sizes: _Sizes, dtype: torch.dtype, seed: int) -> Any:
+def _random_model(kind: str, sizes: _Sizes, dtype: torch.dtype, seed: int, defaults: object) -> Any:
     """The model of `tiny_model`, to be copied."""
     import transformers
 
