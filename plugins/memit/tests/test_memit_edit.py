@@ -220,6 +220,13 @@ def test_families_with_a_norm_behind_the_mlp_take_targets_at_the_matrix(
     assert seen_at(lm, options, FACTS) == place
 
 
+def test_a_fact_that_asks_for_no_change_leaves_the_notes_finite(make: Make) -> None:
+    """The search of such a fact ends at its first pass, so its residual is zero."""
+    known = make("memit", layers=[1, 2], stop_loss=1e9).compute_joint(FACTS)
+    assert known.notes["residual"] == pytest.approx(0, abs=1e-12)
+    assert known.notes["residual left"] is None
+
+
 def test_more_layers_leave_less(make: Make) -> None:
     left = [
         make("memit", layers=layers, weight=60.0).compute_joint(FACTS).notes["residual left"]

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     MetricOf = Callable[[Place, torch.device], Metric]
     Check = Callable[[Metric, Tensor, Tensor | None, Sequence[str]], None]
 
+ROUNDING = 1e-5
+"""A residual below this, in lengths of the target, is a rounding error of single precision."""
+
 
 def joint_update(
     lm: Lm,
@@ -137,14 +140,16 @@ def _notes(
     requests: Sequence[Request], targets: Targets, before: Tensor, after: Tensor
 ) -> dict[str, Any]:
     """Facts about the computation for the patch: means over the requests."""
-    count = len(requests)
+    count, asked = len(requests), before.norm(dim=0)
+    asks = asked > ROUNDING * targets.Z.norm(dim=0)  # a fact that the model knows asks for nothing
+    left = (after.norm(dim=0) / asked)[asks]
     return {
         "facts": count,
         "steps": sum(targets.steps) / count,
         "loss_first": sum(targets.first) / count,
         "loss_last": sum(targets.last) / count,
-        "residual": float(before.norm(dim=0).mean()),
-        "residual left": float((after.norm(dim=0) / before.norm(dim=0)).mean()),
+        "residual": float(asked.mean()),
+        "residual left": float(left.mean()) if len(left) else None,
         "remarks": contradictions(requests),
     }
 
