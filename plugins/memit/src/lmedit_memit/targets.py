@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,22 +57,21 @@ def find_targets(
     seen: Seen,
 ) -> Targets:
     """z = h_0 + delta for each request, as if it were alone; eight searches share their passes."""
-    found: list[Value] = []
+    found = Targets(torch.empty(0), [], [], [])
+    columns: list[Tensor] = []  # of each part; the rest of a search is dropped
     with tqdm(
         total=len(requests), desc="targets", unit="fact", disable=_quiet(requests), leave=False
     ) as bar:
         for part in in_parts(
             lambda part: _values(lm, part, templates, options, seen), requests, AT_ONCE
         ):
-            found += part
+            mlp = [each.v_star if each.v_star.dim() == 1 else each.v_star[0] for each in part]
+            columns.append(torch.stack(mlp, 1))
+            found.first.extend(each.losses[0] for each in part)
+            found.last.extend(each.losses[-1] for each in part)
+            found.steps.extend(each.updates for each in part)
             bar.update(len(part))
-    mlp = [value.v_star if value.v_star.dim() == 1 else value.v_star[0] for value in found]
-    return Targets(
-        torch.stack(mlp, 1),
-        [value.losses[0] for value in found],
-        [value.losses[-1] for value in found],
-        [value.updates for value in found],
-    )
+    return replace(found, Z=torch.cat(columns, 1))
 
 
 def _quiet(requests: Sequence[Request]) -> bool | None:
