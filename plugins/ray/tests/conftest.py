@@ -30,15 +30,20 @@ HEAD = {
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
+def settings() -> None:
+    """The variables of Ray that lmedit sets, before any node starts: no low priority of workers."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def cluster(settings: None) -> Iterator[Any]:
     """A cluster of two CPUs, which this process has joined. A test may add nodes.
 
     Its actors need not import torch for classes that do not use it.
     """
     for module in (lmedit.testing.executors, recorded):
         ray.cloudpickle.register_pickle_by_value(module)
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     made = Cluster(initialize_head=True, head_node_args=HEAD)
     try:
         with join_cluster(Wishes.read(Crew((2, 2), {"address": made.address}))):

@@ -191,7 +191,9 @@ class NodeKilling:
 
 
 @pytest.mark.skipif(not WHOLE, reason="three raylets; unabridged: LMEDIT_RAY_KILLS=10")
-def test_another_node_takes_over_the_work_of_one_that_is_killed(tmp_path: Path) -> None:
+def test_another_node_takes_over_the_work_of_one_that_is_killed(
+    settings: None, tmp_path: Path
+) -> None:
     from ray.cluster_utils import Cluster
 
     given = (begin_trial(tmp_path), KINDS, CASES, os.getpid(), 0.1)
