@@ -137,7 +137,9 @@ def test_its_edit_is_that_of_the_terminal(
     assert 'placeholder="0.25"' in form
     work(edit, studio, session, watching, method="own", force=True, options={"size": "0.125"})
     assert [(step.work, step.done, step.total, step.loss) for step in watching.steps] == [
-        ("own work", 1, 3, 2.5)
+        ("the unedited model answers", 1, 1, None),
+        ("own work", 1, 3, 2.5),
+        ("the edited model answers", 1, 1, None),
     ]
     (kept,) = session.edits
     values: dict[str, Any] = {}
