@@ -78,7 +78,7 @@ class Killing:
     def __init__(self, pool: Any, groups: int, pause: float) -> None:
         """There are so many *groups*. One task takes about *pause* seconds."""
         self.pool, self.pause, self.draw = pool, pause, random.Random(0)
-        self.moments = set(self.draw.sample(range(groups - 8), KILLS))
+        self.moments = set(self.draw.sample(range(2 + 3 * groups // 4), KILLS))
         """After which replies an actor is killed; later if all actors are dead then."""
         self.replies = self.due = self.killed = 0
 
@@ -114,8 +114,8 @@ def test_actors_that_are_killed_lose_and_double_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An actor that starts again gets the preparations again, and Ray prints nothing."""
-    cases = 8 * (2 + KILLS // 2)
-    given = (begin_trial(tmp_path), ("push", "more"), cases, os.getpid(), 0.01)
+    kinds = ("push", *(f"push-{n}" for n in range(6 if WHOLE else 1)))
+    given = (begin_trial(tmp_path), kinds, 40, os.getpid(), 0.01)
     trial = TrialRun(*given)
     plain = TrialRun(*given[:4]).compare("plain")
     worker = trial.worker()
@@ -127,7 +127,7 @@ def test_actors_that_are_killed_lose_and_double_nothing(
     notes = list[str]()
     job = Job(load, worker, {"prepared/for-actors": prepared})
     with Engine("ray", (2, 2)).start(job, tmp_path / "logs", notes.append) as pool:
-        killing = Killing(pool, 3 * cases // 8, 0.01)
+        killing = Killing(pool, 5 * (1 + len(kinds)), 0.01)
         found = trial.compare("run", Hands(worker, killing))
     assert killing.killed == KILLS
     assert len(notes) >= KILLS // 2
