@@ -35,11 +35,6 @@ TESTS_PER_PROCESS = 12
 """For so few test files a second process costs more than it saves."""
 SECONDS_PER_TEST = 600
 """The limit of one test with its fixtures. The slowest ones take a tenth of it."""
-BYTES_PER_PROCESS = 3 * 2**30
-"""The memory that one process of tests may need, with the processes that it starts."""
-
-WORKERS = "PYTEST_XDIST_AUTO_NUM_WORKERS"
-"""The variable that says how many processes ``-n auto`` means."""
 
 ONE_FACT = ("ft", "ft-l", "ke", "kn", "mend", "rome")
 """The methods of the paper's Table 4. `real` compares them; the others edit many facts at once."""
@@ -165,21 +160,8 @@ def changed_tests(place: Place, since: str) -> list[str]:
     return done.stdout.split()
 
 
-def workers() -> int:
-    """Return how many processes run tests: one more than there are cores, if the memory allows.
-
-    Tests wait for processes that they start and for locks. Meanwhile the additional one computes.
-    """
-    cores = os.cpu_count() or 1
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows tells neither
-        return cores
-    return cores + (memory >= (cores + 1) * BYTES_PER_PROCESS)
-
-
 def processes(paths: list[str]) -> list[str]:
-    """Return pytest's options for parallel work: none for a few files, else `workers` processes."""
+    """Return pytest's options for parallel work: none for a few files, else one process a core."""
     files = [file for path in paths for file in [ROOT / path, *(ROOT / path).rglob("test_*.py")]]
     few = sum(file.suffix == ".py" for file in files) <= TESTS_PER_PROCESS
     return [] if few and paths else ["-n", "auto", "--dist", "worksteal"]
@@ -205,9 +187,7 @@ def test(asked: argparse.Namespace) -> None:
     # A test that hangs fails, and prints the stacks of all threads.
     limit = f"--timeout={SECONDS_PER_TEST}"
     command = ("python", "-m", "pytest", limit, *processes(paths), *paths, *asked.rest)
-    count = os.environ.get(WORKERS, str(workers()))
-    given = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT", WORKERS: count}
-    run(*command, place=asked.place, **given)
+    run(*command, place=asked.place, OMP_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT")
 
 
 def check(asked: argparse.Namespace) -> None:

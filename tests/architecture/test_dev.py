@@ -109,28 +109,6 @@ def test_the_whole_test_checks_first_and_runs_in_parallel(
     assert tests[-2:] == ["-k", "rome"]
 
 
-@pytest.mark.parametrize(("gibibytes", "extra"), [(9, 1), (8, 0)])
-def test_one_process_more_than_cores_runs_tests_if_the_memory_allows(
-    gibibytes: int, extra: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gibibytes * 2**30 // 4096}
-    monkeypatch.setattr(dev.os, "sysconf", told.__getitem__)
-    monkeypatch.setattr(dev.os, "cpu_count", lambda: 2)
-    assert dev.workers() == 2 + extra
-
-
-def test_the_number_of_processes_reaches_pytest_and_may_be_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    variables: list[str] = []
-    monkeypatch.setattr(dev, "run", lambda *_, **given: variables.append(given[dev.WORKERS]))
-    monkeypatch.delenv(dev.WORKERS, raising=False)
-    dev.test(dev.read(["test", "--only", "core"]))
-    monkeypatch.setenv(dev.WORKERS, "7")
-    dev.test(dev.read(["test", "--only", "core"]))
-    assert variables == [str(dev.workers()), "7"]
-
-
 def test_what_runs_beside_a_block_ends_with_it(tmp_path: Path) -> None:
     done = tmp_path / "done"
     with dev.beside(sys.executable, "-c", f"open({str(done)!r}, 'w').close()"):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from lmedit.replay.kv_cache import give_room
 from lmedit.replay.ways import ways_of
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ def sample_rows(
     and model give the same tokens. Another number of rows gives other tokens. *tell* gets the
     number of tokens of each row so far.
     """
+    from lmedit.replay.kv_cache import give_room  # it imports transformers
+
     found = [list(row) for row in rows]
     new = torch.tensor(found, device=lm.device)
     cache, cached = None, ways_of(lm).cached
