@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lmedit import Lm
 
-TRAINED = {"steps": 3, "validate_every": 3, "batch": 4}
+TRAINED = {"steps": 2, "validate_every": 2, "batch": 2}
 SEARCHED: dict[str, Any] = {
     "prefixes": [[3, 2]],
     "steps": 6,
@@ -32,15 +32,15 @@ SEARCHED: dict[str, Any] = {
 QUICK: dict[str, dict[str, Any]] = {
     "rome": {
         "prefixes": [[3, 2]],
-        "steps": 6,
+        "steps": 4,
         "samples": 20,
         "ridge": 0.1,
         "trace_samples": 2,
         "decay": 0.0,
         "kl_factor": 0.0,
     },
-    "ft": {"steps": 6, "learning_rate": 0.05},
-    "ft-l": {"steps": 6, "learning_rate": 0.05, "epsilon": 0.05},
+    "ft": {"steps": 4, "learning_rate": 0.05},
+    "ft-l": {"steps": 4, "learning_rate": 0.05, "epsilon": 0.05},
     "kn": {},
     "mend": {**TRAINED, "rank": 8},
     "ke": {**TRAINED, "hidden": 8, "condition": 8},
