@@ -33,7 +33,7 @@ WHOLE = "LMEDIT_RAY_KILLS" in os.environ
 """Whether the unabridged tests run: actors then load the model, and do not replay results."""
 KILLS = int(os.environ.get("LMEDIT_RAY_KILLS", "2"))
 """The unabridged tests have ten: LMEDIT_RAY_KILLS=10. Then five drivers are killed."""
-VICTIMS: tuple[str, ...] = ("driver", "raylet")
+VICTIMS: tuple[str, ...] = (*["driver"] * 5, "raylet")
 if WHOLE:
     VICTIMS = (*["driver"] * (KILLS // 2), "raylet", "gcs_server")
 """Who is killed, one after the other, in the same run."""
@@ -110,8 +110,8 @@ def count_results(folder: Path) -> int:
 
 @contextmanager
 def begun_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A driver with a cluster of its own, which stored a result; afterwards no process is left."""
-    before, kept = processes_of_ray(), count_results(folder / "run")
+    """A driver with a cluster of its own, which stored a result."""
+    kept = count_results(folder / "run")
     command = [sys.executable, "-c", DRIVER, str(folder), str(CASES), *KINDS]
     if not WHOLE:
         run, told = folder / "run", folder / "plain.json"
@@ -123,7 +123,6 @@ def begun_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield driver
         finally:
             driver.kill()
-    wait_until(lambda: not any(map(runs, processes_of_ray().keys() - before.keys())))
 
 
 def test_who_is_killed_leaves_no_process_and_the_run_continues(tmp_path: Path) -> None:
@@ -132,6 +131,7 @@ def test_who_is_killed_leaves_no_process_and_the_run_continues(tmp_path: Path) -
     plain = TrialRun(*given).compare("plain")
     recorded.record(tmp_path / "plain", tmp_path / "plain.json")
     kept: dict[str, str] = {}
+    before = processes_of_ray()
     for victim in VICTIMS:
         with begun_driver(tmp_path) as driver:
             if victim == "driver":
@@ -159,6 +159,7 @@ def test_who_is_killed_leaves_no_process_and_the_run_continues(tmp_path: Path) -
     whole, once = (read_results(tmp_path / name) for name in ("run", "plain"))
     assert [(each.key, each.payload) for each in whole] == [(e.key, e.payload) for e in once]
     assert kept.items() <= {each.key: each.payload for each in whole}.items()
+    wait_until(lambda: not any(map(runs, processes_of_ray().keys() - before.keys())))
 
 
 def test_a_socket_that_nobody_serves_is_found(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ workers_flag = click.option(
     default="1",
     show_default=True,
     metavar="N[:M]",
-    help="How many workers share the work. Each loads its own model. N:M: as many as a cluster "
-    "has room for.",
+    help="How many workers share the work. Each loads its own model. N:M: up to M, as many as a "
+    "cluster has room for; you are told if it has none for N.",
 )
 
 engine_flags = flags(

@@ -35,7 +35,7 @@ AHEAD = 2
 """How many groups an actor has: one that it does, and the next one."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 20.0
-"""After this time without any loaded actor, the user is told what the cluster lacks."""
+"""After this time without the least number of workers, the user is told what is missing."""
 
 
 @dataclass(eq=False)
@@ -204,19 +204,23 @@ class Actors:
             log.write(text)
 
     def _tell_patience(self) -> None:
-        """Tell once that the cluster has no room for any actor."""
+        """Tell once that the cluster has no room for the least number of workers."""
         late = time.monotonic() - self._since > PATIENCE_SECONDS
-        if self._told or not late or any(seat.loading is None for seat in self.seats):
+        least = self.crew.workers[0]
+        if self._told or not late or sum(seat.loading is None for seat in self.seats) >= least:
             return
         cluster: Any = ray
         whole = cluster.cluster_resources()
         for kind, count in {"CPU": self.wishes.cpus, "GPU": self.wishes.gpus}.items():
-            if count > whole.get(kind, 0.0):
+            room = int(whole.get(kind, 0.0) / count + 1e-6) if count else least
+            if room < least:
                 self._told = True
+                what = f"only {room} of at least {least} workers" if room else "no worker"
                 self.crew.tell(
-                    f"no worker can start: each needs {count:g} {kind}, and the cluster has "
+                    f"{what} can start: each needs {count:g} {kind}, and the cluster has "
                     f"{whole.get(kind, 0.0):g}; give smaller --executor-option values, or add nodes"
                 )
+                return
 
     def end(self) -> None:
         """End all actors. Those of a cluster that ended have no answer."""

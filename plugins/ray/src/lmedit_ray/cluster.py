@@ -24,9 +24,11 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 """Ray's own variables, unless the user set them: no reports, GPUs hidden from a worker that asked
-for none, and workers with the driver's priority (Ray would lower theirs by 15)."""
+for none, workers with the driver's priority (Ray would lower theirs by 15), and no print of a
+second error of an actor that ended: the pool tells the first one."""
 TOLD = ("Raylet is terminated", "A worker died or was killed", "Task Seat.")
 """How Ray begins what it prints about the end of a raylet, or of an actor: lmedit tells both."""
 LEAST_MEGABYTES = 80
