@@ -35,7 +35,7 @@ AHEAD = 2
 """How many groups an actor has: one that it does, and the next one."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 20.0
-"""After this time without the least number of workers, the user is told what is missing."""
+"""If fewer workers than the least number came in this time, a note tells why."""
 
 
 @dataclass(eq=False)

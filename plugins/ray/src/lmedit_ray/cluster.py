@@ -26,9 +26,9 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
-"""Ray's own variables, unless the user set them: no reports, GPUs hidden from a worker that asked
-for none, workers with the driver's priority (Ray would lower theirs by 15), and no print of a
-second error of an actor that ended: the pool tells the first one."""
+"""Ray's own variables, unless the user set them. Ray sends no reports. It hides GPUs from a worker
+that asked for none. Workers have the driver's priority; Ray would lower theirs by 15. Ray does not
+print the later errors of an actor that ended; the pool tells the first one."""
 TOLD = ("Raylet is terminated", "A worker died or was killed", "Task Seat.")
 """How Ray begins what it prints about the end of a raylet, or of an actor: lmedit tells both."""
 LEAST_MEGABYTES = 80
