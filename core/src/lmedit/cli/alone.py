@@ -224,9 +224,7 @@ def compare_alone(
 
     logging.disable_progress_bar()
     comparing = set_up_comparison(plan, measuring, tell_asker)
-    found = _finish_comparison(comparing, engine, folder, after, tell_asker)
-    outcomes = {n: [asdict(each) for each in some] for n, some in found.outcomes.items()}
-    return {"results": dict(found.results), "outcomes": outcomes}
+    return dump_compared(_finish_comparison(comparing, engine, folder, after, tell_asker))
 
 
 def _finish_comparison(
@@ -249,8 +247,14 @@ def _finish_comparison(
         return comparing(folder, after)
 
 
+def dump_compared(found: Compared) -> dict[str, Any]:
+    """*found* as JSON values, for `read_compared` in another process."""
+    outcomes = {n: [asdict(each) for each in some] for n, some in found.outcomes.items()}
+    return {"results": dict(found.results), "outcomes": outcomes}
+
+
 def read_compared(found: dict[str, Any]) -> Compared:
-    """The comparison in the JSON values that `compare_alone` returns."""
+    """The comparison in the JSON values of `dump_compared`."""
     from lmedit.compare.comparison import Compared, Outcome
 
     outcomes = {
@@ -261,7 +265,7 @@ def read_compared(found: dict[str, Any]) -> Compared:
 
 
 def make_failed(name: str, why: str, first: Compared) -> Compared:
-    """The results of a method whose process ended again and again: every case is a failure."""
+    """The results of a method whose process gave none: every case is a failure."""
     from lmedit.compare.candidates import BASE
     from lmedit.compare.comparison import Compared
     from lmedit.compare.rows import summary_row

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmedit.actions.edit import edit_one
 from lmedit.actions.judged import judge
+from lmedit.cli.alone import dump_compared
 from lmedit.cli.foreign import tell_end
 from lmedit.cli.processes import EndedError, ask, tell_asker
 from lmedit.plan import set_up
@@ -105,6 +106,4 @@ def compare_alone(plan: Plan, given: Given, folder: str) -> dict[str, Any]:
     with watched(asker.see):
         editor = studio.editor(name, {}, asker)
         case = judge(studio.lm, studio.request(given, asker)).case
-        found = compare_in([editor], case, Path(folder))
-    outcomes = {n: [asdict(each) for each in some] for n, some in found.outcomes.items()}
-    return {"results": dict(found.results), "outcomes": outcomes}
+        return dump_compared(compare_in([editor], case, Path(folder)))
