@@ -29,6 +29,7 @@ from lmedit.actions.damage import sample_held_out
 from lmedit.metrics.teacher_forcing import score_targets
 from lmedit.metrics.weights import drift
 from lmedit.plan import Plan, set_up
+from lmedit_memit.remembering import forget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,6 +117,7 @@ def main() -> None:
     whole = [c for c in plan.load_cases(flags.model).good if c.paraphrases and c.neighbours]
     held, rows = sample_held_out(setup.lm)[1], []
     for name, remember in WAYS:
+        forget(setup.lm)  # so that each way has the seconds of its own search
         loaded = by_name[name]
         editor = setup.editor(loaded, setup.options(loaded, remember=remember))
         about = {"model": flags.model, "method": name, "remember": remember, "batch": flags.batch}

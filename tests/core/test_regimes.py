@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +15,13 @@ from lmedit.cases import BrokenCase, CaseSet
 from lmedit.compare import regimes
 from lmedit.compare.candidates import Candidate
 from lmedit.compare.case_scores import Scoring, score_cases
+from lmedit.compare.one_edit import compute_update
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.store import RunStore
 from lmedit.errors import BrokenPluginError
 from lmedit.metrics.health import HeldOut
 from lmedit.metrics.weights import largest_singular_value
+from lmedit.storage.steps import tell_spared
 from lmedit.testing import TEXTS
 from lmedit.types import Prepared, Site
 
@@ -37,12 +40,12 @@ class Size(Options):
     size: float = 1.0
 
 
-def case(number: int) -> Case:
+def case(number: int, name: str | None = None, prompt: str = "{} is in the") -> Case:
     request = Request(
-        prompt="{} is in the", subject=SUBJECTS[number], target_new="sea", target_true="old city"
+        prompt=prompt, subject=SUBJECTS[number], target_new="sea", target_true="old city"
     )
     return Case(
-        id=str(number),
+        id=name or str(number),
         request=request,
         paraphrases=(f"{SUBJECTS[number]} stands by",),
         neighbours=("The sea is in the", "Home is in the"),
@@ -306,6 +309,61 @@ def facts_of_patches(folder: Path) -> list[int]:
 
     found = [load_patch(path)[1] for path in (folder / regimes.PATCHES).iterdir()]
     return sorted(len(facts.get("requests", [0])) for facts in found)
+
+
+def test_a_sum_computes_edits_together_if_the_method_can(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    """Once for all sizes; a stopped run computes the whole group again, so it ends alike."""
+    calls: list[int] = []
+    stop_at = [2]
+
+    def many(lm: Lm, requests: Any, locations: Any, options: Size) -> list[Update]:
+        calls.append(len(requests))
+        if len(calls) == stop_at[0]:
+            raise KeyboardInterrupt
+        pairs = zip(requests, locations, strict=True)
+        return [push(lm, request, location, options) for request, location in pairs]
+
+    prompts = ("{} is in the", "{} came to the", "{} is by the")
+    items = [case(i % 5, f"{i}", prompts[i // 5]) for i in range(10)]
+    eleven = replace(cases, items=(items[1], *items))  # one fact twice
+    editor, regime = make("push", edit_compute_many=many), Regime("batch", (3, 11))
+    with pytest.raises(KeyboardInterrupt):
+        run(lm, eleven, tmp_path / "cut", regime, editor)
+    again = run(lm, eleven, tmp_path / "cut", regime, editor)
+    assert calls == [8, 3, 3]
+    stop_at[0] = 0
+    assert timeless(run(lm, eleven, tmp_path / "whole", regime, editor)) == timeless(again)
+    assert calls == [8, 3, 3, 8, 3]
+    alone = run(lm, eleven, tmp_path / "alone", regime, make("push"))
+    assert points(alone, "push")[11]["EM"] == points(again, "push")[11]["EM"]
+
+
+def test_an_edit_that_fails_in_a_group_fails_alone(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path
+) -> None:
+    def many(lm: Lm, requests: Any) -> list[Update]:
+        raise ValueError("one of them")
+
+    def some(lm: Lm, request: Request, location: Location, options: Size) -> Update:
+        if request.subject == SUBJECTS[1]:
+            raise ValueError("no")
+        return push(lm, request, location, options)
+
+    editor = make("push", edit_compute=some, edit_compute_many=many)
+    found = run(lm, cases, tmp_path, Regime("batch", (4,)), editor)
+    assert found["rows"][1]["n_failed"] == 1
+    assert lm.weights_digest() == lm.digest
+
+
+def test_what_is_remembered_counts_with_its_seconds(lm: Lm) -> None:
+    def work() -> Update:
+        tell_spared(1000.0)
+        return Update({})
+
+    assert 1000.0 <= compute_update(lm, work).seconds < 2000.0
+    tell_spared(1000.0)  # outside it nobody counts
 
 
 def test_a_joint_method_makes_one_change_for_each_size(

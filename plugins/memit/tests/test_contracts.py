@@ -1,8 +1,17 @@
 from types import MappingProxyType
 
+import pytest
+
 from lmedit.testing import EditorContract
+from lmedit_memit import remembering
 
 SHORT = MappingProxyType({"prefixes": [[4, 2]], "steps": 4, "layers": [1, 2]})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws are tested on computed targets; `test_remembering` compares remembered ones."""
+    monkeypatch.setattr(remembering, "MOST_BYTES", 0)
 
 
 class TestMemit(EditorContract):

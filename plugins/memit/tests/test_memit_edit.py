@@ -13,6 +13,7 @@ from lmedit.storage.tensors import Checkpoint
 from lmedit.testing import Documents, Texts
 from lmedit.tiny import tiny_family, tiny_lm, tiny_shape
 from lmedit.values import sample_contexts
+from lmedit_memit.remembering import forget
 from lmedit_memit.rounds import Rounds
 from lmedit_memit.targets import find_targets, seen_at
 
@@ -109,7 +110,7 @@ def test_t23_in_single_precision_too(tmp_path: Path) -> None:
 
 
 def test_facts_that_do_not_fit_into_memory_are_worked_in_parts(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    lm: Lm, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The update is that of all facts together; nothing is lost."""
     from lmedit_memit import targets
@@ -131,6 +132,7 @@ def test_facts_that_do_not_fit_into_memory_are_worked_in_parts(
 
     monkeypatch.setattr(targets, "_values", few)
     monkeypatch.setattr(Rounds, "_run", narrow)
+    forget(lm)
     found = editor.compute_joint(FACTS)
     assert sizes == [3, 1, 1, 1]
     assert found.notes["facts"] == 3

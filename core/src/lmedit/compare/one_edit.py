@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lmedit.edits.ledger import sum_of
-from lmedit.errors import LmeditError, RequestError, UnsoundEditWarning
+from lmedit.errors import LmeditError, ModelChangedError, RequestError, UnsoundEditWarning
 from lmedit.memory import peak_memory
 from lmedit.metrics.harm import damage, unsound
 from lmedit.metrics.weights import patch_bytes, relative_norms, spectral_growth, survival, worst
 from lmedit.storage.json_files import whole_text
+from lmedit.storage.steps import spared_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from lmedit.compare.candidates import Candidate
     from lmedit.compare.case_scores import Scoring
@@ -64,14 +65,36 @@ def told_elsewhere() -> Iterator[None]:
 
 
 def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
-    """The update that *work* computes, with its seconds and its memory."""
+    """The update that *work* computes, with its seconds and its memory.
+
+    What a method remembers counts with the seconds that it took (`storage.steps.tell_spared`).
+    """
     lm.state()  # read all weights before the clock starts
-    with peak_memory(lm.device) as peak:
+    with peak_memory(lm.device) as peak, spared_seconds() as spared:
         started = time.perf_counter()
         with told_elsewhere():
             update = work()
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + sum(spared)
     return Computed(update, seconds, peak.mebibytes)
+
+
+def compute_together(lm: Lm, editor: Editor, cases: Sequence[Case]) -> list[Computed]:
+    """The update of each of *cases*, computed together; each has an equal share of the seconds.
+
+    Empty if one of them fails: then each is tried alone.
+    """
+    lm.state()
+    try:
+        with peak_memory(lm.device) as peak:
+            started = time.perf_counter()
+            with told_elsewhere():
+                updates = editor.compute_many([case.request for case in cases])
+            seconds = (time.perf_counter() - started) / len(cases)
+    except ModelChangedError:
+        raise
+    except Exception:  # noqa: BLE001  (a plugin may raise anything)
+        return []
+    return [Computed(update, seconds, peak.mebibytes) for update in updates]
 
 
 def compute_case(editor: Editor, case: Case) -> Update:

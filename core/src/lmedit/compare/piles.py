@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -19,10 +19,18 @@ from lmedit.compare.comparison import (
     protocol_facts,
     read_outcome,
 )
-from lmedit.compare.one_edit import compute_case, compute_update, facts_of, failure_of
+from lmedit.compare.heights import Height, Part
+from lmedit.compare.one_edit import (
+    compute_case,
+    compute_together,
+    compute_update,
+    facts_of,
+    failure_of,
+)
 from lmedit.compare.result import Result
 from lmedit.compare.scoring import only_finite, score_case, scores_before
 from lmedit.compare.worker import (
+    AT_ONCE,
     POLL_SECONDS,
     Ended,
     keep_base,
@@ -37,64 +45,24 @@ from lmedit.storage.code import core_code
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from lmedit.compare.candidates import Candidate
     from lmedit.compare.case_scores import Scoring
+    from lmedit.compare.heights import Computed, Regime
+    from lmedit.compare.one_edit import Computed as ComputedEdit
     from lmedit.compare.scoring import Before
     from lmedit.compare.store import RunStore, Stored
     from lmedit.models import Lm
     from lmedit.pipeline import Editor
     from lmedit.types import Carried, Case, Site, Update
 
-Kind = Literal["batch", "sequential", "batched"]
-Computed = Literal["joint", "sum", "one by one", "prompt"]
 PATCHES = "patches"
 OF_MODEL = "the model"
 """The case id of scores that are measured once for the whole pile."""
-
-
-@dataclass(frozen=True)
-class Regime:
-    """How edits pile up, at which sizes they are scored, and when a model has collapsed.
-
-    A model has collapsed if its perplexity on held-out text is above `collapse` times the base's.
-    With `stop`, a method stops editing when the model has collapsed. `batch` is the number of facts
-    that a method edits at a time in the regime `batched`.
-    """
-
-    kind: Kind
-    sizes: tuple[int, ...]
-    collapse: float = 10.0
-    stop: bool = False
-    batch: int = 1
-
-
-@dataclass(frozen=True)
-class Height:
-    """A pile of one size: the outcomes of its cases, the model's scores, whether it collapsed."""
-
-    size: int
-    outcomes: list[Outcome]
-    model: dict[str, float | None]
-    collapsed: bool
-    computed: Computed = "one by one"
-    told: Mapping[str, Any] = field(default_factory=dict)
-    """The abilities of this model, as a row tells them; empty if none was asked."""
-    right_after: list[Outcome] | None = None
-    """The outcome of each case on the model right after its own edit."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One edit: the cases from `start` up to `end`, and its stored result."""
-
-    start: int
-    end: int
-    stored: Stored
 
 
 @dataclass
@@ -152,6 +120,7 @@ class Pile:
             if self.regime.kind != "batch":
                 return self._pile_up(editors, before, self._spans(), bar)
             if not self._joins:
+                self._compute_in_groups(bar)
                 self.parts = [self._get_part(n, n + 1, editors, bar) for n in range(len(editors))]
                 return self._pile_up(editors, before, self._spans(), bar)
             found: list[Height] = []
@@ -210,9 +179,17 @@ class Pile:
     def _get_part(self, start: int, end: int, editors: Sequence[Editor], bar: tqdm[Any]) -> Part:
         """The edit of some cases on the present model, from the store or computed now."""
         editor, cases = editors[start], self.cases[start:end]
+        key = self._key(cases, editor)
+        name = cases[0].id if len(cases) == 1 else f"{cases[0].id} to {cases[-1].id}"
+        stored = self._get_result(key, name, lambda: self._compute(key, cases, editor))
+        bar.update(len(cases))
+        return Part(start, end, stored)
+
+    def _key(self, cases: Sequence[Case], editor: Editor) -> str:
+        """The key of the edit of *cases* on the present model."""
         upon = self.parts[-1].stored.key if self.parts and self.regime.kind != "batch" else None
         requests = [request.model_dump() for case in cases for request in case.requests]
-        key = key_of(
+        return key_of(
             edit=requests[0] if not self._together(editor) else requests,
             method=editor.name,
             lmedit=[__version__, core_code()],
@@ -221,16 +198,38 @@ class Pile:
             asking=asking_of(self.lm),
             **editor_facts(editor),
         )
-        name = cases[0].id if len(cases) == 1 else f"{cases[0].id} to {cases[-1].id}"
-        stored = self._get_result(key, name, lambda: self._compute(key, cases, editor))
-        bar.update(len(cases))
-        return Part(start, end, stored)
+
+    def _compute_in_groups(self, bar: tqdm[Any]) -> None:
+        """Compute edits of single cases that can share their passes, each on the base.
+
+        A group is computed whole, so a result does not depend on which others are finished. What
+        another process has claimed is left to it.
+        """
+        editor = self.candidate.editor
+        several = any(case.further for case in self.cases)
+        if self.failed or self.after or several or editor is None or not editor.computes_many:
+            return
+        for start in range(0, len(self.cases), AT_ONCE):
+            cases = self.cases[start : start + AT_ONCE]
+            keys = [self._key([case], editor) for case in cases]
+            claimed = self.store.claim_all(keys)
+            found = compute_together(self.lm, editor, cases) if claimed else []
+            for number, (key, case) in enumerate(zip(keys, cases, strict=True)):
+                if key in claimed:
+                    claimed.remove(key)  # the group may hold a fact twice
+                    result = self._compute(key, [case], editor, found[number] if found else None)
+                    self._store(key, case.id, result)
+            bar.update(len(cases))
+        bar.reset()  # `_get_part` counts them again
 
     def _together(self, editor: Editor) -> bool:
         """Whether the facts of a part are computed by the joint hook."""
         return self._joins and editor.joins
 
-    def _compute(self, key: str, cases: Sequence[Case], editor: Editor) -> Result:
+    def _compute(
+        self, key: str, cases: Sequence[Case], editor: Editor, known: ComputedEdit | None = None
+    ) -> Result:
+        """The result of the edit of *cases*; *known* is the edit if it was computed already."""
         if self.failed:
             return Result(failure=self.failed)
         requests = [request for case in cases for request in case.requests]
@@ -239,7 +238,7 @@ class Pile:
                 work = partial(editor.compute_joint, requests, tuple(self.carried))
             else:
                 work = partial(compute_case, editor, cases[0])
-            found = compute_update(self.lm, work)
+            found = known or compute_update(self.lm, work)
         except ModelChangedError:
             raise
         except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
@@ -251,8 +250,8 @@ class Pile:
             **({"request": dumped[0]} if len(dumped) == 1 else {"requests": dumped}),
         }
         save_patch(self._patch(key), found.update, facts)
-        known = facts_of(self.lm, found.update)
-        return Result(facts=known, seconds=found.seconds, mebibytes=found.mebibytes)
+        about = facts_of(self.lm, found.update)
+        return Result(facts=about, seconds=found.seconds, mebibytes=found.mebibytes)
 
     def _patch(self, key: str) -> Path:
         return self.folder / PATCHES / f"{key[:32]}.safetensors"
@@ -271,11 +270,14 @@ class Pile:
             ended = self.after is not None and self._ended(self.after, key)
             if self.store.claim(key):
                 result = Result(failure=self.after.why) if self.after and ended else work()
-                store_result(self.store, key, self.candidate.name, case_id, result)
-                self.mine.append(key)
+                self._store(key, case_id, result)
             else:
                 time.sleep(POLL_SECONDS)
         return found
+
+    def _store(self, key: str, case_id: str, result: Result) -> None:
+        store_result(self.store, key, self.candidate.name, case_id, result)
+        self.mine.append(key)
 
     def _ended(self, after: Ended, key: str) -> bool:
         """Whether a process ended during the task *key*, or too often."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lmedit.compare.asking import as_asked
 from lmedit.compare.candidates import BASE, Candidate, of_editor
 from lmedit.compare.comparison import Compared, Outcome, results_head
-from lmedit.compare.piles import PATCHES, Height, Kind, Pile, Regime
+from lmedit.compare.heights import Height, Kind, Regime
+from lmedit.compare.piles import PATCHES, Pile
 from lmedit.compare.rows import PARTS, summary_row
 from lmedit.compare.store import RunStore
 from lmedit.errors import CasesError

@@ -19,10 +19,10 @@ from lmedit.compare.one_edit import (
     Computed,
     Task,
     compute_case,
+    compute_together,
     compute_update,
     edit_case,
     failure_of,
-    told_elsewhere,
 )
 from lmedit.compare.result import Result
 from lmedit.errors import (
@@ -30,7 +30,6 @@ from lmedit.errors import (
     RunError,
 )
 from lmedit.executors import Finished, Reply
-from lmedit.memory import peak_memory
 from lmedit.replay.unmerged import States, UnmergedEdits
 from lmedit.storage.json_files import whole_text
 
@@ -199,21 +198,8 @@ class Worker:
         several = any(task.case.further for task in group)
         if editor is None or not editor.computes_many or several:
             return {}
-        self.lm.state()  # as in `compute_update`
-        try:
-            with peak_memory(self.lm.device) as peak:
-                started = time.perf_counter()
-                with told_elsewhere():
-                    updates = editor.compute_many([task.case.request for task in group])
-                seconds = (time.perf_counter() - started) / len(group)
-        except ModelChangedError:
-            raise
-        except Exception:  # noqa: BLE001  (a plugin may raise anything)
-            return {}
-        return {
-            task.key: Computed(update, seconds, peak.mebibytes)
-            for task, update in zip(group, updates, strict=True)
-        }
+        found = compute_together(self.lm, editor, [task.case for task in group])
+        return {task.key: each for task, each in zip(group, found, strict=False)}
 
     def _score_together(
         self, group: Sequence[Task], known: Mapping[str, Computed]

@@ -2,6 +2,9 @@
 
 Work calls `tell_step` at each step. Without a watcher that costs nothing. A watcher that raises
 `WorkStopped` ends the work, as Ctrl-C does: every block cleans up, and the model is as before.
+
+A method that remembers a result instead of computing it again calls `tell_spared`. So the seconds
+of an edit do not depend on what was computed before it.
 """
 
 from __future__ import annotations
@@ -52,3 +55,24 @@ def tell_step(
     watcher = _watcher.get()
     if watcher is not None:
         watcher(Step(work, done, total, loss, found))
+
+
+_spared: ContextVar[list[float] | None] = ContextVar("spared", default=None)
+
+
+@contextmanager
+def spared_seconds() -> Iterator[list[float]]:
+    """The list of the seconds that `tell_spared` tells in the block."""
+    seconds: list[float] = []
+    before = _spared.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _spared.reset(before)
+
+
+def tell_spared(seconds: float) -> None:
+    """Tell how many *seconds* a remembered result took when it was computed."""
+    spared = _spared.get()
+    if spared is not None:
+        spared.append(seconds)

@@ -12,6 +12,7 @@ from lmedit.memory import in_parts
 from lmedit.replay import adds_straight
 from lmedit.trace import captured
 from lmedit.values import optimise_values, rows_of
+from lmedit_memit.remembering import recall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,27 +57,51 @@ def find_targets(
     options: JointOptions,
     seen: Seen,
 ) -> Targets:
-    """z = h_0 + delta for each request, as if it were alone; eight searches share their passes."""
+    """z = h_0 + delta for each request, as if it were alone; eight searches share their passes.
+
+    Groups that were searched before are remembered (`remembering.recall`).
+    """
     found = Targets(torch.empty(0), [], [], [])
-    columns: list[Tensor] = []  # of each part; the rest of a search is dropped
+    columns: list[Tensor] = []
     with tqdm(
         total=len(requests), desc="targets", unit="fact", disable=_quiet(requests), leave=False
     ) as bar:
         for part in in_parts(
-            lambda part: _values(lm, part, templates, options, seen), requests, AT_ONCE
+            lambda part: _targets(lm, part, templates, options, seen), requests, AT_ONCE
         ):
-            mlp = [each.v_star if each.v_star.dim() == 1 else each.v_star[0] for each in part]
-            columns.append(torch.stack(mlp, 1))
-            found.first.extend(each.losses[0] for each in part)
-            found.last.extend(each.losses[-1] for each in part)
-            found.steps.extend(each.updates for each in part)
-            bar.update(len(part))
+            columns.append(part.Z)
+            found.first.extend(part.first)
+            found.last.extend(part.last)
+            found.steps.extend(part.steps)
+            bar.update(len(part.steps))
     return replace(found, Z=torch.cat(columns, 1))
 
 
 def _quiet(requests: Sequence[Request]) -> bool | None:
     """No bar for a few facts; else a bar on a terminal."""
     return True if len(requests) <= AT_ONCE else None
+
+
+def _targets(
+    lm: Lm,
+    requests: Sequence[Request],
+    templates: Sequence[str],
+    options: JointOptions,
+    seen: Seen,
+) -> Targets:
+    """The targets of one group; the rest of its search is dropped."""
+
+    def search() -> Targets:
+        values = _values(lm, requests, templates, options, seen)
+        mlp = [each.v_star if each.v_star.dim() == 1 else each.v_star[0] for each in values]
+        return Targets(
+            torch.stack(mlp, 1),
+            [each.losses[0] for each in values],
+            [each.losses[-1] for each in values],
+            [each.updates for each in values],
+        )
+
+    return recall(lm, requests, templates, options, seen, search)
 
 
 def _values(
