@@ -1,4 +1,4 @@
-"""How edits pile up in one model, and what is measured of a pile."""
+"""The ways in which edits pile up in one model, and the measures of a pile."""
 
 from __future__ import annotations
 

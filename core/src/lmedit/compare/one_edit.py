@@ -67,7 +67,7 @@ def told_elsewhere() -> Iterator[None]:
 def compute_update(lm: Lm, work: Callable[[], Update]) -> Computed:
     """The update that *work* computes, with its seconds and its memory.
 
-    What a method remembers counts with the seconds that it took (`storage.steps.tell_spared`).
+    A remembered result counts with the seconds of its computation (`storage.steps.tell_spared`).
     """
     lm.state()  # read all weights before the clock starts
     with peak_memory(lm.device) as peak, spared_seconds() as spared:
