@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from lmedit.cli import quick_imports
 from lmedit.cli.abilities import abilities
 from lmedit.cli.apply import apply, log, revert, verify
 from lmedit.cli.audit import audit
@@ -54,6 +55,11 @@ class Cli(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept ``-o @FILE`` beside ``-o KEY VALUE``; click expects two values after ``-o``."""
         return super().parse_args(ctx, _with_files(args))
+
+    def __call__(self, *args: Any, **extra: Any) -> Any:
+        """Run as the program of a process, which imports quickly (`quick_imports`)."""
+        quick_imports.install()
+        return super().__call__(*args, **extra)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the program. It always ends with an exit code, and an error is one line."""

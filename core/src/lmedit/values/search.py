@@ -14,6 +14,7 @@ import torch
 from lmedit.memory import InPieces
 from lmedit.replay.products import products
 from lmedit.storage.steps import tell_step
+from lmedit.values.adam import Adam
 from lmedit.values.equations import clamp, decay, essence_drift, target_loss
 from lmedit.values.rows import LossRows
 
@@ -116,9 +117,7 @@ class ValueSearch:
             for v_0 in starts
         ]
         l2 = options.decay if options.decay_kind == "adam" else 0.0
-        self.adam = torch.optim.Adam(
-            [one.delta for one in self.each], lr=options.learning_rate, weight_decay=l2
-        )
+        self.adam = Adam([one.delta for one in self.each], options.learning_rate, decay=l2)
         rows = sum(len(text.ids) for text in texts)
         self.rows = InPieces(lambda chunks: LossRows(lm, layer, texts, chunks, places), rows)
 
@@ -168,10 +167,7 @@ class ValueSearch:
 
     def _update(self, gradients: Sequence[tuple[Descent, Tensor]]) -> None:
         """One step of Adam for the searches that have a gradient, then the clamp."""
-        self.adam.zero_grad()  # Adam skips parameters without a gradient
-        for one, gradient in gradients:
-            one.delta.grad = gradient
-        self.adam.step()
+        self.adam.step([one.delta for one, _ in gradients], [each for _, each in gradients])
         for one, _ in gradients:
             one.updates += 1
             one.clamp()

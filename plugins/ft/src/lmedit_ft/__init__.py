@@ -15,6 +15,7 @@ from lmedit.replay import keep
 from lmedit.replay.products import products
 from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
+from lmedit.values.adam import Adam
 from lmedit_ft.equations import changed_output, negative_log_likelihood, within
 from lmedit_ft.options import FtLOptions, FtOptions
 from lmedit_ft.plan import at_once, works
@@ -123,7 +124,7 @@ def _reads_at_once(lm: Lm, request: Request, options: FtOptions) -> bool:
 def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions) -> None:
     """Train the Deltas in place; a change with a small loss is done and does not change again."""
     everything = [Delta for change in changes for Delta in change.Deltas]
-    optimiser = torch.optim.Adam(everything, lr=options.learning_rate, weight_decay=0.0, fused=True)
+    optimiser = Adam(everything, options.learning_rate, fused=True)
     for step in range(options.steps):
         losses = losses_of(changes)
         values = losses.tolist()
@@ -136,15 +137,10 @@ def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions)
         if not left:
             break
         Deltas = [Delta for i in left for Delta in changes[i].Deltas]
-        optimiser.zero_grad()  # Adam skips parameters without a gradient
-        gradients = torch.autograd.grad(losses[left].sum(), Deltas)
-        for Delta, gradient in zip(Deltas, gradients, strict=True):
-            Delta.grad = gradient
-        optimiser.step()
+        optimiser.step(Deltas, torch.autograd.grad(losses[left].sum(), Deltas))
         if options.epsilon is not None:
             for Delta in Deltas:
                 Delta.data = within(Delta.data, options.epsilon)
-    optimiser.zero_grad()
 
 
 class _Losses:

@@ -19,6 +19,7 @@ from lmedit.replay import enter, resume
 from lmedit.replay.batches import BATCH_TOKENS, by_length
 from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
+from lmedit.values.adam import Adam
 from lmedit_ft.equations import negative_log_likelihood
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def train_breadth_first(
 
     A batch with a small loss is skipped. Training ends after an epoch with a small mean loss.
     """
-    adam = torch.optim.Adam(list(parameters), lr=options.learning_rate, weight_decay=0.0)
+    adam = Adam(parameters, options.learning_rate)
     steps, means = 0, []
     count = len(losses.items)
     for epoch in tqdm(range(options.epochs), desc="epochs", disable=None, leave=False):
@@ -120,16 +121,10 @@ def train_breadth_first(
             loss = each.mean()
             if loss.item() < options.stop_loss:
                 continue
-            adam.zero_grad()
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(loss, list(parameters)), strict=True
-            ):
-                parameter.grad = gradient
-            adam.step()
+            adam.step(parameters, torch.autograd.grad(loss, list(parameters)))
             steps += 1
         means.append(sum(seen) / count)
         tell_step("fine-tuning, epoch", epoch + 1, options.epochs, means[-1])
         if means[-1] < options.stop_loss:
             break
-    adam.zero_grad()
     return {"epochs": len(means), "steps": steps, "loss_first": means[0], "loss_last": means[-1]}
