@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,6 +25,9 @@ from lmedit_memit.equations import (
 )
 from lmedit_memit.renewing import keys_at_renewal, renew
 from lmedit_memit.solving import Metric, change_of, joint_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 D, H, N, T = 36, 8, 5, 7
 WEIGHT = 3.0
@@ -186,6 +189,31 @@ def test_t9_both_forms_are_equal(p: Problem, kind: str, remember: bool) -> None:
     small = joint_keys(metric, p.K, B, primal=False)
     large = joint_keys(metric, p.K, B, primal=True)
     close(small, large)
+
+
+@pytest.mark.parametrize("kind", ["memit", "encore", "alphaedit", "beta"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_solution_of_many_facts_is_worked_in_parts(p: Problem, kind: str, most: int) -> None:
+    """More facts than dimensions, where no step has memory for more than some columns."""
+    metric, K = metric_of(p, kind), p.K_0[:, : 3 * D]
+    expected = joint_keys(metric, K, p.B)
+    widths: list[int] = []
+
+    def narrow(name: str) -> Callable[[Tensor], Tensor]:
+        work = getattr(metric, name)
+
+        def limited(S: Tensor) -> Tensor:
+            if S.shape[1] > most:
+                raise torch.OutOfMemoryError("out of memory")
+            widths.append(S.shape[1])
+            return work(S)  # type: ignore[no-any-return]
+
+        return limited
+
+    small = replace(metric, half=narrow("half"), back=narrow("back"))
+    close(joint_keys(small, K, p.B), expected)
+    assert max(widths) <= most
+    assert sum(widths) == T + 3 * K.shape[1]  # nothing is worked twice, but for half of K
 
 
 @pytest.mark.parametrize("remember", [True, False])
@@ -422,4 +450,4 @@ def test_equal_columns_are_near() -> None:
 def test_an_impossible_exact_solution_fails(p: Problem) -> None:
     T = torch.cat([p.K, p.K], 1)
     with pytest.raises(RuntimeError):
-        combination(T, 2 * N, 0.0, primal=False)
+        combination(T, 2 * N, 0.0)

@@ -22,20 +22,20 @@ from torch import Tensor
 Spread = Literal["linear", "sqrt"]
 
 
-def combination(T: Tensor, n: int, kappa: float, *, primal: bool) -> Tensor:
-    """(kappa I + T T^T)^-1 T E for T (D', t + n): the last *n* columns, (D', n), in float64.
+def combination(T: Tensor, n: int, kappa: float) -> Tensor:
+    """T (kappa I + T^T T)^-1 E for T (D', t + n): the last *n* columns, (D', n), in float64.
 
-    *primal* solves the equations of size D', else those of size t + n. With *kappa* 0 only the
-    second form exists, and the columns of T must be independent.
+    With *kappa* 0 the columns of T must be independent.
     """
-    if primal:
-        A = T @ T.T
-        A.diagonal().add_(kappa)
-        return torch.cholesky_solve(T[:, -n:], torch.linalg.cholesky(A))
     G = T.T @ T
     G.diagonal().add_(kappa)
     E = torch.eye(len(G), dtype=G.dtype, device=G.device)[:, -n:]
     return T @ torch.cholesky_solve(E, torch.linalg.cholesky(G))
+
+
+def combine_columns(T: Tensor, L: Tensor) -> Tensor:
+    """(L L^T)^-1 T for L L^T = kappa I + T T^T of all keys, and for any of the columns of T."""
+    return torch.cholesky_solve(T, L)
 
 
 def whiten(S: Tensor, L: Tensor) -> Tensor:

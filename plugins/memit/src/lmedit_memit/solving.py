@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from lmedit import Dense, LowRank
 from lmedit.errors import RequestError
+from lmedit.memory import in_parts
 from lmedit.stats import name_of
-from lmedit_memit.equations import combination, nearness, project, unwhiten, whiten
+from lmedit_memit.equations import (
+    combination,
+    combine_columns,
+    nearness,
+    project,
+    unwhiten,
+    whiten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,11 +117,42 @@ def joint_keys(
     B (D, t) are remembered keys, whose values stay. *primal* chooses between two equal forms; by
     default the smaller one is solved, if there are fewer than D / 4 keys.
     """
-    S = K.double() if B is None else torch.cat([B.double(), K.double()], 1)
-    T = metric.half(S)
+    n, t = K.shape[1], 0 if B is None else B.shape[1]
     if primal is None:
-        primal = metric.kappa > 0 and S.shape[1] >= len(S) / 4
-    return metric.back(combination(T, K.shape[1], metric.kappa, primal=primal))
+        primal = metric.kappa > 0 and n + t >= len(K) / 4
+    if primal:
+        return _primal_keys(metric, K, B)
+    S = K.double() if B is None else torch.cat([B.double(), K.double()], 1)
+    return metric.back(combination(metric.half(S), n, metric.kappa))
+
+
+def _primal_keys(metric: Metric, K: Tensor, B: Tensor | None) -> Tensor:
+    """As `joint_keys`, from D' equations. If memory is full, the columns are worked in parts."""
+
+    def half(S: Tensor, columns: Sequence[int]) -> Tensor:
+        return metric.half(S[:, columns[0] : columns[-1] + 1].double())
+
+    def outer(S: Tensor, columns: Sequence[int]) -> Tensor:
+        T = half(S, columns)
+        return T @ T.T
+
+    A: Tensor | None = None
+    for S in [K] if B is None else [B, K]:
+        for part in in_parts(partial(outer, S), range(S.shape[1]), S.shape[1]):
+            A = part if A is None else A.add_(part)
+    assert A is not None
+    A.diagonal().add_(metric.kappa)
+    L = torch.linalg.cholesky(A)
+    del A, part
+    X = torch.empty(K.shape, dtype=torch.float64, device=K.device)
+
+    def solve(columns: Sequence[int]) -> None:
+        found = combine_columns(half(K, columns), L)
+        X[:, columns[0] : columns[-1] + 1] = metric.back(found)
+
+    for _ in in_parts(solve, range(K.shape[1]), K.shape[1]):
+        pass
+    return X
 
 
 def check_independent(metric: Metric, K: Tensor, B: Tensor | None, names: Sequence[str]) -> None:
