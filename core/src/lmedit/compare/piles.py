@@ -187,7 +187,9 @@ class Pile:
 
     def _key(self, cases: Sequence[Case], editor: Editor) -> str:
         """The key of the edit of *cases* on the present model."""
-        upon = self.parts[-1].stored.key if self.parts and self.regime.kind != "batch" else None
+        upon = self.parts[-1].stored.key if self.parts else None
+        if self.regime.kind == "batch":
+            upon = "batch"  # its last bits can differ from those of an edit that is computed alone
         requests = [request.model_dump() for case in cases for request in case.requests]
         return key_of(
             edit=requests[0] if not self._together(editor) else requests,
