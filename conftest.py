@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
 SHOWN = 15
 """The number of files in the table."""
@@ -22,24 +22,25 @@ _WALL: Counter[str] = Counter()
 _TESTS: Counter[str] = Counter()
 
 
-@pytest.fixture(autouse=True)
-def _tried_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Try the short cuts of the same model once for many tests (`tried_once.py`)."""
-    if request.path.parent.name in {"attack", "families", "architecture", "worlds"}:
-        yield
-        return
-    import tried_once
+TRYING = frozenset({"attack", "families", "architecture", "worlds"})
+"""Folders whose tests try the short cuts of every model."""
 
-    with pytest.MonkeyPatch.context() as patch:
-        if tried_once.may_share(request.module):
-            patch.setattr(tried_once.PLACE, tried_once.once)
-        yield
+gc.disable()  # until all tests are collected (`pytest_collection`): what is imported stays
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files with slow tests first, so that no process ends with a long test alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector begin when all tests are collected."""
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -77,17 +78,32 @@ def pytest_runtest_makereport(
     """Write the CPU seconds of a whole test, with its fixtures, into its last report."""
     report = yield
     if call.when == "teardown":
-        report.cpu = cpu_seconds() - item.config.stash[_STARTED]
+        now = cpu_seconds()
+        report.cpu = now - item.config.stash[_STARTED]
+        item.config.stash[_STARTED] = now
     return report
 
 
 _STARTED = pytest.StashKey[float]()
+"""The CPU seconds when the test began, which is when the test before it ended."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Remember when the test began."""
-    item.config.stash[_STARTED] = cpu_seconds()
+    """Note when the first test begins. Tests of the same model try its short cuts once.
+
+    `tried_once.py` says which tests do so.
+    """
+    if _STARTED not in item.config.stash:
+        item.config.stash[_STARTED] = cpu_seconds()
+    free = item.path.parent.name not in TRYING
+    if free or "tried_once" in sys.modules:
+        import tried_once
+
+        tried_once.share(
+            getattr(item, "module", None) if free else None,
+            getattr(item, "originalname", None) or item.name,
+        )
 
 
 def pytest_runtest_logreport(report: Any) -> None:

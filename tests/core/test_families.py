@@ -12,8 +12,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lmedit import Dense, Lm, LowRank, Site, Update, defaults
 from lmedit.errors import RequestError, UnknownArchitectureError
-from lmedit.models import families
-from lmedit.tiny import FAMILIES, LAYERS, D, H, byte_tokenizer, tiny_model
+from lmedit.models import families, offload
+from lmedit.models.structure import module_at
+from lmedit.tiny import FAMILIES, LAYERS, D, H, byte_tokenizer, tiny_family, tiny_model
 from lmedit.trace import captured, changed
 
 if TYPE_CHECKING:
@@ -230,6 +231,20 @@ def test_the_text_tower_of_a_multimodal_model_is_found() -> None:
     assert lm.family.blocks == "model.language_model.layers"
     key, value = key_and_value(lm, 1)
     assert torch.allclose(key @ lm.weight(lm.mlp_out(1)).T, value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_modules_and_parameters_are_those_that_torch_finds(family: str) -> None:
+    model = tiny_family(family).model
+    for name, module in model.named_modules():
+        assert module_at(model, name) is module
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert offload.fetch(model, name) is parameter
+    for wrong in ("no", "no.weight", "lm_head.no", "lm_head.weight.no"):
+        with pytest.raises(AttributeError):
+            module_at(model, wrong)
+        with pytest.raises(AttributeError):
+            offload.fetch(model, wrong)
 
 
 @pytest.mark.parametrize("layer", [-1, L])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import tried_once
 
+from lmedit.replay import trials
 from lmedit.replay.trials import try_ways
 from lmedit.tiny import FAMILIES, tiny_family
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lmedit import Lm
     from lmedit.replay.ways import Ways
 
@@ -71,5 +75,51 @@ def test_code_of_its_own_is_always_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tried_once.same_model(other) is None
 
 
-def test_a_file_that_changes_passes_shares_nothing() -> None:
-    assert not tried_once.may_share(sys.modules[__name__])
+def test_a_file_that_changes_passes_outside_its_tests_shares_nothing() -> None:
+    assert not tried_once.may_share(sys.modules[__name__], "test_another_model_is_another_one")
+
+
+HELP = "def helper() -> None:\n    {}\n\n"
+FILE = """
+import pytest
+
+@pytest.mark.parametrize("what", {marked})
+def test_one(monkeypatch, what) -> None:
+    {first}
+
+class TestMany:
+    def test_one(self) -> None:
+        pass
+
+    def test_two(self) -> None:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "one", "two"),
+    [
+        (FILE.format(marked=[], first="pass"), True, True),
+        (FILE.format(marked=[], first="monkeypatch.setattr(a, 'b', c)"), False, True),
+        (FILE.format(marked=[], first="def run(): raise MemoryError"), False, True),
+        (FILE.format(marked=["replay"], first="pass"), False, True),
+        (HELP.format("setattr(a, 'b', c)") + FILE.format(marked=[], first="pass"), False, False),
+        ("import replay\n" + FILE.format(marked=[], first="pass"), False, False),
+    ],
+)
+def test_a_test_that_changes_passes_shares_nothing(
+    text: str, one: bool, two: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(text, encoding="utf-8")
+    module = ModuleType("test_some")
+    module.__file__ = str(path)
+    assert tried_once.may_share(module, "test_one") == one
+    assert tried_once.may_share(module, "test_two") == two
+    assert tried_once.may_share(module, "test_law_of_another_file") == two
+    monkeypatch.setattr(trials, "try_ways", try_ways)
+    for test, shares in (("test_one", one), ("test_two", two)):
+        tried_once.share(module, test)
+        assert (trials.try_ways is tried_once.once) == shares
+    tried_once.share(None, "test_one")
+    assert trials.try_ways is try_ways

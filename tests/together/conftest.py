@@ -31,6 +31,19 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_held_out_text() -> Iterator[None]:
+    """Limits and comparisons read 4 lines of held-out text, unless a test names a number.
+
+    They read 40 by default, and most of a search within a budget is this reading. No law of these
+    tests depends on the number; `test_limits_read_forty_lines_of_a_longer_text` holds it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("actions.judged", "actions.compare", "api.comparisons"):
+            patch.setattr(f"lmedit.{place}.HELDOUT_LINES", 4)
+        yield
+
+
 def call(*arguments: object, **extra: Any) -> Result:
     """Call the command line; a traceback or a variable that stays set fails the test."""
     before = set(os.environ)

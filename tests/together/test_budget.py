@@ -17,6 +17,7 @@ from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
 from lmedit.compare.case_scores import score_cases
 from lmedit.compare.limits import parse_limits
+from lmedit.compare.measures import HELDOUT_LINES
 from lmedit.errors import LimitError, OptionError, UnknownNameError
 from lmedit.plan import Plan, Setup, set_up
 from lmedit.tiny import tiny_lm
@@ -119,6 +120,13 @@ def test_the_search_writes_no_weight_and_gives_the_values_of_the_edited_model(de
     assert after["writes"] == plain["writes"]
     assert after["target_new"] == pytest.approx(plain["target_new"], rel=1e-4)
     assert demo.weights_digest() == digest
+
+
+def test_limits_read_forty_lines_of_a_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmedit.actions.judged.HELDOUT_LINES", HELDOUT_LINES)
+    Path("long.txt").write_text("The boat is by the sea.\n" * 50, encoding="utf-8")
+    held = held_out_text(tiny_lm(), Path("long.txt"))[1]
+    assert len(held.rows) == HELDOUT_LINES == 40
 
 
 def set_up_on(lm: Lm, *methods: str) -> Setup:

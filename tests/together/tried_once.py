@@ -7,12 +7,15 @@ too, and `once` returns the first one. A model with code of the test's own is al
 
 from __future__ import annotations
 
+import ast
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.replay import trials
 from lmedit.replay.trials import TEXT, try_ways
 
 if TYPE_CHECKING:
@@ -22,19 +25,36 @@ if TYPE_CHECKING:
     from lmedit import Lm
     from lmedit.replay.ways import Ways
 
-PLACE = "lmedit.replay.trials.try_ways"
-"""Where `once` stands in for the trials."""
 NEVER = ("replay", "setattr(", "patch.object", "MemoryError")
-"""Words of test files whose tests may change or count passes: they try every model."""
+"""Words of tests that may change or count passes: they try every model."""
 KNOWN_CODE = ("torch.nn.", "transformers.")
 _TRIED: dict[tuple[Any, ...], Ways] = {}
 
 
+def share(module: ModuleType | None, test: str) -> None:
+    """Let `once` stand in for the trials, if *test* of *module* may use answers of other tests."""
+    shared = module is not None and may_share(module, test)
+    trials.try_ways = once if shared else try_ways
+
+
+def may_share(module: ModuleType, test: str) -> bool:
+    """Whether *test* of *module*, and all that is no test in the file, have no word of `NEVER`."""
+    others, tests = _texts(module)
+    return not any(word in text for word in NEVER for text in (others, tests.get(test, "")))
+
+
 @cache
-def may_share(module: ModuleType) -> bool:
-    """Whether the tests of *module* may use the answers of other tests."""
-    text = Path(module.__file__ or "").read_text(encoding="utf-8")
-    return not any(word in text for word in NEVER)
+def _texts(module: ModuleType) -> tuple[str, dict[str, str]]:
+    """The text of *module* outside its tests, and the text of each test by its name."""
+    lines = Path(module.__file__ or "").read_text(encoding="utf-8").splitlines(keepends=True)
+    tests: dict[str, str] = defaultdict(str)
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            first = min((each.lineno for each in node.decorator_list), default=node.lineno)
+            place = slice(first - 1, node.end_lineno)
+            tests[node.name] += "".join(lines[place])
+            lines[place] = [""] * len(lines[place])
+    return "".join(lines), tests
 
 
 def same_model(lm: Lm) -> tuple[Any, ...] | None:

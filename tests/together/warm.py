@@ -5,7 +5,8 @@ below and nothing of ours. A call is a small client: it sends its arguments, its
 variables and its three streams. The server forks. The child reads the `.pth` files and PYTHONPATH
 anew and runs `-c CODE` or `-m MODULE`, as a fresh interpreter does. The client ends with the
 child's exit code. Several calls may run at once. At its end a child calls what is registered for
-the end, but frees no modules: with torch that alone takes half a second.
+the end, but frees no modules: with torch that alone takes half a second. If a child asks
+`multiprocessing` for a fork server, a copy of the child as it began becomes this server.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import site
 import socket
 import subprocess
@@ -25,6 +27,7 @@ import sysconfig
 import threading
 import time
 from contextlib import contextmanager, suppress
+from multiprocessing import util
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -41,6 +44,11 @@ SECONDS_TO_START = 300
 SECONDS_TO_RUN = 1800
 """The longest time of one call. What calls it has a shorter limit, and says what it waited for."""
 SECONDS_TO_ASK = 60
+FORK_SERVER = "from multiprocessing.forkserver import main"
+"""The beginning of the code with which `multiprocessing` starts a fork server."""
+LONGEST_CODE = 1 << 17
+HIGH = 500
+"""The copy keeps the server's files above this number while it gives them the right numbers."""
 
 
 @contextmanager
@@ -145,6 +153,50 @@ def arrange(asked: dict[str, Any], streams: list[int]) -> list[str]:
     return arguments
 
 
+def become_fork_server() -> str | None:
+    """Let a copy of this process wait until `multiprocessing` starts a fork server.
+
+    Python would start the server anew, and the server would import the libraries again. Return the
+    server's code in the copy, and None in this process. The copy ends with this process.
+    """
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    copy = os.fork()
+    if copy == 0:
+        here.close()
+        return wait_for_code(there)
+    there.close()
+    start = util.spawnv_passfds  # type: ignore[attr-defined]
+
+    def start_server(path: bytes, arguments: list[str], files: list[int]) -> int:
+        if not arguments[-1].startswith(FORK_SERVER) or here.fileno() < 0:
+            number: int = start(path, arguments, files)
+            return number
+        socket.send_fds(here, [json.dumps([files, arguments[-1]]).encode()], files)
+        here.close()
+        return copy
+
+    util.spawnv_passfds = start_server  # type: ignore[attr-defined]
+    return None
+
+
+def wait_for_code(line: socket.socket) -> str:
+    """Wait for a server's code and its open files; end this process if its parent ends first."""
+    import fcntl
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server does the same
+    told, files, *_ = socket.recv_fds(line, LONGEST_CODE, 8)
+    if not told:
+        os._exit(0)
+    numbers, code = json.loads(told)
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    close_all(files)
+    line.close()
+    for file, number in zip(high, numbers, strict=True):
+        os.dup2(file, number)
+    close_all(high)
+    return str(code)
+
+
 def run(kind: str, what: str, *arguments: str) -> None:
     """Run `-c CODE` or `-m MODULE` with the caller's arguments."""
     sys.path[0] = "" if kind == "-c" else str(Path.cwd())
@@ -173,6 +225,8 @@ if __name__ == "__main__":
     if task == "call":
         sys.exit(call(*rest))
     asked = serve(*rest)
+    if (server := become_fork_server()) is not None:
+        asked = ["-c", server]
     try:
         run(*asked)
     except SystemExit as left:

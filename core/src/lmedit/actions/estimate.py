@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +28,9 @@ PROBE, PROBES = 1024, 5
 CLASSES = ((60, "seconds"), (3600, "minutes"), (86400, "hours"), (float("inf"), "days"))
 
 
+@cache
 def speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of large matrix products, measured now."""
+    """Operations per second of large matrix products, measured once in a process."""
     a = torch.randn(PROBE, PROBE, device=device).to(dtype)
 
     def seconds() -> float:

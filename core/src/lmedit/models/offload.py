@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmedit.models.structure import module_at
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+    from torch.nn import Parameter
 
 
 def names(model: nn.Module) -> frozenset[str]:
@@ -33,7 +36,7 @@ def fetch(model: nn.Module, name: str) -> Tensor:
 
     If the model has no weights, it is the placeholder. Raises `AttributeError` if there is none.
     """
-    parameter = model.get_parameter(name)
+    parameter = _parameter(model, name)
     found = _place(model, name) if parameter.is_meta else None
     return parameter if found is None else found[0][found[1]]
 
@@ -41,7 +44,7 @@ def fetch(model: nn.Module, name: str) -> Tensor:
 def fetch_to_memory(model: nn.Module, name: str) -> Tensor:
     """As `fetch`, but in memory from now on, so that a write to it stays."""
     values = fetch(model, name)
-    if model.get_parameter(name).is_meta and (found := _place(model, name)) is not None:
+    if _parameter(model, name).is_meta and (found := _place(model, name)) is not None:
         store, key = found
         in_memory = getattr(store, "state_dict", store)
         values = in_memory.setdefault(key, values)
@@ -50,7 +53,7 @@ def fetch_to_memory(model: nn.Module, name: str) -> Tensor:
 
 def lies_in_file(model: nn.Module, name: str) -> bool:
     """Whether each call reads the values of the parameter *name* from a file."""
-    found = _place(model, name) if model.get_parameter(name).is_meta else None
+    found = _place(model, name) if _parameter(model, name).is_meta else None
     return found is not None and found[1] not in getattr(found[0], "state_dict", found[0])
 
 
@@ -72,10 +75,17 @@ def lacks_weights(model: nn.Module) -> bool:
     )
 
 
+def _parameter(model: nn.Module, name: str) -> Parameter:
+    """As `get_parameter`, but faster (`module_at`)."""
+    path, _, key = name.rpartition(".")
+    found = module_at(model, path)._parameters.get(key)
+    return model.get_parameter(name) if found is None else found
+
+
 def _place(model: nn.Module, name: str) -> tuple[Any, str] | None:
     """The map that holds the values of the parameter *name*, and their key in the map."""
     path, _, key = name.rpartition(".")
-    for hook in _hooks(model.get_submodule(path)):
+    for hook in _hooks(module_at(model, path)):
         if (store := hook.weights_map) is not None:
             while hasattr(store, "prefix"):
                 store, key = store.dataset, store.prefix + key

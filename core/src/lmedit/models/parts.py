@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.errors import RequestError, UnknownArchitectureError
 from lmedit.models import families
 from lmedit.models.experts import ExpertOut, routings
-from lmedit.models.structure import is_experts
+from lmedit.models.structure import is_experts, module_at
 from lmedit.types import Site
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Parts:
     @property
     def n_layers(self) -> int:
         """The number of blocks."""
-        return len(self.model.get_submodule(self.family.blocks))
+        return len(module_at(self.model, self.family.blocks))  # type: ignore[arg-type]
 
     @property
     def hidden_size(self) -> int:
@@ -57,10 +57,7 @@ class Parts:
 
     def block(self, layer: int) -> nn.Module:
         """The block of *layer*."""
-        block: nn.Module = self.model.get_submodule(
-            f"{self.family.blocks}.{self._check_layer(layer)}"
-        )
-        return block
+        return module_at(self.model, f"{self.family.blocks}.{self._check_layer(layer)}")
 
     def runs(self, layer: int) -> bool:
         """Whether a pass on text runs the block of *layer*; some blocks only attend to images."""

@@ -35,6 +35,14 @@ DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_laye
 """Names in a config of the number of blocks."""
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """As `get_submodule`, which takes ten times as long; an edit looks up thousands of modules."""
+    module: nn.Module | None = model
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return model.get_submodule(path) if module is None else module
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether *module* stores its weight (d_in, d_out); the type decides, never the shape."""
     from transformers.pytorch_utils import Conv1D
