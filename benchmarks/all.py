@@ -30,7 +30,7 @@ SCRIPTS = {
     "hyper_training": [],
 }
 """Scripts that compare two ways, and what they are given for a short run."""
-COSTS = {"edit_seconds": [], "growth": ["--edits", "1", "10", "100"]}
+COSTS = {"edit_seconds": [], "growth": ["--only", "edits", "--edits", "1", "10", "100"]}
 """Scripts that measure seconds of edits, likewise."""
 WITH_XL = ("rome_edit", "evaluation", "kn_staircase", "edit_seconds")
 TOLD = (

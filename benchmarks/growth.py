@@ -4,24 +4,39 @@
 
 ROME and MEND on the embedded model for numbers of edits, one after the other (`single`) and eight
 at once where the method can (`batch`): seconds for each edit, the model warm. ROME on random
-models of GPT-2 small's width for numbers of layers and lengths of the prompt. Nothing is compared
-here, so times are those of this machine. Writes `benchmarks/results/growth.json`.
+models of GPT-2 small's width for numbers of layers and lengths of the prompt. Times are those of
+this machine.
+
+    python benchmarks/growth.py --only tokens
+
+The real model: a step of ROME's search for words behind the subject, and for tokens of the answer,
+by the tokens that run at each step. Then four requests at once, one of them long: rows in groups of
+near lengths, against all rows to the end of the longest. Writes `benchmarks/results/growth.json`,
+and `growth_tokens.json` for the real model.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from paired import SMALL, report, seconds, with_words
+import torch
+from paired import SMALL, compare, flops, report, seconds, with_words
 from rome_edit import Bench
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.cases import corpus_of, load_cases
 from lmedit.compare.worker import AT_ONCE
+from lmedit.errors import ModelError
 from lmedit.pipeline import prepare, ready
+from lmedit.values import rows as loss_rows
+from lmedit.values.contexts import sample_contexts
+from lmedit.values.rows import rows_of
 
 if TYPE_CHECKING:
+    from lmedit import Lm
     from lmedit.pipeline import Editor
 
 TEXT = "Nobody in the old city by the river knew how old it was nor who had built it and "
@@ -72,13 +87,96 @@ def by_length(lengths: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+class Steps:
+    """Steps of ROME's search on the model *lm*, whose contexts are written by itself."""
+
+    def __init__(self, lm: Lm) -> None:
+        options: Any = build_options(load("rome").method, {}, lm)
+        self.lm, self.layer, self.options = lm, options.layer, options
+        self.templates = sample_contexts(lm, options)
+
+    def request(self, words: int, answer: int) -> Request:
+        """A fact with so many words behind the subject, and so many tokens of the answer."""
+        behind = " ".join((TEXT * words).split()[:words])
+        target = self.lm.decode(self.lm.encode(" " + TEXT * answer)[:answer]).strip() or TEXT[0]
+        return Request(prompt=f"{{}} {behind}", subject="France", target_new=target)
+
+    def ready(self, *requests: Request) -> Any:
+        """A step for all *requests*, and the tokens that run in it without padding."""
+        texts = [rows_of(self.lm, r, self.templates, self.options) for r in requests]
+        run, _ = loss_rows._once(texts)
+        rows = loss_rows.LossRows(self.lm, self.layer, texts)
+        starts = [torch.zeros(self.lm.hidden_size, requires_grad=True) for _ in requests]
+
+        def step() -> list[torch.Tensor]:
+            seen = rows.log_probabilities(starts, range(len(texts)))
+            loss = -torch.stack([each.of_target.mean() for each in seen]).sum()
+            return list(torch.autograd.grad(loss, starts))
+
+        return step, sum(len(row.ids) - row.start for row in run)
+
+
+def by_tokens(lm: Lm, words: list[int], answers: list[int], times: int) -> list[dict[str, Any]]:
+    """A step's seconds and operations for words behind the subject and tokens of the answer."""
+    steps, rows = Steps(lm), []
+    for behind, answer in [*((n, 1) for n in words), *((4, n) for n in answers if n > 1)]:
+        step, tokens = steps.ready(steps.request(behind, answer))
+        step()
+        took = statistics.median(seconds(step) for _ in range(times))
+        rows.append(
+            {
+                "grows": "tokens",
+                "model": lm.name,
+                "words": behind,
+                "answer_tokens": answer,
+                "tokens_a_step": tokens,
+                "seconds": took,
+                "gflop": flops(step) / 1e9,
+                "milliseconds_a_token": 1e3 * took / tokens,
+            }
+        )
+    return rows
+
+
+def one_long_among_short(lm: Lm, words: int, times: int) -> dict[str, Any]:
+    """Four requests at once, one of them long: rows in groups against rows in one batch."""
+    steps = Steps(lm)
+    requests = [steps.request(4, 1)] * 3 + [steps.request(words, 1)]
+    ours, _ = steps.ready(*requests)
+    in_one: Any = lambda rows, _: [list(range(len(rows)))]  # noqa: E731
+    with mock.patch.object(loss_rows, "_in_groups", in_one):
+        plain, _ = steps.ready(*requests)
+    for one, other in zip(ours(), plain(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    what = f"four requests, one with {words} words behind the subject"
+    return {"model": lm.name, "what": what, **compare(plain, ours, times)}
+
+
+def measure_tokens(name: str, times: int) -> None:
+    """Measure the model *name*; tell it if that model is not here."""
+    try:
+        lm = load_lm(name)
+    except ModelError as error:
+        print(f"left out: {error}")
+        return
+    rows = by_tokens(lm, [4, 16, 64], [1, 8, 30], times)
+    report("growth_tokens", [*rows, one_long_among_short(lm, 64, times)])
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 24])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--only", choices=["edits", "tokens"])
+    parser.add_argument("--model", default="smollm2", help="the real model")
+    parser.add_argument("--times", type=int, default=3, help="measured steps of the real model")
     flags = parser.parse_args()
+    if flags.only != "edits":
+        measure_tokens(flags.model, flags.times)
+    if flags.only == "tokens":
+        return
     demo = load_lm("demo")
     rome, mend = load("rome"), load("mend")
     editors = [

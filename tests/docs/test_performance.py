@@ -37,3 +37,20 @@ def test_the_first_second() -> None:
                 for line in table
                 if line[0] in {row["command"], f"lmedit {row['command']}"}
             ]
+
+
+def test_long_prompts_and_answers() -> None:
+    *steps, mixed = rows_of("growth_tokens")
+    table = cells("Long prompts and long answers")[2:]
+    assert table == [
+        [
+            *(str(row[name]) for name in ("words", "answer_tokens", "tokens_a_step")),
+            f"{row['gflop']:.1f}",
+            f"{row['gflop'] / row['tokens_a_step']:.2f}",
+            f"{row['seconds']:.1f}",
+        ]
+        for row in steps
+    ]
+    told = PAGE.split("\n## Long prompts and long answers\n")[1]
+    assert f"{mixed['times_fewer_flops']:.1f} times fewer" in told
+    assert f"{mixed['times_faster']:.1f} times faster" in told

@@ -95,6 +95,15 @@ def test_an_edit_by_each_method_takes_time_and_operations(script: object) -> Non
     assert lm.weights_digest() == lm.digest
 
 
+def test_a_step_of_a_search_grows_with_its_tokens(script: object) -> None:
+    growth, lm = script("growth"), tiny_lm(2)  # type: ignore[operator]
+    rows = growth.by_tokens(lm, [1, 3], [1, 2], 1)
+    assert [(row["words"], row["answer_tokens"]) for row in rows] == [(1, 1), (3, 1), (4, 2)]
+    assert rows[0]["tokens_a_step"] < rows[1]["tokens_a_step"]
+    assert rows[0]["gflop"] < rows[1]["gflop"]
+    assert growth.one_long_among_short(lm, 8, 1)["times_fewer_flops"] >= 1
+
+
 def test_growth_has_a_row_for_each_size(script: object) -> None:
     growth, lm = script("growth"), tiny_lm()  # type: ignore[operator]
     loaded = load("ft")

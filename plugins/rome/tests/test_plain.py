@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lmedit import build_options, load
 from lmedit.tiny import FAMILIES, tiny_family
@@ -107,12 +108,17 @@ def test_the_rows_of_a_finished_search_run_no_more(monkeypatch: pytest.MonkeyPat
     alone = search_alone(options)
     assert {len(value.losses) for value in alone} == {1, 5, 12}
     ran: list[int] = []
-    call = module._Chunk.__call__
+    begin, call = module.LossRows.log_probabilities, module._Chunk.__call__
+
+    def begin_pass(self: Any, *given: Any) -> Any:
+        ran.append(0)
+        return begin(self, *given)
 
     def count(self: Any, deltas: torch.Tensor) -> torch.Tensor:
-        ran.append(len(self.request_of))
+        ran[-1] += len(self.request_of)  # long and short rows may run in groups of their own
         return call(self, deltas)
 
+    monkeypatch.setattr(module.LossRows, "log_probabilities", begin_pass)
     monkeypatch.setattr(module._Chunk, "__call__", count)
     together = optimise_values(lm, 1, texts, starts, options)
     for one, expected in zip(together, alone, strict=True):
@@ -124,3 +130,34 @@ def test_the_rows_of_a_finished_search_run_no_more(monkeypatch: pytest.MonkeyPat
         sum(n for n, value in zip(of_each, alone, strict=True) if len(value.losses) > step)
         for step in range(passes)
     ]
+
+
+def test_an_edit_costs_in_proportion_to_its_tokens() -> None:
+    """Each word behind the subject, and each token of the answer, costs no more than the last one.
+
+    Also beside a short edit: its rows do not run to the end of the long ones.
+    """
+    lm = tiny_family("gpt2")
+    options: Any = build_options(
+        load("rome").method, {"prefixes": [[4, 6]], "steps": 5, "stop_loss": -1}, lm
+    )
+    templates = sample_contexts(lm, options)
+
+    def request(words: int, answer: int) -> Request:
+        return Request(
+            prompt="{} is" + " in" * words, subject="A", target_new="b" * answer, target_true="c"
+        )
+
+    def count(*requests: Request) -> int:
+        texts = [rows_of(lm, each, templates, options) for each in requests]
+        starts = [select_keys(lm, 1, r, templates, options).bare_out for r in requests]
+        with FlopCounterMode(display=False) as counter:
+            optimise_values(lm, 1, texts, starts, options)
+        return int(counter.get_total_flops())
+
+    for long in (lambda n: request(n, 1), lambda n: request(1, n)):
+        few, more, most = (count(long(n)) for n in (4, 12, 28))
+        assert most - more <= 1.1 * (28 - 12) / (12 - 4) * (more - few)
+    short, long_one = request(1, 1), request(28, 1)
+    both = count(short, short, short, long_one)
+    assert both <= 1.1 * (3 * count(short) + count(long_one))

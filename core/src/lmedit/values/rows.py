@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from lmedit.replay import adds_straight, keep
+from lmedit.replay.batches import by_length
 from lmedit.trace import changed
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class _Row:
         return (start, request) == (self.start, self.request) and self.ids[: len(ids)] == ids
 
 
-def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
-    """The rows to run, and for each request the numbers of the places to read.
+def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[tuple[int, int]]]]:
+    """The rows to run, and for each request the places (row, position) to read.
 
     A row with which another one begins is read there and does not run. A request's places are the
     target tokens of every context, then the essence's place.
@@ -116,9 +117,21 @@ def _once(texts: Sequence[Rows]) -> tuple[list[_Row], list[list[int]]]:
                 rows.append(_Row(ids, start, number))
             rows[i].at.extend(at)
             reads[-1] += [(i, place) for place in at]
-    every = [(i, place) for i, row in enumerate(rows) for place in row.at]
-    numbers = {place: number for number, place in enumerate(every)}
-    return rows, [[numbers[place] for place in of] for of in reads]
+    return rows, reads
+
+
+def _in_groups(rows: Sequence[_Row], most: int) -> list[list[int]]:
+    """The numbers of *rows* in groups of *most* at most, each for one pass.
+
+    A pass runs all its rows to the end of the longest. So long rows do not run with short ones if
+    the padding would cost more than a further pass.
+    """
+    lengths = [len(row.ids) - row.start for row in rows]
+    return [
+        sorted(group)[start : start + most]
+        for group in by_length(lengths, sum(lengths) * len(rows))
+        for start in range(0, len(group), most)
+    ]
 
 
 @dataclass(frozen=True)
@@ -142,22 +155,24 @@ class LossRows:
         chunks: int = 1,
         places: Sequence[Place] = ("mlp",),
     ) -> None:
-        """Several *chunks* run one after the other, and run again for the gradient."""
-        rows, found = _once(texts)
-        size = -(-len(rows) // chunks)
-        self.chunks = [
-            _Chunk(lm, layer, rows[start : start + size], places)
-            for start in range(0, len(rows), size)
-        ]
+        """Several *chunks*, for want of memory, run again for the gradient."""
+        rows, reads = _once(texts)
+        groups = _in_groups(rows, -(-len(rows) // chunks))
+        straight = tuple(places) == ("mlp",) and adds_straight(lm, layer, rows[0].ids)
+        added = () if straight else places
+        self.again = chunks > 1
+        self.chunks = [_Chunk(lm, layer, [rows[i] for i in group], added) for group in groups]
+        every = [(i, place) for group in groups for i in group for place in rows[i].at]
+        numbers = {place: number for number, place in enumerate(every)}
         self.targets = [
             torch.tensor(text.target, device=lm.device).expand(len(text.target_at), -1)  # (N, T)
             for text in texts
         ]
-        reads = [torch.tensor(each, device=lm.device) for each in found]
-        self.at = [each[:-1].view_as(of) for each, of in zip(reads, self.targets, strict=True)]
-        self.essence_at = torch.stack([each[-1] for each in reads])
+        found = [torch.tensor([numbers[at] for at in of], device=lm.device) for of in reads]
+        self.at = [each[:-1].view_as(of) for each, of in zip(found, self.targets, strict=True)]
+        self.essence_at = torch.stack([each[-1] for each in found])
         self.going = set(range(len(texts)))
-        self.request_of = [row.request for row in rows for _ in row.at]  # of each place to read
+        self.request_of = [rows[i].request for i, _ in every]  # of each place to read
 
     def log_probabilities(self, deltas: Sequence[Tensor], going: Sequence[int]) -> list[Seen]:
         """The results of the requests *going*, with the *deltas* at the subjects' last tokens.
@@ -168,10 +183,11 @@ class LossRows:
         if self.going != set(going):
             self._drop_all_but(set(going))
         stacked = torch.stack(list(deltas))
-        if len(self.chunks) == 1:
-            logits = self.chunks[0](stacked)
+        if self.again:
+            parts = [checkpoint(c, stacked, use_reentrant=False) for c in self.chunks]
         else:
-            logits = torch.cat([checkpoint(c, stacked, use_reentrant=False) for c in self.chunks])
+            parts = [chunk(stacked) for chunk in self.chunks]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         log_p = logits.to(stacked.dtype).log_softmax(-1)  # (n, V)
         best = log_p.detach().argmax(-1)
         return [
@@ -203,14 +219,11 @@ def add_at(states: Tensor, start: Tensor, more: Tensor) -> Tensor:
 class _Chunk:
     """Some rows, run once up to their starts and the edited layer; a call runs the rest."""
 
-    def __init__(
-        self, lm: Lm, layer: int, rows: Sequence[_Row], places: Sequence[Place] = ("mlp",)
-    ) -> None:
-        straight = tuple(places) == ("mlp",) and adds_straight(lm, layer, rows[0].ids)
-        # If nothing follows the MLP in its block, delta enters the next block.
+    def __init__(self, lm: Lm, layer: int, rows: Sequence[_Row], places: Sequence[Place]) -> None:
+        """Without *places* nothing follows the MLP in its block: delta enters the next block."""
         find = {"mlp": lm.mlp_value_module, "attention": lm.attention_out_module}
-        self.modules = [] if straight else [find[place](layer) for place in places]
-        first = layer + straight
+        self.modules = [find[place](layer) for place in places]
+        first = layer + (not places)
         self.kept = keep(lm, [row.ids for row in rows], [row.start for row in rows], first)
         self.request_of = [row.request for row in rows]
         at = [(number, place) for number, row in enumerate(rows) for place in row.at]
