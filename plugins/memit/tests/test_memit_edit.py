@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from lmedit import Editor, LowRank, Prepared, Request, build_options, load
-from lmedit.errors import NotPreparedError, OptionError
+from lmedit.errors import NotPreparedError, OptionError, RequestError
 from lmedit.storage.tensors import Checkpoint
 from lmedit.testing import Documents, Texts
 from lmedit.tiny import tiny_family, tiny_lm, tiny_shape
 from lmedit.values import sample_contexts
+from lmedit_memit import joining
 from lmedit_memit.remembering import forget
 from lmedit_memit.rounds import Rounds
 from lmedit_memit.targets import find_targets, seen_at
@@ -199,6 +200,25 @@ def test_t11_emmets_answers_hold_exactly(make: Make) -> None:
     assert exact.notes["residual left"] < 1e-9
     soft = make("emmet", layer=2, prefixes=[], softness=50.0).compute_joint(FACTS)
     assert soft.notes["residual left"] > 0.1
+
+
+def test_emmet_refuses_before_it_searches(
+    lm: Lm, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The targets of many facts take hours."""
+
+    def no_search(*_: Any) -> None:
+        raise AssertionError
+
+    emmet, D = make("emmet", layer=2), lm.mlp_width(2)
+    monkeypatch.setattr(joining, "find_targets", no_search)
+    fact = FACTS[0]
+    other = fact.model_copy(update={"prompt": "{} was built by"})
+    with pytest.raises(RequestError, match=r"tower is in .* 'The tower was .* have the same key"):
+        emmet.compute_joint([*FACTS, other])
+    many = [fact.model_copy(update={"subject": f"The tower {n}"}) for n in range(D + 1)]
+    with pytest.raises(RequestError, match=f"{D + 1} exact answers need as many dimensions"):
+        emmet.compute_joint(many)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmedit import Location, Method, Prepared, Update, hookimpl
-from lmedit_memit.joining import joint_update
+from lmedit_memit.joining import joint_update, memory_of, name_of_fact
 from lmedit_memit.options import EmmetOptions
 from lmedit_memit.plan import edit_plan
 from lmedit_memit.preparing import factors_of, find_location
-from lmedit_memit.solving import check_independent, damped_metric, find_known
+from lmedit_memit.solving import (
+    check_independent,
+    damped_metric,
+    equal_keys,
+    find_known,
+    too_many,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +64,31 @@ def edit_compute_joint(
     carried: Sequence[Mapping[str, Tensor]],
 ) -> Update:
     """W' = W + R (K^T C^-1 K)^-1 K^T C^-1, so that W' K = W K + R holds exactly."""
+    if not options.kappa:
+        _check_early(lm, requests, options, carried)
     metric_of = damped_metric(prepared, options.kappa)
     check = None if options.kappa else check_independent
     known = find_known(prepared, "cholesky")
     return joint_update(lm, requests, options, metric_of, carried, known=known, check=check)
+
+
+def _check_early(
+    lm: Lm,
+    requests: Sequence[Request],
+    options: EmmetOptions,
+    carried: Sequence[Mapping[str, Tensor]],
+) -> None:
+    """Refuse facts without an exact solution before their targets are searched.
+
+    Two prompts that are the same up to the subject's last token have the same key.
+    """
+    B = memory_of(carried, [options.block]) if options.remember else None
+    count, size = len(requests) + (0 if B is None else B.shape[1]), lm.mlp_width(options.block)
+    if count > size and lm.experts(options.block) is None:
+        raise too_many(count, size)
+    known: dict[tuple[int, ...], Request] = {}
+    for request in requests:
+        ids, index = lm.subject_last(request.prompt, request.subject)
+        other = known.setdefault(tuple(ids[: index + 1]), request)
+        if other is not request:
+            raise equal_keys(name_of_fact(other), name_of_fact(request))

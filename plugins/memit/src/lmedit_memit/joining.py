@@ -71,7 +71,7 @@ def joint_update(
         metric = _join([metric_of(each, device) for each in places], width)
         B = memory_of(carried, places) if options.remember else None
         if check:
-            check(metric, K, B, [f"{each.text} -> {each.target_new}" for each in requests])
+            check(metric, K, B, [name_of_fact(each) for each in requests])
         X = joint_keys(metric, K, B)
         part = part_of(residual, len(layers) - number, spread).to(X)
         for site, rows in zip(sites, torch.split(X, width), strict=True):
@@ -82,6 +82,11 @@ def joint_update(
     notes = _notes(requests, targets, before, targets.Z - after.values)
     notes["value at"] = seen
     return Update(deltas, notes, _carry(after, lm, rounds) if options.remember else {})
+
+
+def name_of_fact(request: Request) -> str:
+    """*request* as errors name it."""
+    return f"{request.text} -> {request.target_new}"
 
 
 def _join(metrics: list[Metric], width: int) -> Metric:

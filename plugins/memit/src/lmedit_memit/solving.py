@@ -162,19 +162,29 @@ def check_independent(metric: Metric, K: Tensor, B: Tensor | None, names: Sequen
     """
     S = K.double() if B is None else torch.cat([B.double(), K.double()], 1)
     if S.shape[1] > metric.size:
-        raise RequestError(
-            f"emmet: {S.shape[1]} exact answers need as many dimensions, and the matrix has "
-            f"{metric.size}; edit fewer facts, or use memit"
-        )
+        raise too_many(S.shape[1], metric.size)
     T = metric.half(S)
     T = T / T.norm(dim=0)
     if float(torch.linalg.cond(T.T @ T)) <= SINGULAR:
         return
     every = [*(["an earlier edit"] * (S.shape[1] - K.shape[1])), *names]
     first, second = divmod(int(nearness(T).argmax()), S.shape[1])
-    raise RequestError(
-        f"emmet: {every[first]!r} and {every[second]!r} have the same key, so both answers cannot "
-        "hold exactly; remove one, or give -o softness 0.1, or use memit"
+    raise equal_keys(every[first], every[second])
+
+
+def too_many(count: int, size: int) -> RequestError:
+    """The error of *count* exact answers with *size* dimensions."""
+    return RequestError(
+        f"emmet: {count} exact answers need as many dimensions, and the matrix has {size}; edit "
+        "fewer facts, or use memit"
+    )
+
+
+def equal_keys(one: str, other: str) -> RequestError:
+    """The error of two facts with the same key."""
+    return RequestError(
+        f"emmet: {one!r} and {other!r} have the same key, so both answers cannot hold exactly; "
+        "remove one, or give -o softness 0.1, or use memit"
     )
 
 
