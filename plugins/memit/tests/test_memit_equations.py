@@ -137,18 +137,19 @@ def test_t6_another_basis_of_the_keys_gives_the_same_function(p: Problem) -> Non
 
 
 @pytest.mark.parametrize("parts", [[2, 3], [3, 2], [1, 1, 1, 1, 1]])
-@pytest.mark.parametrize("kind", ["memit", "alphaedit", "encore"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
+@pytest.mark.parametrize("kind", ["memit", "alphaedit", "encore", "beta"])
 def test_t7_remembered_batches_are_the_joint_solution(
-    p: Problem, parts: list[int], kind: str
+    p: Problem, parts: list[int], order: list[int], kind: str
 ) -> None:
     """With fixed keys and values; the residual of a batch is what the earlier ones left."""
-    metric = metric_of(p, kind)
+    metric, K, R = metric_of(p, kind), p.K[:, order], p.R[:, order]
     total, start = torch.zeros(H, D).double(), 0
     for size in parts:
         now = slice(start, start + size)
-        residual = p.R[:, now] - total @ p.K[:, now]
-        B = p.K[:, :start] if start else None
-        total = total + residual @ joint_keys(metric, p.K[:, now], B).T
+        residual = R[:, now] - total @ K[:, now]
+        B = K[:, :start] if start else None
+        total = total + residual @ joint_keys(metric, K[:, now], B).T
         start += size
     close(total, p.R @ joint_keys(metric, p.K).T)
 
