@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmedit.cases import cases_of_world, corpus_of, load_cases, texts_given
 from lmedit.early import check_blocks, check_corpora, check_device, check_options, name_corpora
 from lmedit.errors import NotPreparedError, OptionError, UsageError
-from lmedit.models import check_files, load_lm, outline
+from lmedit.models import check_files, load_lm, outline, worlds
 from lmedit.models.quiet import quiet_hub
 from lmedit.observers import observe_all
 from lmedit.options import (
@@ -71,8 +71,7 @@ class Plan:
     seed: int | None = None  # the random seed, if the user gave one; see `drawn_from`
     trained_seed: int | None = None
     """With several seeds: the first one; methods that were trained use its training."""
-    compute: str | None = None
-    """The option `compute` of every method that has it, if the user gave one."""
+    compute: str | None = None  # the option `compute` of every method that has it, if given
     corpora: tuple[str, ...] = ()
     """Corpora to prepare on. NAME is for every method that takes text, METHOD=NAME for one."""
     cases: str | None = None
@@ -136,9 +135,10 @@ class Plan:
         parts = parts_of(self.options)
         return outline(self.model, dtype=self.dtype, download=self.download, parts=parts)
 
-    def load_cases(self, default: str, limit: int | None = None) -> CaseSet:
-        """Load the cases; by default the first *limit* of *default*."""
-        return load_cases(self.cases or default, self.limit or limit, download=self.download)
+    def load_cases(self, limit: int | None = None, default: str | None = None) -> CaseSet:
+        """Load the cases; by default *limit* of *default*, of the model's world, or of `demo`."""
+        name = self.cases or default or (self.model if self.model in worlds() else "demo")
+        return load_cases(name, self.limit or limit, download=self.download)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
 
-DEFAULT_CASES, LIMIT = "demo", 100
+LIMIT = 100
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,12 @@ class Measuring:
         because the limit counts those that the model's answers pick.
         """
         if plan.only:
-            return replace(plan, limit=None).load_cases(DEFAULT_CASES)
+            return replace(plan, limit=None).load_cases()
         if self.preset is None or lm is None:
-            return plan.load_cases(DEFAULT_CASES, LIMIT)
+            return plan.load_cases(LIMIT)
         paper = PRESETS[self.preset]
-        return plan.load_cases(paper.cases, paper.records.get((lm.model_type, lm.n_layers), LIMIT))
+        most = paper.records.get((lm.model_type, lm.n_layers), LIMIT)
+        return plan.load_cases(most, paper.cases)
 
     def piles(self, cases: CaseSet) -> Regime | None:
         """How the edits pile up on *cases*; None if each edit is alone."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lmedit.pipeline import Editor
     from lmedit.plan import Plan
 
-DEFAULT_CASES, LIMIT = "demo", 36
+LIMIT = 36
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def set_up_tuning(plan: Plan, tell: Tell = silent) -> Tuning:
 
     It takes the last cases, because `compare` takes the first ones.
     """
-    cases = replace(plan, limit=None).load_cases(DEFAULT_CASES)
+    cases = replace(plan, limit=None).load_cases()
     if not plan.only:
         cases = replace(cases, items=cases.items[-(plan.limit or LIMIT) :])
     if not cases.good:

@@ -41,7 +41,7 @@ which_flags = flags(
         "--cases",
         "cases_name",
         help="A world, a file, a pulled set or a hub id; see docs/reference/cases.md.  "
-        "[default: demo]",
+        "[default: the model's world, or demo]",
     ),
     click.option("--limit", type=COUNT, help=f"Use only the first N cases.  [default: {LIMIT}]"),
     only_flag,

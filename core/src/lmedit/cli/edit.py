@@ -131,7 +131,7 @@ def _edit_many(
     setup = set_up(plan, note)
     for loaded in setup.methods:
         check_joins(loaded)
-    requests = requests_of(plan.load_cases(facts), note)
+    requests = requests_of(plan.load_cases(), note)
     earlier = earlier_edits(setup.lm, note, [setup.options(each) for each in setup.methods])
     (editor,) = setup.editors()
     result = edit_many(editor, requests, out, earlier, force=force)

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--cases",
     "cases_name",
-    default="demo",
-    show_default=True,
-    help="The facts to edit, with paraphrases and neighbours; see docs/reference/cases.md.",
+    help="The facts to edit, with paraphrases and neighbours; see docs/reference/cases.md.  "
+    "[default: the model's world, or demo]",
 )
 @click.option(
     "--limit",
