@@ -6,6 +6,9 @@
 Runs the scripts beside this one, each in a process of its own, one after the other, then prints
 what each wrote to `benchmarks/results/`: the comparisons as one table, seconds of an edit by method
 and by size as another. Writes both to `results/bench.json`.
+
+The first run on a machine is its reference (`results/reference.json`; --renew makes a new one). A
+ratio that falls by more than a quarter is a warning, and twice in a row an error (exit code 1).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paired import RESULTS, machine
+from reference import FILE, hold
 
 from lmedit.storage.json_files import write_json
 
@@ -73,11 +77,8 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     """The rows as text."""
     lines = [["what", *columns]]
     for row in rows:
-        told = " ".join(f"{name}={row[name]}" for name in TOLD if name in row)
         cells = [row.get(column) for column in columns]
-        lines.append(
-            [f"{row['benchmark']} {told}", *("-" if c is None else f"{c:.3g}" for c in cells)]
-        )
+        lines.append([told(row), *("-" if c is None else f"{c:.3g}" for c in cells)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -88,6 +89,24 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     )
 
 
+def told(row: dict[str, Any]) -> str:
+    """What tells the row apart from all others."""
+    return " ".join([row["benchmark"], *(f"{name}={row[name]}" for name in TOLD if name in row)])
+
+
+def hold_to_reference(rows: list[dict[str, Any]], file: Path = FILE, *, anew: bool = False) -> None:
+    """Warn of ratios that fell on this machine, and end with exit code 1 if one fell again."""
+    names = ("times_faster", "times_fewer_flops")
+    ratios = {f"{told(row)} {name}": row[name] for row in rows for name in names if name in row}
+    once, again = hold(machine(), ratios, file, anew=anew)
+    for line in once:
+        print(f"bench: warning: {line}", file=sys.stderr)
+    if again:
+        remedy = "find the change that made it slow, or give --renew"
+        print(f"bench: twice in a row, {'; '.join(again)}; {remedy}", file=sys.stderr)
+        sys.exit(1)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,6 +115,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     names = [*SCRIPTS, *COSTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--renew", action="store_true", help="make this run the reference")
     flags = parser.parse_args()
     rows = []
     for name in flags.only:
@@ -110,6 +130,7 @@ def main() -> None:
     costs = [row for row in rows if "times_faster" not in row]
     print("\n\n".join(table(*part) for part in ((ratios, RATIOS), (costs, COST)) if part[0]))
     write_json(RESULTS / "bench.json", {"machine": machine(), "pairs": flags.pairs, "rows": rows})
+    hold_to_reference(ratios, anew=flags.renew)
 
 
 if __name__ == "__main__":

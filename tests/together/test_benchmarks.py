@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
@@ -41,7 +42,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> object:
         return module
 
     yield load
-    for name in ("paired", "rome_edit", "hyper_training", "plain"):
+    for name in ("paired", "rome_edit", "hyper_training", "edit_seconds", "reference", "plain"):
         sys.modules.pop(name, None)
 
 
@@ -189,3 +190,70 @@ def test_executors_do_the_same_cases_and_the_page_has_the_figures(
     monkeypatch.setattr(executors, "time_rounds", lambda *_: ([1.0], [1.0], False, False))
     with pytest.raises(SystemExit, match="has other results"):
         executors.measure(Engine("local"), work)
+
+
+RATIOS = {"a": 4.0, "b": 2.0}
+
+
+def test_a_ratio_fails_when_it_falls_twice_in_a_row(script: object, tmp_path: Path) -> None:
+    """Once is a warning. A recovery in between, and a fall of a quarter at most, are neither."""
+    reference, file = script("reference"), tmp_path / "reference.json"  # type: ignore[operator]
+    here = {"device": "x86_64", "cores": 2}
+
+    def run(**ratios: float) -> tuple[Any, Any]:
+        once, again = reference.hold(here, RATIOS | ratios, file)
+        return [each.partition(":")[0] for each in once], [each.partition(":")[0] for each in again]
+
+    assert run() == ([], [])
+    assert run(a=3.0, b=9.0) == ([], [])
+    assert run(a=2.9) == (["a"], [])
+    assert run(b=1.0) == (["b"], [])  # a recovered
+    assert run(a=2.9, b=1.0) == (["a"], ["b"])
+    assert reference.hold(here, {"a": 2.0}, file)[1] == ["a: 4 fell to 2"]
+    assert run(b=1.4) == ([], ["b"])  # b was not measured in between
+    assert reference.hold({**here, "cores": 4}, {"a": 1.0}, file) == ([], [])
+    assert reference.hold(here, {"a": 1.0}, file, anew=True) == ([], [])
+    assert reference.hold(here, {"a": 1.0}, file) == ([], [])
+
+
+def test_the_bench_ends_with_one_line_for_a_ratio_that_fell_again(
+    script: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collected = script("all")  # type: ignore[operator]
+    row = {"benchmark": "one", "shape": "gpt2", "times_faster": 4.0, "times_fewer_flops": 8.0}
+    file = tmp_path / "reference.json"
+    collected.hold_to_reference([row], file)
+    slower = {**row, "times_faster": 2.0}
+    collected.hold_to_reference([slower], file)
+    assert "warning: one shape=gpt2 times_faster: 4 fell to 2" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        collected.hold_to_reference([slower], file)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "one shape=gpt2 times_faster: 4 fell to 2" in told[0]
+
+
+def test_the_run_for_an_accelerator_tells_each_edit_or_why_not(script: object) -> None:
+    """At a small size on the processor: with little time, rows tell that there was none left."""
+    accelerator = script("accelerator")  # type: ignore[operator]
+    paired = sys.modules["paired"]
+    small = {"n_layer": 4, "n_embd": 32, "n_head": 2, "vocab_size": 6144}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 6144}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, **heads}
+    models = {
+        "gpt2": lambda: paired.with_words(small),
+        "llama": lambda: accelerator.llama(accelerator.LLAMA | sizes, "cpu"),
+    }
+    flags = {"minutes": 5, "methods": accelerator.METHODS, "modes": ["eager"]}
+    asked = argparse.Namespace(**flags, facts=2, samples=20)
+    rows = list(accelerator.rows_of(models, asked))
+    assert [(row["shape"], row["method"]) for row in rows] == [
+        (shape, method) for shape in models for method in accelerator.METHODS
+    ]
+    assert [row.get("why") for row in rows] == [None] * len(rows)
+    assert all(row["seconds"] > 0 for row in rows)
+    asked.minutes = 0
+    (row, *_) = accelerator.rows_of(models, asked)
+    assert row["why"] == "TimeoutError: no time left"
+    assert "seconds" not in row
