@@ -108,6 +108,20 @@ def test_paper_preset_is_the_papers_letter(resolved: Callable[..., RomeOptions])
     assert (options.include_bare, options.length_counts_start) == (False, False)
 
 
+@pytest.mark.parametrize("preset", ["code", "paper", "r-rome", "2022-02"])
+def test_a_published_preset_wins_over_what_was_tuned_for_a_world(
+    rome: LoadedMethod, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuned contexts and an earlier stop would make another method of it."""
+    lm = tiny_shape("gpt2", 24)
+    tuned = {"layer": 3, "prefixes": [[5, 2]], "stop_after_top": 4, "tolerance": 0.2}
+    monkeypatch.setattr(lm, "tuned", {"rome": {"options": tuned}})
+    options: Any = build_options(rome.method, {"preset": preset}, lm)
+    assert options.layer == 3
+    assert (options.stop_after_top, options.tolerance) == (None, None)
+    assert sum(number for _, number in options.prefixes) >= 20
+
+
 def test_r_rome_differs_from_code_in_the_key_alone(
     resolved: Callable[..., RomeOptions],
 ) -> None:

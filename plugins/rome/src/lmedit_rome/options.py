@@ -38,6 +38,11 @@ PUBLISHED_2022: Shapes = MappingProxyType(
 FIRST_RELEASE = {"kl_factor": 5e2, "decay": 1.5e-3}
 """The values of the first release, February 2022; GPT-J has its own."""
 
+RELEASED: Mapping[str, Any] = MappingProxyType(
+    {"prefixes": ((5, 10), (10, 10)), "stop_after_top": None, "tolerance": None}
+)
+"""Options of the released code that a world's tuned file may change."""
+
 ROTARY_DEPTH = 5 / 28
 GPT2_DEPTH = 0.35
 
@@ -45,10 +50,12 @@ GPT2_DEPTH = 0.35
 class RomeOptions(ValueOptions):
     """ROME's options; the defaults are those of the released code, except `tolerance`."""
 
+    bfloat16_shown: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
-            "code": {"tolerance": None},
+            "code": RELEASED,
             "paper": {
+                **RELEASED,
                 "include_bare": False,
                 "length_counts_start": False,
                 "key_mode": "mean",
@@ -60,9 +67,9 @@ class RomeOptions(ValueOptions):
                 "kl_position": "prompt_last",
                 "clamp": None,
                 "sample_unit": "tokens",
-                "tolerance": None,
             },
             "2022-02": {
+                **RELEASED,
                 "prefixes": ((2, 20), (5, 20), (10, 10)),
                 "prefix_start": "The",
                 "prefix_join": " ",
@@ -76,9 +83,8 @@ class RomeOptions(ValueOptions):
                 "insertion_max": 100.0,
                 "target_tokens": "first",
                 "release": "2022-02",
-                "tolerance": None,
             },
-            "r-rome": {"key_mode": "mean", "tolerance": None},
+            "r-rome": {**RELEASED, "key_mode": "mean"},
             "fast": {"prefixes": ((5, 3), (10, 3)), "stop_after_top": 4, "compute": "auto"},
         }
     )
