@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, ClassVar
+
 import pytest
 import torch
 from torch.nn import functional
 
-from lmedit import Request
+from lmedit import Request, arithmetic
 from lmedit.arithmetic import ArithmeticOptions
 from lmedit.errors import OptionError
 from lmedit.models import Lm, load_lm
 from lmedit.options import Method, build_options
 from lmedit.plan import Plan, set_up
-from lmedit.replay.products import faster_type, products
+from lmedit.replay import products as products_module
+from lmedit.replay.products import faster_type, products, times_faster
+from lmedit.storage.cache import CACHE_VARIABLE
 from lmedit.tiny import FAMILIES, tiny_family
 from lmedit.trace import captured
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = "The tower stands in the old city by"
 
@@ -62,16 +69,70 @@ def test_a_model_in_another_number_type_is_left_alone() -> None:
         assert torch.equal(lm.logits(rows), before)
 
 
-def test_auto_is_replaced_by_what_the_device_has() -> None:
-    lm = _float32("llama")
-    method = Method("any", "no paper", ArithmeticOptions)
-    options = build_options(method, {"compute": "auto"}, lm)
-    assert isinstance(options, ArithmeticOptions)
-    assert options.compute == faster_type(lm.device)
-    default = build_options(method, {}, lm)
+class Shown(ArithmeticOptions):
+    """Options of a method whose scores in bfloat16 were measured."""
+
+    bfloat16_shown: ClassVar[bool] = True
+
+
+def _auto(lm: Lm, options: type[ArithmeticOptions] = Shown) -> str:
+    found = build_options(Method("any", "no paper", options), {"compute": "auto"}, lm)
+    assert isinstance(found, ArithmeticOptions)
+    return found.compute
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The next results of a measurement on a device with units for bfloat16; the cache is empty."""
+    found: list[float] = []
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(arithmetic, "faster_type", lambda _: "bfloat16")
+    monkeypatch.setattr(arithmetic, "times_faster", lambda *_: found.pop(0))
+    return found
+
+
+@pytest.mark.parametrize(("times", "chosen"), [(2.1, "bfloat16"), (1.9, "float32")])
+def test_auto_is_bfloat16_where_it_is_twice_as_fast(
+    measured: list[float], times: float, chosen: str
+) -> None:
+    measured += [times]
+    assert _auto(_float32("llama")) == chosen
+
+
+def test_auto_is_measured_once_for_each_device_and_shape(measured: list[float]) -> None:
+    measured += [2.1, 1.9]
+    assert [_auto(_float32("llama")) for _ in range(2)] == ["bfloat16", "bfloat16"]
+    assert measured == [1.9]
+
+
+def test_auto_is_measured_again_where_nothing_can_be_kept(
+    measured: list[float], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    measured += [2.1, 1.9]
+    assert [_auto(_float32("llama")) for _ in range(2)] == ["bfloat16", "float32"]
+
+
+def test_auto_is_float32_for_a_method_that_was_not_measured(measured: list[float]) -> None:
+    measured += [2.1]
+    assert _auto(_float32("llama"), ArithmeticOptions) == "float32"
+    assert measured == [2.1]
+
+
+def test_auto_is_float32_without_units_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products_module, "_processor_has_units", lambda: False)
+    assert _auto(_float32("llama")) == "float32"
+    assert faster_type(torch.device("meta")) == "float32"
+
+
+def test_a_measurement_gives_a_positive_ratio() -> None:
+    assert times_faster(torch.device("cpu"), 24, 32) > 0
+
+
+def test_the_default_is_float32() -> None:
+    default = build_options(Method("any", "no paper", Shown), {}, _float32("llama"))
     assert isinstance(default, ArithmeticOptions)
     assert default.compute == "float32"
-    assert faster_type(torch.device("meta")) == "float32"
 
 
 FACT = Request(

@@ -107,7 +107,7 @@ method_flags = flags(
         "--compute",
         type=click.Choice(["auto", "float32", "bfloat16"]),
         help="Number type of products with frozen matrices, for methods that have this option. "
-        "auto: bfloat16 if the device has units for it.  [default: float32]",
+        "auto: bfloat16 if the device is twice as fast in it.  [default: float32]",
     ),
     click.option(
         "--edit-timeout",

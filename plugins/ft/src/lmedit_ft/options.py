@@ -62,6 +62,7 @@ def epsilon_by_width(width: int) -> float:
 class FtOptions(ArithmeticOptions, LayerOptions):
     """FT's options; the defaults are the released code's, with a rate by width for other models."""
 
+    bfloat16_shown: ClassVar[bool] = True
     locates: ClassVar[tuple[str, ...] | None] = ("layer", "expert", "bias")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(

@@ -71,6 +71,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 class KnOptions(ArithmeticOptions):
     """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
 
+    bfloat16_shown: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     probes_too: ClassVar[tuple[str, ...]] = ("seed",)
     locates: ClassVar[tuple[str, ...] | None] = (

@@ -181,6 +181,7 @@ PREPARES = ("samples", "sample_unit", "max_length", "tolerance")
 class MemitOptions(SpreadOptions, DampedOptions):
     """MEMIT's options; the defaults are the released code's, except `tolerance` and `weight`."""
 
+    bfloat16_shown: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "code": {"tolerance": None},
