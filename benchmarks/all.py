@@ -23,6 +23,7 @@ from typing import Any
 from paired import RESULTS, machine
 from reference import FILE, hold
 
+from lmedit.models.sources import pulled_folder
 from lmedit.storage.json_files import write_json
 
 HERE = Path(__file__).parent
@@ -36,6 +37,13 @@ SCRIPTS = {
 """Scripts that compare two ways, and what they are given for a short run."""
 COSTS = {"edit_seconds": [], "growth": ["--only", "edits", "--edits", "1", "10", "100"]}
 """Scripts that measure seconds of edits, likewise."""
+WITH_WORLD = {
+    "rome_edit": ["--facts", "2"],
+    "evaluation": ["--records", "8"],
+    "kn_staircase": ["--lengths", "8"],
+    "causal_tracing": ["--samples", "3"],
+}
+"""Scripts that also measure a world's own model, and what they are given then."""
 WITH_XL = ("rome_edit", "evaluation", "kn_staircase", "edit_seconds")
 TOLD = (
     "shape",
@@ -107,12 +115,20 @@ def hold_to_reference(rows: list[dict[str, Any]], file: Path = FILE, *, anew: bo
         sys.exit(1)
 
 
+def pulled() -> list[str]:
+    """The worlds whose models are on this machine."""
+    return ["demo", *(["smollm2"] if pulled_folder("smollm2").is_dir() else [])]
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=1, help="measured pairs of each ratio")
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape too")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--worlds", nargs="*", default=pulled(), help="worlds whose own models are measured too"
+    )
     names = [*SCRIPTS, *COSTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--renew", action="store_true", help="make this run the reference")
@@ -120,12 +136,17 @@ def main() -> None:
     rows = []
     for name in flags.only:
         given = COSTS[name] if name in COSTS else ["--pairs", str(flags.pairs), *SCRIPTS[name]]
-        more = [["--xl", "--device", flags.device]] if flags.xl and name in WITH_XL else []
-        for extra in ([], *more):
-            print(f"bench: {name} {' '.join(extra)}", file=sys.stderr, flush=True)
-            command = [sys.executable, str(HERE / f"{name}.py"), *given, *extra]
+        runs = {"": given}
+        if flags.xl and name in WITH_XL:
+            runs["_xl"] = [*given, "--xl", "--device", flags.device]
+        if name in WITH_WORLD:
+            pairs = ["--pairs", str(flags.pairs)]
+            runs |= {f"_{w}": [*pairs, *WITH_WORLD[name], "--world", w] for w in flags.worlds}
+        for suffix, arguments in runs.items():
+            print(f"bench: {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
+            command = [sys.executable, str(HERE / f"{name}.py"), *arguments]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            rows += rows_of(name + ("_xl" if extra else ""))
+            rows += rows_of(name + suffix)
     ratios = [row for row in rows if "times_faster" in row]
     costs = [row for row in rows if "times_faster" not in row]
     print("\n\n".join(table(*part) for part in ((ratios, RATIOS), (costs, COST)) if part[0]))

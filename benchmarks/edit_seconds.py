@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyper_training import NETWORKS
 from paired import SMALL, XL, flops_and_peak, report, seconds, with_words
-from rome_edit import Bench
+from rome_edit import shaped
 
-from lmedit import Editor, Prepared, Request, build_options, load
+from lmedit import Editor, Prepared, Request, build_options, load, load_lm
 from lmedit.cases import load_cases
 from lmedit.hyper import examples_from
 from lmedit.hyper.frozen import FrozenModel
@@ -52,7 +52,7 @@ def editor_of(lm: Lm, method: str) -> Editor:
 def work_of(lm: Lm, method: str) -> Callable[[], Any]:
     """One edit."""
     if method == "rome":
-        bench = Bench(lm)
+        bench = shaped(lm, load_lm("demo", device=str(lm.device)))
         return lambda: bench.ours([FACT])
     editor = editor_of(lm, method)
     return lambda: editor.compute(FACT)

@@ -1,12 +1,14 @@
 """Scoring edits beside the weights against the loop of edit, evaluate, revert.
 
     python benchmarks/evaluation.py
+    python benchmarks/evaluation.py --world smollm2 --records 8 --pairs 1
 
 Rank-one edits of one MLP matrix, scored on the embedded data set's prompts, paraphrases and
 neighbours with both answers. Plain, as the released codes do it: the change is added to the matrix,
 all texts of a record are one padded batch with logits everywhere, the matrix is copied back. Ours:
 eight edits in one pass; `first` with nothing kept, `again` as the next method with edits in the
-same block finds it. Writes `benchmarks/results/evaluation.json`.
+same block finds it. With `--world`, a world's own model, records and layer, on one thread. Writes
+`benchmarks/results/evaluation[_WORLD].json`.
 """
 
 from __future__ import annotations
@@ -82,25 +84,33 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=16)
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--world", help="a world's own model, such as smollm2")
     flags = parser.parse_args()
-    demo = load_lm("demo", device=flags.device)
-    shaped = with_words(XL if flags.xl else SMALL, flags.device)
-    pairs = [pairs_of(case) for case in load_cases("demo").good[: flags.records]]
+    models = [load_lm(flags.world or "demo", device=flags.device)]
+    if flags.world:
+        torch.set_num_threads(1)
+    else:
+        models.append(with_words(XL if flags.xl else SMALL, flags.device))
+    pairs = [pairs_of(case) for case in load_cases(flags.world or "demo").good[: flags.records]]
     rows = []
-    for lm in (demo, shaped):
-        layer = 2 if lm is demo else lm.n_layers // 3
+    for lm in models:
+        layer = lm.tuned.get("rome", {}).get("options", {}).get("layer", lm.n_layers // 3)
         updates = [update_of(lm, layer, number) for number in range(len(pairs))]
         kept = States(lm)
-        found, expected = ours(lm, pairs, updates, kept), plain(lm, pairs, updates)
-        apart = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+        ours(lm, pairs, updates, kept)
         for what in ("first", "again"):
+            found: dict[str, list[float]] = {}
             row = compare(
-                lambda lm=lm, updates=updates: plain(lm, pairs, updates),  # type: ignore[misc]
-                lambda lm=lm, updates=updates, what=what, kept=kept: ours(  # type: ignore[misc]
-                    lm, pairs, updates, kept if what == "again" else States(lm)
+                lambda lm=lm, updates=updates, found=found: found.update(  # type: ignore[misc]
+                    plain=plain(lm, pairs, updates)
+                ),
+                lambda lm=lm, updates=updates, what=what, kept=kept, found=found: found.update(  # type: ignore[misc]
+                    ours=ours(lm, pairs, updates, kept if what == "again" else States(lm))
                 ),
                 flags.pairs,
+                count=not flags.world,
             )
+            apart = max(abs(a - b) for a, b in zip(found["ours"], found["plain"], strict=True))
             rows.append(
                 {
                     "model": lm.name,
@@ -113,7 +123,7 @@ def main() -> None:
                     "largest_difference": apart,
                 }
             )
-    report("evaluation" + ("_xl" if flags.xl else ""), rows)
+    report("evaluation" + (f"_{flags.world}" if flags.world else "_xl" if flags.xl else ""), rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """KN's attributions of all layers: one staircase pass against a whole-prompt pass per layer.
 
     python benchmarks/kn_staircase.py
+    python benchmarks/kn_staircase.py --world smollm2 --lengths 8 --pairs 1
 
 For the embedded model and GPT-2 small's shape, and each length of the prompt, two rows: both ways
 with the released codes' 20 points (`same`), and our default points against those 20 (`default`),
 each with its error: the largest difference from the integral (48 points of Gauss), as a share of
 the largest attribution. Before them the errors of the rules on the embedded model, whose
-probabilities are a trained model's. Prints the rows and writes
-`benchmarks/results/kn_staircase.json`.
+probabilities are a trained model's. With `--world`, a world's own model and the prompt of its first
+fact of at least that length, on one thread; `default` is then the whole default, which integrates
+some layers again. Prints the rows and writes `benchmarks/results/kn_staircase[_WORLD].json`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from paired import SMALL, XL, compare, gpt2, report
 
 from lmedit import build_options, load, load_lm
 from lmedit.cases import load_cases
 from lmedit_kn.equations import path
-from lmedit_kn.staircase import attributions
+from lmedit_kn.staircase import Attributions, attributions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "kn" / "tests"))
 import plain
@@ -43,7 +46,12 @@ ROWS = {"rows": 256}
 
 def ours(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Tensor:
     """All layers in one pass."""
-    return attributions(lm, ids, token, build_options(load("kn").method, {**given, **ROWS})).scores
+    return attributed(lm, ids, token, given).scores
+
+
+def attributed(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Attributions:
+    """The same, with the layers that took more points."""
+    return attributions(lm, ids, token, build_options(load("kn").method, {**given, **ROWS}))
 
 
 def theirs(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Tensor:
@@ -74,31 +82,49 @@ def errors(lm: Lm, count: int) -> list[dict[str, Any]]:
     return worst
 
 
-def measure(lm: Lm, length: int, pairs: int) -> list[dict[str, Any]]:
-    """The two rows of a prompt of *length* tokens."""
-    ids, token = list(range(100, 100 + length)), 7
+def measure(
+    lm: Lm, ids: list[int], token: int, default: dict[str, Any], pairs: int, *, count: bool = True
+) -> list[dict[str, Any]]:
+    """The two rows of the prompt *ids* and the answer's *token*."""
     integral = ours(lm, ids, token, INTEGRAL)
-    released = theirs(lm, ids, token, RELEASED)
     rows = []
-    for name, given in (("same", RELEASED), ("default", SIX)):
+    for name, given in (("same", RELEASED), ("default", default)):
+        found: dict[str, Any] = {}
         row = compare(
-            lambda: theirs(lm, ids, token, RELEASED),
-            lambda given=given: ours(lm, ids, token, given),  # type: ignore[misc]
+            lambda found=found: found.update(plain=theirs(lm, ids, token, RELEASED)),  # type: ignore[misc]
+            lambda given=given, found=found: found.update(  # type: ignore[misc]
+                ours=attributed(lm, ids, token, given)
+            ),
             pairs,
+            count=count,
         )
-        found = ours(lm, ids, token, given)
+        each, released = found["ours"], found["plain"]
+        expected = released if given is RELEASED else theirs(lm, ids, token, given)
         rows.append(
             {
                 "shape": lm.name,
-                "prompt_tokens": length,
+                "prompt_tokens": len(ids),
                 "points": name,
                 **row,
-                "our_error": apart(found, integral),
+                "our_error": apart(each.scores, integral),
                 "plain_error": apart(released, integral),
-                "largest_relative_difference": apart(found, theirs(lm, ids, token, given)),
+                "finer_layers": len(each.finer),
+                "largest_relative_difference": apart(each.scores, expected),
             }
         )
     return rows
+
+
+def fact_of(lm: Lm, world: str, length: int) -> tuple[list[int], int]:
+    """The ids before the answer, and its first token, of the first fact with *length* ids or more.
+
+    The fact has a prompt of at least *length* tokens.
+    """
+    for case in load_cases(world).good:
+        ids, answer = lm.with_target(case.request.text, case.request.target_true or "")
+        if len(ids) >= length:
+            return ids, answer[0]
+    raise SystemExit(f"no prompt of {world} has {length} tokens; give shorter --lengths")
 
 
 def main() -> None:
@@ -109,12 +135,21 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=20, help="of the embedded world, for errors")
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape instead of small's")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--world", help="a world's own model, such as smollm2")
     flags = parser.parse_args()
+    if flags.world:
+        torch.set_num_threads(1)
+        lm, rows = load_lm(flags.world), []
+        for length in flags.lengths:
+            ids, token = fact_of(lm, flags.world, length)
+            rows += measure(lm, ids, token, {}, flags.pairs, count=False)
+        report(f"kn_staircase_{flags.world}", rows)
+        return
     demo = load_lm("demo", device=flags.device)
     rows = errors(demo, flags.facts)
     for lm in (gpt2(XL, flags.device),) if flags.xl else (demo, gpt2(SMALL, flags.device)):
         for length in flags.lengths:
-            rows += measure(lm, length, flags.pairs)
+            rows += measure(lm, list(range(100, 100 + length)), 7, SIX, flags.pairs)
     report("kn_staircase" + ("_xl" if flags.xl else ""), rows)
 
 

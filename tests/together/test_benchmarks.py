@@ -42,7 +42,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> object:
         return module
 
     yield load
-    for name in ("paired", "rome_edit", "hyper_training", "edit_seconds", "reference", "plain"):
+    names = ("rome_edit", "hyper_training", "edit_seconds", "arithmetic", "reference", "plain")
+    for name in ("paired", *names):
         sys.modules.pop(name, None)
 
 
@@ -63,6 +64,44 @@ def test_both_ways_to_score_give_the_same_with_fewer_operations(
         1,
     )
     assert row["times_fewer_flops"] > 2
+
+
+def test_ways_are_measured_in_turns_and_counted_only_if_asked(script: object) -> None:
+    paired, seen = script("paired"), []  # type: ignore[operator]
+    x = torch.ones(8, 8)
+    ways = {name: lambda name=name: seen.append(name) or x @ x for name in ("a", "b", "c")}
+    row = paired.Measured(ways, 3, count=False).row("a", "c")
+    assert seen == [*"abc"] * 3
+    assert row["pairs"] == 3
+    assert "plain_gflop" not in row
+    counted = paired.Measured(ways, 1).row("a", "b")
+    assert counted["plain_gflop"] == 2 * 8**3 / 1e9
+    assert counted["times_fewer_flops"] == 1
+
+
+def test_two_ways_of_a_method_are_compared_fact_by_fact(script: object, tmp_path: Path) -> None:
+    arithmetic = script("arithmetic")  # type: ignore[operator]
+    lm, loaded = tiny_lm(2), load("ft")
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps([record(n, f"The tower {n}") for n in range(3)]))
+    editors = {
+        name: Editor(loaded, lm, build_options(loaded.method, {"steps": steps}, lm), Prepared())
+        for name, steps in (("one", 3), ("two", 2))
+    }
+    row = arithmetic.two_ways(editors, load_cases(str(file)), 2, tmp_path / "run")
+    assert (row["cases"], row["timed"]) == (3, 2)
+    assert 0.5 < row["cosine"] < 1
+    assert set(row["difference"]) == {"S", "ES", "PS", "NS"} == set(row["one"])
+    for score, (estimate, low, high) in row["difference"].items():
+        assert low <= estimate <= high
+        assert estimate == pytest.approx(row["two"][score] - row["one"][score])
+
+
+def test_the_page_has_the_tables_of_the_results(script: object) -> None:
+    tables = script("tables")  # type: ignore[operator]
+    text = tables.PAGE.read_text(encoding="utf-8")
+    for name, table in tables.TABLES.items():
+        assert f"<!-- {name} -->\n{table()}\n<!-- /{name} -->" in text
 
 
 def test_the_table_has_every_row_and_no_number_that_was_not_measured(script: object) -> None:
