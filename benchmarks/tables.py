@@ -14,6 +14,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "performance.md"
 WORLDS = {"smollm2": "SmolLM2-135M", "demo": "embedded model"}
 IN_BFLOAT16 = ("demo",)
 """The worlds on which all methods were measured in both number types."""
+PRESETS_ON = ("demo",)
+"""The worlds on which `fast` was compared with `code`."""
 
 Rows = list[dict[str, Any]]
 
@@ -93,9 +95,39 @@ def arithmetic_table() -> str:
     return markdown(head, rows)
 
 
+def passes_table() -> str:
+    """Passes without the option."""
+    rows = [
+        [
+            WORLDS[world],
+            row["method"],
+            row["what"],
+            f"{row['cosine']:.4f}",
+            f"{row['times_faster']:.1f}",
+        ]
+        for world in IN_BFLOAT16
+        for row in rows_of(f"arithmetic_passes_{world}")
+    ]
+    return markdown(["model", "method", "what", "cosine", "times faster"], rows)
+
+
+def presets_table() -> str:
+    """ROME's preset `fast` against `code`."""
+    rows = [
+        compared(row, "fast", "code", [WORLDS[world]])
+        for world in PRESETS_ON
+        for row in rows_of(f"presets_{world}")
+    ]
+    head = ["model", *HEAD]
+    head[3:5] = ["S, `code`", "S, `fast`"]
+    return markdown(head, rows)
+
+
 TABLES = {
     "worlds": worlds_table,
+    "presets": presets_table,
     "arithmetic": arithmetic_table,
+    "passes": passes_table,
 }
 
 
