@@ -97,7 +97,7 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     )
 
 
-def told(row: dict[str, Any]) -> str:
+def tell_row(row: dict[str, Any]) -> str:
     """What tells the row apart from all others."""
     return " ".join([row["benchmark"], *(f"{name}={row[name]}" for name in TOLD if name in row)])
 
@@ -105,7 +105,7 @@ def told(row: dict[str, Any]) -> str:
 def hold_to_reference(rows: list[dict[str, Any]], file: Path = FILE, *, anew: bool = False) -> None:
     """Warn of ratios that fell on this machine, and end with exit code 1 if one fell again."""
     names = ("times_faster", "times_fewer_flops")
-    ratios = {f"{told(row)} {name}": row[name] for row in rows for name in names if name in row}
+    ratios = {f"{tell_row(row)} {name}": row[name] for row in rows for name in names if name in row}
     once, again = hold(machine(), ratios, file, anew=anew)
     for line in once:
         print(f"bench: warning: {line}", file=sys.stderr)
@@ -115,7 +115,7 @@ def hold_to_reference(rows: list[dict[str, Any]], file: Path = FILE, *, anew: bo
         sys.exit(1)
 
 
-def pulled() -> list[str]:
+def find_pulled() -> list[str]:
     """The worlds whose models are on this machine."""
     return ["demo", *(["smollm2"] if pulled_folder("smollm2").is_dir() else [])]
 
@@ -127,7 +127,10 @@ def main() -> None:
     parser.add_argument("--xl", action="store_true", help="GPT-2 XL's shape too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--worlds", nargs="*", default=pulled(), help="worlds whose own models are measured too"
+        "--worlds",
+        nargs="*",
+        default=find_pulled(),
+        help="worlds whose own models are measured too",
     )
     names = [*SCRIPTS, *COSTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyper_training import NETWORKS
 from paired import SMALL, XL, flops_and_peak, report, seconds, with_words
-from rome_edit import shaped
+from rome_edit import bench_of
 
 from lmedit import Editor, Prepared, Request, build_options, load, load_lm
 from lmedit.cases import load_cases
@@ -52,7 +52,7 @@ def editor_of(lm: Lm, method: str) -> Editor:
 def work_of(lm: Lm, method: str) -> Callable[[], Any]:
     """One edit."""
     if method == "rome":
-        bench = shaped(lm, load_lm("demo", device=str(lm.device)))
+        bench = bench_of(lm, load_lm("demo", device=str(lm.device)))
         return lambda: bench.ours([FACT])
     editor = editor_of(lm, method)
     return lambda: editor.compute(FACT)

@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 from paired import SMALL, compare, flops, report, seconds, with_words
-from rome_edit import shaped
+from rome_edit import bench_of
 
 from lmedit import Request, build_options, load, load_lm
 from lmedit.cases import corpus_of, load_cases
@@ -69,7 +69,7 @@ def by_layers(counts: list[int]) -> list[dict[str, Any]]:
     request = Request(prompt="{} is in the city of", subject="The old tower", target_new="Rome")
     rows, writer = [], load_lm("demo")
     for count in counts:
-        bench = shaped(with_words(SMALL | {"n_layer": count}), writer)
+        bench = bench_of(with_words(SMALL | {"n_layer": count}), writer)
         took = seconds(lambda bench=bench: bench.ours([request]))  # type: ignore[misc]
         rows.append({"grows": "layers", "layers": count, "layer": bench.layer, "seconds": took})
     return rows
@@ -77,7 +77,7 @@ def by_layers(counts: list[int]) -> list[dict[str, Any]]:
 
 def by_length(lengths: list[int]) -> list[dict[str, Any]]:
     """One ROME value with so many words before the subject, and as many behind it."""
-    bench, rows = shaped(with_words(SMALL), load_lm("demo")), []
+    bench, rows = bench_of(with_words(SMALL), load_lm("demo")), []
     for length in lengths:
         words = " ".join((TEXT * length).split()[:length])
         for where, prompt in (("before", f"{words} {{}} is in"), ("behind", f"{{}} {words} is in")):

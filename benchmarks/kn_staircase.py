@@ -46,10 +46,10 @@ ROWS = {"rows": 256}
 
 def ours(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Tensor:
     """All layers in one pass."""
-    return attributed(lm, ids, token, given).scores
+    return attribute(lm, ids, token, given).scores
 
 
-def attributed(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Attributions:
+def attribute(lm: Lm, ids: Sequence[int], token: int, given: dict[str, Any]) -> Attributions:
     """The same, with the layers that took more points."""
     return attributions(lm, ids, token, build_options(load("kn").method, {**given, **ROWS}))
 
@@ -93,7 +93,7 @@ def measure(
         row = compare(
             lambda found=found: found.update(plain=theirs(lm, ids, token, RELEASED)),  # type: ignore[misc]
             lambda given=given, found=found: found.update(  # type: ignore[misc]
-                ours=attributed(lm, ids, token, given)
+                ours=attribute(lm, ids, token, given)
             ),
             pairs,
             count=count,

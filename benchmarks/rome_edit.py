@@ -116,9 +116,9 @@ def main() -> None:
     rows = []
     if not flags.xl:
         demo = load_lm("demo", device=flags.device)
-        rows.append(one_edit(shaped(demo, demo), PROMPTS[-1], flags.pairs))
+        rows.append(one_edit(bench_of(demo, demo), PROMPTS[-1], flags.pairs))
     lm = with_words(XL if flags.xl else SMALL, flags.device)
-    bench = shaped(lm, load_lm("demo", device=flags.device))
+    bench = bench_of(lm, load_lm("demo", device=flags.device))
     of_prompts = [one_edit(bench, PROMPTS[number], flags.pairs) for number in flags.prompts]
     rows += of_prompts
     if len(of_prompts) > 1:
@@ -127,7 +127,7 @@ def main() -> None:
     report("rome_edit" + ("_xl" if flags.xl else ""), rows)
 
 
-def shaped(lm: Lm, writer: Lm) -> Bench:
+def bench_of(lm: Lm, writer: Lm) -> Bench:
     """A third of the way up, all 20 steps."""
     given = {"layer": lm.n_layers // 3, "stop_loss": -1.0, "tolerance": None}
     return Bench(lm, given, writer)

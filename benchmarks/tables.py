@@ -68,7 +68,7 @@ def interval(found: list[float]) -> str:
     return f"{found[0]:+.1f} [{found[1]:.1f}, {found[2]:.1f}]"
 
 
-def compared(row: dict[str, Any], second: str, first: str, cells: list[str]) -> list[str]:
+def cells_of(row: dict[str, Any], second: str, first: str, cells: list[str]) -> list[str]:
     """The cells of a row of `arithmetic.two_ways`."""
     return [
         *cells,
@@ -86,7 +86,7 @@ HEAD = ["facts", "cosine", "S", "S", "difference of S", "of PS", "of NS", "times
 def arithmetic_table() -> str:
     """Methods in bfloat16 against float32."""
     rows = [
-        compared(row, "bfloat16", "float32", [WORLDS[world], row["method"]])
+        cells_of(row, "bfloat16", "float32", [WORLDS[world], row["method"]])
         for world in IN_BFLOAT16
         for row in rows_of(f"arithmetic_{world}")
     ]
@@ -114,7 +114,7 @@ def passes_table() -> str:
 def presets_table() -> str:
     """ROME's preset `fast` against `code`."""
     rows = [
-        compared(row, "fast", "code", [WORLDS[world]])
+        cells_of(row, "fast", "code", [WORLDS[world]])
         for world in PRESETS_ON
         for row in rows_of(f"presets_{world}")
     ]

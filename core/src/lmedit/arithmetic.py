@@ -58,10 +58,10 @@ def chosen_type(lm: Lm) -> Literal["float32", "bfloat16"]:
     if faster_type(lm.device) == "float32":
         return "float32"
     rows, columns = lm.hidden_size, max(map(lm.mlp_width, lm.editable), default=lm.hidden_size)
-    return "bfloat16" if _measured(lm.device, rows, columns) >= LEAST else "float32"
+    return "bfloat16" if _read_or_measure(lm.device, rows, columns) >= LEAST else "float32"
 
 
-def _measured(device: torch.device, rows: int, columns: int) -> float:
+def _read_or_measure(device: torch.device, rows: int, columns: int) -> float:
     """`times_faster` from the cache; the first process on a machine measures it."""
     about = {
         "device": _name_of(device),
