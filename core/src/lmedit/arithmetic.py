@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmedit.models import Lm
 
 LEAST = 2.0
-"""``auto`` takes bfloat16 where it is at least so many times faster."""
+"""``auto`` takes bfloat16 where it is at least this many times faster."""
 
 
 class ArithmeticOptions(Options):
