@@ -21,6 +21,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,35 +87,44 @@ def environment(place: Place, **extra: str) -> dict[str, str]:
 
 
 def run(
-    *command: str | Path, place: Place = NEWEST, prints: TextIO | None = None, **extra: str
+    *command: str | Path,
+    place: Place = NEWEST,
+    prints: TextIO | int | None = None,
+    fails: bool = True,
+    **extra: str,
 ) -> None:
-    """Run *command* in the repository; if it fails, end this script with its exit code.
+    """Run *command* in the repository; if it *fails*, end this script with its exit code.
 
-    Its output goes to *prints*, by default to stdout.
+    Its output goes to *prints*, by default to stdout. If not *fails*, its exit code is lost.
     """
     parts = [str(part) for part in command]
     code = subprocess.call(parts, cwd=ROOT, env=environment(place, **extra), stdout=prints)
-    if code:
+    if code and fails:
         sys.exit(code)
 
 
 @contextmanager
 def beside(*command: str, place: Place = NEWEST) -> Iterator[None]:
-    """Run *command* while the block runs, and wait for it. Its output and its exit code are lost.
+    """Run *command* while the block runs, wait for it, and print what it printed.
 
-    If the block fails, the command ends at once.
+    If it failed, end this script with its exit code. If the block fails, the command ends at once.
     """
-    silent = subprocess.DEVNULL
-    running = subprocess.Popen(
-        command, cwd=ROOT, env=environment(place), stdin=silent, stdout=silent, stderr=silent
-    )
-    try:
-        yield
-    except BaseException:
-        running.terminate()
-        raise
-    finally:
-        running.wait()
+    with tempfile.TemporaryFile() as told:
+        running = subprocess.Popen(
+            command, cwd=ROOT, env=environment(place), stdout=told, stderr=subprocess.STDOUT
+        )
+        try:
+            yield
+        except BaseException:
+            running.terminate()
+            raise
+        finally:
+            running.wait()
+        told.seek(0)
+        sys.stdout.write(told.read().decode(errors="replace"))
+        sys.stdout.flush()
+    if running.returncode:
+        sys.exit(running.returncode)
 
 
 def set_up(place: Place) -> None:
@@ -179,9 +189,12 @@ def test(asked: argparse.Namespace) -> None:
             return
         print("dev.py: testing", *paths, sep="\n  ", file=sys.stderr)
     if not paths and asked.place == NEWEST:
-        # The collection compiles all modules, for all processes. The checks leave it a core.
-        with beside("python", "-m", "pytest", "--collect-only", "-qqq"):
-            check(asked)
+        # mypy takes as long as all else here, so each has a core.
+        with beside("mypy"):
+            check(asked, types=False)
+            # The collection compiles all modules, for all processes. The tests tell its errors.
+            collect = ("python", "-m", "pytest", "--collect-only", "-qqq")
+            run(*collect, prints=subprocess.DEVNULL, fails=False)
     # One thread a process: two computing processes with two threads each stall one another.
     # MKL's last bits depend on where a matrix lies in memory, unless this setting is strict.
     # A test that hangs fails, and prints the stacks of all threads.
@@ -190,11 +203,12 @@ def test(asked: argparse.Namespace) -> None:
     run(*command, place=asked.place, OMP_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT")
 
 
-def check(asked: argparse.Namespace) -> None:
-    """Check style, layout, types and the import contracts. It takes seconds."""
+def check(asked: argparse.Namespace, types: bool = True) -> None:
+    """Check style, layout, types and the import contracts. It takes a minute, then seconds."""
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
-    run("mypy")
+    if types:
+        run("mypy")
     run("lint-imports")
 
 

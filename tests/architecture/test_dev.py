@@ -102,18 +102,28 @@ def test_a_wrong_call_is_a_clear_error(
 def test_the_whole_test_checks_first_and_runs_in_parallel(
     ran: Callable[..., list[list[str]]],
 ) -> None:
-    compiling, *checks, tests = ran("test", "--", "-k", "rome")
+    *checks, compiling, tests = ran("test", "--", "-k", "rome")
     assert compiling == ["python", "-m", "pytest", "--collect-only", "-qqq"]
-    assert [check[0] for check in checks] == ["ruff", "ruff", "mypy", "lint-imports"]
+    assert [check[0] for check in checks] == ["mypy", "ruff", "ruff", "lint-imports"]
+    assert sorted(ran("check")) == sorted(checks)
     assert tests[:6] == [*PYTEST, "-n", "auto"]
     assert tests[-2:] == ["-k", "rome"]
 
 
-def test_what_runs_beside_a_block_ends_with_it(tmp_path: Path) -> None:
+def test_what_runs_beside_a_block_ends_with_it_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = tmp_path / "done"
-    with dev.beside(sys.executable, "-c", f"open({str(done)!r}, 'w').close()"):
+    with dev.beside(sys.executable, "-c", f"open({str(done)!r}, 'w').close(); print('right')"):
         pass
     assert done.exists()
+    assert capsys.readouterr().out == "right\n"
+    with (
+        pytest.raises(SystemExit) as left,
+        dev.beside(sys.executable, "-c", "print('wrong'); raise SystemExit(3)"),
+    ):
+        pass
+    assert (left.value.code, capsys.readouterr().out) == (3, "wrong\n")
     started = time.monotonic()
     with (
         pytest.raises(SystemExit),

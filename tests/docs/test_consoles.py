@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -132,7 +131,7 @@ def commands(page: str, **given: str) -> list[str]:
 
 def notes() -> None:
     """Some text to count statistics on."""
-    lines = WORLD.text.read_text(encoding="utf-8").splitlines()[:600]
+    lines = WORLD.text.read_text(encoding="utf-8").splitlines()[:250]
     Path("notes.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -218,7 +217,9 @@ def test_how_to_keep_limits_runs(demo_is_prepared: None) -> None:
 
 
 @pytest.mark.slow
-def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
+def test_how_to_run_on_many_machines_runs(
+    demo_is_prepared: None, warm: tuple[str, ...], tmp_path: Path
+) -> None:
     notes()
     compare, plan, merge, rest, *statistics = commands(
         "docs/how-to/many-machines.md",
@@ -234,7 +235,8 @@ def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     )
     table = run(compare)
     run(plan)
-    run_as_array(*blocks("docs/how-to/many-machines.md", "bash"))
+    program_of(warm, tmp_path / "bin")
+    run_as_array(*blocks("docs/how-to/many-machines.md", "bash"), tmp_path / "bin")
     assert "all shards are finished" in run(merge)
     assert without_times(run(rest)) == without_times(table)
     shared, methods, _, prepare, list_, export, import_ = statistics  # test_abilities: the third
@@ -247,11 +249,22 @@ def test_how_to_run_on_many_machines_runs(demo_is_prepared: None) -> None:
     run(import_)
 
 
-def run_as_array(script: str) -> None:
-    """Run the SLURM *script* once for each number of its array, as sbatch does."""
+def program_of(python: tuple[str, ...], folder: Path) -> None:
+    """Write the program `lmedit` into *folder*; it runs in *python*."""
+    folder.mkdir()
+    command = shlex.join([*python, "-c", "from lmedit.cli import main; main()"])
+    (folder / "lmedit").write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    (folder / "lmedit").chmod(0o755)
+
+
+def run_as_array(script: str, programs: Path) -> None:
+    """Run the SLURM *script* once for each number of its array, as sbatch does.
+
+    Its *programs* come first.
+    """
     (last,) = re.findall(r"^#SBATCH --array=1-(\d+)$", script, re.MULTILINE)
     Path("work.sh").write_text(script, encoding="utf-8")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
     for number in range(1, int(last) + 1):
         mine = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": last, "PATH": path}
         done = subprocess.run(

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from demo_cache import demo_is_prepared, demo_statistics
 from pickled import on_ray
+from short_text import short_held_out_text
 from small_world import record, save_model
 
 from lmedit.cli import main
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["demo_is_prepared", "demo_statistics", "on_ray"]
+__all__ = ["demo_is_prepared", "demo_statistics", "on_ray", "short_held_out_text"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +30,6 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("LMEDIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_held_out_text() -> Iterator[None]:
-    """Limits and comparisons read 4 lines of held-out text, unless a test names a number.
-
-    They read 40 by default, and most of a search within a budget is this reading. No law of these
-    tests depends on the number; `test_limits_read_forty_lines_of_a_longer_text` holds it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for place in ("actions.judged", "actions.compare", "api.comparisons"):
-            patch.setattr(f"lmedit.{place}.HELDOUT_LINES", 4)
-        yield
 
 
 def call(*arguments: object, **extra: Any) -> Result:

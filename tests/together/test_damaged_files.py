@@ -1,4 +1,4 @@
-"""Thousands of damaged files: each is one clear error or the very same edit, and nothing is left.
+"""Hundreds of damaged files: each is one clear error or the very same edit, and nothing is left.
 
 What is damaged with a right checksum, as no disk but a program would do it, may still be another
 sound edit of the same model; then it is put in and taken out like any.
@@ -135,7 +135,7 @@ def test_a_damaged_patch_is_an_error_or_the_same_edit(world: World, which: int) 
     path = world.patches[which]
     wanted, facts = load_patch(path)
     taken, messages = 0, []
-    for forged in damaged_patches(path, 1000, seed=which):
+    for forged in damaged_patches(path, 400, seed=which):
         try:
             found, told = load_patch(path)
         except ArtifactError as error:
@@ -143,9 +143,9 @@ def test_a_damaged_patch_is_an_error_or_the_same_edit(world: World, which: int) 
             continue
         taken += not forged
         assert forged or (update_digest(found), told) == (update_digest(wanted), facts)
-    assert len(messages) > 600
+    assert len(messages) > 240
     assert all(str(path) in message for message in messages)
-    assert taken < 30
+    assert taken < 12
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -156,7 +156,7 @@ def test_a_damaged_patch_never_leaves_a_model_partly_edited(world: World, which:
     with applied(lm, update):
         wanted = lm.weights_digest()
     refused = 0
-    for forged in damaged_patches(path, 500, seed=10 + which):
+    for forged in damaged_patches(path, 200, seed=10 + which):
         model = EditedModel(lm, Ledger(lm), {"name": lm.name, "digest": before})
         try:
             add_edits(model, read_patches(model, [world.patches[1 - which], path]))
@@ -171,7 +171,7 @@ def test_a_damaged_patch_never_leaves_a_model_partly_edited(world: World, which:
             assert same or forged
             model.ledger.take_out(own.id)
         assert lm.weights_digest() == before
-    assert refused > 400
+    assert refused > 160
 
 
 def quiet_error(done: Result) -> None:
@@ -188,7 +188,7 @@ def test_commands_refuse_damaged_patches_and_leave_nothing(lmedit: Run, world: W
     own, errors = update_digest(load_patch(path)[0]), 0
     assert lmedit("apply", other, path, "-m", world.model, "-O", "out").exit_code == 0
     shutil.rmtree("out")
-    for number, forged in enumerate(damaged_patches(path, 120, seed=20)):
+    for number, forged in enumerate(damaged_patches(path, 48, seed=20)):
         done = lmedit("apply", other, path, "-m", world.model, "-O", "out")
         if done.exit_code == 0:
             assert forged or read_log(Path("out"))["edits"][1]["id"] == own
@@ -204,7 +204,7 @@ def test_commands_refuse_damaged_patches_and_leave_nothing(lmedit: Run, world: W
             assert reverted.exit_code == 0 or quiet_error(reverted) is None
             shutil.rmtree("back", ignore_errors=True)
             assert os.listdir() == []
-    assert errors > 80
+    assert errors > 32
     assert {p: p.read_bytes() for p in world.edited.rglob("*") if p.is_file()} == before
 
 
@@ -259,7 +259,7 @@ def test_a_damaged_ledger_is_an_error_or_the_same(world: World, file: str) -> No
         path = sorted((world.edited / "lmedit-edits").glob(f"{'[0-9a-f]' * 64}.safetensors"))[0]
     wanted, data, draw = seen(open_folder(str(world.edited))), path.read_bytes(), Random(4)
     refused, messages = 0, []
-    for number in range(250):
+    for number in range(100):
         if number % 2:
             path.write_bytes(bytes_changed(data, draw))
         elif path.suffix == ".json":
@@ -274,7 +274,7 @@ def test_a_damaged_ledger_is_an_error_or_the_same(world: World, file: str) -> No
             read_log(world.edited)
         except LmeditError as error:
             messages.append(str(error))
-    assert refused > 200
+    assert refused > 80
     assert all(str(world.edited) in message for message in messages)
 
 
@@ -349,7 +349,7 @@ def test_a_damaged_adapter_is_an_error_or_one_that_fits(
     write_adapter(lm, adapter_of([edits_of(lm)[0]]), folder, {})
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     before, refused = lm.weights_digest(), 0
-    for number in range(300):
+    for number in range(120):
         path = files[number % 2]
         data = path.read_bytes()
         if number % 4 < 2:
@@ -368,4 +368,4 @@ def test_a_damaged_adapter_is_an_error_or_one_that_fits(
                 assert os.listdir() == []
         assert lm.weights_digest() == before
         path.write_bytes(data)
-    assert refused > 150
+    assert refused > 60

@@ -29,7 +29,7 @@ EIFFEL = ("--prompt", "{} is in the city of", "--subject", "The Eiffel Tower", "
 def test_dev_py_demo_prints_the_table_and_where_results_lie(
     tmp_path: Path, demo_is_prepared: None
 ) -> None:
-    flags = ("--limit", "3", "--workers", "1", "--run", tmp_path / "run")
+    flags = ("--limit", "1", "--workers", "1", "--run", tmp_path / "run")
     done = subprocess.run(
         [sys.executable, ROOT / "dev.py", "demo", "--", *flags],
         capture_output=True,
@@ -59,7 +59,7 @@ def test_dev_py_demo_prints_the_table_and_where_results_lie(
 
 @pytest.mark.slow
 def test_rome_shows_the_fields_typical_picture(lmedit: Run, demo_is_prepared: None) -> None:
-    done = lmedit("compare", "rome", "--limit", 30, "--json")
+    done = lmedit("compare", "rome", "--limit", 15, "--json")
     base, rome = json.loads(done.stdout)["rows"]
     assert base["ES"] <= 5
     assert base["NS"] >= 95
@@ -71,7 +71,7 @@ def test_rome_shows_the_fields_typical_picture(lmedit: Run, demo_is_prepared: No
 
 @pytest.mark.slow
 def test_the_shipped_editors_edit_what_they_were_not_trained_on(lmedit: Run) -> None:
-    found = json.loads(lmedit("compare", "mend", "ke", "--limit", 20, "--json").stdout)
+    found = json.loads(lmedit("compare", "mend", "ke", "--limit", 10, "--json").stdout)
     assert found["trained_on"] == {"mend": 0, "ke": 0}
     _, mend, ke = found["rows"]
     assert mend["ES"] >= 90

@@ -29,7 +29,7 @@ def test_methods_are_compared_on_facts_that_the_model_knows(
     lmedit: Run, real_cache: Path, tmp_path: Path
 ) -> None:
     methods = ("ft", "mend", "rome")
-    flags = ("-m", "smollm2", "--cases", "smollm2", "--limit", "3", "--json")
+    flags = ("-m", "smollm2", "--cases", "smollm2", "--limit", "2", "--json")
     done = lmedit("compare", *methods, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
