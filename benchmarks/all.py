@@ -86,7 +86,7 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     lines = [["what", *columns]]
     for row in rows:
         cells = [row.get(column) for column in columns]
-        lines.append([told(row), *("-" if c is None else f"{c:.3g}" for c in cells)])
+        lines.append([tell_row(row), *("-" if c is None else f"{c:.3g}" for c in cells)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
