@@ -126,7 +126,9 @@ def test_auto_is_float32_without_units_for_bfloat16(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_measurement_gives_a_positive_ratio() -> None:
+    state = torch.get_rng_state()
     assert times_faster(torch.device("cpu"), 24, 32) > 0
+    assert torch.get_rng_state().equal(state)
 
 
 def test_the_default_is_float32() -> None:
