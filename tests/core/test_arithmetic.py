@@ -105,6 +105,18 @@ def test_auto_is_measured_once_for_each_device_and_shape(measured: list[float]) 
     assert measured == [1.9]
 
 
+def test_a_driver_and_a_worker_with_other_threads_choose_the_same(measured: list[float]) -> None:
+    """Else a worker has other options than its driver, and the run ends."""
+    measured += [2.1, 1.9]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert _auto(_float32("llama")) == "bfloat16"
+    finally:
+        torch.set_num_threads(threads)
+    assert _auto(_float32("llama")) == "bfloat16"
+
+
 def test_auto_is_measured_again_where_nothing_can_be_kept(
     measured: list[float], tmp_path: Path
 ) -> None:
@@ -126,9 +138,10 @@ def test_auto_is_float32_without_units_for_bfloat16(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_measurement_gives_a_positive_ratio() -> None:
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     assert times_faster(torch.device("cpu"), 24, 32) > 0
     assert torch.get_rng_state().equal(state)
+    assert torch.get_num_threads() == threads
 
 
 def test_the_default_is_float32() -> None:

@@ -65,7 +65,6 @@ def _read_or_measure(device: torch.device, rows: int, columns: int) -> float:
     """`times_faster` from the cache; the first process on a machine measures it."""
     about = {
         "device": _name_of(device),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": rows,
         "columns": columns,
