@@ -146,8 +146,8 @@ class Worker:
         if key not in self.tasks:
             raise RunError(
                 f"a worker has other tasks than the driver ({about}): its model, cases, options or "
-                "lmedit differ; give each machine the same files and versions, and --compute float32 "
-                "or bfloat16 in place of auto"
+                "lmedit differ; give each machine the same files and versions, and --compute "
+                "float32 or bfloat16 in place of auto"
             )
         return self.tasks[key]
 
