@@ -6,19 +6,20 @@
 One thread. For each method it computes the updates of some facts in both number types, in turns:
 their mean cosine, and the ratio of the summed CPU seconds. Then it compares both over all cases:
 scores, and paired differences with 95 % intervals, in points. Writes
-`benchmarks/results/arithmetic_WORLD.json`.
+`benchmarks/results/arithmetic_WORLD.json`, whose rows of other methods stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from paired import own_seconds, report
+from paired import RESULTS, own_seconds, report
 
 from lmedit.cases import load_cases
 from lmedit.compare.comparison import compare, differences
@@ -107,7 +108,11 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     cases = load_cases(asked.world, asked.cases)
-    report(f"arithmetic_{asked.world}", rows(asked.world, asked.methods, cases, asked.timed))
+    name = f"arithmetic_{asked.world}"
+    path = RESULTS / f"{name}.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    found = [row for row in stored if row["method"] not in asked.methods]
+    report(name, found + rows(asked.world, asked.methods, cases, asked.timed))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lmedit.errors import RequestError
 from lmedit.hyper.network import LowRankBatch, edited_rows
+from lmedit.replay import resume
 from lmedit.trace import as_if, captured
 from lmedit.types import LowRank
 from lmedit_kn.neurons import by_layer, replacing
@@ -49,7 +50,8 @@ def weaken(
         for site, delta in deltas.items()
     }
     with edited_rows(lm, changes, torch.arange(SHARES, device=lm.device)):
-        logits = lm.logits(lm.batch([lm.encode(text)] * SHARES))[:, -1]
+        ids = lm.encode(text)
+        logits = resume(lm, [ids] * SHARES, 0, []).logits([len(ids) - 1])[:, 0]
     p = logits.float().softmax(-1)[:, token]
     share = float(shares[int((p >= enough).int().argmax())]) if bool((p >= enough).any()) else 1.0
     return {site: LowRank(share * d.left, d.right) for site, d in deltas.items()}, share
@@ -146,10 +148,10 @@ def _straighten(
     """*d* (H,), halved until the stream gains it in its direction: what follows bends less then."""
     if mlp.exact:
         return d
-    size, ids = mlp.size(places), lm.encode(text)
+    size, kept = mlp.size(places), resume(lm, [lm.encode(text)], 0, [])
     for _ in range(HALVINGS):
         more = (size * mlp.value_for(d)).to(mlp.out)
-        gained = behind_block(lm, ids, layer, more).to(d) - mlp.stream.to(d)
+        gained = behind_block(kept, layer, more).to(d) - mlp.stream.to(d)
         if float(F.cosine_similarity(gained, mlp.reachable(d), dim=0)) >= STRAIGHT:
             break
         d = d / 2

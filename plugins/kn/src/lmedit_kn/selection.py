@@ -140,18 +140,30 @@ def _score_all(lm: Lm, texts: Sequence[str], answer: str, options: KnOptions) ->
     """The attributions of each of *texts*; see `_scores`."""
     asked = [questions(lm, text, answer, options) for text in texts]
     progress = _Progress(len(lm.editable) * sum(map(len, asked)))
-    with products(lm, options.compute):
-        return [
-            _scores(lm, text, each, options, progress)
-            for text, each in zip(texts, asked, strict=True)
-        ]
+    found: list[Attributions] = []
+    with products(lm, options.compute, head=True):
+        for text, each in zip(texts, asked, strict=True):
+            finer = found[-1].finer if found else ()
+            found.append(_scores(lm, text, each, options, progress, finer))
+    return found
 
 
 def _scores(
-    lm: Lm, text: str, asked: Sequence[Question], options: KnOptions, progress: _Progress
+    lm: Lm,
+    text: str,
+    asked: Sequence[Question],
+    options: KnOptions,
+    progress: _Progress,
+    finer: tuple[int, ...],
 ) -> Attributions:
-    """The attributions (L, D) and the probability, as means over the questions of *text*."""
-    found = [attributions(lm, *each, options, progress) for each in asked]
+    """The attributions (L, D) and the probability, as means over the questions of *text*.
+
+    *finer* are the layers that took more points behind the texts before.
+    """
+    found: list[Attributions] = []
+    for question in asked:
+        found.append(attributions(lm, *question, options, progress, finer))
+        finer = found[-1].finer
     if not found:
         raise RequestError(
             f"kn: the present answer after {text!r} is blank; give one with --target-true"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from lmedit_kn.equations import attribution, path
 from lmedit_kn.neurons import changed_activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -61,22 +61,26 @@ def attributions(
     token: int,
     options: KnOptions,
     hear: Callable[[int], object] = nobody,
+    finer: Collection[int] = (),
 ) -> Attributions:
     """The attribution of each neuron at the last of *ids* to the probability of *token*.
 
     After each pass *hear* gets the number of layers that the pass is the first to reach.
 
     P may bend sharply along the path of one layer: the first one of SmolLM2. So the default checks
-    the sum of each layer (completeness). A layer whose sum is off is integrated again.
+    the sum of each layer (completeness). A layer whose sum is off is integrated again. The layers
+    *finer* take the many points at once: their sums were off behind another prompt of the fact.
     """
     kept = keep(lm, [list(ids)], [len(ids) - 1], 0)
     climb = _Climb(lm, kept, options.site, token)
-    scores = _integrate(climb, lm.editable, options.m, options, hear)
-    finer: list[int] = []
+    points = {layer: FINER * options.m if layer in finer else options.m for layer in lm.editable}
+    scores = _integrate(climb, points, options, hear)
     missed: float | None = None
     if options.settles:
-        finer = [layer for layer, share in climb.misses(scores).items() if share > OFF]
-        scores |= _integrate(climb, finer, FINER * options.m, options) if finer else {}
+        off = [layer for layer, share in climb.misses(scores).items() if share > OFF]
+        again = {layer: FINER * options.m for layer in off if layer not in finer}
+        scores |= _integrate(climb, again, options) if again else {}
+        finer = sorted({*finer, *again})
         missed = max(climb.misses(scores).values())
     widest = max(len(score) for score in scores.values())
     stacked = torch.zeros(lm.n_layers, widest, device=lm.device)
@@ -87,16 +91,20 @@ def attributions(
 
 def _integrate(
     climb: _Climb,
-    layers: Sequence[int],
-    m: int,
+    points: Mapping[int, int],
     options: KnOptions,
     hear: Callable[[int], object] = nobody,
 ) -> dict[int, Tensor]:
-    """The attributions (D,) of *layers* from m points; P(0) is read too if sums are checked."""
-    t, w = path(options.rule, m)
-    if options.settles:
-        t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
-    stairs = [(layer, *at) for layer in layers for at in zip(t, w, strict=True)]
+    """The attributions (D,) by layer, each from its number of *points*.
+
+    P(0) is read too if sums are checked, once for each layer.
+    """
+    stairs: list[tuple[int, Tensor, Tensor]] = []
+    for layer, m in points.items():
+        t, w = path(options.rule, m)
+        if options.settles and layer not in climb.at_zero:
+            t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
+        stairs += [(layer, *at) for at in zip(t, w, strict=True)]
     scores: dict[int, Tensor] = {}
     before = 0
     for part in in_parts(climb, stairs, options.rows):
@@ -105,6 +113,30 @@ def _integrate(
         hear(len(scores) - before)
         before = len(scores)
     return scores
+
+
+class _Probability(torch.autograd.Function):
+    """The probability (n,) of one token from logits (n, V).
+
+    softmax()[:, token] gives the same, and its backward pass reads and writes twice as much.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token: int) -> Tensor:
+        """p = softmax(z)_t, in float32."""
+        P = logits.float().softmax(-1)
+        ctx.token, ctx.dtype = token, logits.dtype
+        ctx.save_for_backward(P)
+        return P[:, token].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """dp/dz = p (1_t - P), times the *gradient* (n,)."""
+        (P,) = ctx.saved_tensors
+        scale = gradient * P[:, ctx.token]
+        found = P * -scale[:, None]
+        found[:, ctx.token] += scale
+        return found.to(ctx.dtype), None
 
 
 class _Climb:
@@ -140,8 +172,8 @@ class _Climb:
             for layer, at in points.items():
                 first = alive[layer] - len(at)
                 stack.enter_context(self._scaled(layer, at, first, steps))
-            logits = self.kept.repeat(total).logits([0])[:, 0]
-        p = logits.float().softmax(-1)[:, self.token]  # (1 + N,)
+            logits = self.kept.repeat(total).logits([0]).squeeze(1)  # (1 + N, V)
+        p: Tensor = _Probability.apply(logits, self.token)  # type: ignore[no-untyped-call]
         self.probability = float(p[0].detach())
         self.at_zero |= {
             layer: float(p[1 + i].detach()) for i, (layer, t, _) in enumerate(stairs) if t == 0

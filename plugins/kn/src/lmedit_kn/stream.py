@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from lmedit.replay import enter, resume
 from lmedit.trace import captured, changed
 from lmedit_kn.equations import before_norm, before_rest, shorten
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lmedit import Lm
+    from lmedit.replay import Kept
     from lmedit.trace import Captured
 
 
@@ -114,7 +116,7 @@ class MlpAtPrompt:
 
 @torch.no_grad()
 def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtPrompt]:
-    """The MLPs of *layers* at the last token of *text*. The model runs once."""
+    """The MLPs of *layers* at the last token of *text*. The model runs once or twice."""
     with ExitStack() as stack:
         mlps = {i: stack.enter_context(captured(lm.mlp_out_module(i))) for i in layers}
         blocks = {i: stack.enter_context(captured(lm.block(i))) for i in layers}
@@ -122,8 +124,10 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
             (i, norm): stack.enter_context(captured(norm)) for i in layers for norm in _norms(lm, i)
         }
         lm.logits(lm.batch([lm.encode(text)]))
-    found = {}
-    for i in layers:
+    ids, found = lm.encode(text), {}
+    kept = resume(lm, [ids], 0, [])
+    for i in sorted(layers):
+        kept = resume(lm, [ids], i, enter(lm, [ids], i, kept))
         out = last_row(mlps[i].output)
         # The norm that takes exactly what the MLP gives is the one that follows it.
         after = (n for (at, n), box in norms.items() if at == i and _took(box, out))
@@ -133,9 +137,8 @@ def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtP
             last_row(blocks[i].output)[-lm.hidden_size :],
             next(after, None),
         )
-        ids = lm.encode(text)
-        factor = _factor(lm, ids, i, mlp)
-        J = _derivative(lm, ids, i) if factor is None else None
+        factor = _factor(kept, i, mlp)
+        J = _derivative(kept, i) if factor is None else None
         found[i] = replace(mlp, factor=1.0 if factor is None else factor, J=J)
     return found
 
@@ -144,7 +147,7 @@ CLOSE = 1e-3
 """A factor this near to 1 is 1, and a smaller one is not taken."""
 
 
-def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float | None:
+def _factor(kept: Kept, layer: int, mlp: MlpAtPrompt) -> float | None:
     """How much of a change at the MLP's output, behind its norm, the block's output gains.
 
     The change tried has the direction of the MLP's output and the length of the stream. None if
@@ -154,7 +157,7 @@ def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float |
     if mlp.norm is not None:
         more = more.flip(0)  # a norm does not see a longer vector of the same direction
 
-    gained = behind_block(lm, ids, layer, more).double() - mlp.stream.double()
+    gained = behind_block(kept, layer, more).double() - mlp.stream.double()
     wanted = (mlp._apply_norm(mlp.out + more) - mlp._apply_norm(mlp.out)).double()
     factor = float(gained @ wanted / (wanted @ wanted).clamp(min=1e-30))
     bent = float((gained - factor * wanted).norm()) > CLOSE * float(gained.norm())
@@ -163,26 +166,35 @@ def _factor(lm: Lm, ids: Sequence[int], layer: int, mlp: MlpAtPrompt) -> float |
     return 1.0 if abs(factor - 1) < CLOSE else factor
 
 
-def behind_block(lm: Lm, ids: Sequence[int], layer: int, more: Tensor) -> Tensor:
-    """The output (H,) of block *layer* at the last token, if its MLP gives *more* (H,) there."""
+def behind_block(kept: Kept, layer: int, more: Tensor) -> Tensor:
+    """The output (H,) of block *layer* at the last token, if its MLP gives *more* (H,) there.
+
+    *kept* is the text, ready to run from that block or a lower one on.
+    """
+    lm = kept.lm
 
     def add(_: Tensor, states: Tensor) -> Tensor:
         rows = states.reshape(-1, states.shape[-1])
         return torch.cat([rows[:-1], rows[-1:] + more]).reshape(states.shape)
 
-    with changed(lm.mlp_out_module(layer), add), captured(lm.block(layer), stop=True) as box:
-        lm.logits(lm.batch([ids]))
+    with (
+        kept.lower_blocks_skipped(),
+        changed(lm.mlp_out_module(layer), add),
+        captured(lm.block(layer), stop=True) as box,
+    ):
+        lm.model(**kept.inputs)
     return last_row(box.output)[-lm.hidden_size :]
 
 
 @torch.enable_grad()
-def _derivative(lm: Lm, ids: Sequence[int], layer: int) -> Tensor | None:
+def _derivative(kept: Kept, layer: int) -> Tensor | None:
     """J (H, H): row i is the gradient of place i of the block's output, in float64.
 
     None if the code of the model gives no gradient there.
     """
+    lm = kept.lm
     more = torch.zeros(lm.hidden_size, device=lm.device, requires_grad=True)
-    out = behind_block(lm, ids, layer, more)
+    out = behind_block(kept, layer, more)
     if not out.requires_grad:
         return None
     rows = [torch.autograd.grad(each, more, retain_graph=True)[0] for each in out.unbind()]
