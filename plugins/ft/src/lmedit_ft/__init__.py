@@ -12,6 +12,7 @@ from lmedit import Dense, Location, Method, Update, hookimpl
 from lmedit.layers import by_sites
 from lmedit.memory import in_parts
 from lmedit.replay import keep
+from lmedit.replay.batches import BATCH_TOKENS, by_length
 from lmedit.replay.products import products
 from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit import Lm, Request, Site, Work
+    from lmedit.replay import Kept
 
 PAPER = "arXiv 2012.00363"
 
@@ -79,7 +81,6 @@ class _Training:
 
     Deltas: list[Tensor]
     losses: list[float] = field(default_factory=list)
-    done: bool = False
 
 
 def _train_requests(
@@ -122,21 +123,21 @@ def _reads_at_once(lm: Lm, request: Request, options: FtOptions) -> bool:
 
 
 def _train(losses_of: _Losses, changes: Sequence[_Training], options: FtOptions) -> None:
-    """Train the Deltas in place; a change with a small loss is done and does not change again."""
+    """Train the Deltas in place; a change with a small loss is done and does not run again."""
     everything = [Delta for change in changes for Delta in change.Deltas]
     optimiser = Adam(everything, options.learning_rate, fused=True)
+    going = list(range(len(changes)))
     for step in range(options.steps):
-        losses = losses_of(changes)
+        losses = losses_of(changes, going)
         values = losses.tolist()
         tell_step("fine-tuning", step + 1, options.steps, sum(values) / len(values))
-        for change, loss in zip(changes, values, strict=True):
-            if not change.done:
-                change.losses.append(loss)
-                change.done = loss < options.stop_loss
-        left = [i for i, change in enumerate(changes) if not change.done]
+        for i, loss in zip(going, values, strict=True):
+            changes[i].losses.append(loss)
+        left = [number for number, loss in enumerate(values) if loss >= options.stop_loss]
         if not left:
             break
-        Deltas = [Delta for i in left for Delta in changes[i].Deltas]
+        going = [going[number] for number in left]
+        Deltas = [Delta for i in going for Delta in changes[i].Deltas]
         optimiser.step(Deltas, torch.autograd.grad(losses[left].sum(), Deltas))
         if options.epsilon is not None:
             for Delta in Deltas:
@@ -155,27 +156,59 @@ class _Losses:
         forced = options.objective == "target_new"
         rows = [prompt + target[:-1] if forced else prompt for prompt, target in pairs]
         self.module, self.dtype = lm.module_of(site), lm.working_dtype
-        self.kept = keep(lm, rows, [0] * len(rows), options.block)
-        self.lengths = [len(target) for _, target in pairs]
-        places = [
-            (i, len(prompt) - 1 + (place if forced else 0), token)
-            for i, (prompt, target) in enumerate(pairs)
-            for place, token in enumerate(target)
+        self.targets = [torch.tensor(target, device=lm.device) for _, target in pairs]
+        self.at = [
+            torch.tensor(
+                [len(prompt) - 1 + (place if forced else 0) for place in range(len(target))],
+                device=lm.device,
+            )
+            for prompt, target in pairs
         ]
-        self.rows, self.at, self.tokens = torch.tensor(places, device=lm.device).T
+        self.groups = [
+            _Group(group, keep(lm, [rows[i] for i in group], [0] * len(group), options.block))
+            for group in by_length([len(row) for row in rows], BATCH_TOKENS)
+        ]
 
-    def __call__(self, changes: Sequence[_Training]) -> Tensor:
-        """The losses (N,) in nats of N requests."""
+    def __call__(self, changes: Sequence[_Training], going: Sequence[int]) -> Tensor:
+        """The losses (n,) in nats of the requests *going*.
 
+        The rows of other requests run no more, so a later call cannot ask for them.
+        """
+        self.groups = [left for group in self.groups if (left := group.take(going))]
+        found: dict[int, Tensor] = {}
+        for group in self.groups:
+            found |= zip(group.requests, self._losses_of(group, changes), strict=True)
+        return torch.stack([found[i] for i in going])
+
+    def _losses_of(self, group: _Group, changes: Sequence[_Training]) -> list[Tensor]:
         def add(x: Tensor, out: Tensor) -> Tensor:
-            xs, outs = (t.reshape(*self.kept.shape, -1) for t in (x, out))
+            xs, outs = (t.reshape(*group.kept.shape, -1) for t in (x, out))
             each = [
-                changed_output(outs[i], xs[i], change.Deltas[0], *change.Deltas[1:])
-                for i, change in enumerate(changes)
+                changed_output(outs[row], xs[row], *changes[i].Deltas)
+                for row, i in enumerate(group.requests)
             ]
             return torch.stack(each).reshape(out.shape)
 
+        at = [self.at[i] for i in group.requests]
+        lengths = torch.tensor([len(each) for each in at], device=at[0].device)
+        rows = torch.arange(len(at), device=lengths.device).repeat_interleave(lengths)
+        tokens = torch.cat([self.targets[i] for i in group.requests])
         with changed(self.module, add):
-            logits = self.kept.logits_at(self.rows, self.at)  # (n, V)
-        log_p = logits.to(self.dtype).log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
-        return torch.stack([negative_log_likelihood(t) for t in torch.split(log_p, self.lengths)])
+            logits = group.kept.logits_at(rows, torch.cat(at))  # (n, V)
+        log_p = logits.to(self.dtype).log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        return [negative_log_likelihood(t) for t in torch.split(log_p, lengths.tolist())]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of about one length, one for each of *requests*."""
+
+    requests: list[int]
+    kept: Kept
+
+    def take(self, going: Sequence[int]) -> _Group | None:
+        """The rows of the requests *going*; None if there are none."""
+        stay = [row for row, i in enumerate(self.requests) if i in going]
+        if len(stay) == len(self.requests):
+            return self
+        return _Group([self.requests[row] for row in stay], self.kept.take(stay)) if stay else None
