@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,3 +62,27 @@ def test_one_item_that_does_not_fit_and_other_errors_pass_through() -> None:
 def test_allocators_of_all_devices_are_understood(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_worker_reuses_freed_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert after < before / 4
+
+
+FAULTS = """
+import resource, torch
+from lmedit.executors.children import keep_freed_memory
+def count():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+before = count()
+keep_freed_memory()
+torch.ones(10_000_000)
+print(before, count())
+"""
+"""Count the pages that the system clears for twenty tensors of 40 megabytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -31,12 +32,33 @@ def end_workers(others: Sequence[BaseProcess]) -> None:
 
 
 def become_worker() -> None:
-    """Leave Ctrl-C to the parent, end as soon as the parent ends, and have bars of one's own."""
+    """Leave Ctrl-C to the parent, end as soon as the parent ends, and have bars of one's own.
+
+    Freed memory stays with the worker: it computes one edit after the other.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory that it frees, without giving it back to the system.
+
+    glibc gives a large tensor's memory back at once, and the system clears each page of the next
+    one. Passes over many rows spend up to a tenth of their time with that. The process holds its
+    largest memory until it ends. Other C libraries are left as they are.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if set_option is not None:
+        set_option(M_MMAP_MAX, 0)
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""The numbers of glibc's options of malloc: free memory at the top to give back, large blocks."""
 
 
 def _end_with_parent() -> None:
