@@ -8,9 +8,11 @@ An environment is a folder of its own that borrows the libraries of this one, so
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -104,11 +106,16 @@ def link_libraries(out: Path) -> None:
             (out / item.name).symlink_to(item)
 
 
+def packages_of(environment: Path) -> Path:
+    """The folder of the packages of the virtual environment in the folder *environment*."""
+    base = str(environment)
+    return Path(sysconfig.get_path("purelib", "venv", {"base": base, "platbase": base}))
+
+
 def with_libraries(folder: Path, material: Path) -> None:
     """Make a virtual environment in *folder* that sees the libraries of *material*."""
     venv.create(folder, with_pip=False, symlinks=True)
-    (packages,) = folder.glob("[Ll]ib/**/site-packages")
-    (packages / "libraries.pth").write_text(str(material / "libraries"))
+    (packages_of(folder) / "libraries.pth").write_text(str(material / "libraries"))
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,12 @@ class Material:
         records = [record(number, f"The tower {number}") for number in range(30)]
         (folder / "cases.json").write_text(json.dumps(records), encoding="utf-8")
         with_libraries(folder / "server", folder)
-        return cls(folder)
+        made = cls(folder)
+        with_libraries(folder / "core", folder)
+        core = Environment(folder / "core", made)
+        core.install("core")
+        compileall.compile_dir(core.packages, quiet=1)
+        return made
 
     @contextmanager
     def serve(self) -> Iterator[Material]:
@@ -150,16 +162,21 @@ class Environment:
 
     @classmethod
     def make(cls, folder: Path, material: Material, *members: str) -> Environment:
-        """Make an environment in *folder*, and install *members* there."""
+        """Make an environment in *folder* with the core, and install *members* there.
+
+        The core's files are copies of those that pip installed once, with their compiled files.
+        """
         with_libraries(folder, material.folder)
         made = cls(folder, material)
-        made.install(*members)
+        core = cls(material.folder / "core", material)
+        shutil.copytree(core.packages, made.packages, dirs_exist_ok=True)
+        if members:
+            made.install(*members)
         return made
 
     @property
     def packages(self) -> Path:
-        (found,) = self.folder.glob("[Ll]ib/**/site-packages")
-        return found
+        return packages_of(self.folder)
 
     def python(self, *arguments: object, cwd: Path | None = None, **environment: str) -> str:
         """Run *arguments* here, in a process that may have imported torch before."""
@@ -182,7 +199,8 @@ class Environment:
 
     def files(self) -> set[str]:
         """What is installed here, compiled files aside."""
-        found = (path.relative_to(self.packages) for path in self.packages.rglob("*"))
+        at = self.packages
+        found = (path.relative_to(at) for path in at.rglob("*"))
         return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
     def methods(self, *, fresh: bool = False) -> set[str]:
@@ -239,7 +257,7 @@ class Environment:
 
 def core_alone(material: Material, folder: Path) -> str:
     """The core without any method: it works, and there is none."""
-    alone = Environment.make(folder, material, "core")
+    alone = Environment.make(folder, material)
     assert alone.methods(fresh=True) == set()
     assert alone.compare(set()) == {"base"}
     return "no method; a comparison has the unedited model alone"
@@ -248,7 +266,7 @@ def core_alone(material: Material, folder: Path) -> str:
 def plugin_alone(material: Material, folder: Path, plugin: str, *, laws: bool = False) -> str:
     """A plugin and the core: its methods and no other, its own tests, and no trace of it after."""
     names = methods_of(plugin)
-    own = Environment.make(folder, material, "core")
+    own = Environment.make(folder, material)
     without = own.files()
     own.install(plugin)
     assert own.methods(fresh=True) == names
@@ -264,7 +282,7 @@ def all_together(material: Material, folder: Path) -> str:
     """All: every method at once; without one plugin its methods are gone, and nothing else."""
     names = {plugin: methods_of(plugin) for plugin in PLUGINS}
     everything = set().union(*names.values())
-    whole = Environment.make(folder, material, *MEMBERS)
+    whole = Environment.make(folder, material, *(name for name in MEMBERS if name != "core"))
     assert whole.methods(fresh=True) == everything
     assert whole.compare(everything) == {"base", *everything}
     for plugin in PLUGINS:
