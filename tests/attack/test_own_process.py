@@ -213,12 +213,12 @@ def test_a_fact_of_stdin_and_its_text_arrive() -> None:
 
 
 @pytest.mark.slow
-def test_what_threads_print_and_what_lasts_is_not_in_the_json() -> None:
+def test_what_threads_print_and_what_lasts_is_not_in_the_json(warm: tuple[str, ...]) -> None:
     noise = "threading.Thread(target=lambda: (print('x'), os.write(1, b'y'))).start()"
     wait = "threading.Thread(target=time.sleep, args=(3600,)).start()"  # it never ends by itself
     toy(compute=f"print('z'); os.system('echo w'); {noise}; {wait}")
     flags = ["-m", "tiny", "--plugin", "toy.py", "--corpus", "text.txt", "--force", "--json"]
-    run = [sys.executable, "-c", "from lmedit.cli import main; main()"]
+    run = [*warm, "-c", "from lmedit.cli import main; main()"]
     done = subprocess.run(
         [*run, "edit", "toy", *FACT, *flags],
         capture_output=True,
@@ -315,14 +315,18 @@ def test_a_pile_keeps_the_sizes_that_were_finished(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_the_methods_process_too(number: signal.Signals) -> None:
+def test_a_signal_ends_the_methods_process_too(
+    number: signal.Signals, warm: tuple[str, ...]
+) -> None:
     toy(compute="open('pid', 'w').write(str(os.getpid())); time.sleep(1000)")
     flags = ["-m", "tiny", "--plugin", "toy.py", "--corpus", "text.txt", "-O", "p.safetensors"]
-    run = [sys.executable, "-c", "from lmedit.cli import main; main()"]
+    own = "import os; open('command', 'w').write(str(os.getpid()))"
+    run = [*warm, "-c", f"{own}; from lmedit.cli import main; main()"]
     command = subprocess.Popen([*run, "edit", "toy", *FACT, *flags], stderr=subprocess.PIPE)
     wait_until(lambda: Path("pid").is_file() and Path("pid").read_text() != "")
-    command.send_signal(number)
+    os.kill(int(Path("command").read_text()), number)
     command.communicate(timeout=60)
+    assert command.returncode != 0
     process = int(Path("pid").read_text())
     wait_until(lambda: not is_running(process))
     assert not Path("p.safetensors").exists()

@@ -171,7 +171,8 @@ def become_fork_server() -> str | None:
         if not arguments[-1].startswith(FORK_SERVER) or here.fileno() < 0:
             number: int = start(path, arguments, files)
             return number
-        socket.send_fds(here, [json.dumps([files, arguments[-1]]).encode()], files)
+        given = [*filter(is_open, range(STREAMS)), *files]
+        socket.send_fds(here, [json.dumps([given, arguments[-1]]).encode()], given)
         here.close()
         return copy
 
@@ -179,12 +180,21 @@ def become_fork_server() -> str | None:
     return None
 
 
+def is_open(file: int) -> bool:
+    """Whether *file* is the number of an open file: a new server has the streams of this moment."""
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
+
+
 def wait_for_code(line: socket.socket) -> str:
     """Wait for a server's code and its open files; end this process if its parent ends first."""
     import fcntl
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server does the same
-    told, files, *_ = socket.recv_fds(line, LONGEST_CODE, 8)
+    told, files, *_ = socket.recv_fds(line, LONGEST_CODE, 8 + STREAMS)
     if not told:
         os._exit(0)
     numbers, code = json.loads(told)
