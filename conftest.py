@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN = 15
 """The number of files in the table."""
+PROCESSES = "PYTEST_XDIST_WORKER_COUNT"
+"""The variable with the number of processes that share the tests."""
 _CPU: Counter[str] = Counter()
 _WALL: Counter[str] = Counter()
 _TESTS: Counter[str] = Counter()
@@ -29,9 +31,23 @@ gc.disable()  # until all tests are collected (`pytest_collection`): what is imp
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files with slow tests first, so that no process ends with a long test alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Let each process begin with its share of the files with slow tests.
+
+    So no process ends with a long test alone. `--dist worksteal` first gives each process an equal
+    part of the list, and later what is last in the list of another one.
+    """
+    count, total = int(os.environ.get(PROCESSES, "1")), len(items)
+    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    turn = {path: number % count for number, path in enumerate(slow)}
+    rest = [item for item in items if item.path not in turn]
+    ordered: list[pytest.Item] = []
+    for number in range(count):
+        size = (total - len(ordered)) // (count - number)
+        mine = [item for item in items if turn.get(item.path) == number]
+        more = max(0, size - len(mine))
+        ordered += mine + rest[:more]
+        del rest[:more]
+    items[:] = ordered + rest
 
 
 @pytest.hookimpl(wrapper=True)

@@ -64,11 +64,38 @@ def test_the_seconds_of_children_count_while_they_run_and_after(costs: Any) -> N
     assert costs.cpu_seconds() - before >= 0.5
 
 
-def test_files_with_slow_tests_run_first(costs: Any) -> None:
+@pytest.mark.parametrize(
+    ("processes", "wanted"),
+    [("1", "bdfacegh"), ("2", "bfacdegh"), ("3", "badcefgh"), ("9", "bdfacegh")],
+)
+def test_each_process_begins_with_files_with_slow_tests(
+    costs: Any, monkeypatch: pytest.MonkeyPatch, processes: str, wanted: str
+) -> None:
     def item(file: str, slow: bool) -> Any:
         mark = object() if slow else None
         return SimpleNamespace(path=file, get_closest_marker=lambda _: mark)
 
-    items = [item("a", False), item("b", False), item("b", True), item("c", False)]
+    monkeypatch.setenv(costs.PROCESSES, processes)
+    items = [item(file, file in "bdf") for file in "abcdefgh"]
     costs.pytest_collection_modifyitems(items)
-    assert [each.path for each in items] == ["b", "b", "a", "c"]
+    assert "".join(each.path for each in items) == wanted
+
+
+def test_two_processes_have_equal_parts(costs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no test is lost, and the tests of a file stay together."""
+    mark = object()
+    items = [
+        SimpleNamespace(
+            path=number // 4, get_closest_marker=lambda _, n=number: mark if n % 8 == 0 else None
+        )
+        for number in range(40)
+    ]
+    monkeypatch.setenv(costs.PROCESSES, "2")
+    ordered: list[Any] = [*items]
+    costs.pytest_collection_modifyitems(ordered)
+    assert sorted(map(id, ordered)) == sorted(map(id, items))
+    parts = ordered[:20], ordered[20:]
+    assert [list(dict.fromkeys(each.path for each in part)) for part in parts] == [
+        [0, 4, 8, 1, 3],
+        [2, 6, 5, 7, 9],
+    ]

@@ -218,7 +218,8 @@ def test_what_threads_print_and_what_lasts_is_not_in_the_json(warm: tuple[str, .
     wait = "threading.Thread(target=time.sleep, args=(3600,)).start()"  # it never ends by itself
     toy(compute=f"print('z'); os.system('echo w'); {noise}; {wait}")
     flags = ["-m", "tiny", "--plugin", "toy.py", "--corpus", "text.txt", "--force", "--json"]
-    run = [*warm, "-c", "from lmedit.cli import main; main()"]
+    short = "from lmedit.cli import processes; processes.SECONDS_TO_LEAVE = 0.5"
+    run = [*warm, "-c", f"{short}; from lmedit.cli import main; main()"]
     done = subprocess.run(
         [*run, "edit", "toy", *FACT, *flags],
         capture_output=True,
