@@ -96,6 +96,7 @@ def test_the_curve_of_an_entrant_is_its_own(script: ModuleType) -> None:
     assert script.points_of("retrieve", results) == [{"method": "retrieve", "size": 1}]
     own = {"size": 4, "collapsed": False, "computed": "prompt", "method": "in-context", "n": 4}
     assert script.points_of("in-context", results) == [own]
+    assert "in-context" in "".join(script.retention_lines([{**own, "S": 50.0}]))
     mine = script.points_of("ft", results)
     assert mine == [{"method": "ft", "size": 1}]
     assert json.loads(json.dumps(mine)) == mine

@@ -101,7 +101,7 @@ def retention_lines(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     if not curve:
         return []
     shown = [
-        m for name in CURVE if (m := measure(name)) and any(p[name] is not None for p in curve)
+        m for name in CURVE if (m := measure(name)) and any(p.get(name) is not None for p in curve)
     ]
     fresh = any(point.get("right_after") for point in curve)
     own = ["ES own"] if fresh else []
