@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from lmedit.actions.abilities import AbilityStates, load_states, measure_abiliti
 from lmedit.actions.preparing import Preparing, load_preparing
 from lmedit.edits.ledger import base_of
 from lmedit.errors import RunError
-from lmedit.executors import Group
-from lmedit.executors.processes import Children
+from lmedit.executors import Crew, Group, Job, Reply
+from lmedit.executors.processes import AHEAD, Child, Children
 from lmedit.executors.sharing import place_files
+from lmedit.executors.waiting import Waiting
 from lmedit.metrics.ability_tasks import Wanted
 from lmedit.plan import Plan
 from lmedit.storage.tensors import PREPARED, load_tensors
@@ -260,3 +262,27 @@ def test_a_worker_with_other_documents_is_an_error(
     monkeypatch.setattr(both.tasks, "measure", measure_others)
     with pytest.raises(RunError, match="mine: its worker had another model or other documents"):
         measure_abilities(both, ["mine"], lambda: both)
+
+
+def test_the_driver_gives_a_child_its_next_group_before_it_does_its_own() -> None:
+    """A child that answers one group while the driver does one never waits for the driver."""
+    here, there = Pipe()
+    child = Child(1, cast("Any", None), here, ready=True)
+    waiting: list[int] = []
+
+    class Here:
+        def do(self, group: Group) -> Reply:
+            waiting.append(len(child.groups))
+            there.send(("reply", Reply(there.recv())))
+            return Reply(group)
+
+        def leave(self) -> Reply:
+            return Reply(None)
+
+    family = Children(Job(cast("Any", None), Here()), Crew(), 1, [child])
+    groups = Waiting(Group("rome", (str(number),), (str(number),)) for number in range(12))
+    replies: list[Reply] = []
+    while len(waiting) < 5:
+        assert family._step(groups, replies.append)
+    assert waiting == [AHEAD] * 5
+    assert len({reply.group for reply in replies}) == len(replies) == 9

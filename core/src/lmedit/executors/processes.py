@@ -129,9 +129,14 @@ class Children:
         take(self.job.here.leave())
 
     def _step(self, waiting: Waiting, take: Callable[[Reply], object]) -> bool:
-        """Give out groups, take replies, and do a group here; False if everything is finished."""
+        """Take replies, give out groups, and do a group here; False if everything is finished.
+
+        The replies come first: a child whose groups seem unfinished gets no new one, and waits
+        until the driver's own group is done.
+        """
+        while self._take_messages(waiting, take, 0.0):
+            pass
         self._fill(waiting)
-        self._take_messages(waiting, take, 0.0)
         group = waiting.next_group()
         if group is not None:
             take(self.job.here.do(group))
@@ -151,16 +156,18 @@ class Children:
 
     def _take_messages(
         self, waiting: Waiting, take: Callable[[Reply], object], seconds: float
-    ) -> None:
-        """Take the messages of all children, and wait *seconds* for the first one."""
+    ) -> bool:
+        """Take a message of each child, and wait *seconds* for the first one; False for none."""
         lines: dict[Any, Child] = {child.line: child for child in self.children}
-        for line in wait(list(lines), seconds):
+        ready = wait(list(lines), seconds)
+        for line in ready:
             try:
                 kind, value = lines[line].line.recv()
             except (EOFError, OSError):
                 self._replace(lines[line], waiting, take)
                 continue
             self._hear(lines[line], kind, value, take)
+        return bool(ready)
 
     def _hear(self, child: Child, kind: str, value: Any, take: Callable[[Reply], object]) -> None:
         """Take one message of *child*."""
