@@ -12,7 +12,6 @@ scores, and paired differences with 95 % intervals, in points. Writes
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from paired import RESULTS, own_seconds, report
+from tables import rows_of
 
 from lmedit.cases import load_cases
 from lmedit.compare.comparison import compare, differences
@@ -109,8 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = load_cases(asked.world, asked.cases)
     name = f"arithmetic_{asked.world}"
-    path = RESULTS / f"{name}.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    stored = rows_of(name) if (RESULTS / f"{name}.json").is_file() else []
     found = [row for row in stored if row["method"] not in asked.methods]
     report(name, found + rows(asked.world, asked.methods, cases, asked.timed))
 

@@ -287,7 +287,7 @@ AUTO = {
 
 @pytest.mark.parametrize("kind", ["own", "gpt2"])
 def test_code_of_a_checkpoint_never_runs_and_nobody_is_asked(
-    folder: Path, tmp_path: Path, kind: str, warm: tuple[str, ...]
+    folder: Path, tmp_path: Path, kind: str
 ) -> None:
     mark = tmp_path / "mark"
     (folder / "modeling_own.py").write_text(OWN.format(mark=str(mark), kind=kind))
@@ -298,7 +298,7 @@ def test_code_of_a_checkpoint_never_runs_and_nobody_is_asked(
     (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "auto_map": AUTO}))
     code = "from lmedit.cli import main; main()"
     done = subprocess.run(
-        [*warm, "-c", code, "edit", "ft", *FACT, "-m", folder, "--force"],
+        [sys.executable, "-c", code, "edit", "ft", *FACT, "-m", folder, "--force"],
         input="y\ny\ny\n",
         capture_output=True,
         text=True,

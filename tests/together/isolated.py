@@ -137,10 +137,14 @@ class Material:
         with_libraries(folder / "server", folder)
         made = cls(folder)
         with_libraries(folder / "core", folder)
-        core = Environment(folder / "core", made)
-        core.install("core")
-        compileall.compile_dir(core.packages, quiet=1)
+        made.core.install("core")
+        compileall.compile_dir(made.core.packages, quiet=1)
         return made
+
+    @property
+    def core(self) -> Environment:
+        """The environment whose files of the core the others copy."""
+        return Environment(self.folder / "core", self)
 
     @contextmanager
     def serve(self) -> Iterator[Material]:
@@ -168,8 +172,7 @@ class Environment:
         """
         with_libraries(folder, material.folder)
         made = cls(folder, material)
-        core = cls(material.folder / "core", material)
-        shutil.copytree(core.packages, made.packages, dirs_exist_ok=True)
+        shutil.copytree(material.core.packages, made.packages, dirs_exist_ok=True)
         if members:
             made.install(*members)
         return made

@@ -18,7 +18,8 @@ from lmedit.registry import register
 from lmedit.testing import EditorContract, NoSubjectContract
 from lmedit.tiny import tiny_family, tiny_lm
 from lmedit_ft import locft, lora
-from lmedit_ft.breadth import Losses, item_of, shuffle
+from lmedit_ft.breadth import Losses, shuffle
+from lmedit_ft.items import item_of
 
 if TYPE_CHECKING:
     from pathlib import Path

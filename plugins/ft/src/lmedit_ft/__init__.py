@@ -17,7 +17,8 @@ from lmedit.replay.products import products
 from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
 from lmedit.values.adam import Adam
-from lmedit_ft.equations import changed_output, negative_log_likelihood, within
+from lmedit_ft.equations import changed_output, within
+from lmedit_ft.items import item_of, losses_of, places_of
 from lmedit_ft.options import FtLOptions, FtOptions
 from lmedit_ft.plan import at_once, works
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from lmedit import Lm, Request, Site, Work
     from lmedit.replay import Kept
+    from lmedit_ft.items import Item
 
 PAPER = "arXiv 2012.00363"
 
@@ -152,22 +154,14 @@ class _Losses:
     """
 
     def __init__(self, lm: Lm, requests: Sequence[Request], site: Site, options: FtOptions) -> None:
-        pairs = [lm.with_target(request.text, request.target_new) for request in requests]
         forced = options.objective == "target_new"
-        rows = [prompt + target[:-1] if forced else prompt for prompt, target in pairs]
+        items = [item_of(lm, request, forced=forced) for request in requests]
         self.module, self.dtype = lm.module_of(site), lm.working_dtype
-        self.targets = [torch.tensor(target, device=lm.device) for _, target in pairs]
-        self.at = [
-            torch.tensor(
-                [len(prompt) - 1 + (place if forced else 0) for place in range(len(target))],
-                device=lm.device,
-            )
-            for prompt, target in pairs
-        ]
-        self.groups = [
-            _Group(group, keep(lm, [rows[i] for i in group], [0] * len(group), options.block))
-            for group in by_length([len(row) for row in rows], BATCH_TOKENS)
-        ]
+        self.groups = []
+        for numbers in by_length([len(item.ids) for item in items], BATCH_TOKENS):
+            some = [items[i] for i in numbers]
+            kept = keep(lm, [item.ids for item in some], [0] * len(some), options.block)
+            self.groups.append(_Group(numbers, some, kept))
 
     def __call__(self, changes: Sequence[_Training], going: Sequence[int]) -> Tensor:
         """The losses (n,) in nats of the requests *going*.
@@ -177,38 +171,36 @@ class _Losses:
         self.groups = [left for group in self.groups if (left := group.take(going))]
         found: dict[int, Tensor] = {}
         for group in self.groups:
-            found |= zip(group.requests, self._losses_of(group, changes), strict=True)
+            found |= zip(group.numbers, self._losses_of(group, changes), strict=True)
         return torch.stack([found[i] for i in going])
 
-    def _losses_of(self, group: _Group, changes: Sequence[_Training]) -> list[Tensor]:
+    def _losses_of(self, group: _Group, changes: Sequence[_Training]) -> Tensor:
         def add(x: Tensor, out: Tensor) -> Tensor:
             xs, outs = (t.reshape(*group.kept.shape, -1) for t in (x, out))
             each = [
                 changed_output(outs[row], xs[row], *changes[i].Deltas)
-                for row, i in enumerate(group.requests)
+                for row, i in enumerate(group.numbers)
             ]
             return torch.stack(each).reshape(out.shape)
 
-        at = [self.at[i] for i in group.requests]
-        lengths = torch.tensor([len(each) for each in at], device=at[0].device)
-        rows = torch.arange(len(at), device=lengths.device).repeat_interleave(lengths)
-        tokens = torch.cat([self.targets[i] for i in group.requests])
         with changed(self.module, add):
-            logits = group.kept.logits_at(rows, torch.cat(at))  # (n, V)
-        log_p = logits.to(self.dtype).log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        return [negative_log_likelihood(t) for t in torch.split(log_p, lengths.tolist())]
+            logits = group.kept.logits_at(group.rows, group.at)  # (n, V)
+        return losses_of(group.items, logits.to(self.dtype), group.tokens)
 
 
-@dataclass(frozen=True)
 class _Group:
-    """Rows of about one length, one for each of *requests*."""
+    """Requests that run together, as rows of about one length."""
 
-    requests: list[int]
-    kept: Kept
+    def __init__(self, numbers: list[int], items: list[Item], kept: Kept) -> None:
+        self.numbers, self.items, self.kept = numbers, items, kept
+        self.rows, self.at, self.tokens = places_of(items, kept.lm.device)
 
     def take(self, going: Sequence[int]) -> _Group | None:
         """The rows of the requests *going*; None if there are none."""
-        stay = [row for row, i in enumerate(self.requests) if i in going]
-        if len(stay) == len(self.requests):
+        stay = [row for row, i in enumerate(self.numbers) if i in going]
+        if len(stay) == len(self.numbers):
             return self
-        return _Group([self.requests[row] for row in stay], self.kept.take(stay)) if stay else None
+        if not stay:
+            return None
+        items = [self.items[row] for row in stay]
+        return _Group([self.numbers[row] for row in stay], items, self.kept.take(stay))

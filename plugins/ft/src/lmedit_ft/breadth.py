@@ -7,7 +7,6 @@ for each fact.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -20,38 +19,20 @@ from lmedit.replay.batches import BATCH_TOKENS, by_length
 from lmedit.storage.steps import tell_step
 from lmedit.trace import changed
 from lmedit.values.adam import Adam
-from lmedit_ft.equations import negative_log_likelihood
+from lmedit_ft.items import losses_of, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lmedit import Lm, Request, Site
+    from lmedit import Lm, Site
     from lmedit.replay import Entering
+    from lmedit_ft.items import Item
     from lmedit_ft.options import BreadthOptions
 
     Changes = Mapping[Site, Callable[[Tensor], Tensor]]
     """For each site what its change adds to the output, as a function of the input."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A fact as a row of ids, the positions to read, the tokens wanted there, and its name."""
-
-    ids: list[int]
-    at: list[int]
-    tokens: list[int]
-    name: str
-
-
-def item_of(lm: Lm, request: Request, *, end: bool) -> Item:
-    """Prompt and target of *request*; with *end* the end-of-text token belongs to the target."""
-    prompt, target = lm.with_target(request.text, request.target_new)
-    stop = lm.tokenizer.eos_token_id
-    target = [*target, stop] if end and stop is not None else target
-    at = [len(prompt) - 1 + place for place in range(len(target))]
-    return Item(prompt + target[:-1], at, target, f"{request.text}|{request.target_new}")
 
 
 def shuffle(items: Sequence[Item], seed: int, epoch: int) -> list[int]:
@@ -83,19 +64,12 @@ class Losses:
         items = [self.items[number] for number in batch]
         rows = [item.ids for item in items]
         kept = resume(self.lm, rows, self.first, [self.kept[n] for n in batch if self.first])
-        places = [
-            (row, at, token)
-            for row, item in enumerate(items)
-            for at, token in zip(item.at, item.tokens, strict=True)
-        ]
-        row, at, tokens = torch.tensor(places, device=self.lm.device).T
+        row, at, tokens = places_of(items, self.lm.device)
         with ExitStack() as stack:
             for site, change in self.changes.items():
                 stack.enter_context(changed(self.lm.module_of(site), partial(_add, change)))
             logits = kept.logits_at(row, at)
-        log_p = logits.to(self.lm.working_dtype).log_softmax(-1).gather(1, tokens[:, None])
-        parts = torch.split(log_p.squeeze(1), [len(item.tokens) for item in items])
-        return torch.stack([negative_log_likelihood(part) for part in parts])
+        return losses_of(items, logits.to(self.lm.working_dtype), tokens)
 
 
 def _add(change: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> Tensor:

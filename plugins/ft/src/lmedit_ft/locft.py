@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmedit import Dense, Location, Method, Update, hookimpl
-from lmedit_ft.breadth import Losses, item_of, train_breadth_first
+from lmedit_ft.breadth import Losses, train_breadth_first
+from lmedit_ft.items import item_of
 from lmedit_ft.options import LocFtOptions
 
 if TYPE_CHECKING:

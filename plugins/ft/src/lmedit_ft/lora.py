@@ -9,7 +9,8 @@ import torch
 
 from lmedit import Dense, Location, LowRank, Method, Update, hookimpl
 from lmedit.errors import OptionError
-from lmedit_ft.breadth import Losses, item_of, train_breadth_first
+from lmedit_ft.breadth import Losses, train_breadth_first
+from lmedit_ft.items import item_of
 from lmedit_ft.options import LoraOptions
 
 if TYPE_CHECKING:

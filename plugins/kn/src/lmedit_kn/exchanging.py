@@ -49,8 +49,8 @@ def weaken(
         )
         for site, delta in deltas.items()
     }
+    ids = lm.encode(text)
     with edited_rows(lm, changes, torch.arange(SHARES, device=lm.device)):
-        ids = lm.encode(text)
         logits = resume(lm, [ids] * SHARES, 0, []).logits([len(ids) - 1])[:, 0]
     p = logits.float().softmax(-1)[:, token]
     share = float(shares[int((p >= enough).int().argmax())]) if bool((p >= enough).any()) else 1.0

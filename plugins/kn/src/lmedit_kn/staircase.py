@@ -77,9 +77,12 @@ def attributions(
     scores = _integrate(climb, points, options, hear)
     missed: float | None = None
     if options.settles:
-        off = [layer for layer, share in climb.misses(scores).items() if share > OFF]
-        again = {layer: FINER * options.m for layer in off if layer not in finer}
-        scores |= _integrate(climb, again, options) if again else {}
+        again = {
+            layer: FINER * options.m
+            for layer, share in climb.misses(scores).items()
+            if share > OFF and layer not in finer
+        }
+        scores |= _integrate(climb, again, options)
         finer = sorted({*finer, *again})
         missed = max(climb.misses(scores).values())
     widest = max(len(score) for score in scores.values())
@@ -99,9 +102,10 @@ def _integrate(
 
     P(0) is read too if sums are checked, once for each layer.
     """
+    paths = {m: path(options.rule, m) for m in set(points.values())}
     stairs: list[tuple[int, Tensor, Tensor]] = []
     for layer, m in points.items():
-        t, w = path(options.rule, m)
+        t, w = paths[m]
         if options.settles and layer not in climb.at_zero:
             t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
         stairs += [(layer, *at) for at in zip(t, w, strict=True)]

@@ -117,14 +117,15 @@ class MlpAtPrompt:
 @torch.no_grad()
 def mlps_at_prompt(lm: Lm, text: str, layers: Sequence[int]) -> dict[int, MlpAtPrompt]:
     """The MLPs of *layers* at the last token of *text*. The model runs once or twice."""
+    ids = lm.encode(text)
     with ExitStack() as stack:
         mlps = {i: stack.enter_context(captured(lm.mlp_out_module(i))) for i in layers}
         blocks = {i: stack.enter_context(captured(lm.block(i))) for i in layers}
         norms = {
             (i, norm): stack.enter_context(captured(norm)) for i in layers for norm in _norms(lm, i)
         }
-        lm.logits(lm.batch([lm.encode(text)]))
-    ids, found = lm.encode(text), {}
+        lm.logits(lm.batch([ids]))
+    found = {}
     kept = resume(lm, [ids], 0, [])
     for i in sorted(layers):
         kept = resume(lm, [ids], i, enter(lm, [ids], i, kept))
