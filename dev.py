@@ -9,7 +9,8 @@
 
 This script needs python3 with pip and venv. It makes the folder `.venv` beside this file. There it
 installs the core, all plugins and the worlds from their folders, with the versions of
-`constraints.txt`. A second call installs nothing, unless a `pyproject.toml` or the constraints
+`constraints.txt`. For `demo`, `real` and `play` it leaves out the tools for tests, types and docs.
+A second call installs only what is missing, or all if a `pyproject.toml` or the constraints
 changed. `test --oldest` does the same in `.venv-oldest`, with the oldest supported versions
 (`constraints-oldest.txt`).
 """
@@ -127,9 +128,11 @@ def beside(*command: str, place: Place = NEWEST) -> Iterator[None]:
         sys.exit(running.returncode)
 
 
-def set_up(place: Place) -> None:
-    """Make the virtual environment, or bring it up to date."""
-    if place.stamp.is_file() and place.stamp.read_text() == install_digest(place):
+def set_up(place: Place, group: str = "dev") -> None:
+    """Make the virtual environment with the tools of *group*, or bring it up to date."""
+    digest = install_digest(place)
+    there = place.stamp.read_text().split() if place.stamp.is_file() else []
+    if there in ([group, digest], ["dev", digest]):  # dev includes the other group
         return
     if not (place.programs / "python").exists():
         print(f"dev.py: making {place.folder.name}", file=sys.stderr)
@@ -139,11 +142,11 @@ def set_up(place: Place) -> None:
     run(*pip, "--upgrade", "pip", place=place)
     # Most modules of torch and transformers are never imported, so pip compiles none of them.
     install = (*pip, "--no-compile", "--constraint", place.constraints)
-    run(*install, "--group", "dev", place=place)
+    run(*install, "--group", group, place=place)
     # The tools that build are there now: pip need not install them again for each distribution.
     editable = [part for member in members() for part in ("--editable", str(member))]
     run(*install, "--no-build-isolation", *editable, place=place)
-    place.stamp.write_text(install_digest(place))
+    place.stamp.write_text(f"{group} {digest}")
 
 
 # ---- the tests to run
@@ -268,6 +271,9 @@ TASKS = {
     for task in (test, check, demo, real, play, bench, docs, isolated, attack, rooms, families)
 }
 
+WITHOUT_TOOLS = (demo, real, play)
+"""Tasks of a user. Half of the installation is tools for tests, types and docs."""
+
 
 def list_tasks() -> str:
     """Return a line for each task."""
@@ -318,8 +324,9 @@ def main() -> None:
     if asked.list:
         print(list_tasks())
         return
-    set_up(asked.place)
-    TASKS[asked.task](asked)
+    task = TASKS[asked.task]
+    set_up(asked.place, "use" if task in WITHOUT_TOOLS else "dev")
+    task(asked)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
 
     def call(*arguments: str) -> list[list[str]]:
         commands: list[list[str]] = []
-        monkeypatch.setattr(dev, "set_up", lambda place: None)
+        monkeypatch.setattr(dev, "set_up", lambda *_: None)
         monkeypatch.setattr(
             dev, "run", lambda *parts, **_: commands.append([str(part) for part in parts])
         )
@@ -143,7 +143,7 @@ def test_real_keeps_stdout_for_the_comparison(
 ) -> None:
     shown = "import sys; print(sys.argv[1])"
     call = dev.run
-    monkeypatch.setattr(dev, "set_up", lambda place: None)
+    monkeypatch.setattr(dev, "set_up", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["dev.py", "real", "--", "--json"])
     monkeypatch.setattr(
         dev, "run", lambda *parts, **more: call(sys.executable, "-c", shown, parts[1], **more)
@@ -212,6 +212,26 @@ def test_an_environment_is_made_anew_when_a_pyproject_changes(
     assert dev.install_digest(dev.NEWEST) == before
     (tmp_path / "core" / "pyproject.toml").write_text("b")
     assert dev.install_digest(dev.NEWEST) != before
+
+
+def test_a_user_task_installs_no_tools_and_test_adds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[str] = []
+
+    def run(*parts: object, **_: object) -> None:
+        groups.extend(str(parts[i + 1]) for i, part in enumerate(parts) if part == "--group")
+
+    place = dev.Place(tmp_path)
+    place.programs.mkdir()
+    (place.programs / "python").touch()
+    monkeypatch.setattr(dev, "NEWEST", place)
+    monkeypatch.setattr(dev, "run", run)
+    monkeypatch.setattr(dev, "beside", lambda *_: nullcontext())
+    for task in ("real", "demo", "test", "demo", "check"):
+        monkeypatch.setattr(sys, "argv", ["dev.py", task])
+        dev.main()
+    assert groups == ["use", "dev"]
 
 
 # ---- the tests of what changed
