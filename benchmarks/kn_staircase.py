@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 
 RELEASED = {"rule": "inclusive", "steps": 20}
 INTEGRAL = {"rule": "gauss", "steps": 48}
-SIX = {"rule": "gauss", "steps": 6}
-RULES = (SIX, {"rule": "midpoint"}, RELEASED, {"rule": "right", "steps": 20})
+FIVE = {"rule": "lobatto", "steps": 5}
+RULES = (
+    FIVE,
+    {"rule": "gauss", "steps": 6},
+    {"rule": "midpoint"},
+    RELEASED,
+    {"rule": "right", "steps": 20},
+)
 ROWS = {"rows": 256}
 
 
@@ -149,7 +155,7 @@ def main() -> None:
     rows = errors(demo, flags.facts)
     for lm in (gpt2(XL, flags.device),) if flags.xl else (demo, gpt2(SMALL, flags.device)):
         for length in flags.lengths:
-            rows += measure(lm, list(range(100, 100 + length)), 7, SIX, flags.pairs)
+            rows += measure(lm, list(range(100, 100 + length)), 7, FIVE, flags.pairs)
     report("kn_staircase" + ("_xl" if flags.xl else ""), rows)
 
 

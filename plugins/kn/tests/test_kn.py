@@ -83,7 +83,7 @@ def test_answers_of_several_tokens_are_read_one_after_the_other(lm: Lm) -> None:
     """Defects B6 and B8 are the preset's, not ours."""
     ours, theirs = (
         questions(lm, ONE.text, "the sea", build_options(loaded("kn").method, {"preset": preset}))
-        for preset in ("gauss", "rome")
+        for preset in ("lobatto", "rome")
     )
     prompt, sea = lm.with_target(ONE.text, "the sea")
     assert len(sea) > 1
@@ -220,8 +220,9 @@ def test_embeddings_of_another_width_are_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "points"),
     [
-        ({}, 6),
+        ({}, 5),
         ({"steps": 9}, 9),
+        ({"preset": "gauss"}, 6),
         ({"site": "pre_act"}, 20),
         ({"preset": "midpoint"}, 20),
         ({"preset": "rome"}, 20),
@@ -229,7 +230,9 @@ def test_embeddings_of_another_width_are_refused() -> None:
         ({"preset": "dai"}, 20),
     ],
 )
-def test_few_points_do_where_the_rule_is_gauss(given: dict[str, Any], points: int) -> None:
+def test_few_points_do_for_the_rules_of_gauss_and_lobatto(
+    given: dict[str, Any], points: int
+) -> None:
     assert build_options(loaded("kn").method, given).m == points  # type: ignore[attr-defined]
 
 
@@ -240,6 +243,7 @@ def test_few_points_do_where_the_rule_is_gauss(given: dict[str, Any], points: in
         ({"prompts": ["no place"]}, "prompts: 'no place' must hold {}"),
         ({"frames": ["{} {}"]}, "frames: '{} {}' must hold {}"),
         ({"steps": 0}, "steps"),
+        ({"steps": 1}, "steps: rule lobatto needs both ends; give 2 or more"),
         ({"percentile": 100}, "percentile"),
     ],
 )

@@ -30,9 +30,11 @@ def test_points_lie_where_the_rules_say() -> None:
     assert path("inclusive", 1)[0].tolist() == [0.0]
 
 
-@pytest.mark.parametrize("rule", ["gauss", "midpoint", "inclusive", "right"])
+@pytest.mark.parametrize("rule", ["lobatto", "gauss", "midpoint", "inclusive", "right"])
 def test_attributions_sum_to_the_change_of_the_probability(rule: str) -> None:
-    assert integral(rule, 400 if rule == "gauss" else 4000) == pytest.approx(TRUE, abs=2e-4)
+    assert integral(
+        rule, 4000 if rule in {"midpoint", "inclusive", "right"} else 400
+    ) == pytest.approx(TRUE, abs=2e-4)
 
 
 def test_the_midpoint_rule_errs_less_and_falls_with_the_square() -> None:
@@ -45,10 +47,11 @@ def test_the_midpoint_rule_errs_less_and_falls_with_the_square() -> None:
     assert inclusive[0] / inclusive[1] == pytest.approx(2, rel=0.1)
 
 
-def test_six_points_of_gauss_err_less_than_many_of_the_others() -> None:
-    error = abs(integral("gauss", 6) - TRUE)
-    assert error < 1e-6
-    assert error < 0.01 * abs(integral("midpoint", 20) - TRUE)
+@pytest.mark.parametrize(("rule", "m", "limit"), [("gauss", 6, 1e-6), ("lobatto", 5, 1e-3)])
+def test_few_good_points_err_less_than_many_of_the_others(rule: str, m: int, limit: float) -> None:
+    error = abs(integral(rule, m) - TRUE)
+    assert error < limit
+    assert error < abs(integral("midpoint", 20) - TRUE)
 
 
 def test_gauss_is_exact_for_polynomials() -> None:
@@ -58,9 +61,18 @@ def test_gauss_is_exact_for_polynomials() -> None:
     assert float(w @ t**8) != pytest.approx(1 / 9, abs=1e-6)
 
 
+@pytest.mark.parametrize("m", range(2, 9))
+def test_lobatto_takes_both_ends_and_is_exact_for_polynomials(m: int) -> None:
+    t, w = path("lobatto", m)
+    assert (float(t[0]), float(t[-1])) == (0.0, 1.0)
+    for degree in range(2 * m - 2):
+        assert float(w @ t**degree) == pytest.approx(1 / (degree + 1), abs=1e-14)
+    assert float(w @ t ** (2 * m - 2)) != pytest.approx(1 / (2 * m - 1), abs=1e-10)
+
+
 def test_every_rule_is_exact_where_the_probability_is_linear() -> None:
     a, slope = torch.tensor([0.2, 0.3]), torch.tensor([1.0, -2.0])
-    for rule in ("gauss", "midpoint", "inclusive", "right"):
+    for rule in ("lobatto", "gauss", "midpoint", "inclusive", "right"):
         gradient = path(rule, 3)[1].sum().float() * slope
         assert attribution(a, gradient).sum().item() == pytest.approx(float(a @ slope))
 

@@ -20,7 +20,7 @@ from lmedit_kn.equations import (
     level,
     shorten,
 )
-from lmedit_kn.exchanging import exchange_answer, weaken
+from lmedit_kn.exchanging import SHARES, exchange_answer, weaken
 from lmedit_kn.neurons import by_layer, scaled
 from lmedit_kn.probe import probe_neurons
 from lmedit_kn.stream import mlps_at_prompt
@@ -320,15 +320,15 @@ def test_the_smallest_share_that_is_enough(name: str) -> None:
         with editor(lm).applied(as_update(scaled_)):
             return float(last_logits(lm).float().softmax(-1)[new])
 
-    found = [probability(k / 16) for k in range(17)]
-    enough = (found[0] + max(found)) / 2
-    first = next(k for k in range(1, 17) if found[k] >= enough)
+    found = {share: probability(share) for share in SHARES}
+    enough = (probability(0) + max(found.values())) / 2
+    first = next(share for share, p in found.items() if p >= enough)
     changes, share = weaken(lm, ONE.text, new, deltas, enough)
-    assert share == first / 16
+    assert share == pytest.approx(first, rel=1e-6)
     for site, delta in changes.items():
         torch.testing.assert_close(delta.dense(), share * deltas[site].dense())
     whole, share = weaken(lm, ONE.text, new, deltas, 0.999999)
-    assert share == (1.0 if max(found[1:]) < 0.999999 else share)
+    assert share == (1.0 if max(found.values()) < 0.999999 else share)
     assert all(torch.equal(whole[site].dense(), deltas[site].dense()) for site in deltas)
 
 

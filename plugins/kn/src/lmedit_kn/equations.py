@@ -16,17 +16,33 @@ def path(rule: str, m: int) -> tuple[Tensor, Tensor]:
     `inclusive`: 0 to 1 with both ends (the released code); `right`: k / m for k = 1 ... m (the
     paper's equation 2); `midpoint`: (k - 1/2) / m, whose error falls with m squared; all these
     weigh every point 1 / m. `gauss`: Gauss and Legendre's points and weights, exact for
-    polynomials in t of degree 2 m - 1. In float64.
+    polynomials in t of degree 2 m - 1. `lobatto`: Gauss and Lobatto's, with both ends, exact to
+    degree 2 m - 3. In float64.
     """
     if rule == "gauss":
-        # Golub and Welsch: eigenvalues and first components of Legendre's recurrence.
         k = torch.arange(1, m, dtype=torch.float64)
-        beside = k / (4 * k**2 - 1).sqrt()
-        x, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
-        return (x + 1) / 2, vectors[0] ** 2
+        x, w = _golub_welsch(k / (4 * k**2 - 1).sqrt())
+        return (x + 1) / 2, w
+    if rule == "lobatto":
+        # Inside lie the points of the weight 1 - x^2, whose integral is 4/3.
+        k = torch.arange(1, max(1, m - 2), dtype=torch.float64)
+        x, w = _golub_welsch((k * (k + 2) / (2 * k + 1) / (2 * k + 3)).sqrt())
+        ends = torch.ones(1, dtype=torch.float64)
+        x, w = x[: m - 2], w[: m - 2]  # two points are the ends alone
+        w = torch.cat([ends / m / (m - 1), w * 2 / 3 / (1 - x**2), ends / m / (m - 1)])
+        return (torch.cat([-ends, x, ends]) + 1) / 2, w
     k = torch.arange(m, dtype=torch.float64)
     t = k / max(1, m - 1) if rule == "inclusive" else (k + (1 if rule == "right" else 0.5)) / m
     return t, torch.full_like(t, 1 / m)
+
+
+def _golub_welsch(beside: Tensor) -> tuple[Tensor, Tensor]:
+    """Points in [-1, 1], and weights of sum 1, of the polynomials of an even weight.
+
+    *beside* (m - 1,) stands beside the diagonal of their recurrence (Golub and Welsch 1969).
+    """
+    x, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
+    return x, vectors[0] ** 2
 
 
 def attribution(a: Tensor, mean_gradient: Tensor) -> Tensor:

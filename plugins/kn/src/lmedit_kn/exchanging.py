@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from lmedit_kn.stream import MlpAtPrompt
 
 
-SHARES = 16
-"""Number of shares of a change that are tested: 1/16, 2/16, ... 1."""
+SHARES = tuple(2 ** (-k / 3) for k in range(18, -1, -1))
+"""The shares of a change that can be tested, from 1/64 to 1; each is a quarter larger."""
+AT_ONCE = 4
+"""Shares that one pass tests. Most often the first pass finds one that is enough."""
 
 
 @torch.no_grad()
@@ -38,23 +40,33 @@ def weaken(
 ) -> tuple[dict[Site, LowRank], float]:
     """The smallest share of *deltas* with which *token* follows *text* with probability *enough*.
 
-    Returns the changes times that share, and the share; all of them if no share is enough. One
-    pass tests all shares.
+    Returns the changes times that share, and the share; all of them if no share is enough.
     """
-    shares = torch.arange(1, SHARES + 1, device=lm.device, dtype=lm.working_dtype) / SHARES
+    shares = torch.tensor(SHARES, device=lm.device, dtype=lm.working_dtype)
+    share = 1.0
+    for some in shares.split(AT_ONCE):
+        right = _next_probabilities(lm, text, deltas, some)[:, token] >= enough
+        if bool(right.any()):
+            share = float(some[right][0])
+            break
+    return {site: LowRank(share * d.left, d.right) for site, d in deltas.items()}, share
+
+
+def _next_probabilities(
+    lm: Lm, text: str, deltas: Mapping[Site, LowRank], shares: Tensor
+) -> Tensor:
+    """The probabilities (n, V) behind *text* with each of n *shares* of *deltas*, in one pass."""
+    n, ids = len(shares), lm.encode(text)
     changes = {
         site: LowRankBatch(
             shares[:, None, None].to(delta.left.device) * delta.left,
-            delta.right.expand(SHARES, -1, -1),
+            delta.right.expand(n, -1, -1),
         )
         for site, delta in deltas.items()
     }
-    ids = lm.encode(text)
-    with edited_rows(lm, changes, torch.arange(SHARES, device=lm.device)):
-        logits = resume(lm, [ids] * SHARES, 0, []).logits([len(ids) - 1])[:, 0]
-    p = logits.float().softmax(-1)[:, token]
-    share = float(shares[int((p >= enough).int().argmax())]) if bool((p >= enough).any()) else 1.0
-    return {site: LowRank(share * d.left, d.right) for site, d in deltas.items()}, share
+    with edited_rows(lm, changes, torch.arange(n, device=lm.device)):
+        logits = resume(lm, [ids] * n, 0, []).logits([len(ids) - 1])[:, 0]
+    return logits.float().softmax(-1)
 
 
 def exchange_answer(

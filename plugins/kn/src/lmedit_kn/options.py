@@ -24,12 +24,16 @@ FRAMES = (
 """Sentences around the filled prompt: the same question five times in different company."""
 
 
+FEW = {"lobatto": 5, "gauss": 6}
+"""Points of the rules that need few where P is smooth along the path."""
+
 PLAIN = {"embedding": "input", "levelled": False, "limit": None, "enough": None}
 """The paper and all released codes add the input embeddings as they are."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "gauss": {},
+        "lobatto": {},
+        "gauss": {"rule": "gauss"},
         "midpoint": {"rule": "midpoint"},
         "rome": {
             **PLAIN,
@@ -69,7 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 class KnOptions(ArithmeticOptions):
-    """KN's options; the defaults integrate by Gauss's rule and refine over five prompts."""
+    """KN's options; the defaults integrate by Lobatto's rule and refine over five prompts."""
 
     bfloat16_shown: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
@@ -91,14 +95,14 @@ class KnOptions(ArithmeticOptions):
         description="The activation to scale: the output matrix's input (key), or the input of "
         "the activation function (pre_act, the released code).",
     )
-    rule: Literal["gauss", "midpoint", "inclusive", "right"] = Field(
-        default="gauss", description="Where the integral's points lie in [0, 1]."
+    rule: Literal["lobatto", "gauss", "midpoint", "inclusive", "right"] = Field(
+        default="lobatto", description="Where the integral's points lie in [0, 1]."
     )
     steps: int | None = Field(
         default=None,
         ge=1,
-        description="Number of points of the integral. null: 6 for rule gauss at site key, else "
-        "20; rule gauss takes more in layers where the sum is off.",
+        description="Number of points of the integral. null: 5 for rule lobatto and 6 for rule "
+        "gauss at site key, else 20; both rules take more in layers where the sum is off.",
     )
     answer_tokens: Literal["teacher_forced", "prompt_last"] = Field(
         default="teacher_forced",
@@ -181,6 +185,8 @@ class KnOptions(ArithmeticOptions):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.rule == "lobatto" and self.steps == 1:
+            raise ValueError("steps: rule lobatto needs both ends; give 2 or more")
         if self.threshold is not None and self.percentile is not None:
             raise ValueError("threshold and percentile exclude each other; give one")
         for name in ("prompts", "frames"):
@@ -206,13 +212,13 @@ class KnOptions(ArithmeticOptions):
     @property
     def m(self) -> int:
         """How many points the integral has."""
-        few = self.rule == "gauss" and self.site == "key"
-        return self.steps or (6 if few else 20)
+        few = FEW.get(self.rule, 20) if self.site == "key" else 20
+        return self.steps or few
 
     @property
     def settles(self) -> bool:
         """Whether a layer gets more points if its sum is off."""
-        return self.rule == "gauss" and self.steps is None
+        return self.rule in FEW and self.steps is None
 
     @property
     def criterion(self) -> tuple[float | None, float | None, float | None]:

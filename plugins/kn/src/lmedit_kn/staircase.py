@@ -3,7 +3,8 @@
 Only the activation at the prompt's last token is scaled, so the tokens before it run once. Layer l
 adds its m scaled copies of the last token to the batch; below layer l they would all be equal. So
 one forward and one backward pass over these rows replace a pass over the whole prompt per layer
-(docs/explanation/performance.md).
+(docs/explanation/performance.md). The point t = 1 needs no row: the gradient by the activations of
+the clean first row holds it for all layers.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from lmedit_kn.options import KnOptions
 
 
-FINER = 4
-"""A layer whose sum is off is integrated again, with four times as many points."""
+FINER = 5
+"""A layer whose sum is off is integrated again, with five times as many points."""
 OFF = 0.1
 """The sum of a layer's attributions is off if it misses P(a) - P(0) by more than this share of the
 largest such difference. Products in bfloat16 alone make it miss 0.05."""
@@ -106,7 +107,7 @@ def _integrate(
     stairs: list[tuple[int, Tensor, Tensor]] = []
     for layer, m in points.items():
         t, w = paths[m]
-        if options.settles and layer not in climb.at_zero:
+        if options.settles and float(t[0]) > 0 and layer not in climb.at_zero:
             t, w = (torch.cat([torch.zeros(1, dtype=each.dtype), each]) for each in (t, w))
         stairs += [(layer, *at) for at in zip(t, w, strict=True)]
     scores: dict[int, Tensor] = {}
@@ -128,7 +129,7 @@ class _Probability(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, token: int) -> Tensor:
         """p = softmax(z)_t, in float32."""
-        P = logits.float().softmax(-1)
+        P = logits.softmax(-1, dtype=torch.float32)
         ctx.token, ctx.dtype = token, logits.dtype
         ctx.save_for_backward(P)
         return P[:, token].clone()
@@ -163,14 +164,16 @@ class _Climb:
 
     def __call__(self, stairs: Sequence[tuple[int, Tensor, Tensor]]) -> dict[int, Tensor]:
         """The weighted sums of a * dP/da over the points, (D,) by layer, in float32."""
-        points: dict[int, list[Tensor]] = {}
-        for layer, t, _ in stairs:
-            points.setdefault(layer, []).append(t)
-        weights = torch.stack([w for _, _, w in stairs]).to(self.lm.device, torch.float32)
+        rows = [stair for stair in stairs if stair[1] < 1]
+        ends = {layer: float(w) for layer, t, w in stairs if t == 1}
+        points: dict[int, list[Tensor]] = {layer: [] for layer in sorted({s[0] for s in stairs})}
+        for layer, t, _ in rows:
+            points[layer].append(t)
+        weights = torch.tensor([1.0, *(float(w) for _, _, w in rows)], device=self.lm.device)
         steps: dict[int, tuple[Tensor, Tensor]] = {}
         joining = [len(points.get(layer, ())) for layer in range(self.lm.n_layers)]
         alive = list(accumulate(joining, initial=1))[1:]
-        total = 1 + len(stairs)
+        total = 1 + len(rows)
         with ExitStack() as stack:
             stack.enter_context(climbing(self.lm, alive, total))
             for layer, at in points.items():
@@ -180,31 +183,37 @@ class _Climb:
         p: Tensor = _Probability.apply(logits, self.token)  # type: ignore[no-untyped-call]
         self.probability = float(p[0].detach())
         self.at_zero |= {
-            layer: float(p[1 + i].detach()) for i, (layer, t, _) in enumerate(stairs) if t == 0
+            layer: float(p[1 + i].detach()) for i, (layer, t, _) in enumerate(rows) if t == 0
         }
-        leaves = [leaf for _, leaf in steps.values()]
-        gradients = torch.autograd.grad(weights @ p[1:], leaves)
-        return {
-            layer: attribution(a.float(), gradient.float().sum(0))
-            for (layer, (a, _)), gradient in zip(steps.items(), gradients, strict=True)
-        }
+        leaves = [each for pair in steps.values() for each in pair]
+        gradients = torch.autograd.grad(weights @ p, leaves)
+        found = {}
+        for (layer, (a, _)), clean, scaled in zip(
+            steps.items(), gradients[::2], gradients[1::2], strict=True
+        ):
+            mean = ends.get(layer, 0.0) * clean.float() + scaled.float().sum(0)
+            found[layer] = attribution(a.detach().float(), mean)
+        return found
 
     def _scaled(
         self, layer: int, points: list[Tensor], first: int, steps: dict[int, tuple[Tensor, Tensor]]
     ) -> AbstractContextManager[None]:
         """Replace activations at the prompt's last token by t * a, with a from the clean row.
 
-        The rows are those from *first* on, one for each of *points*.
+        The rows are those from *first* on, one for each of *points*. *steps* gets a (D,) and the
+        t * a (n, D), for their gradients.
         """
         place, length = int(self.kept.start[0]), self.kept.shape[1]
 
         def scale(x: Tensor) -> Tensor:
             rows = x.reshape(-1, length, x.shape[-1])  # (n, S, D)
-            a = rows[0, place].detach()
-            t = torch.stack(points).to(a)
-            leaf = (t[:, None] * a).requires_grad_()
+            a = rows[0, place]
+            a = a if a.requires_grad else a.detach().requires_grad_()
+            t = torch.tensor(points).to(a)
+            leaf = (t[:, None] * a.detach()).requires_grad_()
             steps[layer] = a, leaf
             changed = rows.clone()
+            changed[0, place] = a
             changed[first : first + len(points), place] = leaf
             return changed.reshape(x.shape)
 
