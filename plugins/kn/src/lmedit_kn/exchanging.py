@@ -44,7 +44,7 @@ def weaken(
     """
     shares = torch.tensor(SHARES, device=lm.device, dtype=lm.working_dtype)
     share = 1.0
-    for some in shares.split(AT_ONCE):
+    for some in torch.split(shares, AT_ONCE):
         right = _next_probabilities(lm, text, deltas, some)[:, token] >= enough
         if bool(right.any()):
             share = float(some[right][0])
