@@ -9,11 +9,14 @@ import torch
 
 from lmedit import Editor, LowRank, Prepared, Request, build_options, load
 from lmedit.errors import NotPreparedError, OptionError, RequestError
+from lmedit.stats import Moment
+from lmedit.stats.solving import Convergence
 from lmedit.storage.tensors import Checkpoint
 from lmedit.testing import Documents, Texts
 from lmedit.tiny import tiny_family, tiny_lm, tiny_shape
 from lmedit.values import sample_contexts
 from lmedit_memit import joining
+from lmedit_memit.preparing import _free_of
 from lmedit_memit.remembering import forget
 from lmedit_memit.rounds import Rounds
 from lmedit_memit.targets import find_targets, seen_at
@@ -308,9 +311,8 @@ def test_pmets_attention_delta_is_searched_and_not_written(lm: Lm, make: Make) -
 def test_too_few_keys_for_the_null_space(lm: Lm, tmp_path: Path) -> None:
     loaded = load("alphaedit")
     options = build_options(loaded.method, SHORT | {"layers": [1]}, lm)
-    with pytest.raises(
-        NotPreparedError, match=r"keys are too few for 64 dimensions \(at least 640"
-    ):
+    few = r"keys are too few for 64 dimensions \(at least 640\); give a larger --corpus$"
+    with pytest.raises(NotPreparedError, match=few):
         loaded.manager.hook.edit_prepare(
             lm=lm,
             options=options,
@@ -319,6 +321,23 @@ def test_too_few_keys_for_the_null_space(lm: Lm, tmp_path: Path) -> None:
             sweep=(),
             beside=(),
         )
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "remedy"),
+    [
+        (0.2, "the count ended before the text did; give -o tolerance null"),
+        (0.01, "give a larger --corpus"),
+        (None, "give a larger --corpus"),
+    ],
+)
+def test_the_remedy_for_few_keys_asks_whether_text_is_left(
+    lm: Lm, tolerance: float | None, remedy: str
+) -> None:
+    options = build_options(load("alphaedit").method, {"tolerance": tolerance}, lm)
+    moment = Moment(torch.eye(64).double(), 300, 9, (Convergence(300, 0.1, 0.05),))
+    with pytest.raises(NotPreparedError, match=f"; {remedy}$"):
+        _free_of(moment, options, "1")  # type: ignore[arg-type]
 
 
 def test_the_layers_are_published_or_end_at_a_layer() -> None:

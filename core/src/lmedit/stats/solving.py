@@ -67,6 +67,10 @@ class Convergence:
     length: float
     """|log of the ratio of their lengths|."""
 
+    def is_within(self, tolerance: float) -> bool:
+        """Whether neither angle nor length is larger."""
+        return max(self.angle, self.length) <= tolerance
+
 
 class Watch:
     """Watch C^-1 k of a few keys while C is summed.
@@ -104,7 +108,7 @@ class Watch:
                 self.seen.append(_convergence_of(solution, self.solution, count))
             self.solution = solution
         last = self.seen[-1] if self.seen else None
-        return last is not None and max(last.angle, last.length) <= self.tolerance
+        return last is not None and last.is_within(self.tolerance)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors for a checkpoint."""

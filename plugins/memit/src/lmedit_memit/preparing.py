@@ -132,7 +132,7 @@ def _free_of(
     if moment.tokens < KEYS_PER_DIMENSION * D:
         raise NotPreparedError(
             f"alphaedit: {moment.tokens} keys are too few for {D} dimensions (at least "
-            f"{KEYS_PER_DIMENSION * D}); give a larger --corpus, or -o tolerance null"
+            f"{KEYS_PER_DIMENSION * D}); {_remedy_for_few(moment, options)}"
         )
     values, vectors = torch.linalg.eigh(moment.sum.double() / moment.tokens)
     d = count_free(values, options)
@@ -155,6 +155,14 @@ def _free_of(
         "share of tr C": float(values[:d].sum() / values.sum()),
         "complement": complement,
     }
+
+
+def _remedy_for_few(moment: Moment, options: AlphaEditOptions) -> str:
+    """How to get more keys. The count may have ended before the text did."""
+    last = moment.settled[-1] if moment.settled else None
+    if last and options.tolerance is not None and last.is_within(options.tolerance):
+        return "the count ended before the text did; give -o tolerance null"
+    return "give a larger --corpus"
 
 
 def count_free(values: Tensor, options: AlphaEditOptions) -> int:
