@@ -12,8 +12,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "performance.md"
 WORLDS = {"smollm2": "SmolLM2-135M", "demo": "embedded model"}
-IN_BFLOAT16 = ("demo",)
-"""The worlds on which all methods were measured in both number types."""
+PASSES_ON = ("demo",)
+"""The worlds on which passes without the option were measured."""
 PRESETS_ON = ("demo",)
 """The worlds on which `fast` was compared with `code`."""
 
@@ -87,7 +87,7 @@ def arithmetic_table() -> str:
     """Methods in bfloat16 against float32."""
     rows = [
         cells_of(row, "bfloat16", "float32", [WORLDS[world], row["method"]])
-        for world in IN_BFLOAT16
+        for world in WORLDS
         for row in rows_of(f"arithmetic_{world}")
     ]
     head = ["model", "method", *HEAD]
@@ -105,7 +105,7 @@ def passes_table() -> str:
             f"{row['cosine']:.4f}",
             f"{row['times_faster']:.1f}",
         ]
-        for world in IN_BFLOAT16
+        for world in PASSES_ON
         for row in rows_of(f"arithmetic_passes_{world}")
     ]
     return markdown(["model", "method", "what", "cosine", "times faster"], rows)
