@@ -47,11 +47,15 @@ def test_the_midpoint_rule_errs_less_and_falls_with_the_square() -> None:
     assert inclusive[0] / inclusive[1] == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize(("rule", "m", "limit"), [("gauss", 6, 1e-6), ("lobatto", 5, 1e-3)])
-def test_few_good_points_err_less_than_many_of_the_others(rule: str, m: int, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("rule", "m", "limit", "share"), [("gauss", 6, 1e-6, 0.01), ("lobatto", 5, 1e-3, 1.0)]
+)
+def test_few_good_points_err_less_than_many_of_the_others(
+    rule: str, m: int, limit: float, share: float
+) -> None:
     error = abs(integral(rule, m) - TRUE)
     assert error < limit
-    assert error < abs(integral("midpoint", 20) - TRUE)
+    assert error < share * abs(integral("midpoint", 20) - TRUE)
 
 
 def test_gauss_is_exact_for_polynomials() -> None:

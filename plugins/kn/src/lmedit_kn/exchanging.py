@@ -42,10 +42,11 @@ def weaken(
 
     Returns the changes times that share, and the share; all of them if no share is enough.
     """
+    ids = lm.encode(text)
     shares = torch.tensor(SHARES, device=lm.device, dtype=lm.working_dtype)
     share = 1.0
     for some in torch.split(shares, AT_ONCE):
-        right = _next_probabilities(lm, text, deltas, some)[:, token] >= enough
+        right = _next_probabilities(lm, ids, deltas, some)[:, token] >= enough
         if bool(right.any()):
             share = float(some[right][0])
             break
@@ -53,10 +54,10 @@ def weaken(
 
 
 def _next_probabilities(
-    lm: Lm, text: str, deltas: Mapping[Site, LowRank], shares: Tensor
+    lm: Lm, ids: list[int], deltas: Mapping[Site, LowRank], shares: Tensor
 ) -> Tensor:
-    """The probabilities (n, V) behind *text* with each of n *shares* of *deltas*, in one pass."""
-    n, ids = len(shares), lm.encode(text)
+    """The probabilities (n, V) behind *ids* with each of n *shares* of *deltas*, in one pass."""
+    n = len(shares)
     changes = {
         site: LowRankBatch(
             shares[:, None, None].to(delta.left.device) * delta.left,
