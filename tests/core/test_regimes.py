@@ -18,6 +18,7 @@ from lmedit.compare.case_scores import Scoring, score_cases
 from lmedit.compare.one_edit import compute_update
 from lmedit.compare.regimes import Regime, pile_up
 from lmedit.compare.store import RunStore
+from lmedit.compare.worker import Ended
 from lmedit.errors import BrokenPluginError
 from lmedit.metrics.health import HeldOut
 from lmedit.metrics.weights import largest_singular_value
@@ -355,6 +356,85 @@ def test_an_edit_that_fails_in_a_group_fails_alone(
     found = run(lm, cases, tmp_path, Regime("batch", (4,)), editor)
     assert found["rows"][1]["n_failed"] == 1
     assert lm.weights_digest() == lm.digest
+
+
+def eleven_cases(cases: CaseSet) -> CaseSet:
+    """Two groups of scored cases."""
+    prompts = ("{} is in the", "{} came to the", "{} is by the")
+    return replace(cases, items=tuple(case(i % 5, f"{i}", prompts[i // 5]) for i in range(11)))
+
+
+def count_scored(
+    monkeypatch: pytest.MonkeyPatch, check: Callable[[list[str], int], None]
+) -> list[int]:
+    """Count the cases of each call of `Scoring.score`, after *check* of their ids and the count."""
+    calls: list[int] = []
+    score = Scoring.score
+
+    def counted(self: Scoring, lm: Lm, some: Any, before: Any) -> Any:
+        check([each.id for each in some], len(calls))
+        calls.append(len(some))
+        return score(self, lm, some, before)
+
+    monkeypatch.setattr(Scoring, "score", counted)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["batch", "batched"])
+def test_the_cases_on_a_pile_are_scored_in_shared_passes(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped run scores the whole group again, so it ends alike."""
+
+    def stop(ids: list[str], number: int) -> None:
+        if number == 3 and len(ids) == 3 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+
+    stopped = [True]
+    calls = count_scored(monkeypatch, stop)
+    some, regime = eleven_cases(cases), Regime(kind, (11,), batch=11)
+    whole = run(lm, some, tmp_path / "whole", regime, make("push"))
+    fresh = [1] * 11 if kind == "batched" else []  # each right after its own edit
+    assert calls == [8, 3, *fresh, 8, 3]
+    calls.clear()
+    stopped.clear()
+    for _ in range(2):
+        try:
+            again = run(lm, some, tmp_path / "cut", regime, make("push"))
+        except KeyboardInterrupt:
+            assert kind == "batch"
+            assert calls == [8, 3, 8]
+    assert timeless(again) == timeless(whole)
+    assert calls == [8, 3, *fresh, 8, 3]
+
+
+def test_a_case_that_cannot_be_scored_fails_alone(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(ids: list[str], number: int) -> None:
+        if "2" in ids and number:  # not the base
+            raise ValueError("too long")
+
+    calls = count_scored(monkeypatch, refuse)
+    found = run(lm, cases, tmp_path, Regime("batch", (4,)), make("push"))
+    base, row = found["rows"]
+    assert calls == [4, 1, 1, 1]
+    assert (base["n_failed"], row["n_failed"], row["n"]) == (0, 1, 4)
+    assert [*row["failures"]] == ["ValueError('too long')"]
+
+
+def test_after_a_process_ended_cases_are_scored_one_by_one(
+    lm: Lm, cases: CaseSet, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_scored(monkeypatch, lambda *_: None)
+    editor, regime = make("push"), Regime("batch", (4,))
+    ended, at = Ended("it ended"), tmp_path / "again"
+    again = pile_up(lm, cases, [editor], at, 0, scoring(lm), regime, after=ended).finish()
+    assert calls == [4, 1, 1, 1, 1]
+    whole = run(lm, cases, tmp_path / "whole", regime, editor)
+    for name in ("EM", "PM", "NM", "perplexity"):
+        assert again["rows"][1][name] == pytest.approx(whole["rows"][1][name]), name
 
 
 def test_what_is_remembered_counts_with_its_seconds(lm: Lm) -> None:

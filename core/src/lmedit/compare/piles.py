@@ -28,7 +28,7 @@ from lmedit.compare.one_edit import (
     failure_of,
 )
 from lmedit.compare.result import Result
-from lmedit.compare.scoring import only_finite, score_case, scores_before
+from lmedit.compare.scoring import only_finite, score_case, score_group, scores_before
 from lmedit.compare.worker import (
     AT_ONCE,
     POLL_SECONDS,
@@ -45,7 +45,7 @@ from lmedit.storage.code import core_code
 from lmedit.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -116,7 +116,8 @@ class Pile:
         assert self.candidate.editor_of is not None
         editors = [self.candidate.editor_of(case) for case in self.cases]
         before = scores_before(self.scoring, self.lm, self.cases)
-        with self._bar() as bar:
+        count, name = len(self.cases), self.candidate.name
+        with tqdm(total=count, desc=name, unit="edit", disable=None, leave=False) as bar:
             if self.regime.kind != "batch":
                 return self._pile_up(editors, before, self._spans(), bar)
             if not self._joins:
@@ -161,7 +162,7 @@ class Pile:
                     if update.carry:
                         self.carried.append(editors[start].carry_of(update))
                 if fresh is not None:
-                    fresh += [self._outcome(n, end, before) for n in range(start, end)]
+                    fresh += self._outcomes(start, end, before)
                 if end in self.regime.sizes:
                     height = self._score_pile(end, before, untouched)
                     right_after = None if fresh is None else list(fresh)
@@ -170,11 +171,6 @@ class Pile:
                         break
         self.carried = []
         return found
-
-    def _bar(self) -> tqdm[Any]:
-        return tqdm(
-            total=len(self.cases), desc=self.candidate.name, unit="edit", disable=None, leave=False
-        )
 
     def _get_part(self, start: int, end: int, editors: Sequence[Editor], bar: tqdm[Any]) -> Part:
         """The edit of some cases on the present model, from the store or computed now."""
@@ -202,27 +198,32 @@ class Pile:
         )
 
     def _compute_in_groups(self, bar: tqdm[Any]) -> None:
-        """Compute edits of single cases that can share their passes, each on the base.
-
-        A group is computed whole, so a result does not depend on which others are finished. What
-        another process has claimed is left to it.
-        """
+        """Compute edits of single cases that can share their passes, each on the base."""
         editor = self.candidate.editor
         several = any(case.further for case in self.cases)
         if self.failed or self.after or several or editor is None or not editor.computes_many:
             return
-        for start in range(0, len(self.cases), AT_ONCE):
-            cases = self.cases[start : start + AT_ONCE]
-            keys = [self._key([case], editor) for case in cases]
-            claimed = self.store.claim_all(keys)
-            found = compute_together(self.lm, editor, cases) if claimed else []
-            for number, (key, case) in enumerate(zip(keys, cases, strict=True)):
-                if key in claimed:
-                    claimed.remove(key)  # the group may hold a fact twice
-                    result = self._compute(key, [case], editor, found[number] if found else None)
-                    self._store(key, case.id, result)
+        keys = [self._key([case], editor) for case in self.cases]
+        for group, mine in self._claim_groups(keys):
+            cases = self.cases[group]
+            found = compute_together(self.lm, editor, cases)
+            for key, n in mine.items():
+                known = found[n] if found else None
+                self._store(key, cases[n].id, self._compute(key, [cases[n]], editor, known))
             bar.update(len(cases))
         bar.reset()  # `_get_part` counts them again
+
+    def _claim_groups(self, keys: Sequence[str]) -> Iterator[tuple[slice, dict[str, int]]]:
+        """The groups of *keys* with free tasks; and those by key, with their places in the group.
+
+        They are claimed now. A group is done whole, so a result does not depend on which others are
+        finished. What another process has claimed is left to it.
+        """
+        for start in range(0, len(keys), AT_ONCE):
+            group = slice(start, start + AT_ONCE)
+            claimed = self.store.claim_all(keys[group])
+            if claimed:
+                yield group, {key: n for n, key in enumerate(keys[group]) if key in claimed}
 
     def _together(self, editor: Editor) -> bool:
         """Whether the facts of a part are computed by the joint hook."""
@@ -269,9 +270,10 @@ class Pile:
     def _get_result(self, key: str, case_id: str, work: Callable[[], Result]) -> Stored:
         """The result of a task: from the store, by doing it, or by waiting for another process."""
         while (found := self.store.get(key)) is None:
-            ended = self.after is not None and self._ended(self.after, key)
+            after = self.after
+            fails = after is not None and (after.give_up or self.store.left_behind(key))
             if self.store.claim(key):
-                result = Result(failure=self.after.why) if self.after and ended else work()
+                result = Result(failure=after.why) if after and fails else work()
                 self._store(key, case_id, result)
             else:
                 time.sleep(POLL_SECONDS)
@@ -280,10 +282,6 @@ class Pile:
     def _store(self, key: str, case_id: str, result: Result) -> None:
         store_result(self.store, key, self.candidate.name, case_id, result)
         self.mine.append(key)
-
-    def _ended(self, after: Ended, key: str) -> bool:
-        """Whether a process ended during the task *key*, or too often."""
-        return after.give_up or self.store.left_behind(key)
 
     def _state(self, size: int) -> dict[str, Any]:
         """The values that determine the scores on a pile of *size* edits."""
@@ -294,15 +292,23 @@ class Pile:
         }
         return state | ({"among": size} if self.candidate.asks else {})
 
-    def _outcome(self, number: int, size: int, before: Sequence[Before]) -> Outcome:
-        """The scores of one case on the present pile, which holds *size* edits."""
+    def _outcomes(self, start: int, size: int, before: Sequence[Before]) -> list[Outcome]:
+        """The scores of the cases *start* to *size*, on the present pile of *size* edits."""
         scoring = replace(self.scoring, heldout=None, abilities=None)
-        case = self.cases[number]
+        cases, before = self.cases[start:size], before[start:size]
         if self.candidate.asks:
-            case = self.candidate.asks(self.cases[:size])(case)
-        key = key_of(**self._state(size), case=case.model_dump(mode="json"))
-        work = partial(score_case, scoring, self.lm, case, before[number])
-        return self._join_outcome(self._get_result(key, self.cases[number].id, work), number)
+            cases = [*map(self.candidate.asks(self.cases[:size]), cases)]
+        state = self._state(size)
+        keys = [key_of(**state, case=case.model_dump(mode="json")) for case in cases]
+        for group, mine in self._claim_groups([] if self.after else keys):
+            results = score_group(scoring, self.lm, cases[group], before[group])
+            for key, n in mine.items():
+                self._store(key, cases[group][n].id, results[n])
+        found = []
+        for n, (key, case) in enumerate(zip(keys, cases, strict=True)):
+            work = partial(score_case, scoring, self.lm, case, before[n])
+            found.append(self._join_outcome(self._get_result(key, case.id, work), start + n))
+        return found
 
     def _score_pile(
         self, size: int, before: Sequence[Before], untouched: dict[Site, Tensor]
@@ -310,7 +316,7 @@ class Pile:
         """Score the first *size* cases on the present model, and the model itself."""
         heldout = self.scoring.heldout
         assert heldout is not None
-        outcomes = [self._outcome(number, size, before) for number in range(size)]
+        outcomes = self._outcomes(0, size, before)
 
         def look_at_model() -> Result:
             found = heldout.measure(self.lm) | drift(self.lm, untouched)

@@ -79,6 +79,20 @@ def scores_before(scoring: Scoring, lm: Lm, cases: Sequence[Case]) -> list[Befor
         return [one(case) for case in cases]
 
 
+def score_group(
+    scoring: Scoring, lm: Lm, cases: Sequence[Case], before: Sequence[Before]
+) -> list[Result]:
+    """As `score_case` for each of *cases*, in shared passes; one by one if a case fails."""
+    known = [each for each in before if not isinstance(each, str)]
+    try:
+        found = scoring.score(lm, cases, known) if len(known) == len(cases) else None
+    except Exception:  # noqa: BLE001  (one text may be too long, for example)
+        found = None
+    if found is None:
+        return [score_case(scoring, lm, *pair) for pair in zip(cases, before, strict=True)]
+    return [replace(each, scores=only_finite(each.scores or {})) for each in found]
+
+
 def score_case(scoring: Scoring, lm: Lm, case: Case, before: Before) -> Result:
     """The scores of *case* on the present model; a record that cannot be scored is a failure."""
     if isinstance(before, str):
