@@ -247,11 +247,15 @@ def _tasks(lm: Lm, cases: CaseSet, candidate: Candidate, scoring: Scoring) -> li
 
 def protocol_facts(lm: Lm, scoring: Scoring) -> dict[str, Any]:
     """Everything that decides a score besides the method, its edit and the case: for keys."""
+    facts = {"protocol": protocol(scoring.groups), "resources": scoring.digest}
+    return facts | model_facts(lm)
+
+
+def model_facts(lm: Lm) -> dict[str, Any]:
+    """What decides an edit and a score besides all that a comparison chooses: for keys."""
     return {
         "lmedit": [__version__, core_code()],
         "base": lm.identity,
-        "protocol": protocol(scoring.groups),
-        "resources": scoring.digest,
         "asking": asking_of(lm),
     }
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmedit.compare.asking import asking_of
 from lmedit.compare.comparison import (
     Outcome,
     abilities_of,
     editor_facts,
+    model_facts,
     protocol_facts,
     read_outcome,
 )
@@ -41,8 +41,6 @@ from lmedit.edits.patches import load_patch, save_patch
 from lmedit.errors import ModelChangedError
 from lmedit.metrics.weights import drift
 from lmedit.storage.cache import key_of
-from lmedit.storage.code import core_code
-from lmedit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -190,10 +188,8 @@ class Pile:
         return key_of(
             edit=requests[0] if not self._together(editor) else requests,
             method=editor.name,
-            lmedit=[__version__, core_code()],
-            base=self.lm.identity,
             upon=upon,
-            asking=asking_of(self.lm),
+            **model_facts(self.lm),
             **editor_facts(editor),
         )
 

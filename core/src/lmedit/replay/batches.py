@@ -8,11 +8,11 @@ import torch
 
 from lmedit.errors import RequestError
 from lmedit.memory import in_parts
-from lmedit.replay.passes import resume
+from lmedit.replay.beginnings import run_beginnings, shared_starts
 from lmedit.replay.ways import ways_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -24,13 +24,15 @@ BATCH_TOKENS = 2048
 """Padded tokens in one forward pass. It bounds the memory and changes no score."""
 PASS_TOKENS = 64
 """A further pass costs as much time as this many tokens."""
+WORTHWHILE = 0.85
+"""Beginnings run once if then at most this part of the work is left."""
 
 
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
     """Indices of rows, the shortest first, in groups of at most *budget* padded tokens.
 
-    The groups have the smallest cost: their padded tokens, plus `PASS_TOKENS` for each group. A row
-    that is longer than the budget is a group of its own.
+    A group has at most *most* rows. The groups have the smallest cost: their padded tokens, plus
+    `PASS_TOKENS` for each group. A row that is longer than the budget is a group of its own.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ends = [
@@ -41,7 +43,7 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     best: dict[int, tuple[float, list[list[int]]]] = {0: (0.0, [])}
     for end in ends:  # the cheapest groups of the rows up to end
         width = max(1, lengths[order[end - 1]])
-        size = max(1, budget // width)
+        size = max(1, min(budget // width, most or budget))
         ways = []
         for start, (before, groups) in best.items():
             parts = [order[at : min(at + size, end)] for at in range(start, end, size)]
@@ -70,41 +72,67 @@ def read_rows(
     ways_of(lm)  # before an edit is in the passes
     answers: dict[int, T] = {}
     places = places or [range(len(row)) for row in rows]
-    shared = _sharing([(edit, *row) for edit, row in zip(_edits(under, rows), rows, strict=True)])
-    runs = list(shared)
+    edits = [0] * len(rows) if under is None else under.of
+    shared = _sharing([(edit, *row) for edit, row in zip(edits, rows, strict=True)])
+    keys = {m: (edits[m], *rows[m]) for m in shared}
+    most = [min((at for i in some for at in places[i]), default=0) for some in shared.values()]
+    starts = _useful_starts(lm, keys, most, under)
 
-    def run(members: Sequence[int]) -> None:
-        readers = [(number, i) for number, m in enumerate(members) for i in shared[runs[m]]]
-        at = [(number, place) for number, i in readers for place in places[i]]
-        logits = _logits_at(lm, rows, [runs[m] for m in members], at, under)
-        parts = torch.split(logits, [len(places[i]) for _, i in readers])
-        for (_, i), part in zip(readers, parts, strict=True):
+    def run(which: Sequence[int]) -> None:
+        readers = [(number, m, i) for number, m in enumerate(which) for i in shared[m]]
+        at = [(number, place - starts[m]) for number, m, i in readers for place in places[i]]
+        logits = begun.logits_at(which, torch.tensor(at, device=lm.device).reshape(-1, 2).T)
+        parts = torch.split(logits, [len(places[i]) for _, _, i in readers])
+        for (_, _, i), part in zip(readers, parts, strict=True):
             answers[i] = read(i, part)
 
-    for group in by_length([len(rows[i]) for i in runs], batch_tokens):
-        for _ in in_parts(run, group, len(group)):
-            pass
+    for some, most_rows in _portions(keys, batch_tokens if any(starts.values()) else None):
+        begun = run_beginnings(lm, keys, starts, some, under)
+        lengths = [len(rows[m]) - starts[m] for m in some]
+        for group in by_length(lengths, batch_tokens, most_rows):
+            for _ in in_parts(run, [some[n] for n in group], len(group)):
+                pass
     return [answers[i] for i in range(len(rows))]
 
 
-def _edits(under: RowEdits | None, rows: Sequence[Sequence[int]]) -> Sequence[int]:
-    return [0] * len(rows) if under is None else under.of
+def _useful_starts(
+    lm: Lm, keys: Mapping[int, Sequence[int]], most: Sequence[int], under: RowEdits | None
+) -> dict[int, int]:
+    """For each row of *keys* how many first tokens run once for several; 0 if that saves little.
+
+    A key is the number of an edit, then ids. A row that goes on from a beginning runs all blocks,
+    because states of lower blocks are kept for whole rows alone.
+    """
+    starts = [0] * len(keys)
+    if ways_of(lm).cached and len(keys) > 1:
+        starts = shared_starts([*keys.values()], [at + 1 for at in most])
+        starts = [max(0, start - 1) for start in starts]  # the edit is no token
+    some = dict(zip(keys, starts, strict=True))
+    once = {keys[m][: start + 1] for m, start in some.items() if start}
+    tokens = sum(len(key) - 1 for key in keys.values())
+    fewer = tokens - sum(starts) + sum(len(key) - 1 for key in once) + PASS_TOKENS
+    blocks = lm.n_layers - (under.edits.first if under else 0)
+    if fewer * lm.n_layers > WORTHWHILE * tokens * blocks:
+        return dict.fromkeys(keys, 0)
+    return some
 
 
-def _logits_at(
-    lm: Lm,
-    rows: Sequence[Sequence[int]],
-    which: Sequence[int],
-    at: Sequence[tuple[int, int]],
-    under: RowEdits | None,
-) -> Tensor:
-    """Run the rows *which* together; logits (n, V) at the places (place in *which*, token)."""
-    ids = [rows[i] for i in which]
-    where = torch.tensor(at, device=lm.device).reshape(-1, 2).T
-    if under is None:
-        return resume(lm, ids, 0, []).logits_at(*where, whole_mlp=False)
-    with under.edits.on(under.at(which)):
-        return under.edits.ready(ids).logits_at(*where, whole_mlp=under.edits.in_last)
+def _portions(
+    keys: Mapping[int, Sequence[int]], tokens: int | None
+) -> Iterator[tuple[list[int], int | None]]:
+    """The rows in portions of twice *tokens*, with the rows of a pass; None: no limit.
+
+    A portion keeps its beginnings, and a pass a copy for each row: this bounds the memory.
+    """
+    part: list[int] = []
+    count = longest = 0
+    for m, key in keys.items():
+        if part and tokens is not None and count + len(key) > 2 * tokens:
+            yield part, max(1, tokens // longest)
+            part, count, longest = [], 0, 0
+        part.append(m)
+        count, longest = count + len(key), max(longest, len(key))
+    yield part, None if tokens is None else max(1, tokens // longest)
 
 
 def _sharing(rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmedit.models import Lm
+
+    Pair = tuple[Tensor, Tensor]
+    """The keys and values of a block."""
+
 
 class KeptLayer(DynamicLayer):
     """The keys and values of one block; they are read and never grow."""
@@ -44,6 +49,35 @@ def read_only(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     cache.layers = [KeptLayer(keys, values) for keys, values in pairs]
     cache.layer_class_to_replicate = None
     return cache
+
+
+def cache_beginnings(
+    lm: Lm, rows: Sequence[Sequence[int]]
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """By block the keys and values of *rows*, right-aligned at column P, and their mask (B, P).
+
+    They are run with padding on the right, where every token has a token to look at, and move
+    afterwards, because sliding windows count columns.
+    """
+    width = max(len(row) for row in rows)
+    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
+    column = torch.arange(width, device=lm.device) - (width - lengths)[:, None]  # (B, P)
+    if not width:
+        return [], column
+    batch = lm.batch([list(row) or [0] for row in rows])
+    cache = DynamicCache()
+    lm.model.base_model(
+        input_ids=batch.ids,
+        attention_mask=torch.ones_like(batch.ids),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    take = column.clamp(min=0)[:, None, :, None]
+
+    def move(states: Tensor) -> Tensor:
+        return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
+
+    return [(move(keys), move(values)) for keys, values, _ in cache], (column >= 0).long()
 
 
 class RoomyLayer(DynamicLayer):

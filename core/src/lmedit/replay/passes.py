@@ -240,19 +240,34 @@ def keep(lm: Lm, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: in
     if not ways.cached:
         whole = resume(lm, rows, layer, enter(lm, rows, layer))
         return replace(whole, start=torch.tensor(list(starts), device=lm.device))
+    from lmedit.replay.kv_cache import cache_beginnings
+
     before = [list(row[:start]) for row, start in zip(rows, starts, strict=True)]
+    kept = run_on(lm, rows, starts, *cache_beginnings(lm, before))
+    if layer == 0:
+        return kept
+    with captured(lm.block_below(layer), stop=True) as box:
+        lm.model(**kept.inputs)
+    return replace(kept, layer=layer, entering=box.whole)
+
+
+def run_on(
+    lm: Lm,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    before: Sequence[tuple[Tensor, Tensor]],
+    mask: Tensor,
+) -> Kept:
+    """*rows*, ready to run from *starts* on, all blocks; *before* as `cache_beginnings` returns."""
+    from lmedit.replay.kv_cache import read_only
+
     after = lm.batch([row[start:] for row, start in zip(rows, starts, strict=True)])
     lengths = torch.tensor(starts, device=lm.device)
-    cache, mask = _prefixes(lm, before)
     positions = lengths[:, None] + torch.arange(after.ids.shape[1], device=lm.device)
     whole_mask = torch.cat([mask, torch.ones_like(after.ids)], dim=1)
+    cache = read_only(before) if before else None
     inputs = _inputs(lm, after.ids, whole_mask, positions, cache)
-    shape = after.ids.shape[0], after.ids.shape[1]
-    if layer == 0:
-        return Kept(lm, layer, inputs, shape, None, _zeros(after.ids))
-    with captured(lm.block_below(layer), stop=True) as box:
-        lm.model(**inputs)
-    return Kept(lm, layer, inputs, shape, box.whole, _zeros(after.ids))
+    return Kept(lm, 0, inputs, (after.ids.shape[0], after.ids.shape[1]), None, _zeros(after.ids))
 
 
 @torch.no_grad()
@@ -288,38 +303,6 @@ def adds_straight(lm: Lm, layer: int, row: Sequence[int]) -> bool:
     more[0] -= noise
     rounding = 8 * torch.finfo(more.dtype).eps
     return bool(more.abs().max() <= rounding * noise.abs().max())
-
-
-def _prefixes(lm: Lm, rows: Sequence[list[int]]) -> tuple[DynamicCache | None, Tensor]:
-    """Keys and values of *rows*, read-only, right-aligned at column P, and their mask (B, P).
-
-    They are run with padding on the right, where every token has a token to look at, and move
-    afterwards, because sliding windows count columns.
-    """
-    width = max(len(row) for row in rows)
-    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
-    column = torch.arange(width, device=lm.device) - (width - lengths)[:, None]  # (B, P)
-    if not width:
-        return None, column
-    from transformers import DynamicCache
-
-    from lmedit.replay.kv_cache import read_only
-
-    batch = lm.batch([row or [0] for row in rows])
-    cache = DynamicCache()
-    lm.model.base_model(
-        input_ids=batch.ids,
-        attention_mask=torch.ones_like(batch.ids),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    take = column.clamp(min=0)[:, None, :, None]
-
-    def move(states: Tensor) -> Tensor:
-        return states.gather(2, take.expand(-1, states.shape[1], -1, states.shape[3]))
-
-    kept = read_only([(move(keys), move(values)) for keys, values, _ in cache])
-    return kept, (column >= 0).long()
 
 
 def _inputs(
