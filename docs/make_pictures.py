@@ -1,7 +1,7 @@
 """Make the docs' pictures with lmedit's own commands: `python docs/make_pictures.py [NAME...]`.
 
-Without names it makes all pictures except those of the trainings; a training takes a quarter of an
-hour. The comparison is stored in `runs/pictures`, and a stopped one continues.
+Without names it makes all pictures; `smollm2-traces.svg` takes a quarter of an hour. The comparison
+is stored in `runs/pictures`, and a stopped one continues.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from lmedit import Bars, Comparison
 from lmedit.charts.files import draw
+from lmedit.hyper.training import curves
+from lmedit.storage.tensors import PREPARED, read_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = Path(__file__).with_name("pictures")
@@ -25,7 +27,6 @@ BATCH = (
     *("compare", "ultraedit", "memit", "--cases", "demo", "-m", "demo", "--limit", "50"),
     *("--regime", "batch", "--sizes", "50", "--run", str(BATCH_RUN)),
 )
-TRAINING = "worlds/editors.py"
 COMMANDS = {
     "rome-trace.svg": ("locate", "rome", "--probe", *FACT, "--plot"),
     "kn-neurons.svg": ("locate", "kn", "--probe", *FACT, "--plot"),
@@ -40,12 +41,12 @@ SCORES = {"scores.svg": (), "ft-scores.svg": ("base", "ft", "ft-l")}
 TOGETHER = "ultraedit-scores.svg"
 """The picture of the scores of 50 facts in one change."""
 TRAININGS = {
-    "demo-mend.svg": ("demo", "mend"),
-    "demo-ke.svg": ("demo", "ke"),
-    "smollm2-mend.svg": ("smollm2", "mend"),
-    "smollm2-ke.svg": ("smollm2", "ke"),
+    "demo-mend.svg": "demo/src/lmedit_demo/model/lmedit-prepared/mend.safetensors",
+    "demo-ke.svg": "demo/src/lmedit_demo/model/lmedit-prepared/ke.safetensors",
+    "smollm2-mend.svg": "smollm2/src/lmedit_smollm2/lmedit-prepared/mend.safetensors",
+    "smollm2-ke.svg": "smollm2/src/lmedit_smollm2/lmedit-prepared/ke.safetensors",
 }
-"""Training curves of the editors that ship with the worlds: the world and the method."""
+"""Training curves of the editors that ship with the worlds, and the editors' files in `worlds/`."""
 
 
 SCREENSHOTS = ("play.png", "play-both.png")
@@ -92,9 +93,10 @@ def make(name: str) -> None:
     elif name in SCREENSHOTS:
         python(*TRIP, LMEDIT_PLAY_PICTURES=str(PICTURES))
     else:
-        python(TRAINING, *TRAININGS[name])
+        facts = read_facts(ROOT / "worlds" / TRAININGS[name], PREPARED)["facts"]
+        draw(curves(facts["curve"]), PICTURES / name)
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*COMMANDS, *SCORES, TOGETHER, SCREENSHOTS[0]]:
+    for each in sys.argv[1:] or [*COMMANDS, *SCORES, TOGETHER, *TRAININGS, SCREENSHOTS[0]]:
         make(each)

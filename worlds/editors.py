@@ -4,7 +4,7 @@
     python worlds/editors.py smollm2 mend    # into the folder of the world's package
 
 Each editor is what `lmedit prepare METHOD -m WORLD` makes, with the world's tuned options. A
-training that was stopped continues.
+training that was stopped continues. `docs/make_pictures.py` draws the curves of the editors.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmedit import Prepared
-from lmedit.charts.files import draw
-from lmedit.hyper.training import curves
 from lmedit.plan import Plan, set_up
 from lmedit.preparation import SHIPPED, SUFFIX, save_prepared, write_bases
 
 if TYPE_CHECKING:
     from lmedit import Lm
-
-PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 def halve(prepared: Prepared) -> dict[str, Any]:
@@ -56,7 +52,6 @@ def main() -> None:
         path = place(setup.lm, name)
         save_prepared(path, Prepared(halve(prepared), facts), setup.lm.digest)
         write_bases(path.parent, {name: setup.options(loaded).prepared_on(setup.lm)})
-        draw(curves(facts["curve"]), PICTURES / f"{asked.world}-{name}.svg")
         told = f"{facts['seconds']:.0f} s, validation {facts['validation']}"
         print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, {told}", file=sys.stderr)
 

@@ -14,6 +14,7 @@ from doc_scripts import script
 
 import lmedit
 from lmedit.cli import main
+from lmedit.storage.ours import wrote_file
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -87,8 +88,23 @@ def test_every_picture_has_a_command_and_a_page() -> None:
     pictures = {path.name for path in (DOCS / "pictures").iterdir()}
     drawn = {*made.COMMANDS, *made.SCORES, made.TOGETHER, *made.TRAININGS}
     assert pictures == drawn | {*made.SCREENSHOTS}
+    assert [name for name in sorted(drawn) if not wrote_file(DOCS / "pictures" / name)] == []
     shown = set(re.findall(r"pictures/([\w.-]+)\)", "".join(map(text_of, PAGES))))
     assert shown == pictures
+
+
+@pytest.mark.parametrize("name", [*script("make_pictures").TRAININGS])
+def test_curves_are_drawn_from_the_editors_that_ship(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = script("make_pictures")
+    monkeypatch.setattr(made, "PICTURES", tmp_path)
+    made.make(name)
+    shown, here = (
+        re.findall(r"<path d=.+|<!-- .+ -->", (folder / name).read_text(encoding="utf-8"))
+        for folder in (DOCS / "pictures", tmp_path)
+    )
+    assert here == shown
 
 
 @pytest.mark.slow
