@@ -57,7 +57,7 @@ TRIP = ("-m", "pytest", "-q", "plugins/play/tests/test_page.py", "-k", "whole_tr
 def python(*arguments: str, **variables: str) -> None:
     """Run Python with *arguments* in the repository, with more environment *variables*."""
     known = {**os.environ, **variables}
-    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=900, env=known)  # noqa: S603
+    subprocess.run([*PYTHON, *arguments], cwd=ROOT, check=True, timeout=3600, env=known)  # noqa: S603
 
 
 def scores(title: str, run: Path, methods: tuple[str, ...] = ()) -> Bars:
