@@ -5,16 +5,22 @@ from __future__ import annotations
 import random
 from collections import Counter
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from lmedit import LowRank, Update
 from lmedit.metrics.teacher_forcing import score_targets
-from lmedit.replay import batches
+from lmedit.replay import batches, kv_cache
 from lmedit.replay.beginnings import Beginnings, shared_starts
 from lmedit.replay.unmerged import RowEdits, UnmergedEdits
 from lmedit.tiny import FAMILIES, tiny_family, tiny_lm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmedit import Lm
 
 IN_FLOAT32 = {"gemma2", "gptj", "gpt_neo", "bloom"}
 """Families whose attention is taken in float32, whatever the model's type."""
@@ -105,3 +111,23 @@ def test_little_is_run_in_parts_if_the_memory_is_small() -> None:
     for tokens in (1, 60, 200):
         parts = score_targets(lm, pairs, batch_tokens=tokens)
         assert [score.log_probability for score in parts] == pytest.approx(whole, abs=1e-9)
+
+
+def test_rows_run_whole_if_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm()
+    monkeypatch.setattr(batches, "WORTHWHILE", 9.0)
+    found = [score.log_probability for score in score_targets(lm, PAIRS)]
+    asked: list[int] = []
+    run = kv_cache.cache_beginnings
+
+    def full(lm: Lm, rows: Sequence[Sequence[int]]) -> object:
+        asked.append(max(map(len, rows)))
+        if asked[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(lm, rows)
+
+    monkeypatch.setattr(kv_cache, "cache_beginnings", full)
+    whole = [score.log_probability for score in score_targets(lm, PAIRS)]
+    assert len(asked) == 2
+    assert asked[0] > asked[1] == 0
+    assert whole == pytest.approx(found, abs=1e-9)

@@ -97,6 +97,15 @@ def test_a_shape_without_published_values_has_them_by_width() -> None:
     assert ft.learning_rate in rates
 
 
+def test_lora_is_tuned_in_one_block_at_larger_rates() -> None:
+    lm = tiny_lm()
+    default = resolved("lora", lm)
+    assert default.layers == tuple(range(lm.n_layers))
+    tries = load("lora").method.options.tries(lm)
+    assert tries["layer"] == lm.editable
+    assert min(tries["learning_rate"]) == default.learning_rate
+
+
 class TestFtsLayer(LayerOptionsContract):
     method = "ft"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from lmedit.errors import RequestError
-from lmedit.memory import in_parts
+from lmedit.memory import in_parts, is_out_of_memory
 from lmedit.replay.beginnings import run_beginnings, shared_starts
 from lmedit.replay.ways import ways_of
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmedit.models import Lm
+    from lmedit.replay.beginnings import Beginnings
     from lmedit.replay.unmerged import RowEdits
 
 T = TypeVar("T")
@@ -80,15 +81,15 @@ def read_rows(
 
     def run(which: Sequence[int]) -> None:
         readers = [(number, m, i) for number, m in enumerate(which) for i in shared[m]]
-        at = [(number, place - starts[m]) for number, m, i in readers for place in places[i]]
+        at = [(number, place - begun.starts[m]) for number, m, i in readers for place in places[i]]
         logits = begun.logits_at(which, torch.tensor(at, device=lm.device).reshape(-1, 2).T)
         parts = torch.split(logits, [len(places[i]) for _, _, i in readers])
         for (_, _, i), part in zip(readers, parts, strict=True):
             answers[i] = read(i, part)
 
     for some, most_rows in _portions(keys, batch_tokens if any(starts.values()) else None):
-        begun = run_beginnings(lm, keys, starts, some, under)
-        lengths = [len(rows[m]) - starts[m] for m in some]
+        begun = _begin(lm, keys, starts, some, under)
+        lengths = [len(rows[m]) - begun.starts[m] for m in some]
         for group in by_length(lengths, batch_tokens, most_rows):
             for _ in in_parts(run, [some[n] for n in group], len(group)):
                 pass
@@ -115,6 +116,22 @@ def _useful_starts(
     if fewer * lm.n_layers > WORTHWHILE * tokens * blocks:
         return dict.fromkeys(keys, 0)
     return some
+
+
+def _begin(
+    lm: Lm,
+    keys: Mapping[int, Sequence[int]],
+    starts: Mapping[int, int],
+    some: Sequence[int],
+    under: RowEdits | None,
+) -> Beginnings:
+    """The beginnings of the rows *some*; if the memory is full, none."""
+    try:
+        return run_beginnings(lm, keys, starts, some, under)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return run_beginnings(lm, keys, dict.fromkeys(keys, 0), some, under)
 
 
 def _portions(

@@ -221,6 +221,14 @@ class LoraOptions(BreadthOptions):
     alpha: float = Field(default=32.0, gt=0, description="The change is alpha / r times B A.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
 
+    @classmethod
+    def tries(cls, lm: Lm) -> Mapping[str, Sequence[Any]]:
+        """Every layer alone, at the default rate and at three and six times that.
+
+        In small models the default, all blocks, can destroy the model at any rate that edits.
+        """
+        return {**LayerOptions.tries(lm), "learning_rate": (1e-3, 3e-3, 6e-3)}
+
     def find_unused(self) -> Mapping[str, str]:
         """As all of them, and layer beside layers."""
         both = self.layers is not None and self.layer is not None
