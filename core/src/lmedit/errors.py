@@ -107,6 +107,11 @@ class LimitError(LmeditError):
     """A measured value is outside a budget or a gate."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of *error* with one blank in place of each line break and run of blanks."""
+    return " ".join(str(error).split())
+
+
 def how_ended(code: int) -> str:
     """How a process with this exit *code* ended, in words."""
     if code < 0:

@@ -18,7 +18,7 @@ from lmedit.actions.gauge import Gauge
 from lmedit.actions.judged import held_out_text, judge
 from lmedit.actions.verdict import begins_with, sentence_of
 from lmedit.compare.limits import failing, limits_json, with_damage
-from lmedit.errors import LimitError, LmeditError, ModelChangedError
+from lmedit.errors import LimitError, LmeditError, ModelChangedError, one_line
 from lmedit.metrics.generate import greedy
 from lmedit.metrics.harm import unsound
 from lmedit.metrics.weights import relative_norms, spectral_growth, survival, worst
@@ -123,7 +123,7 @@ class Search:
             except ModelChangedError:
                 raise
             except LmeditError as error:
-                found.append(Attempt(each.name, each.untuned, " ".join(str(error).split())))
+                found.append(Attempt(each.name, each.untuned, one_line(error)))
             if found[-1].why_not is None:
                 break
         return found

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmedit.errors import LmeditError, NotPreparedError, OptionError
+from lmedit.errors import LmeditError, NotPreparedError, OptionError, one_line
 from lmedit.pipeline import work_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def choices_of(setup: Setup) -> tuple[list[Choice], list[str]]:
         except LmeditError as error:
             if named:
                 raise
-            left_out.append(" ".join(str(error).split()))
+            left_out.append(one_line(error))
     if not named:
         found.sort(key=lambda each: (each.untuned, each.cost))
     return found, left_out

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 8.0, 3.2
 """The size of one chart in inches; several charts are placed one below the other."""
+CHARACTERS = 70
+"""So many characters fit below a chart with a legend beside it."""
 
 
 def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
@@ -81,6 +83,15 @@ def _figure(charts: Sequence[Chart]) -> Any:
     return figure
 
 
+def _label_columns(axes: Any, labels: Sequence[str]) -> None:
+    """Write at most some two dozen of *labels* below the columns, slanted if they are too long."""
+    every = max(1, len(labels) // 24)
+    shown = labels[::every]
+    long = sum(len(label) + 2 for label in shown) > CHARACTERS
+    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if long else {}
+    axes.set_xticks(range(0, len(labels), every), shown, **slanted)
+
+
 def _bars(chart: Bars, axes: Any) -> None:
     """Bars side by side at each label, with their legend beside the chart."""
     width = 0.8 / len(chart.series)
@@ -89,8 +100,7 @@ def _bars(chart: Bars, axes: Any) -> None:
             place + width * (number - (len(chart.series) - 1) / 2) for place in range(len(values))
         ]
         axes.bar(places, values, width, label=name)
-    every = max(1, len(chart.labels) // 24)
-    axes.set_xticks(range(0, len(chart.labels), every), chart.labels[::every])
+    _label_columns(axes, chart.labels)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -112,7 +122,6 @@ def _lines(chart: Lines, axes: Any) -> None:
 def _heat(chart: Heat, axes: Any) -> None:
     """A field for each value, the first row at the top, and the colour scale."""
     picture = axes.imshow(chart.values, aspect="auto", cmap="Purples")
-    every = max(1, len(chart.columns) // 24)
-    axes.set_xticks(range(0, len(chart.columns), every), chart.columns[::every])
+    _label_columns(axes, chart.columns)
     axes.set_yticks(range(len(chart.rows)), chart.rows)
     axes.figure.colorbar(picture, ax=axes)

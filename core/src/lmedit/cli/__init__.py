@@ -45,7 +45,7 @@ from lmedit.cli.stats import stats
 from lmedit.cli.try_ import try_
 from lmedit.cli.tune import tune
 from lmedit.cli.work import work
-from lmedit.errors import LmeditError, UnsoundEditWarning, UsageError
+from lmedit.errors import LmeditError, UnsoundEditWarning, UsageError, one_line
 from lmedit.version import __version__
 
 
@@ -89,7 +89,7 @@ class Cli(click.Group):
         except UsageError as error:
             raise click.UsageError(str(error)) from error
         except LmeditError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(one_line(error)) from error
 
 
 def _option_hint(flag: str) -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmedit.cli.common import note, note_elsewhere
-from lmedit.errors import BrokenPluginError, LmeditError, UsageError
+from lmedit.errors import BrokenPluginError, LmeditError, UsageError, one_line
 from lmedit.storage.atomic import place_result, results_wait
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def _run_command(
     except UsageError as wrong:
         kind, error = "usage", str(wrong)
     except LmeditError as wrong:
-        kind, error = "error", " ".join(str(wrong).split())
+        kind, error = "error", one_line(wrong)
     except (OSError, MemoryError) as wrong:
         kind, error = "error", line_of(wrong)
     return {"out": out.getvalue(), "kind": kind, "error": error, "code": code}

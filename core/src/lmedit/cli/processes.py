@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from lmedit.cli.common import note, note_elsewhere
-from lmedit.errors import LmeditError, how_ended
+from lmedit.errors import LmeditError, how_ended, one_line
 from lmedit.executors import error_from_text
 from lmedit.executors.children import become_worker, end_workers
 from lmedit.executors.signals import Stopped, signals_end
@@ -140,7 +140,7 @@ def _answer(
     except Stopped:
         return
     except LmeditError as error:
-        told = [type(error).__name__, " ".join(str(error).split())]
+        told = [type(error).__name__, one_line(error)]
     except BaseException as error:  # noqa: BLE001  (the plugin may raise anything)
         told = ["bug", " ".join(f"{type(error).__name__}: {error}".split())[:500]]
     if os.getpid() == mine:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from lmedit import errors
-from lmedit.errors import LmeditError
+from lmedit.errors import LmeditError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -160,7 +160,7 @@ def reply_of(work: Bench, group: Group | None) -> Reply:
 def error_as_text(error: BaseException) -> tuple[str, str]:
     """The class and the text of *error*, for `Reply.error`."""
     if isinstance(error, LmeditError):
-        return type(error).__name__, " ".join(str(error).split())
+        return type(error).__name__, one_line(error)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return "LmeditError", f"a worker failed: {text[:1000]}; a run keeps its log in RUN/workers"
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import ModelError
+from lmedit.errors import ModelError, one_line
 from lmedit.types import FurtherEdit
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, system: str | None, name: str) -
         whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
     except Exception as error:
         without = " or give no --system" if system is not None else ""
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error) or type(error).__name__
         raise ModelError(
             f"the chat template of {name} failed ({why}); remove --chat{without}"
         ) from error

@@ -13,7 +13,7 @@ from lmedit.cli.alone import join_compared, make_failed, read_compared
 from lmedit.compare.comparison import compare as compare_cases
 from lmedit.compare.measures import HELDOUT_LINES
 from lmedit.compare.scoring import scoring_of
-from lmedit.errors import LmeditError, ModelChangedError, RequestError
+from lmedit.errors import LmeditError, ModelChangedError, RequestError, one_line
 from lmedit.report.read import RESULTS
 from lmedit.storage.json_files import write_json
 from lmedit_play import pieces
@@ -93,7 +93,7 @@ def _alone(
     try:
         return [read_compared(ask_alone(studio, name, compare_alone, job, given, str(folder)))]
     except LmeditError as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
     if others:
         return [make_failed(name, why, others[0])]
     job.note(f"left out: {why}")

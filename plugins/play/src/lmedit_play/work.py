@@ -12,7 +12,7 @@ import traceback
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import LmeditError
+from lmedit.errors import LmeditError, one_line
 from lmedit.storage.steps import WorkStopped, watched
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Job:
         except WorkStopped:
             self.tell(stopped=self._lm.weights_digest() == self._lm.digest)
         except LmeditError as error:
-            self.tell(error=self._shorten(" ".join(str(error).split())))
+            self.tell(error=self._shorten(one_line(error)))
         except Exception as error:  # noqa: BLE001  (a bug: the page tells it, and the server lives)
             traceback.print_exc(file=sys.stderr)
             self.tell(error=f"a bug of lmedit: {type(error).__name__}: {error}")

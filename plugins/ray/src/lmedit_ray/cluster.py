@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import OptionError, RunError
+from lmedit.errors import OptionError, RunError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ def join_cluster(wishes: Wishes) -> Iterator[None]:
         with _signals_kept():
             ray.init(**_arguments(wishes))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:300]
+        why = one_line(error)[:300]
         raise RunError(
             f"cannot join the Ray cluster {wishes.address or 'of this machine'}: {why}; start one "
             "with ray start --head, or leave out --address"
