@@ -28,3 +28,11 @@ def test_the_labels_of_columns_do_not_overlap(count: int) -> None:
     if count <= 7:
         boxes = [label.get_window_extent() for label in labels]
         assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+
+
+def test_a_very_long_label_is_cut() -> None:
+    drawn = _figure([Bars("scores", "method", "%", ("rome", 99 * "x"), {"ES": (1.0, 2.0)})])
+    FigureCanvasAgg(drawn).draw()
+    labels = [label.get_text() for label in drawn.axes[0].get_xticklabels()]
+    assert labels == ["rome", 29 * "x" + "…"]
+    assert drawn.axes[0].get_position().height > 0.3

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 8.0, 3.2
 """The size of one chart in inches; several charts are placed one below the other."""
-CHARACTERS = 70
-"""So many characters fit below a chart with a legend beside it."""
+CHARACTERS, LONGEST = 70, 30
+"""The characters that fit below a chart with a legend beside it, and those of one slanted label."""
 
 
 def draw_file(charts: Sequence[Chart], kind: str) -> bytes:
@@ -84,12 +84,17 @@ def _figure(charts: Sequence[Chart]) -> Any:
 
 
 def _label_columns(axes: Any, labels: Sequence[str]) -> None:
-    """Write at most some two dozen of *labels* below the columns, slanted if they are too long."""
+    """Write at most some two dozen of *labels* below the columns.
+
+    Labels that do not fit side by side are slanted, and very long ones are cut.
+    """
     every = max(1, len(labels) // 24)
-    shown = labels[::every]
-    long = sum(len(label) + 2 for label in shown) > CHARACTERS
-    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if long else {}
-    axes.set_xticks(range(0, len(labels), every), shown, **slanted)
+    shown, places = labels[::every], range(0, len(labels), every)
+    if sum(len(label) + 2 for label in shown) <= CHARACTERS:
+        axes.set_xticks(places, shown)
+        return
+    cut = [x if len(x) <= LONGEST else x[: LONGEST - 1] + "…" for x in shown]
+    axes.set_xticks(places, cut, rotation=35, ha="right", rotation_mode="anchor")
 
 
 def _bars(chart: Bars, axes: Any) -> None:
