@@ -81,6 +81,12 @@ def test_a_setting_that_changes_nothing_does_not_win_by_its_neighbours() -> None
     assert found == ["nearly all", "edits", "edits less", "idle"]
 
 
+def test_among_settings_of_one_S_the_one_that_edits_more_is_first() -> None:
+    """S is 0 as soon as one of its parts is, which few cases often give."""
+    rows = [{"setting": es, "ES": es, "S": 0.0} for es in (0.0, 100.0, 50.0, 60.0)]
+    assert [each["setting"] for each in rank(rows)] == [100.0, 60.0, 50.0, 0.0]
+
+
 def test_the_file_is_taken_by_every_command(
     lmedit: Run, model: Path, cases: Path, text: Path
 ) -> None:

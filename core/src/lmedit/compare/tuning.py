@@ -147,11 +147,11 @@ def rank(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """*rows* of scores, the best first.
 
     ES, the share of edits after which the new answer leads, comes first, up to `SLACK` points;
-    then S. Raises `OptionError` if a row has no S.
+    then S; then ES, since S is often 0 on few cases. Raises `OptionError` if a row has no S.
     """
     edited = [float(row["ES"] or 0.0) for row in rows]
     enough = max(edited, default=0.0) - SLACK
-    order = [(share >= enough, _score(row)) for share, row in zip(edited, rows, strict=True)]
+    order = [(es >= enough, _score(row), es) for es, row in zip(edited, rows, strict=True)]
     return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__, reverse=True)]
 
 
