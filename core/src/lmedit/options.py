@@ -50,6 +50,9 @@ class Options(Frozen):
     locates: ClassVar[tuple[str, ...] | None] = None
     """All options that `edit_locate` uses, and those that set one of them, as ``span`` sets the
     layers. `lmedit locate` refuses others. None: unknown, and nothing is refused."""
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Options that choose the same thing. If a preset or the user sets one of them, the tuned
+    values of the others do not count."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -140,7 +143,8 @@ def build_options(
     command, if the user gave one. Raises `OptionError` or `UnknownNameError`; the message names the
     option. *given* must not hold another seed.
     """
-    values = _find_tuned(method, lm)[0] if lm else {}
+    tuned = _find_tuned(method, lm)[0] if lm else {}
+    values: dict[str, Any] = {}
     given = dict(given)
     preset = given.pop("preset", None)
     if preset is not None:
@@ -154,6 +158,9 @@ def build_options(
             known = [*method.options.model_fields, "preset"]
             raise UnknownNameError("option", name, known, f"{method.name}: ")
     values |= {name: parse_value(value) for name, value in given.items()}
+    others = method.options.alternatives
+    dropped = set() if values.keys().isdisjoint(others) else {*others}
+    values = {name: tuned[name] for name in tuned.keys() - dropped} | values
     if seed is not None:
         if "seed" in given and values["seed"] != seed:
             raise OptionError(

@@ -97,6 +97,15 @@ def test_a_shape_without_published_values_has_them_by_width() -> None:
     assert ft.learning_rate in rates
 
 
+def test_layers_of_the_user_take_the_place_of_a_tuned_layer() -> None:
+    lm = tiny_lm()
+    lm.tuned = {"lora": {"options": {"layer": 1, "epochs": 60}}}
+    assert resolved("lora", lm).layers == (1,)
+    found = resolved("lora", lm, layers=[0, 2])
+    assert (found.layers, found.layer, found.epochs) == ((0, 2), None, 60)
+    assert resolved("lora", lm, layer=3).layers == (3,)
+
+
 def test_lora_is_tuned_in_one_block_at_larger_rates() -> None:
     lm = tiny_lm()
     default = resolved("lora", lm)

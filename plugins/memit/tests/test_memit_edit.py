@@ -37,6 +37,22 @@ FACTS = (
 SHORT = {"prefixes": [[4, 2]], "steps": 4}
 
 
+@pytest.mark.parametrize("name", ["memit", "alphaedit"])
+def test_a_layer_of_the_user_takes_the_place_of_tuned_layers(name: str) -> None:
+    """tune tries single layers, also on a model with tuned layers."""
+    lm = tiny_lm()
+    lm.tuned = {name: {"options": {"layers": [0, 1], "learning_rate": 0.25}}}
+    method = load(name).method
+    tuned: Any = build_options(method, {}, lm)
+    assert (tuned.layers, tuned.layer) == ((0, 1), 1)
+    for given, layers in (({"layer": 3}, (3,)), ({"layer": 3, "span": 2}, (2, 3))):
+        span = {"span": 1} | given
+        found: Any = build_options(method, span, lm)
+        assert (found.layers, found.layer, found.learning_rate) == (layers, 3, 0.25)
+    with pytest.raises(OptionError, match="give only one of them"):
+        build_options(method, {"layer": 3, "layers": [0, 1]}, lm)
+
+
 @pytest.fixture
 def lm() -> Lm:
     return tiny_lm(2)

@@ -198,6 +198,7 @@ class LoraOptions(BreadthOptions):
     """LoRA's options; `easyedit` are the values of EasyEdit, without its dropout."""
 
     locates: ClassVar[tuple[str, ...] | None] = ("layers", "layer", "modules")
+    alternatives: ClassVar[tuple[str, ...]] = ("layers", "layer")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {

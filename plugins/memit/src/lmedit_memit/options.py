@@ -110,6 +110,7 @@ class SpreadOptions(JointOptions):
 
     prepares_too: ClassVar[tuple[str, ...]] = ("layer", "span")  # they choose the layers
     locates: ClassVar[tuple[str, ...] | None] = ("layers", "layer", "span")
+    alternatives: ClassVar[tuple[str, ...]] = ("layers", "layer", "span")
 
     layers: tuple[Block, ...] | None = Field(
         default=None,
