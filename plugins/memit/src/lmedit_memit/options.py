@@ -140,14 +140,13 @@ class SpreadOptions(JointOptions):
 
     def resolved(self, lm: Lm) -> Self:
         """Fill in published values, the layers, and the layer of the targets: the last one."""
-        known = self.published_for(lm)
         layers = self.layers
         if layers is None and self.layer is None:
-            layers = known.get("layers")
+            layers = self.published_for(lm).get("layers")
         if layers is not None:
             self._check_layers(layers, lm)
-            found = self.model_copy(update={"layer": layers[-1]}) if self.layer is None else self
-            found = super(SpreadOptions, found).resolved(lm)
+            named = self.model_copy(update={"layer": layers[-1]}) if self.layer is None else self
+            found = super(SpreadOptions, named).resolved(lm)
             origin = "published" if self.layers is None else None
         else:
             found = super().resolved(lm)
