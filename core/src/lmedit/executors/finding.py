@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError
+from lmedit.errors import BrokenPluginError, LmeditError, UnknownNameError, one_line
 from lmedit.executors import GROUP
 from lmedit.storage.installed import entry_points
 
@@ -60,9 +60,9 @@ def describe_executors() -> dict[str, str]:
         try:
             told[name] = find_executor(name).describe()
         except LmeditError as error:
-            told[name] = f"broken {' '.join(str(error).split())}"
+            told[name] = f"broken {one_line(error)}"
         except Exception as error:  # noqa: BLE001  (a plugin may raise anything)
-            told[name] = f"broken {type(error).__name__}: {' '.join(str(error).split())}"
+            told[name] = f"broken {type(error).__name__}: {one_line(error)}"
     for name, distribution in OFFERED.items():
         told.setdefault(name, f"not installed; run: pip install {distribution}")
     return told

@@ -74,8 +74,9 @@ def read_rows(
     answers: dict[int, T] = {}
     places = places or [range(len(row)) for row in rows]
     edits = [0] * len(rows) if under is None else under.of
-    shared = _sharing([(edit, *row) for edit, row in zip(edits, rows, strict=True)])
-    keys = {m: (edits[m], *rows[m]) for m in shared}
+    whole = [(edit, *row) for edit, row in zip(edits, rows, strict=True)]
+    shared = _sharing(whole)
+    keys = {m: whole[m] for m in shared}
     most = [min((at for i in some for at in places[i]), default=0) for some in shared.values()]
     starts = _useful_starts(lm, keys, most, under)
 
@@ -104,10 +105,10 @@ def _useful_starts(
     A key is the number of an edit, then ids. A row that goes on from a beginning runs all blocks,
     because states of lower blocks are kept for whole rows alone.
     """
-    starts = [0] * len(keys)
-    if ways_of(lm).cached and len(keys) > 1:
-        starts = shared_starts([*keys.values()], [at + 1 for at in most])
-        starts = [max(0, start - 1) for start in starts]  # the edit is no token
+    if not ways_of(lm).cached or not any(most):
+        return dict.fromkeys(keys, 0)
+    starts = shared_starts([*keys.values()], [at + 1 for at in most])
+    starts = [max(0, start - 1) for start in starts]  # the edit is no token
     some = dict(zip(keys, starts, strict=True))
     once = {keys[m][: start + 1] for m, start in some.items() if start}
     tokens = sum(len(key) - 1 for key in keys.values())

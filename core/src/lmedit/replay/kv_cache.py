@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from lmedit.models import Lm
 
-    Pair = tuple[Tensor, Tensor]
-    """The keys and values of a block."""
-
 
 class KeptLayer(DynamicLayer):
     """The keys and values of one block; they are read and never grow."""

@@ -73,7 +73,7 @@ def _editors(studio: Studio, names: Sequence[str], job: Job) -> list[Editor]:
         except ModelChangedError:
             raise
         except LmeditError as error:
-            job.note(f"left out: {' '.join(str(error).split())}")
+            job.note(f"left out: {one_line(error)}")
     return editors
 
 
